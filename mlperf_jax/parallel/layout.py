@@ -1,0 +1,150 @@
+"""From logical axes to mesh axes: one small resolver for every sharding strategy.
+
+Models name what a dimension means ("batch", "conv_out", "embed", ...); a `Strategy` says which
+mesh axes may carry which meaning; a `Layout` (strategy + mesh) turns a shape into a
+`PartitionSpec`. Two rules decide everything:
+
+1. A dimension takes the first mesh axis of its rule that is still free in this array and whose
+   size divides it; if none does, the dimension stays whole.
+2. With `shard_params` (fsdp) or `shard_optimizer` (zero1) set, an array of at least
+   `MIN_SHARDED_SIZE` elements also splits its largest dimension that is still whole and divisible
+   over that axis. Convolutions pair well with this rule: their axes have no natural order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+MIN_SHARDED_SIZE = 1024
+"""Arrays with fewer elements stay replicated: a gather would cost more than it saves."""
+
+LogicalAxes = Sequence[str | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """A sharding strategy, as data.
+
+    Attributes:
+        name: what the user types after `--sharding=`.
+        mesh: mesh axis -> size; -1 for one axis that takes the devices left over.
+        rules: logical axis -> mesh axes that may carry it, in order of preference.
+        shard_params: mesh axis over which parameters (and with them the optimizer state) are split.
+        shard_optimizer: mesh axis over which only the optimizer state is split.
+    """
+
+    name: str
+    mesh: Mapping[str, int]
+    rules: Mapping[str, tuple[str, ...]]
+    shard_params: str | None = None
+    shard_optimizer: str | None = None
+
+
+_TENSOR_RULES = {
+    "batch": ("data",),
+    "conv_out": ("model",),
+    "channels": ("model",),
+    "mlp": ("model",),
+    "heads": ("model",),
+    "vocab": ("model",),
+}
+
+STRATEGIES: dict[str, Strategy] = {
+    s.name: s
+    for s in (
+        Strategy("dp", {"data": -1}, {"batch": ("data",)}),
+        Strategy("zero1", {"data": -1}, {"batch": ("data",)}, shard_optimizer="data"),
+        Strategy("fsdp", {"data": -1}, {"batch": ("data",)}, shard_params="data"),
+        Strategy("tp", {"data": -1, "model": 2}, _TENSOR_RULES),
+        Strategy("fsdp_tp", {"data": -1, "model": 2}, _TENSOR_RULES, shard_params="data"),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A strategy on a mesh of devices: where every array lies."""
+
+    strategy: Strategy
+    mesh: Mesh
+
+    def spec(self, shape: Sequence[int], axes: LogicalAxes | None, *, also: str | None = None) -> PartitionSpec:
+        """Resolves one array.
+
+        Args:
+            shape: its dimensions.
+            axes: a logical name or None per dimension; None for the whole where nothing is known.
+            also: a mesh axis to split the largest whole dimension over (rule 2), if any.
+        """
+        names: list[str | None] = [None] * len(shape)
+        free = {axis for axis, size in self.mesh.shape.items() if size > 1}
+        for d, logical in enumerate(axes or ()):
+            for axis in self.strategy.rules.get(logical, ()) if logical else ():
+                if axis in free and shape[d] % self.mesh.shape[axis] == 0:
+                    names[d] = axis
+                    free.discard(axis)
+                    break
+        if also in free and _size(shape) >= MIN_SHARDED_SIZE:
+            whole = [d for d in range(len(shape)) if names[d] is None and shape[d] % self.mesh.shape[also] == 0]
+            if whole:
+                names[max(whole, key=lambda d: shape[d])] = also
+        while names and names[-1] is None:
+            names.pop()
+        return PartitionSpec(*names)
+
+    def sharding(self, shape: Sequence[int], axes: LogicalAxes | None = None) -> NamedSharding:
+        """Where an activation, a batch or a total lies."""
+        return NamedSharding(self.mesh, self.spec(shape, axes))
+
+    def param_sharding(self, shape: Sequence[int], axes: LogicalAxes | None) -> NamedSharding:
+        """Where a parameter lies."""
+        return NamedSharding(self.mesh, self.spec(shape, axes, also=self.strategy.shard_params))
+
+    def optimizer_sharding(self, shape: Sequence[int], axes: LogicalAxes | None) -> NamedSharding:
+        """Where an optimizer's array that has the shape of a parameter lies."""
+        also = self.strategy.shard_params or self.strategy.shard_optimizer
+        return NamedSharding(self.mesh, self.spec(shape, axes, also=also))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+
+def _size(shape: Sequence[int]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+_active: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
+
+
+@contextlib.contextmanager
+def use(layout: Layout | None) -> Iterator[None]:
+    """Makes `layout` the one that `constrain` resolves against while functions are traced."""
+    token = _active.set(layout)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pins an activation to the layout in use, dimension by dimension.
+
+    Without such pins the partitioner may keep the whole batch on every device and split the
+    model instead. Outside `use` (tests of one model, plain inference) it changes nothing.
+    """
+    layout = _active.get()
+    if layout is None:
+        return x
+    if len(axes) != x.ndim:
+        raise ValueError(f"{len(axes)} logical axes {axes} for an array of shape {x.shape}")
+    return jax.lax.with_sharding_constraint(x, layout.sharding(x.shape, axes))
