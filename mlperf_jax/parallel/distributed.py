@@ -9,11 +9,8 @@ from mlperf_jax.errors import UserError
 HEARTBEAT_SECONDS = 30
 """A process that has not been heard of for so long is taken for dead, and the others end."""
 
-_CLUSTER_HINTS = {
-    "SLURM_STEP_NUM_TASKS": "SLURM",
-    "OMPI_COMM_WORLD_SIZE": "Open MPI",
-    "JOB_COMPLETIONS": "Kubernetes",
-}
+# Number of tasks as told by SLURM, Open MPI and Kubernetes (indexed jobs).
+_CLUSTER_HINTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JOB_COMPLETIONS")
 
 
 def start(platform: str, *, coordinator: str | None, num_processes: int, process_id: int) -> None:
@@ -48,6 +45,8 @@ def start(platform: str, *, coordinator: str | None, num_processes: int, process
             initialization_timeout=120,
         )
     except (RuntimeError, ValueError) as error:
+        if platform == "tpu" and isinstance(error, ValueError):
+            return  # A TPU outside of any cluster that jax knows: one host, which runs alone.
         raise UserError(
             f"The processes could not join each other ({str(error).splitlines()[0]}); "
             "start all of them with the same --coordinator=HOST:PORT and --num_processes."
@@ -56,6 +55,5 @@ def start(platform: str, *, coordinator: str | None, num_processes: int, process
 
 def _in_cluster(platform: str) -> bool:
     if platform == "tpu":
-        # One host of a slice cannot run alone, and on a single host this costs nothing.
-        return len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+        return True  # One host of a slice cannot run alone; jax asks the TPU's metadata who the others are.
     return any(int(os.environ.get(name, "1") or 1) > 1 for name in _CLUSTER_HINTS)
