@@ -1,0 +1,75 @@
+"""Data sets by name: each is prepared once on disk, then opened as a `base.Dataset`.
+
+A data set's module is imported when it is asked for, and provides:
+    prepare(data_dir, *, fake, verify) -> Manifest
+    open_dataset(data_dir, options) -> Dataset
+    SYNTHETIC: a `synthetic.Shapes`, from which random data of its shape is made.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from input_pipelines.base import Dataset
+from mlperf_jax.errors import UserError
+
+_MODULES = {
+    "fashion_mnist": "input_pipelines.fashion_mnist",
+    "imagenet": "input_pipelines.imagenet",
+}
+
+
+def default_data_dir() -> Path:
+    """Returns $MLPERF_JAX_DATA, or else ~/.cache/mlperf_jax."""
+    return Path(os.environ.get("MLPERF_JAX_DATA") or "~/.cache/mlperf_jax").expanduser()
+
+
+def prepare(name: str, data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
+    """Prepares a data set under `data_dir`; at once where that was done before.
+
+    Args:
+        name: of the data set.
+        data_dir: holds all data sets.
+        fake: if not 0, write a made-up set of this many train images instead of the real one.
+        verify: compare every byte that is there already, not only sizes and counts.
+
+    Returns:
+        One phrase saying what lies where.
+
+    Raises:
+        UserError: the data cannot be had, is damaged, or the disk is full.
+    """
+    return _module(name).prepare(Path(data_dir), fake=fake, verify=verify)
+
+
+def open_dataset(name: str, data_dir: Path, options: Mapping[str, Any]) -> Dataset:
+    """Opens a prepared data set; reads no examples yet.
+
+    Args:
+        name: of the data set.
+        data_dir: holds all data sets.
+        options: the `data` part of a config. Known to every data set: `synthetic` (bool), random
+            data of the same shapes without any files, with `num_train` and `num_eval` examples
+            where they are given; `fake` (int), the made-up set of that many train images. The
+            rest is told by the data set's module.
+
+    Raises:
+        UserError: there is no such data set, it is not prepared, or it is damaged.
+    """
+    module = _module(name)
+    if options.get("synthetic"):
+        from input_pipelines import synthetic
+
+        return synthetic.open_dataset(name, module.SYNTHETIC, options)
+    return module.open_dataset(Path(data_dir), options)
+
+
+def _module(name: str) -> ModuleType:
+    if name not in _MODULES:
+        raise UserError(f"There is no data set {name!r}; there are {', '.join(_MODULES)}.")
+    return importlib.import_module(_MODULES[name])

@@ -1,0 +1,194 @@
+"""What a data set is to the training loop, and the machinery that all of them share.
+
+Training reads one endless global stream of examples. Position i of it is example
+`i % n` of the permutation of epoch `i // n`, for a set of n examples; step s takes positions
+`[s * B, (s + 1) * B)`. A process yields its own rows of each global batch. Nothing else is
+state: any number of processes, threads or workers, started at any step, yields the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+import numpy as np
+
+Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
+Batch = dict[str, np.ndarray]
+
+MASK_SPEC: Spec = {"mask": ((), np.dtype(np.float32))}
+_ENDLESS = 2**40  # steps; at a thousand a second this is 35 years
+
+
+class BatchIterator(Protocol):
+    """Batches that are made ahead of time in the background; `close` ends the threads that make them."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __next__(self) -> Batch: ...
+
+    def close(self) -> None: ...
+
+
+class Dataset(Protocol):
+    """A finite set of examples, read in epochs.
+
+    Attributes:
+        num_train, num_eval: numbers of examples.
+        train_spec: shape (without batch axis) and dtype of each field of a train example.
+        eval_spec: the same, and `mask` (float32): 1.0 for an example, 0.0 for padding.
+        fake: whether the examples were made up (`--fake`, `--synthetic_data`), so that no
+            quality measured on them means anything.
+        description: one phrase for logs, naming the data and where it lies.
+    """
+
+    num_train: int
+    num_eval: int
+    train_spec: Spec
+    eval_spec: Spec
+    fake: bool
+    description: str
+
+    def train_batches(self, *, seed: int, batch_size: int, start_step: int, rows: slice) -> BatchIterator:
+        """Yields rows `rows` of the global batches of steps start_step, start_step + 1, ... without end.
+
+        Batches cross the borders of epochs; in each epoch every example appears exactly once.
+
+        Args:
+            seed: fixes order and augmentation.
+            batch_size: size of the global batch.
+            start_step: the first global step, from 0.
+            rows: this process's part of every global batch, with start and stop set.
+        """
+        ...
+
+    def eval_batches(self, *, batch_size: int, rows: slice) -> BatchIterator:
+        """Yields rows `rows` of the ceil(num_eval / batch_size) batches that hold each eval example once.
+
+        What the last batch lacks is zeros, with mask 0.
+        """
+        ...
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """Returns the order of an epoch, [num_examples] int64; 0.2 s for ImageNet's 1.28 million.
+
+    Sorts raw Philox words rather than asking `Generator.permutation`: NumPy keeps the streams of
+    its bit generators the same from version to version (NEP 19), but not its distributions.
+    """
+    words = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(num_examples)
+    order = np.argsort(words, kind="stable")
+    order.setflags(write=False)  # the cache hands the same array to everyone
+    return order
+
+
+def examples_at(positions: np.ndarray, *, seed: int, num_examples: int) -> np.ndarray:
+    """Returns which example stands at each position of the global stream, [P] int64 -> [P] int64."""
+    epochs, offsets = np.divmod(positions, num_examples)
+    examples = np.empty_like(positions)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        examples[here] = epoch_permutation(seed, int(epoch), num_examples)[offsets[here]]
+    return examples
+
+
+def train_positions(step: int, *, batch_size: int, rows: slice) -> np.ndarray:
+    """Returns the positions in the global stream that `rows` of step `step` hold, [R] int64."""
+    return np.arange(rows.start, rows.stop, dtype=np.int64) + step * batch_size
+
+
+def eval_examples(index: int, *, num_examples: int, batch_size: int, rows: slice) -> np.ndarray:
+    """Returns the examples in `rows` of eval batch `index`, fewer than the rows where it needs padding."""
+    first = index * batch_size
+    return np.arange(min(first + rows.start, num_examples), min(first + rows.stop, num_examples))
+
+
+def num_eval_batches(num_examples: int, batch_size: int) -> int:
+    return -(-num_examples // batch_size)
+
+
+def with_mask(fields: Mapping[str, np.ndarray], num_rows: int) -> Batch:
+    """Pads every field with zeros to `num_rows` rows and adds the mask of the real ones, [num_rows] float32."""
+    num_real = _common_length(fields)
+    batch = {name: np.zeros((num_rows, *value.shape[1:]), value.dtype) for name, value in fields.items()}
+    for name, value in fields.items():
+        batch[name][:num_real] = value
+    batch["mask"] = (np.arange(num_rows) < num_real).astype(np.float32)
+    return batch
+
+
+def prefetched(
+    make_batch: Callable[[int], Batch],
+    start: int,
+    stop: int = _ENDLESS,
+    *,
+    num_threads: int = 1,
+    num_workers: int = 0,
+) -> BatchIterator:
+    """Yields make_batch(start), make_batch(start + 1), ... in order, made ahead in the background.
+
+    Args:
+        make_batch: a pure function of the batch's index; picklable if there are workers.
+        num_threads: batches made at once in a process.
+        num_workers: processes that share the batches, each with `num_threads`; 0 makes them in
+            threads of this process. A process's main module is imported again in its workers.
+
+    Raises:
+        What make_batch raises, when the batch that it failed on is asked for.
+    """
+    import grain
+
+    batches = grain.MapDataset.range(start, stop).map(make_batch)
+    # Twice the threads are held ready, so that one slow batch does not idle the others.
+    read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+    batches = batches.to_iter_dataset(read)
+    if num_workers:
+        options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
+        batches = batches.mp_prefetch(options)
+    return iter(batches)
+
+
+class InMemoryDataset:
+    """A Dataset whose fields are arrays in memory (or mapped files), gathered a batch at a time.
+
+    Args:
+        train, evaluation: field -> [N, ...] arrays of equal N.
+        fake, description: see `Dataset`.
+    """
+
+    def __init__(
+        self,
+        train: Mapping[str, np.ndarray],
+        evaluation: Mapping[str, np.ndarray],
+        *,
+        fake: bool,
+        description: str,
+    ) -> None:
+        self._train, self._eval = dict(train), dict(evaluation)
+        self.num_train, self.num_eval = _common_length(self._train), _common_length(self._eval)
+        self.train_spec = {name: (value.shape[1:], value.dtype) for name, value in self._train.items()}
+        self.eval_spec = {name: (value.shape[1:], value.dtype) for name, value in self._eval.items()} | MASK_SPEC
+        self.fake, self.description = fake, description
+
+    def train_batches(self, *, seed: int, batch_size: int, start_step: int, rows: slice) -> BatchIterator:
+        def make_batch(step: int) -> Batch:
+            positions = train_positions(step, batch_size=batch_size, rows=rows)
+            examples = examples_at(positions, seed=seed, num_examples=self.num_train)
+            return {name: value[examples] for name, value in self._train.items()}
+
+        return prefetched(make_batch, start_step)
+
+    def eval_batches(self, *, batch_size: int, rows: slice) -> BatchIterator:
+        def make_batch(index: int) -> Batch:
+            examples = eval_examples(index, num_examples=self.num_eval, batch_size=batch_size, rows=rows)
+            fields = {name: value[examples] for name, value in self._eval.items()}
+            return with_mask(fields, rows.stop - rows.start)
+
+        return prefetched(make_batch, 0, num_eval_batches(self.num_eval, batch_size))
+
+
+def _common_length(fields: Mapping[str, np.ndarray]) -> int:
+    (length,) = {len(value) for value in fields.values()}
+    return length

