@@ -183,7 +183,8 @@ class Runs:
         for what, name in (("system", system), ("benchmark", benchmark)):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", name):
                 raise UserError(
-                    f"The {what} name {name!r} cannot name a folder; use letters, digits, '.', '_', '+' and '-'."
+                    f"The {what} name {name!r} cannot name a folder; "
+                    "use letters, digits, '.', '_', '+' and '-'."
                 )
         self.results_dir = Path(results_dir)
         self.system_path = self.results_dir / "systems" / f"{system}.json"

@@ -90,15 +90,41 @@ def describe_system(
 
 
 # In the order in which submissions write them.
-_FIELDS = (
-    "submitter division status system_name number_of_nodes host_processors_per_node host_processor_model_name "
-    "host_processor_core_count host_processor_vcpu_count host_processor_frequency host_processor_caches "
-    "host_processor_interconnect host_memory_capacity host_storage_type host_storage_capacity host_networking "
-    "host_networking_topology host_memory_configuration accelerators_per_node accelerator_model_name "
-    "accelerator_host_interconnect accelerator_frequency accelerator_on-chip_memories "
-    "accelerator_memory_configuration accelerator_memory_capacity accelerator_interconnect "
-    "accelerator_interconnect_topology cooling hw_notes framework other_software_stack operating_system sw_notes"
-).split()
+_FIELDS = [
+    "submitter",
+    "division",
+    "status",
+    "system_name",
+    "number_of_nodes",
+    "host_processors_per_node",
+    "host_processor_model_name",
+    "host_processor_core_count",
+    "host_processor_vcpu_count",
+    "host_processor_frequency",
+    "host_processor_caches",
+    "host_processor_interconnect",
+    "host_memory_capacity",
+    "host_storage_type",
+    "host_storage_capacity",
+    "host_networking",
+    "host_networking_topology",
+    "host_memory_configuration",
+    "accelerators_per_node",
+    "accelerator_model_name",
+    "accelerator_host_interconnect",
+    "accelerator_frequency",
+    "accelerator_on-chip_memories",
+    "accelerator_memory_configuration",
+    "accelerator_memory_capacity",
+    "accelerator_interconnect",
+    "accelerator_interconnect_topology",
+    "cooling",
+    "hw_notes",
+    "framework",
+    "other_software_stack",
+    "operating_system",
+    "sw_notes",
+]
 
 
 def write_system(path: str | os.PathLike[str], description: dict[str, Any]) -> None:
@@ -122,7 +148,9 @@ def default_system_name(devices: Sequence[Any]) -> str:
     if accelerators:
         return f"{len(accelerators)}x{_slug(accelerators[0].device_kind)}"
     sockets, cores = _sockets_and_cores()
-    model = re.sub(r"\((R|TM)\)|\bCPU\b|@.*|\b\d+-Core\b|\bProcessor\b", " ", _cpu_model(), flags=re.IGNORECASE)
+    model = re.sub(
+        r"\((R|TM)\)|\bCPU\b|@.*|\b\d+-Core\b|\bProcessor\b", " ", _cpu_model(), flags=re.IGNORECASE
+    )
     return f"cpu-{sockets}x-{_slug(model).lower()}-{cores}c"
 
 

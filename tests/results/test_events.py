@@ -53,6 +53,8 @@ def write_run(log, *, preset, accuracies, target, hyperparameters, seed=1):
             gradient_accumulation_steps=1,
             train_samples=60000,
             eval_samples=10000,
+            target=target,
+            metric="top-1 accuracy",
             hyperparameters=hyperparameters,
             cache_clear=(False, "not tried"),
             labels=["fake data"],
@@ -285,7 +287,8 @@ def test_lines_of_other_kinds_are_passed_over(tmp_path):
 @pytest.mark.parametrize(
     "line",
     ["{", "[]", "7", '{"key": "a"}', '{"key": 1, "value": 1, "metadata": {}, "time_ms": 1}',
-     '{"key": "a", "value": 1, "metadata": [1], "time_ms": 1}', '{"key": "a", "value": 1, "metadata": {}, "time_ms": "x"}',
+     '{"key": "a", "value": 1, "metadata": [1], "time_ms": 1}',
+     '{"key": "a", "value": 1, "metadata": {}, "time_ms": "x"}',
      '{"key": "a", "value": 1, "metadata": {}, "time_ms": 1e999}', "[" * 100_000],
 )  # fmt: skip
 def test_a_damaged_event_is_named_by_file_and_line(tmp_path, line):

@@ -57,7 +57,9 @@ def test_what_people_filled_in_stays_and_what_changed_is_renewed(tmp_path):
     path = tmp_path / "box.json"
     described = system.describe_system(CPU, name="box", preset="mini")
     system.write_system(path, described)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"cooling": "air", "framework": "JAX 0.1", "mine": 1}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"cooling": "air", "framework": "JAX 0.1", "mine": 1})
+    )
     system.write_system(path, described)
     after = json.loads(path.read_text())
     assert after["cooling"] == "air" and after["mine"] == 1 and after["framework"] == described["framework"]
@@ -101,7 +103,9 @@ def test_a_machine_without_linux_files_is_still_described(monkeypatch, tmp_path)
     monkeypatch.setattr(system, "_read", lambda _: "")
     monkeypatch.setattr(system, "_CPUS", tmp_path)
     described = system.describe_system(CPU, name="box", preset="mini")
-    assert int(described["host_processors_per_node"]) == 1 and int(described["host_processor_core_count"]) >= 1
+    assert (
+        int(described["host_processors_per_node"]) == 1 and int(described["host_processor_core_count"]) >= 1
+    )
     assert described["host_processor_caches"] == "not stated"
 
 
