@@ -44,7 +44,7 @@ def base_config(workload: str, preset: str) -> ConfigDict:
     return config
 
 
-def parse_overrides(config: ConfigDict, arguments: list[str]) -> tuple[ConfigDict, list[str]]:
+def resolve(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     """Applies `--config.KEY=value` arguments, each with the type that the key has.
 
     A `reference_point` other than 0 first puts in the numbers of MLPerf's reference convergence
@@ -52,29 +52,22 @@ def parse_overrides(config: ConfigDict, arguments: list[str]) -> tuple[ConfigDic
 
     Args:
         config: as written; it is not changed.
-        arguments: all arguments of the command.
-
-    Returns:
-        The resolved config, and the arguments that are not about it.
+        overrides: the arguments, in order.
 
     Raises:
         UserError: an unknown key (with the nearest known one) or a value of another type.
     """
-    mine = [a for a in arguments if a.startswith("--config.")]
-    others = [a for a in arguments if not a.startswith("--config.")]
-    asked = _typed(config, mine)
+    asked = _typed(config, overrides)
     resolved = ConfigDict(config)
     points = config.get("reference_points", {})
     if batch := asked.get("reference_point", config.get("reference_point", 0)):
         if str(batch) not in points:
-            raise UserError(
-                f"There is no reference point at batch {batch}; there are {', '.join(points) or 'none'}."
-            )
+            raise UserError(f"There is no reference point at batch {batch}; there are {', '.join(points) or 'none'}.")
         _update(resolved, points[str(batch)].to_dict())
     for key, value in asked.items():
         _set(resolved, key, value)
     resolved.lock()
-    return resolved, others
+    return resolved
 
 
 def _typed(config: ConfigDict, arguments: list[str]) -> dict[str, Any]:

@@ -81,12 +81,14 @@ class Workload(abc.ABC):
         config: the resolved config.
         policy: dtypes.
         benchmark: MLPerf's name of it, as in result folders.
+        metric: the quality's name, for people.
         unit: what throughput counts.
         num_train, num_eval: examples in an epoch of training and in the evaluation set.
         data_description: one line for logs about the data in use, "" for the benchmark's own.
     """
 
     benchmark: str
+    metric: str = "quality"
     unit: str = "examples"
     num_train: int
     num_eval: int

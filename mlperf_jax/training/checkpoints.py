@@ -59,11 +59,6 @@ class Checkpoints:
         except OSError as error:
             raise UserError(f"{self.folder}: {error.strerror}; mend that or use another --results_dir.") from error
 
-    @property
-    def latest(self) -> int | None:
-        """The step of the newest checkpoint, None where there is none."""
-        return self._manager.latest_step()
-
     def save(self, state: State, position: Position) -> None:
         """Copies the state off the devices, and writes it while the caller goes on.
 
@@ -80,28 +75,41 @@ class Checkpoints:
                 force=True,
             )
 
-    def restore(self, struct: State) -> tuple[State, Position]:
-        """Reads the newest checkpoint into the shapes and places of `struct`.
+    def position(self) -> Position | None:
+        """Where the newest checkpoint stands, None where there is none.
 
         Raises:
-            UserError: it is of another model, of an unknown schema, or damaged.
+            UserError: it is of an unknown schema, or damaged.
         """
         import orbax.checkpoint as ocp
 
-        step = self.latest
+        step = self._manager.latest_step()
+        if step is None:
+            return None
         with self._naming():
-            self._refuse_other_model(step, struct)
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(struct), position=ocp.args.JsonRestore())
-            )
-        position = dict(restored["position"])
+            restored = self._manager.restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore()))
+            position = dict(restored["position"])
         version = position.pop("schema_version", None)
         if version != SCHEMA_VERSION:
             raise UserError(
                 f"{self.folder / str(step)} has schema_version {version!r} and this version reads {SCHEMA_VERSION}; "
                 "use the version that wrote it, or another --results_dir."
             )
-        return restored["state"], Position(**position)
+        return Position(**position)
+
+    def restore(self, struct: State) -> State:
+        """Reads the newest checkpoint into the shapes and places of `struct`.
+
+        Raises:
+            UserError: it is of another model, or damaged.
+        """
+        import orbax.checkpoint as ocp
+
+        step = self._manager.latest_step()
+        with self._naming():
+            self._refuse_other_model(step, struct)
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(struct)))
+        return restored["state"]
 
     def _refuse_other_model(self, step: int, struct: State) -> None:
         found = _shapes(self._manager.item_metadata(step)["state"])

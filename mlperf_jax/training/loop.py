@@ -74,6 +74,14 @@ class Session:
     stop: StopSignal
     profile: Profile
 
+    def save(self, state: State, step: int) -> None:
+        """Saves a checkpoint in the background."""
+        if self.checkpoints is None:
+            return
+        workload = self.engine.workload
+        epoch, example = divmod(step * workload.batch_size, workload.num_train)
+        self.checkpoints.save(state, Position(step, epoch, example, self.log.position()))
+
 
 def train(session: Session, state: State, step: int) -> Outcome:
     """Trains from `step` to the target or to the last block.
@@ -101,7 +109,7 @@ def train(session: Session, state: State, step: int) -> Outcome:
             quality = _evaluate(session, state, step)
             if quality >= workload.target:
                 return Outcome("success", quality, state, step)
-            _save(session, state, step)
+            session.save(state, step)
     except NotFinite as error:
         return Outcome("aborted", quality, state, error.step, str(error))
     return Outcome("aborted", quality, state, step, f"the target {workload.target} was not reached")
@@ -109,7 +117,8 @@ def train(session: Session, state: State, step: int) -> Outcome:
 
 def _train_block(session: Session, state: State, block: Block, start: int) -> State:
     """The steps of a block; every loss is looked at before it ends."""
-    engine, progress = session.engine, session.progress
+    engine = session.engine
+    meter = _Meter(session.progress, start, engine.workload.batch_size)
     begin, waited = time.perf_counter(), 0.0
     state, batches = engine.workload.data(engine, state, block, start)
     pending: collections.deque[tuple[int, jax.Array]] = collections.deque()
@@ -121,14 +130,14 @@ def _train_block(session: Session, state: State, block: Block, start: int) -> St
         waited += wait
         pending.append((step, metrics["loss"]))
         while len(pending) > _IN_FLIGHT[engine.layout.mesh.devices.flat[0].platform]:
-            _look(progress, *pending.popleft())
+            _look(meter, *pending.popleft())
         if step < block.stop and session.stop.requested(step):
             while pending:
-                _look(progress, *pending.popleft())
-            _save(session, state, step)
+                _look(meter, *pending.popleft())
+            session.save(state, step)
             raise Stopped(f"Stopped at step {step}; the same command continues from there.", session.stop.status)
     while pending:
-        _look(progress, *pending.popleft())
+        _look(meter, *pending.popleft())
     seconds = time.perf_counter() - begin
     samples = (block.stop - start) * engine.workload.batch_size
     events.log_stats(session.log, step=step, samples=samples, seconds=seconds, input_seconds=waited)
@@ -161,7 +170,22 @@ def _dispatches(engine: Engine, batches: Iterator[Batch], steps: int) -> Iterato
         yield count, placed, time.perf_counter() - begin
 
 
-def _look(progress: Progress, step: int, losses: jax.Array) -> None:
+class _Meter:
+    """Tells progress about once a second what is going on, and nothing in between."""
+
+    def __init__(self, progress: Progress, step: int, batch_size: int) -> None:
+        self._progress, self._batch_size = progress, batch_size
+        self._step, self._time = step, time.perf_counter()
+
+    def seen(self, step: int, loss: float) -> None:
+        now = time.perf_counter()
+        if now - self._time >= 1.0:
+            throughput = (step - self._step) * self._batch_size / (now - self._time)
+            self._progress.update(step, loss=loss, throughput=throughput)
+            self._step, self._time = step, now
+
+
+def _look(meter: _Meter, step: int, losses: jax.Array) -> None:
     """Reads the losses of a finished dispatch that ended with `step`.
 
     Raises:
@@ -171,7 +195,7 @@ def _look(progress: Progress, step: int, losses: jax.Array) -> None:
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
         raise NotFinite(step - values.size + int(bad[0]) + 1, float(values[bad[0]]))
-    progress.step(step, float(values[-1]))
+    meter.seen(step, float(values[-1]))
 
 
 def _evaluate(session: Session, state: State, step: int) -> float:
@@ -183,14 +207,5 @@ def _evaluate(session: Session, state: State, step: int) -> float:
     quality = float(result["quality"])
     session.log.event("eval_accuracy", quality, metadata=done)
     session.log.end("eval_stop", metadata=done)
-    session.progress.evaluated(step, quality, result)
+    session.progress.evaluated(step, quality)
     return quality
-
-
-def _save(session: Session, state: State, step: int) -> None:
-    if session.checkpoints is None:
-        return
-    workload = session.engine.workload
-    epoch, example = divmod(step * workload.batch_size, workload.num_train)
-    session.checkpoints.save(state, Position(step, epoch, example, session.log.position()))
-

@@ -22,13 +22,13 @@ from models.resnet import ResNet, ResNetConfig, flops_per_image
 class ImageClassification(SupervisedWorkload):
     """Label-smoothed cross-entropy on uint8 images [B, H, W, C], top-1 over all of the evaluation set."""
 
+    metric = "top-1 accuracy"
     unit = "images"
 
     @functools.cached_property
     def dataset(self) -> Any:
-        if self.synthetic:
-            return input_pipelines.synthetic(self.config.data)
-        return input_pipelines.open_dataset(self.config.data.name, self.data_dir, self.config.data)
+        options = self.config.data.to_dict() | {"synthetic": self.synthetic}
+        return input_pipelines.open_dataset(self.config.data.name, self.data_dir, options)
 
     @property
     def num_train(self) -> int:
@@ -92,18 +92,45 @@ class ResNet50(ImageClassification):
         """Learning rate by step."""
         config = self.config.schedule
         return schedules.polynomial_with_warmup(
-            self.config.optimizer.base_lr, self.warmup_steps, self.decay_steps, config.end_lr, config.power
+            self.config.optimizer.base_lr,
+            self._whole_steps(config.warmup_epochs),
+            self.decay_steps,
+            config.end_lr,
+            config.power,
         )
 
     @property
-    def warmup_steps(self) -> int:
-        return self._step_after(self.config.schedule.warmup_epochs)
-
-    @property
     def decay_steps(self) -> int:
-        """As the config has it; 0 there means: down to the end of `max_epochs`."""
-        train_steps = self._step_after(self.config.max_epochs)
-        return self.config.schedule.decay_steps or train_steps - self.warmup_steps + 1
+        """Written as steps in reference convergence points, elsewhere as epochs."""
+        config = self.config.schedule
+        return config.decay_steps if "decay_steps" in config else self._whole_steps(config.decay_epochs)
+
+    def _whole_steps(self, epochs: float) -> int:
+        """Steps of so many epochs, each rounded up to whole steps as the reference does."""
+        return round(epochs * -(-self.num_train // self.batch_size))
+
+    def hyperparameters(self) -> dict[str, Any]:
+        optimizer, schedule = self.config.optimizer, self.config.schedule
+        name = optimizer.name
+        numbers = {
+            "opt_base_learning_rate": optimizer.base_lr,
+            "opt_end_learning_rate": schedule.end_lr,
+            "opt_learning_rate_decay_poly_power": schedule.power,
+            "opt_learning_rate_decay_steps": self.decay_steps,
+            "opt_momentum": optimizer.momentum,
+            "opt_weight_decay": optimizer.weight_decay,
+        }
+        # The checker wants the warm-up under LARS's prefix, but for SGD under none.
+        warmup = f"{'lars_' if name == 'lars' else ''}opt_learning_rate_warmup_epochs"
+        epsilon = {"lars_epsilon": optimizer.epsilon} if name == "lars" else {}
+        return {
+            "opt_name": name,
+            **{f"{name}_{key}": value for key, value in numbers.items()},
+            warmup: schedule.warmup_epochs,
+            **epsilon,
+            # A span of 0 stands for the whole global batch.
+            "model_bn_span": self.config.model.bn_span or self.batch_size,
+        }
 
     def train_flops_per_example(self) -> float:
-        return flops_per_image(self.model_config)
+        return flops_per_image(self.model_config, train=True)
