@@ -39,6 +39,8 @@ def plain(value: Any) -> Any:
     NaN and infinities, for which JSON has no number, become the strings "nan", "inf" and
     "-inf"; NumPy and JAX scalars and arrays become numbers and lists; what is neither is its str.
     """
+    if hasattr(value, "to_dict"):  # an ml_collections.ConfigDict, which is no Mapping
+        value = value.to_dict()
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import shutil
 import time
@@ -36,11 +37,16 @@ def model_flops_utilization(
 class Progress:
     """One line on `stream`: rewritten in place on a terminal, else printed every `interval` seconds.
 
+    Throughput is that of the last steps since the last evaluation. Telling a step costs next to
+    nothing: lines and curves are written at most so often as people look.
+
     Args:
         total_steps: the most steps that the run can take; it may reach its target before.
-        steps_per_epoch: training samples / global batch size.
+        batch_size: global batch size.
+        num_train: examples in an epoch.
         target: the quality to reach.
         metric: the quality's name, "top-1 accuracy".
+        unit: what throughput counts, "images".
         flops_per_sample, peak_flops, num_devices: as `model_flops_utilization` takes them.
         started: when `run_start` was, in seconds since 1970; by default now. A resumed run's time so
             far counts from its first start.
@@ -55,9 +61,11 @@ class Progress:
         self,
         *,
         total_steps: int,
-        steps_per_epoch: float,
+        batch_size: int,
+        num_train: int,
         target: float,
-        metric: str,
+        metric: str = "quality",
+        unit: str = "samples",
         flops_per_sample: float | None = None,
         peak_flops: float | None = None,
         num_devices: int = 1,
@@ -68,17 +76,20 @@ class Progress:
         interval: float = 10.0,
     ) -> None:
         self._total_steps = total_steps
-        self._steps_per_epoch = steps_per_epoch
+        self._batch_size = batch_size
+        self._num_train = num_train
         self._target = target
         self._metric = metric
+        self._unit = unit
         self._flops = (flops_per_sample, peak_flops, num_devices)
-        self._here = time.time()  # of this process, for its speed
-        self._started = self._here if started is None else started
+        self._began = time.time()  # of this process, for its speed
+        self._started = self._began if started is None else started
         self._first_step = first_step
+        self._recent: collections.deque[tuple[float, int]] = collections.deque(maxlen=_WINDOW)
         self._stream = stream
         self._in_place = stream is not None and stream.isatty()
-        self._interval = interval
-        self._printed = float("-inf")
+        self._next_line = _Every(_REWRITE_SECONDS if self._in_place else interval)
+        self._next_point = _Every(_CURVE_SECONDS)
         self._open = False  # whether the line on the terminal still lacks its end
         self._quality: float | None = None
         self._writer = None
@@ -92,47 +103,42 @@ class Progress:
                 filename_suffix=f".{os.getpid()}.{first_step}",
             )
 
-    def update(
-        self, step: int, *, loss: float, throughput: float, scalars: Mapping[str, float] | None = None
-    ) -> None:
-        """Tells how training goes.
+    def step(self, step: int, loss: float) -> None:
+        """Tells that `step` steps are done, and the loss of the last."""
+        now = time.time()
+        self._recent.append((now, step))
+        line = self._stream is not None and self._next_line.due(now)
+        point = self._writer is not None and self._next_point.due(now)
+        if not line and not point:
+            return
+        throughput = self._throughput()
+        mfu = None if throughput is None else model_flops_utilization(throughput, *self._flops)
+        if point:
+            curves = {"train/loss": loss, "train/throughput": throughput, "train/mfu": mfu}
+            self._scalars(step, {tag: value for tag, value in curves.items() if value is not None})
+        if line:
+            parts = [
+                *self._where(step),
+                f"loss {loss:.4f}",
+                *([] if throughput is None else [f"{throughput:.1f} {self._unit}/s"]),
+                *([] if mfu is None else [f"MFU {mfu:.1%}"]),
+                *([] if self._quality is None else [self._quality_part()]),
+                *self._times(step, now),
+            ]
+            self._show(" | ".join(parts), lasting=False)
 
-        Args:
-            step: steps done.
-            loss: of the last step.
-            throughput: samples/s lately, evaluation not included.
-            scalars: more curves, e.g. {"learning_rate": 0.1}.
-        """
-        mfu = model_flops_utilization(throughput, *self._flops)
-        curves = {"loss": loss, "throughput": throughput, **(scalars or {})}
-        if mfu is not None:
-            curves["mfu"] = mfu
-        for name, value in curves.items():
-            self._scalar(f"train/{name}", value, step)
-        parts = [
-            f"step {step}/{self._total_steps}",
-            f"epoch {step / self._steps_per_epoch:.2f}",
-            f"loss {loss:.4f}",
-            f"{throughput:.1f} samples/s",
-            *([] if mfu is None else [f"MFU {mfu:.1%}"]),
-            *([] if self._quality is None else [self._quality_part()]),
-            *self._times(step),
-        ]
-        self._show(" | ".join(parts), lasting=False)
-
-    def evaluated(self, step: int, quality: float) -> None:
-        """Tells an evaluation's result; its line stays."""
+    def evaluated(self, step: int, quality: float, results: Mapping[str, float] | None = None) -> None:
+        """Tells an evaluation's quality; its line stays. `results` become curves of their names."""
+        now = time.time()
         self._quality = quality
-        self._scalar("eval/quality", quality, step)
-        parts = [
-            f"step {step}/{self._total_steps}",
-            f"epoch {step / self._steps_per_epoch:.2f}",
-            f"eval {self._quality_part()}",
-            *self._times(step),
-        ]
-        self._show(" | ".join(parts), lasting=True)
+        self._scalars(step, {f"eval/{tag}": v for tag, v in {"quality": quality, **(results or {})}.items()})
         if self._writer is not None:
             self._writer.flush()
+        parts = [*self._where(step), f"eval {self._quality_part()}", *self._times(step, now)]
+        if self._stream is not None:
+            self._show(" | ".join(parts), lasting=True)
+        self._recent.clear()  # the time of the evaluation is not the next steps'
+        self._recent.append((now, step))
 
     def close(self) -> None:
         """Ends the line and TensorBoard's file."""
@@ -149,33 +155,59 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _throughput(self) -> float | None:
+        """Samples/s over the remembered steps, None while there are too few."""
+        (begin, first), (end, last) = self._recent[0], self._recent[-1]
+        return (last - first) * self._batch_size / (end - begin) if end > begin else None
+
+    def _where(self, step: int) -> list[str]:
+        epoch = step * self._batch_size / self._num_train
+        return [f"step {step}/{self._total_steps}", f"epoch {epoch:.2f}"]
+
     def _quality_part(self) -> str:
         return f"{self._metric} {self._quality:.4f} of {self._target:.4f}"
 
-    def _times(self, step: int) -> list[str]:
-        now = time.time()
+    def _times(self, step: int, now: float) -> list[str]:
         parts = [f"{_duration(now - self._started)} so far"]
         done = step - self._first_step
         if done > 0 and step < self._total_steps:
-            left = (now - self._here) / done * (self._total_steps - step)
+            left = (now - self._began) / done * (self._total_steps - step)
             parts.append(f"at most {_duration(left)} left")
         return parts
 
-    def _scalar(self, tag: str, value: float, step: int) -> None:
+    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
         if self._writer is not None:
-            self._writer.add_scalar(tag, float(value), step)
+            for tag, value in values.items():
+                self._writer.add_scalar(tag, float(value), step)
 
     def _show(self, line: str, *, lasting: bool) -> None:
-        if self._stream is None:
-            return
         if self._in_place:
             # A line longer than the terminal would wrap, and its first part could not be rewritten.
             line = line[: max(shutil.get_terminal_size().columns - 1, 20)]
             print(f"\r{line}\x1b[K", end="\n" if lasting else "", file=self._stream, flush=True)
             self._open = not lasting
-        elif lasting or time.monotonic() - self._printed >= self._interval:
+        else:
             print(line, file=self._stream, flush=True)
-            self._printed = time.monotonic()
+
+
+_WINDOW = 50  # steps that throughput is taken over
+_REWRITE_SECONDS = 0.2
+_CURVE_SECONDS = 1.0
+
+
+class _Every:
+    """Says at most every `seconds` that it is time, the first time at once."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._next = float("-inf")
+
+    def due(self, now: float) -> bool:
+        """Whether it is time; asking counts as doing."""
+        if now < self._next:
+            return False
+        self._next = now + self._seconds
+        return True
 
 
 def _duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlperf_logging.compliance_checker import mlp_compliance
 from mlperf_logging.package_checker.seed_checker import SeedChecker
@@ -268,6 +268,7 @@ json_like = st.recursive(
 )
 
 
+@settings(deadline=None, max_examples=50)  # it writes files
 @given(value=json_like)
 def test_any_value_comes_back_from_the_log(tmp_path_factory, value):
     path = tmp_path_factory.mktemp("log") / "a.txt"

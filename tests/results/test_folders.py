@@ -7,8 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import events, folders
@@ -112,7 +113,7 @@ def test_a_finished_run_does_not_bind_the_next_config(tmp_path):
 def test_configs_compare_as_they_are_stored(tmp_path):
     odd = {"stages": (1, 1), "limit": math.inf, "rate": np.float32(0.5)}
     begin(tmp_path, odd)
-    assert begin(tmp_path, odd).resuming
+    assert begin(tmp_path, ConfigDict(odd)).resuming
 
 
 def test_presets_systems_and_benchmarks_share_nothing(tmp_path):
@@ -227,6 +228,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
     assert read_json(path)["n"] == 1 and list(tmp_path.iterdir()) == [path]
 
 
+@settings(deadline=None, max_examples=50)  # it writes files
 @given(
     value=st.dictionaries(
         st.text(max_size=5),

@@ -24,8 +24,6 @@ class Clock:
     def time(self):
         return self.now
 
-    monotonic = time
-
 
 @pytest.fixture
 def clock(monkeypatch):
@@ -35,9 +33,9 @@ def clock(monkeypatch):
 
 
 def make(stream, **kwargs):
-    return Progress(
-        total_steps=100, steps_per_epoch=25, target=0.9, metric="top-1 accuracy", stream=stream, **kwargs
-    )
+    """100 steps of 4 epochs, batch 8."""
+    settings = {"total_steps": 100, "batch_size": 8, "num_train": 200, "target": 0.9, "metric": "top-1"}
+    return Progress(**settings, stream=stream, **kwargs)
 
 
 def test_mfu_by_hand():
@@ -49,21 +47,31 @@ def test_mfu_by_hand():
 
 def test_one_line_says_everything(clock):
     stream = io.StringIO()
-    line = make(stream, flops_per_sample=1e9, peak_flops=1e12, num_devices=2, started=940.0)
+    line = make(stream, flops_per_sample=1e9, peak_flops=1e12, num_devices=2, started=940.0, unit="images")
     clock.now += 10
     line.evaluated(25, 0.8125)
-    line.update(50, loss=1.23456, throughput=200.0)
-    first, *_ = stream.getvalue().splitlines()
-    assert first == (
-        "step 25/100 | epoch 1.00 | eval top-1 accuracy 0.8125 of 0.9000 | "
-        "1 min 10 s so far | at most 30.0 s left"
-    )
-    clock.now += 60
-    line.update(50, loss=1.23456, throughput=200.0)
-    assert stream.getvalue().splitlines()[-1] == (
-        "step 50/100 | epoch 2.00 | loss 1.2346 | 200.0 samples/s | MFU 10.0% | "
-        "top-1 accuracy 0.8125 of 0.9000 | 2 min 10 s so far | at most 1 min 10 s left"
-    )
+    clock.now += 2
+    line.step(75, 1.23456)
+    assert stream.getvalue().splitlines() == [
+        "step 25/100 | epoch 1.00 | eval top-1 0.8125 of 0.9000 | 1 min 10 s so far | at most 30.0 s left",
+        "step 75/100 | epoch 3.00 | loss 1.2346 | 200.0 images/s | MFU 10.0% | top-1 0.8125 of 0.9000 | 1 min"
+        + " 12 s so far | at most 4.0 s left",
+    ]
+
+
+def test_throughput_leaves_evaluations_out_and_is_of_the_last_steps(clock):
+    stream = io.StringIO()
+    line = make(stream, interval=0)
+    for step in range(1, 61):  # the first ten are slow, and forgotten after fifty more
+        clock.now += 100 if step <= 10 else 1
+        line.step(step, 1.0)
+    assert "samples/s" not in stream.getvalue().splitlines()[0]  # one step has no speed yet
+    assert " 8.0 samples/s" in stream.getvalue().splitlines()[-1]
+    clock.now += 1000
+    line.evaluated(60, 0.5)
+    clock.now += 2
+    line.step(61, 1.0)
+    assert " 4.0 samples/s" in stream.getvalue().splitlines()[-1]
 
 
 def test_elsewhere_than_on_a_terminal_lines_come_at_intervals_and_evals_always(clock):
@@ -71,7 +79,7 @@ def test_elsewhere_than_on_a_terminal_lines_come_at_intervals_and_evals_always(c
     line = make(stream, interval=10)
     for step in range(1, 31):
         clock.now += 1
-        line.update(step, loss=1.0, throughput=1.0)
+        line.step(step, 1.0)
     assert [text.split()[1] for text in stream.getvalue().splitlines()] == ["1/100", "11/100", "21/100"]
     line.evaluated(30, 0.5)
     assert "eval" in stream.getvalue().splitlines()[-1]
@@ -82,12 +90,14 @@ def test_on_a_terminal_the_line_is_rewritten_and_never_wraps(clock, monkeypatch)
     monkeypatch.setenv("COLUMNS", "40")
     stream = Terminal()
     with make(stream) as line:
-        line.update(1, loss=1.0, throughput=1.0)
-        line.update(2, loss=1.0, throughput=1.0)
-        assert "\n" not in stream.getvalue()
-        line.evaluated(2, 0.5)
+        for step in (1, 2, 3):
+            clock.now += 0.15
+            line.step(step, 1.0)
+        assert stream.getvalue().count("\r") == 2 and "\n" not in stream.getvalue()
+        line.evaluated(3, 0.5)
         assert stream.getvalue().count("\n") == 1
-        line.update(3, loss=1.0, throughput=1.0)
+        clock.now += 1
+        line.step(4, 1.0)
     assert stream.getvalue().count("\n") == 2  # close ends the open line
     for text in stream.getvalue().replace("\n", "").split("\r")[1:]:
         assert len(text.removesuffix("\x1b[K")) < 40
@@ -96,10 +106,10 @@ def test_on_a_terminal_the_line_is_rewritten_and_never_wraps(clock, monkeypatch)
 def test_a_resumed_run_estimates_from_its_own_speed(clock):
     stream = io.StringIO()
     line = make(stream, first_step=50, started=0.0)
-    line.update(50, loss=1.0, throughput=1.0)
+    line.evaluated(50, 0.5)
     assert "left" not in stream.getvalue()  # nothing is known yet
     clock.now += 20
-    line.update(60, loss=1.0, throughput=1.0)
+    line.step(60, 1.0)
     assert "17 min 00 s so far | at most 1 min 20 s left" in stream.getvalue()
 
 
@@ -114,7 +124,7 @@ def test_durations_for_people(seconds, text):
 
 def test_silence_where_nobody_looks(capfd):
     with make(None) as line:
-        line.update(1, loss=math.nan, throughput=1.0)
+        line.step(1, math.nan)
         line.evaluated(1, 0.5)
     assert capfd.readouterr() == ("", "")
 
@@ -131,19 +141,23 @@ def events_of(folder):
             data = data[16 + length :]
 
 
-def test_tensorboard_gets_the_curves(tmp_path):
+def test_tensorboard_gets_the_curves(tmp_path, clock):
     with make(None, tensorboard_dir=tmp_path, flops_per_sample=1e9, peak_flops=1e12) as line:
-        line.update(5, loss=2.5, throughput=100.0, scalars={"learning_rate": 0.5})
-        line.update(6, loss=math.nan, throughput=100.0)
-        line.evaluated(6, 0.75)
+        for step, loss in ((1, 2.5), (2, 9.0), (3, math.nan)):
+            line.step(step, loss)
+            clock.now += 0.5
+        line.evaluated(3, 0.75, {"loss": 1.5})
     found = {(v.tag, e.step): v.simple_value for e in events_of(tmp_path) for v in e.summary.value}
+    # Step 2 came within a second of step 1, which had no speed yet.
     assert found.keys() == {
-        *(("train/" + name, step) for name in ("loss", "throughput", "mfu") for step in (5, 6)),
-        ("train/learning_rate", 5),
-        ("eval/quality", 6),
+        ("train/loss", 1),
+        *((f"train/{name}", 3) for name in ("loss", "throughput", "mfu")),
+        ("eval/quality", 3),
+        ("eval/loss", 3),
     }
-    assert found["train/loss", 5] == 2.5 and math.isnan(found["train/loss", 6])
-    assert found["train/mfu", 5] == pytest.approx(0.1) and found["eval/quality", 6] == 0.75
+    assert found["train/loss", 1] == 2.5 and math.isnan(found["train/loss", 3])
+    assert found["train/throughput", 3] == 16 and found["train/mfu", 3] == pytest.approx(0.016)
+    assert found["eval/quality", 3] == 0.75 and found["eval/loss", 3] == 1.5
 
 
 def test_a_resumed_run_purges_what_will_happen_again(tmp_path):
@@ -151,6 +165,6 @@ def test_a_resumed_run_purges_what_will_happen_again(tmp_path):
 
     for first_step in (0, 5):
         with make(None, tensorboard_dir=tmp_path, first_step=first_step) as line:
-            line.update(first_step + 1, loss=1.0, throughput=1.0)
+            line.step(first_step + 1, 1.0)
     starts = [e.step for e in events_of(tmp_path) if e.session_log.status == SessionLog.START]
     assert sorted(starts) == [1, 6]
