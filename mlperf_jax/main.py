@@ -44,6 +44,7 @@ _INTEGERS = {
     "process_id": (-1, -1, "Several processes: which one this is, from 0."),
 }
 _SWITCHES = {
+    "prepare": "First fetch or check the data, where that was not done yet.",
     "synthetic_data": "Random data of the right shape: for throughput, never for quality.",
     "profile": "Trace a few steps into the run's folder, for TensorBoard or xprof.",
     "list": "Show workloads, presets and targets, and end.",
@@ -134,6 +135,8 @@ def _train(overrides: list[str]) -> int:
         jax.config.update("jax_enable_x64", True)
     layout = mesh.make_layout(strategy, asked)
     layout.rows(config.batch_size)
+    if FLAGS.prepare and not FLAGS.synthetic_data:
+        cls.prepare(config, _data_dir())
     workload = cls(config, policy, data_dir=_data_dir(), synthetic=FLAGS.synthetic_data)
     workload.check_data()
     options = run.TrainOptions(

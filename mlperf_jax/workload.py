@@ -18,7 +18,10 @@ import abc
 import dataclasses
 import difflib
 import importlib
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -94,7 +97,7 @@ class Workload(abc.ABC):
     num_eval: int
     data_description: str = ""
 
-    def __init__(self, config: ConfigDict, policy: Policy, *, data_dir: str, synthetic: bool = False) -> None:
+    def __init__(self, config: ConfigDict, policy: Policy, *, data_dir: Path, synthetic: bool = False) -> None:
         self.config = config
         self.policy = policy
         self.data_dir = data_dir
@@ -177,6 +180,14 @@ class Workload(abc.ABC):
         """Model FLOPs (2 per multiply-add) of forward and backward for one example; 0 if unknown."""
         return 0.0
 
+    @classmethod
+    def prepare(cls, config: ConfigDict, data_dir: Path) -> None:
+        """Fetches or checks the data, where that was not done yet; a workload without files needs nothing.
+
+        Raises:
+            UserError: the data cannot be had; the text says why.
+        """
+
     def check_data(self) -> None:
         """Looks, without reading an example, whether the data is there.
 
@@ -210,6 +221,8 @@ def find(name: str) -> type[Workload]:
         close = difflib.get_close_matches(name, _REGISTRY, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names())}, or package.module:Name."
         raise UserError(f"There is no --workload={name}; {hint}")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # Last: a user's folder of a generic name must not hide one of ours.
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ModuleNotFoundError, AttributeError, ValueError) as error:

@@ -62,11 +62,15 @@ class Checkpoints:
     def save(self, state: State, position: Position) -> None:
         """Copies the state off the devices, and writes it while the caller goes on.
 
+        A step that was saved already is not saved again: its state would be the same.
+
         Raises:
             UserError: an earlier write failed, as on a full disk.
         """
         import orbax.checkpoint as ocp
 
+        if position.step == self._manager.latest_step():
+            return
         extra = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(position)}
         with self._naming():
             self._manager.save(

@@ -118,7 +118,6 @@ def train(session: Session, state: State, step: int) -> Outcome:
 def _train_block(session: Session, state: State, block: Block, start: int) -> State:
     """The steps of a block; every loss is looked at before it ends."""
     engine = session.engine
-    meter = _Meter(session.progress, start, engine.workload.batch_size)
     begin, waited = time.perf_counter(), 0.0
     state, batches = engine.workload.data(engine, state, block, start)
     pending: collections.deque[tuple[int, jax.Array]] = collections.deque()
@@ -130,14 +129,14 @@ def _train_block(session: Session, state: State, block: Block, start: int) -> St
         waited += wait
         pending.append((step, metrics["loss"]))
         while len(pending) > _IN_FLIGHT[engine.layout.mesh.devices.flat[0].platform]:
-            _look(meter, *pending.popleft())
+            _look(session.progress, *pending.popleft())
         if step < block.stop and session.stop.requested(step):
             while pending:
-                _look(meter, *pending.popleft())
+                _look(session.progress, *pending.popleft())
             session.save(state, step)
             raise Stopped(f"Stopped at step {step}; the same command continues from there.", session.stop.status)
     while pending:
-        _look(meter, *pending.popleft())
+        _look(session.progress, *pending.popleft())
     seconds = time.perf_counter() - begin
     samples = (block.stop - start) * engine.workload.batch_size
     events.log_stats(session.log, step=step, samples=samples, seconds=seconds, input_seconds=waited)
@@ -170,22 +169,7 @@ def _dispatches(engine: Engine, batches: Iterator[Batch], steps: int) -> Iterato
         yield count, placed, time.perf_counter() - begin
 
 
-class _Meter:
-    """Tells progress about once a second what is going on, and nothing in between."""
-
-    def __init__(self, progress: Progress, step: int, batch_size: int) -> None:
-        self._progress, self._batch_size = progress, batch_size
-        self._step, self._time = step, time.perf_counter()
-
-    def seen(self, step: int, loss: float) -> None:
-        now = time.perf_counter()
-        if now - self._time >= 1.0:
-            throughput = (step - self._step) * self._batch_size / (now - self._time)
-            self._progress.update(step, loss=loss, throughput=throughput)
-            self._step, self._time = step, now
-
-
-def _look(meter: _Meter, step: int, losses: jax.Array) -> None:
+def _look(progress: Progress, step: int, losses: jax.Array) -> None:
     """Reads the losses of a finished dispatch that ended with `step`.
 
     Raises:
@@ -195,7 +179,7 @@ def _look(meter: _Meter, step: int, losses: jax.Array) -> None:
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
         raise NotFinite(step - values.size + int(bad[0]) + 1, float(values[bad[0]]))
-    meter.seen(step, float(values[-1]))
+    progress.step(step, float(values[-1]))
 
 
 def _evaluate(session: Session, state: State, step: int) -> float:
@@ -207,5 +191,5 @@ def _evaluate(session: Session, state: State, step: int) -> float:
     quality = float(result["quality"])
     session.log.event("eval_accuracy", quality, metadata=done)
     session.log.end("eval_stop", metadata=done)
-    session.progress.evaluated(step, quality)
+    session.progress.evaluated(step, quality, result)
     return quality

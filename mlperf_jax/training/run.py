@@ -184,11 +184,16 @@ def _log_facts(
         train_samples=workload.num_train,
         eval_samples=workload.num_eval,
         hyperparameters=workload.hyperparameters(),
-        cache_clear=events.clear_caches(),
+        cache_clear=_clear_caches(options.preset),
         labels=_labels(workload),
     )
     log.event("precision", dataclasses.asdict(workload.policy))
     log.event("layout", {"strategy": layout.strategy.name, "mesh": dict(layout.mesh.shape)})
+
+
+def _clear_caches(preset: str) -> tuple[bool, str]:
+    """Closed runs only: emptying the page cache slows down everything else on a laptop for a while."""
+    return events.clear_caches() if preset == "closed" else (False, "mini: not tried")
 
 
 def _progress(workload: Workload, layout: Layout, run: Run, log: events.NullLog, step: int) -> Progress:
@@ -198,9 +203,11 @@ def _progress(workload: Workload, layout: Layout, run: Run, log: events.NullLog,
     first = jax.process_index() == 0
     return Progress(
         total_steps=blocks[-1].stop,
-        steps_per_epoch=workload.num_train / workload.batch_size,
+        batch_size=workload.batch_size,
+        num_train=workload.num_train,
         target=workload.target,
         metric=workload.metric,
+        unit=workload.unit,
         flops_per_sample=workload.train_flops_per_example(),
         peak_flops=chip.bf16 if chip else None,
         num_devices=layout.mesh.size,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from ml_collections import ConfigDict
 
 import input_pipelines
 from mlperf_jax.metrics import classification
@@ -24,6 +26,10 @@ class ImageClassification(SupervisedWorkload):
 
     metric = "top-1 accuracy"
     unit = "images"
+
+    @classmethod
+    def prepare(cls, config: ConfigDict, data_dir: Path) -> None:
+        input_pipelines.prepare(config.data.name, data_dir, fake=config.data.get("fake", 0))
 
     @functools.cached_property
     def dataset(self) -> Any:
