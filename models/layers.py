@@ -58,8 +58,9 @@ class Conv(nnx.Module):
         """Maps [B, H, W, I] to [B, H', W', O] in the compute dtype."""
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         if kernel.shape[:2] == (1, 1):
-            # A matrix product says the same; XLA:CPU runs it, and its gradients, about twice as fast.
-            return jnp.dot(x[:, :: self.stride, :: self.stride], kernel[0, 0])
+            # A product of two matrices says the same, and XLA:CPU runs it and its gradients faster.
+            x = x[:, :: self.stride, :: self.stride]
+            return jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
         return convolve(x, kernel, self.stride, self.padding)
 
 
