@@ -92,7 +92,7 @@ def train_image(data: bytes, where: str, *, seed: int, position: int) -> np.ndar
     flip, *draws = uniforms(seed, position, 1 + _ATTEMPTS * _DRAWS).tolist()
     y, x, height, width = random_crop(image.shape[0], image.shape[1], draws)
     image = _resize(image[y : y + height, x : x + width], SIZE, SIZE)
-    return image[:, ::-1] if flip < 0.5 else image
+    return _import_cv2().flip(image, 1) if flip < 0.5 else image  # Copying a NumPy view takes 40 times as long.
 
 
 def eval_image(data: bytes, where: str) -> np.ndarray:
