@@ -20,6 +20,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+
+from mlperf_jax.errors import UserError
 
 MIN_SHARDED_SIZE = 1024
 """Arrays with fewer elements stay replicated: a gather would cost more than it saves."""
@@ -110,6 +113,27 @@ class Layout:
         """Where an optimizer's array that has the shape of a parameter lies."""
         also = self.strategy.shard_params or self.strategy.shard_optimizer
         return NamedSharding(self.mesh, self.spec(shape, axes, also=also))
+
+    def struct(self, shape: Sequence[int], dtype: DTypeLike, axes: LogicalAxes | None = None) -> jax.ShapeDtypeStruct:
+        """The shape, dtype and place of an array that need not exist yet."""
+        return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=self.sharding(shape, axes))
+
+    def rows(self, batch_size: int) -> slice:
+        """The rows of every global batch that this process has to provide.
+
+        Raises:
+            UserError: the batch does not divide over the mesh axes that carry it.
+        """
+        carriers = [a for a in self.strategy.rules.get("batch", ()) if self.mesh.shape.get(a, 1) > 1]
+        if carriers and all(batch_size % self.mesh.shape[a] for a in carriers):
+            size = self.mesh.shape[carriers[0]]
+            raise UserError(
+                f"A batch of {batch_size} does not divide over {size} devices of mesh axis {carriers[0]!r}; "
+                f"use a multiple of {size}, as --config.batch_size={-(-batch_size // size) * size}, or another --mesh."
+            )
+        where = self.sharding((batch_size,), ("batch",)).addressable_devices_indices_map((batch_size,))
+        bounds = [index[0].indices(batch_size) for index in where.values()]
+        return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
 
     @property
     def replicated(self) -> NamedSharding:

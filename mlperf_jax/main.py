@@ -1,0 +1,185 @@
+"""Trains a reference model to its quality target and measures how long that takes.
+
+    python -m mlperf_jax.main --workload=resnet50 --platform=cpu            the mini benchmark, minutes
+    python -m mlperf_jax.main --workload=resnet50 --platform=tpu            MLPerf's own model and data
+    python -m mlperf_jax.main --workload=resnet50 --platform=cpu --runs=3   three runs, and the score
+    python -m mlperf_jax.main --workload=resnet50 --platform=cpu --cpu_devices=8 --sharding=fsdp
+    python -m mlperf_jax.main --list                                        workloads, presets, targets
+
+The same command again continues an unfinished run; a finished one is kept and the next begins.
+Exit status: 0 the target was reached, 1 it was not, 2 something to mend (one sentence says what),
+128 + N stopped by signal N.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from mlperf_jax import config as configs
+from mlperf_jax import platform as platforms
+from mlperf_jax.errors import Stopped, UserError
+
+FLAGS = flags.FlagValues()
+
+# name, default, help. A default's type is the flag's; None stands for a string.
+_STRINGS = {
+    "workload": (None, "What to run: a name that --list shows, or your own package.module:Name."),
+    "data_dir": (None, "Where prepared data lies; default $MLPERF_JAX_DATA or ~/.cache/mlperf_jax."),
+    "results_dir": ("results", "Where results go."),
+    "system": (None, "The system's name in results; default from the machine."),
+    "sharding": ("dp", "Strategy: dp, zero1, fsdp, tp or fsdp_tp."),
+    "mesh": (None, "Sizes of the mesh's axes, as data:4,model:2; default from the devices."),
+    "coordinator": (None, "Several processes: host:port of process 0. TPU pods, SLURM and Kubernetes need none."),
+}
+_INTEGERS = {
+    "seed": (None, 0, "Seed of the first run, later ones count on; default from the system's entropy."),
+    "runs": (1, 1, "How many runs to make; 3 or more have a score."),
+    "cpu_devices": (0, 0, "Show the CPU as so many virtual devices."),
+    "num_processes": (0, 0, "Several processes: how many."),
+    "process_id": (-1, -1, "Several processes: which one this is, from 0."),
+}
+_SWITCHES = {
+    "prepare": "First fetch or check the data, where that was not done yet.",
+    "synthetic_data": "Random data of the right shape: for throughput, never for quality.",
+    "profile": "Trace a few steps into the run's folder, for TensorBoard or xprof.",
+    "list": "Show workloads, presets and targets, and end.",
+    "help": "Show this, and end.",
+}
+
+
+def _define_flags() -> None:
+    presets = "mini: laptop-sized, small real data (default on cpu); closed: MLPerf's own (default elsewhere)."
+    flags.DEFINE_enum("platform", "cpu", platforms.PLATFORMS, "Where to run it.", flag_values=FLAGS)
+    flags.DEFINE_enum("preset", None, configs.PRESETS, presets, flag_values=FLAGS)
+    for name, (default, text) in _STRINGS.items():
+        flags.DEFINE_string(name, default, text, flag_values=FLAGS)
+    for name, (default, least, text) in _INTEGERS.items():
+        flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=FLAGS)
+    for name, text in _SWITCHES.items():
+        flags.DEFINE_bool(name, False, text, flag_values=FLAGS)
+
+
+_define_flags()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _command(arguments)
+    except UserError as error:
+        print(f"mlperf_jax: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(f"mlperf_jax: {stopped}", file=sys.stderr)
+        return stopped.status
+    except KeyboardInterrupt:
+        print("mlperf_jax: interrupted; the same command continues from the last checkpoint.", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _command(arguments: list[str]) -> int:
+    overrides = [a for a in arguments if a.startswith("--config.")]
+    _parse([a for a in arguments if not a.startswith("--config.")])
+    if FLAGS.help:
+        print(_help())
+        return 0
+    if FLAGS.list:
+        print(_list())
+        return 0
+    if FLAGS.workload is None:
+        raise UserError("--workload is missing; --list shows what there is, as --workload=resnet50.")
+    platforms.configure(FLAGS.platform, cpu_devices=FLAGS.cpu_devices)
+    return _train(overrides)
+
+
+def _parse(arguments: list[str]) -> None:
+    FLAGS.unparse_flags()
+    try:
+        rest = FLAGS(["main", *arguments])
+    except flags.Error as error:
+        raise UserError(str(error).splitlines()[0] + "; --help shows all flags.") from error
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is not a flag; write --name=value, --help shows all flags.")
+
+
+def _train(overrides: list[str]) -> int:
+    """Everything from here on may import jax: platform and XLA flags are decided."""
+    from mlperf_jax import workload as registry
+    from mlperf_jax.parallel import distributed, mesh
+    from mlperf_jax.precision import resolve_policy
+    from mlperf_jax.training import run
+
+    preset = FLAGS.preset or configs.default_preset(FLAGS.platform)
+    cls = registry.find(FLAGS.workload)
+    config = configs.resolve(configs.base_config(FLAGS.workload, preset), overrides)
+    policy = resolve_policy(config.precision, FLAGS.platform)
+    strategy = mesh.find_strategy(FLAGS.sharding)
+    asked = mesh.parse_mesh(FLAGS.mesh) if FLAGS.mesh else {}
+
+    distributed.start(
+        FLAGS.platform,
+        coordinator=FLAGS.coordinator,
+        num_processes=FLAGS.num_processes,
+        process_id=FLAGS.process_id,
+    )
+    platforms.require_devices(FLAGS.platform)
+    if policy.needs_x64:
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+    layout = mesh.make_layout(strategy, asked)
+    layout.rows(config.batch_size)
+    if FLAGS.prepare and not FLAGS.synthetic_data:
+        cls.prepare(config, _data_dir())
+    workload = cls(config, policy, data_dir=_data_dir(), synthetic=FLAGS.synthetic_data)
+    workload.check_data()
+    options = run.TrainOptions(
+        preset=preset,
+        results_dir=Path(FLAGS.results_dir),
+        system=FLAGS.system,
+        seed=FLAGS.seed,
+        runs=FLAGS.runs,
+        profile=FLAGS.profile,
+    )
+    return run.train_command(workload, layout, options)
+
+
+def _data_dir() -> Path:
+    import input_pipelines
+
+    return Path(FLAGS.data_dir).expanduser() if FLAGS.data_dir else input_pipelines.default_data_dir()
+
+
+def _help() -> str:
+    lines = [__doc__.strip(), "", "Flags:"]
+    for name in FLAGS:
+        flag = FLAGS[name]
+        kind = "|".join(flag.parser.enum_values) if hasattr(flag.parser, "enum_values") else flag.flag_type()
+        shown = f"--{name}" if flag.boolean else f"--{name}=<{kind}>"
+        text = flag.help.rpartition(">: ")[2]  # absl writes the choices of an enum before its help
+        default = "" if flag.default in (None, False) else f" [{flag.default}]"
+        lines.append(f"  {shown:<34} {text}{default}")
+    lines.append(f"  {'--config.KEY=<value>':<34} Change any number of the workload's config (configs/<workload>.py).")
+    return "\n".join(lines)
+
+
+def _list() -> str:
+    from mlperf_jax import workload as registry
+
+    rows = [("workload", "preset", "target", "batch", "data")]
+    for name in registry.names():
+        for preset in configs.PRESETS:
+            config = configs.base_config(name, preset)
+            rows.append((name, preset, f"{config.target}", f"{config.batch_size}", config.data.name))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""Several processes: jax's own multi-controller runtime, started before any device is touched."""
+
+from __future__ import annotations
+
+import os
+
+from mlperf_jax.errors import UserError
+
+HEARTBEAT_SECONDS = 30
+"""A process that has not been heard of for so long is taken for dead, and the others end."""
+
+# Number of tasks as told by SLURM, Open MPI and Kubernetes (indexed jobs).
+_CLUSTER_HINTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JOB_COMPLETIONS")
+
+
+def start(platform: str, *, coordinator: str | None, num_processes: int, process_id: int) -> None:
+    """Joins the other processes, where there are any.
+
+    Cloud TPU pods, SLURM, Open MPI and Kubernetes are recognised by jax itself; elsewhere the
+    three arguments say who is who. A single process on its own starts nothing.
+
+    Args:
+        platform: cpu, gpu or tpu.
+        coordinator: host:port of process 0, or None to let jax find it.
+        num_processes: how many there are, 0 where jax shall find out.
+        process_id: which of them this is, -1 where jax shall find out.
+
+    Raises:
+        UserError: the arguments are incomplete, or the others could not be reached.
+    """
+    given = (coordinator is not None, num_processes > 0, process_id >= 0)
+    if any(given) and not all(given):
+        raise UserError("--coordinator, --num_processes and --process_id go together; give all three or none.")
+    if not any(given) and not _in_cluster(platform):
+        return
+    import jax
+
+    if platform == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    explicit = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
+    try:
+        jax.distributed.initialize(
+            **(explicit if all(given) else {}),
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            initialization_timeout=120,
+        )
+    except (RuntimeError, ValueError) as error:
+        if platform == "tpu" and isinstance(error, ValueError):
+            return  # A TPU outside of any cluster that jax knows: one host, which runs alone.
+        raise UserError(
+            f"The processes could not join each other ({str(error).splitlines()[0]}); "
+            "start all of them with the same --coordinator=HOST:PORT and --num_processes."
+        ) from error
+
+
+def _in_cluster(platform: str) -> bool:
+    if platform == "tpu":
+        return True  # One host of a slice cannot run alone; jax asks the TPU's metadata who the others are.
+    return any(int(os.environ.get(name, "1") or 1) > 1 for name in _CLUSTER_HINTS)

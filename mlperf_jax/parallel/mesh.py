@@ -1,0 +1,88 @@
+"""The mesh of devices that a strategy runs on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.parallel.layout import STRATEGIES, Layout, Strategy
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Reads `--mesh=data:4,model:2`.
+
+    Raises:
+        UserError: the text is not of that form.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = part.partition(":")
+        if not name.isidentifier() or not size.lstrip("-").isdigit() or int(size) == 0 or name in sizes:
+            raise UserError(f"--mesh={text} is not of the form axis:size,axis:size (as data:4,model:2).")
+        sizes[name] = int(size)
+    return sizes
+
+
+def find_strategy(name: str) -> Strategy:
+    """Returns the strategy of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in STRATEGIES:
+        raise UserError(f"There is no --sharding={name}; use {', '.join(STRATEGIES)}.")
+    return STRATEGIES[name]
+
+
+def mesh_sizes(strategy: Strategy, asked: dict[str, int], devices: int) -> dict[str, int]:
+    """The size of every mesh axis: as asked, else the strategy's own, -1 taking what is left.
+
+    Raises:
+        UserError: an axis is unknown to the strategy, or the sizes do not make up the devices.
+    """
+    unknown = set(asked) - set(strategy.mesh)
+    if unknown:
+        raise UserError(
+            f"Strategy {strategy.name} has no mesh axis {sorted(unknown)[0]!r}; its axes are {', '.join(strategy.mesh)}."
+        )
+    sizes = {**strategy.mesh, **asked}
+    known = math.prod(n for n in sizes.values() if n > 0)
+    open_axes = [axis for axis, n in sizes.items() if n < 0]
+    if open_axes and devices % known == 0:
+        sizes[open_axes[0]] = devices // known
+    if math.prod(sizes.values()) != devices or min(sizes.values()) < 1:
+        shape = ",".join(f"{axis}:{n}" for axis, n in sizes.items())
+        raise UserError(
+            f"Mesh {shape} of strategy {strategy.name} does not make up {devices} "
+            f"device{'s' if devices != 1 else ''}; give --mesh with sizes whose product is {devices}."
+        )
+    return sizes
+
+
+def make_layout(strategy: Strategy, asked: dict[str, int] | None = None, devices: Sequence | None = None) -> Layout:
+    """Lays `strategy` over `devices` (all of jax's by default).
+
+    Axes are `Auto`: under jax's default, `Explicit`, ordinary model code (a sharded gather, a
+    contraction over axes sharded on both sides) raises.
+
+    Raises:
+        UserError: the mesh does not fit the devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = mesh_sizes(strategy, asked or {}, len(devices))
+    mesh = jax.make_mesh(
+        tuple(sizes.values()), tuple(sizes), devices=devices, axis_types=(AxisType.Auto,) * len(sizes)
+    )
+    return Layout(strategy, mesh)
+
+
+def single_device_layout(device: jax.Device | None = None) -> Layout:
+    """Everything on one device: the plain case, and the judge of all others."""
+    mesh: Mesh = jax.make_mesh(
+        (1,), ("data",), devices=[device or jax.devices()[0]], axis_types=(AxisType.Auto,)
+    )
+    return Layout(STRATEGIES["dp"], mesh)

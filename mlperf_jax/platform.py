@@ -1,0 +1,83 @@
+"""What must be decided before jax is imported: the platform and XLA's flags.
+
+This is the only place that sets `XLA_FLAGS`. Ours are appended to the user's; where the user has
+set the same flag, the user's stands.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+
+from mlperf_jax.errors import UserError
+
+PLATFORMS = ("cpu", "gpu", "tpu")
+
+_JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
+
+_XLA_FLAGS = {
+    "cpu": (),
+    # Overlaps collectives with computation (JAX documentation, "GPU performance tips").
+    "gpu": ("--xla_gpu_enable_latency_hiding_scheduler=true",),
+    "tpu": (),
+}
+
+
+def configure(platform: str, *, cpu_devices: int = 0) -> None:
+    """Points jax at `platform`; to be called before anything imports jax.
+
+    Args:
+        platform: one of `PLATFORMS`.
+        cpu_devices: how many virtual devices the CPU shall show; 0 leaves it at one.
+
+    Raises:
+        UserError: the platform is not there or the flags contradict each other.
+    """
+    if platform not in PLATFORMS:
+        raise UserError(f"There is no --platform={platform}; use {', '.join(PLATFORMS)}.")
+    if cpu_devices and platform != "cpu":
+        raise UserError(f"--cpu_devices={cpu_devices} goes with --platform=cpu, not {platform}.")
+    if cpu_devices < 0:
+        raise UserError(f"--cpu_devices={cpu_devices} is negative; leave it out for one device.")
+    if platform == "tpu":
+        _require_tpu()
+    os.environ.setdefault("JAX_PLATFORMS", _JAX_PLATFORMS[platform])
+    ours = list(_XLA_FLAGS[platform])
+    if cpu_devices:
+        ours.append(f"--xla_force_host_platform_device_count={cpu_devices}")
+    _append_xla_flags(ours)
+
+
+def _append_xla_flags(ours: list[str]) -> None:
+    users = os.environ.get("XLA_FLAGS", "").split()
+    named = {flag.split("=")[0] for flag in users}
+    os.environ["XLA_FLAGS"] = " ".join(users + [flag for flag in ours if flag.split("=")[0] not in named])
+
+
+def _require_tpu() -> None:
+    """Looks for a TPU before libtpu does: libtpu would ask a metadata server and wait for minutes."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("--platform=tpu needs libtpu; install it with: pip install -e '.[tpu]' -c constraints.txt")
+    if not (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")):
+        raise UserError("There is no TPU on this machine (no /dev/accel* or /dev/vfio/*); use --platform=cpu or gpu.")
+
+
+def require_devices(platform: str) -> None:
+    """Starts the backend and checks that it is the one asked for.
+
+    Raises:
+        UserError: jax finds no such device.
+    """
+    import jax
+
+    try:
+        found = jax.devices()[0].platform
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"jax finds no {platform} here ({reason}); use --platform=cpu, "
+            f"or install support with: pip install -e '.[{'cuda' if platform == 'gpu' else platform}]'"
+        ) from error
+    if found != platform:
+        raise UserError(f"jax finds {found} here and no {platform}; use --platform={found}.")

@@ -1,0 +1,159 @@
+"""Checkpoints: the state, and one position from which any number of processes resumes.
+
+Orbax writes them in the background, every process its own part, and keeps the newest few. A
+checkpoint of one layout is restored into another. The position is the global step: with the batch
+size it says epoch and example, and every data set yields the same rows from there on, however many
+processes read it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.workload import State
+
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where in a run a checkpoint stands.
+
+    Attributes:
+        step: global steps done.
+        epoch, example: the same in the data: full epochs done, and examples of the current one.
+        log_position: bytes of the run's log that stand for what was done by then.
+    """
+
+    step: int
+    epoch: int
+    example: int
+    log_position: int
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: their own folder, made here.
+        keep: how many of the newest to keep.
+
+    Raises:
+        UserError: the folder cannot be used.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+        import orbax.checkpoint as ocp
+
+        self.folder = folder.absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise UserError(f"{self.folder}: {error.strerror}; mend that or use another --results_dir.") from error
+
+    def save(self, state: State, position: Position) -> None:
+        """Copies the state off the devices, and writes it while the caller goes on.
+
+        A step that was saved already is not saved again: its state would be the same.
+
+        Raises:
+            UserError: an earlier write failed, as on a full disk.
+        """
+        import orbax.checkpoint as ocp
+
+        if position.step == self._manager.latest_step():
+            return
+        extra = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(position)}
+        with self._naming():
+            self._manager.save(
+                position.step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(extra)),
+                force=True,
+            )
+
+    def position(self) -> Position | None:
+        """Where the newest checkpoint stands, None where there is none.
+
+        Raises:
+            UserError: it is of an unknown schema, or damaged.
+        """
+        import orbax.checkpoint as ocp
+
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        with self._naming():
+            restored = self._manager.restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore()))
+            position = dict(restored["position"])
+        version = position.pop("schema_version", None)
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{self.folder / str(step)} has schema_version {version!r} and this version reads {SCHEMA_VERSION}; "
+                "use the version that wrote it, or another --results_dir."
+            )
+        return Position(**position)
+
+    def restore(self, struct: State) -> State:
+        """Reads the newest checkpoint into the shapes and places of `struct`.
+
+        Raises:
+            UserError: it is of another model, or damaged.
+        """
+        import orbax.checkpoint as ocp
+
+        step = self._manager.latest_step()
+        with self._naming():
+            self._refuse_other_model(step, struct)
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(struct)))
+        return restored["state"]
+
+    def _refuse_other_model(self, step: int, struct: State) -> None:
+        found = _shapes(self._manager.item_metadata(step)["state"])
+        asked = _shapes(struct)
+        for name in sorted(found.keys() | asked.keys()):
+            if found.get(name) != asked.get(name):
+                raise UserError(
+                    f"{self.folder / str(step)} holds another model: {name} is {found.get(name, 'not there')} in it "
+                    f"and {asked.get(name, 'not there')} here; use the flags it was made with, or another --results_dir."
+                )
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk.
+
+        Raises:
+            UserError: a write failed.
+        """
+        with self._naming():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Turns the failures of reading and writing into a sentence that names the folder."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"A checkpoint in {self.folder} could not be read or written ({str(error).splitlines()[0]}); "
+                "free space or mend the folder and run the same command again."
+            ) from error
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    """Path -> dtype and shape of every array."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in leaves
+        if hasattr(leaf, "shape")
+    }

@@ -1,0 +1,168 @@
+"""MLPerf's optimizers, as optax transformations, each transcribed from the rules' own equation.
+
+The rules name other frameworks' implementations and ask anyone else to state the equation and
+show that it is equivalent (training_policies, appendix "Allowed optimizers"): here the equation is in
+the docstring and the tests run it against NumPy. All hold the learning rate inside the momentum, as
+the references do: a change of rate then acts on new gradients only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mlperf_jax.errors import UserError
+
+OptimizerFactory = Callable[..., optax.GradientTransformation]
+"""`factory(config, schedule, mask)` -> the optimizer; see `make_optimizer`."""
+
+_REGISTRY: dict[str, OptimizerFactory] = {}
+
+
+def register(name: str) -> Callable[[OptimizerFactory], OptimizerFactory]:
+    """Makes a factory known to `make_optimizer` by `name`."""
+
+    def add(factory: OptimizerFactory) -> OptimizerFactory:
+        _REGISTRY[name] = factory
+        return factory
+
+    return add
+
+
+def make_optimizer(config: Any, schedule: optax.Schedule, mask: optax.Params) -> optax.GradientTransformation:
+    """Builds the optimizer that a workload's config asks for.
+
+    Args:
+        config: has `name` and that optimizer's numbers as attributes (`momentum`, `weight_decay`, ...).
+        schedule: learning rate as a function of the steps taken.
+        mask: True where a parameter decays; see `decay_mask`.
+
+    Raises:
+        UserError: no optimizer has that name.
+    """
+    if config.name not in _REGISTRY:
+        raise UserError(f"There is no optimizer {config.name!r}; use one of {', '.join(sorted(_REGISTRY))}.")
+    return _REGISTRY[config.name](config, schedule, mask)
+
+
+def decay_mask(params: optax.Params) -> optax.Params:
+    """Which parameters decay: the tree of `params` with False at norms' scales and at biases.
+
+    These are the leaves named "scale" or "bias"; arrays or their shapes will do.
+    """
+
+    def decays(path: tuple[Any, ...], _: Any) -> bool:
+        return getattr(path[-1], "key", None) not in ("scale", "bias")
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+class MomentumState(NamedTuple):
+    """State of `sgd` and `lars`.
+
+    Attributes:
+        count: updates made so far, int32 scalar.
+        momentum: m in their equations, of the parameters' shapes.
+    """
+
+    count: jax.Array
+    momentum: optax.Updates
+
+
+Direction = Callable[[jax.Array, jax.Array, bool], jax.Array]
+"""(gradient, parameter, whether it decays) -> what the learning rate multiplies."""
+
+
+def _momentum(direction: Direction, schedule: optax.Schedule, momentum: float, mask: optax.Params):
+    """m <- momentum * m - lr * direction(g, w); w <- w + m."""
+
+    def init(params: optax.Params) -> MomentumState:
+        return MomentumState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+    def update(
+        grads: optax.Updates, state: MomentumState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, MomentumState]:
+        if params is None:
+            raise ValueError(optax.NO_PARAMS_MSG)
+        lr = schedule(state.count)
+
+        def step(m: jax.Array, g: jax.Array, w: jax.Array, decays: bool) -> jax.Array:
+            return (momentum * m - lr * direction(g, w, decays)).astype(m.dtype)
+
+        new = jax.tree.map(step, state.momentum, grads, params, mask)
+        return new, MomentumState(optax.safe_increment(state.count), new)
+
+    return optax.GradientTransformation(init, update)
+
+
+def sgd(
+    schedule: optax.Schedule, *, momentum: float, weight_decay: float, mask: optax.Params
+) -> optax.GradientTransformation:
+    """Gradient descent with momentum and L2 regularisation.
+
+    m <- momentum * m - lr * (g + weight_decay * w);  w <- w + m, without decay where `mask` is False:
+    the gradient of a loss that holds `weight_decay / 2 * |w|**2`.
+    """
+
+    def direction(g: jax.Array, w: jax.Array, decays: bool) -> jax.Array:
+        return g + weight_decay * w if decays else g
+
+    return _momentum(direction, schedule, momentum, mask)
+
+
+def lars(
+    schedule: optax.Schedule,
+    *,
+    momentum: float,
+    weight_decay: float,
+    trust_coefficient: float = 0.001,
+    epsilon: float = 0.0,
+    mask: optax.Params,
+) -> optax.GradientTransformation:
+    """Layer-wise adaptive rate scaling (You et al., arXiv:1708.03888), as MLPerf's reference has it.
+
+    Per parameter array w with gradient g, norms in at least float32:
+
+        trust = trust_coefficient * |w| / (|g| + weight_decay * |w| + epsilon), 1 where |w| or |g| is 0
+        m <- momentum * m - lr * trust * (g + weight_decay * w)
+        w <- w + m
+
+    Where `mask` is False (norms and biases, the reference's skip list): m <- momentum * m - lr * g.
+    Source: mlcommons/training, retired_benchmarks/resnet-tf2/tensorflow2/lars_optimizer.py.
+    """
+
+    def direction(g: jax.Array, w: jax.Array, decays: bool) -> jax.Array:
+        if not decays:
+            return g
+        w_norm, g_norm = _norm(w), _norm(g)
+        denominator = g_norm + weight_decay * w_norm + epsilon
+        scalable = (w_norm > 0) & (g_norm > 0)
+        trust = jnp.where(scalable, trust_coefficient * w_norm / jnp.where(scalable, denominator, 1), 1)
+        return trust * (g + weight_decay * w)
+
+    return _momentum(direction, schedule, momentum, mask)
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))))
+
+
+@register("sgd")
+def _sgd(config: Any, schedule: optax.Schedule, mask: optax.Params) -> optax.GradientTransformation:
+    return sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay, mask=mask)
+
+
+@register("lars")
+def _lars(config: Any, schedule: optax.Schedule, mask: optax.Params) -> optax.GradientTransformation:
+    return lars(
+        schedule,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        trust_coefficient=config.trust_coefficient,
+        epsilon=config.epsilon,
+        mask=mask,
+    )

@@ -1,0 +1,224 @@
+"""The train command: finds or begins a run, compiles, trains, records."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mlperf_jax.errors import Stopped, UserError
+from mlperf_jax.parallel.chips import find_chip
+from mlperf_jax.parallel.layout import Layout
+from mlperf_jax.results import events, summary, system
+from mlperf_jax.results.folders import Run, Runs
+from mlperf_jax.training.checkpoints import Checkpoints
+from mlperf_jax.training.engine import Engine
+from mlperf_jax.training.loop import Outcome, Session, train
+from mlperf_jax.training.profile import Profile
+from mlperf_jax.training.progress import Progress
+from mlperf_jax.training.stop import StopSignal
+from mlperf_jax.workload import Workload
+
+KEPT_CHECKPOINTS = 2
+
+# What a continued run may change: where arrays lie does not enter the numbers it is judged by.
+_MAY_DIFFER = ("layout", "steps_per_dispatch")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """What the flags say beside the config.
+
+    Attributes:
+        preset: mini or closed.
+        results_dir: RESULTS.
+        system: name of the system; None takes one from the machine.
+        seed: base of the seeds; None draws from the system's entropy.
+        runs: how many runs to finish.
+        profile: whether to trace a few steps.
+    """
+
+    preset: str
+    results_dir: Path
+    system: str | None = None
+    seed: int | None = None
+    runs: int = 1
+    profile: bool = False
+
+
+def train_command(workload: Workload, layout: Layout, options: TrainOptions) -> int:
+    """Trains until `options.runs` runs are finished, and tells how they ended.
+
+    Returns:
+        The exit status: 0 if every run reached the target.
+
+    Raises:
+        UserError, Stopped: see the modules that raise them.
+    """
+    name = options.system or system.default_system_name(jax.devices())
+    runs = Runs(options.results_dir, options.preset, name, workload.benchmark)
+    first = jax.process_index() == 0
+    if first:
+        description = system.describe_system(jax.devices(), name=name, preset=options.preset, labels=_labels(workload))
+        system.write_system(runs.system_path, description)
+    finished: list[Run] = []
+    with StopSignal() as stop, runs:
+        for _ in range(options.runs):
+            run = _claim(runs, workload, layout, options)
+            _one_run(workload, layout, run, options, name, stop)
+            finished.append(run)
+    summaries = [summary.summarize(run.log_path) for run in finished] if first else []
+    if first:
+        print("\n" + summary.end_message(summaries))
+    return int(not all(s.status == "success" for s in summaries))
+
+
+def _claim(runs: Runs, workload: Workload, layout: Layout, options: TrainOptions) -> Run:
+    """The run to work on, the same in all processes; process 0 decides."""
+    if jax.process_count() == 1:
+        return _next(runs, workload, layout, options)
+    from jax.experimental import multihost_utils
+
+    index, failure = -1, None
+    if jax.process_index() == 0:
+        try:
+            index = _next(runs, workload, layout, options).index
+        except UserError as error:
+            failure = error
+    index = int(multihost_utils.broadcast_one_to_all(np.int32(index)))
+    if failure:
+        raise failure
+    if index < 0:
+        raise UserError("Process 0 could not begin a run; its own message says why.")
+    return runs.open(index)
+
+
+def _next(runs: Runs, workload: Workload, layout: Layout, options: TrainOptions) -> Run:
+    config = workload.config.to_dict() | {
+        "precision": dataclasses.asdict(workload.policy),
+        "data_description": workload.data_description,
+        "layout": {"strategy": layout.strategy.name, "mesh": dict(layout.mesh.shape)},
+    }
+    devices = system.describe_devices(jax.devices())
+    return runs.next(
+        config, seed=options.seed, versions=system.versions(), devices=devices, may_differ=_MAY_DIFFER
+    )
+
+
+def _labels(workload: Workload) -> list[str]:
+    return [workload.data_description] if workload.data_description else []
+
+
+def _one_run(
+    workload: Workload, layout: Layout, run: Run, options: TrainOptions, system_name: str, stop: StopSignal
+) -> Outcome:
+    """One run from `init_start` to its last checkpoint."""
+    checkpoints = Checkpoints(run.checkpoint_dir, keep=KEPT_CHECKPOINTS)
+    position = checkpoints.position()
+    first = jax.process_index() == 0
+    step = position.step if position else 0
+    log = events.open_log(
+        run.log_path,
+        position=position.log_position if position else None,
+        lost_dir=run.folder,
+        metadata={"step": step},
+        writes=first,
+    )
+    with log:
+        try:
+            if not log.resumed:
+                log.start("init_start")
+                _log_facts(log, workload, layout, run, options, system_name)
+            say("compiling")
+            engine = Engine(workload, layout, steps_per_dispatch=workload.config.steps_per_dispatch)
+            engine.compile()
+            state = checkpoints.restore(engine.state) if position else engine.init(run.seed)
+            jax.block_until_ready(state)
+            if not log.resumed:
+                log.event("compile_time", sum(engine.compile_seconds.values()), {"seconds": engine.compile_seconds})
+                log.end("init_stop")
+                log.start("run_start")
+            say(f"compiled in {sum(engine.compile_seconds.values()):.1f} s; training")
+            with _progress(workload, layout, run, log, step) as progress:
+                profile = Profile(run.folder / "profile" if options.profile else None)
+                session = Session(engine, log, progress, checkpoints, stop, profile)
+                outcome = train(session, state, step)
+                profile.close()
+            reason = {"reason": outcome.reason} if outcome.reason else {}
+            events.log_run_stop(log, outcome.status, step=outcome.step, **reason)
+            session.save(outcome.state, outcome.step)
+            checkpoints.wait()
+        except BaseException as error:
+            _record_failure(run, error, first)
+            raise
+        finally:
+            checkpoints.close()
+    if first:
+        run.update(outcome.status, step=outcome.step, quality=outcome.quality)
+    return outcome
+
+
+def _record_failure(run: Run, error: BaseException, first: bool) -> None:
+    if first:
+        state = "stopped" if isinstance(error, (Stopped, KeyboardInterrupt)) else "failed"
+        run.update(state, reason=str(error))
+
+
+def _log_facts(
+    log: events.NullLog, workload: Workload, layout: Layout, run: Run, options: TrainOptions, system_name: str
+) -> None:
+    """Everything that MLPerf's log wants to know before the clock starts."""
+    events.log_preamble(
+        log,
+        benchmark=workload.benchmark,
+        preset=options.preset,
+        system=system_name,
+        seed=run.seed,
+        global_batch_size=workload.batch_size,
+        gradient_accumulation_steps=1,
+        target=workload.target,
+        metric=workload.metric,
+        train_samples=workload.num_train,
+        eval_samples=workload.num_eval,
+        hyperparameters=workload.hyperparameters(),
+        cache_clear=_clear_caches(options.preset),
+        labels=_labels(workload),
+    )
+    log.event("precision", dataclasses.asdict(workload.policy))
+    log.event("layout", {"strategy": layout.strategy.name, "mesh": dict(layout.mesh.shape)})
+
+
+def _clear_caches(preset: str) -> tuple[bool, str]:
+    """Closed runs only: emptying the page cache slows down everything else on a laptop for a while."""
+    return events.clear_caches() if preset == "closed" else (False, "mini: not tried")
+
+
+def _progress(workload: Workload, layout: Layout, run: Run, log: events.NullLog, step: int) -> Progress:
+    started = log.time_of("run_start")
+    blocks = list(workload.blocks())
+    chip = find_chip(layout.mesh.devices.flat[0].device_kind)
+    first = jax.process_index() == 0
+    return Progress(
+        total_steps=blocks[-1].stop,
+        batch_size=workload.batch_size,
+        num_train=workload.num_train,
+        target=workload.target,
+        metric=workload.metric,
+        unit=workload.unit,
+        flops_per_sample=workload.train_flops_per_example(),
+        peak_flops=chip.bf16 if chip else None,
+        num_devices=layout.mesh.size,
+        started=started / 1e3 if started else None,
+        first_step=step,
+        stream=sys.stderr if first else None,
+        tensorboard_dir=run.tensorboard_dir if first else None,
+    )
+
+
+def say(text: str) -> None:
+    """A word to people, from process 0."""
+    if jax.process_index() == 0:
+        print(f"mlperf_jax: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,40 @@
+"""Learning-rate schedules: functions of the number of steps already taken."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import optax
+
+
+def polynomial_with_warmup(
+    base_lr: float, warmup_steps: float, decay_steps: float, end_lr: float = 1e-4, power: float = 2.0
+) -> optax.Schedule:
+    """Linear warm-up from zero, then polynomial decay: the ResNet-50 rules' schedule.
+
+    At step s (0 for the first update, whose rate is therefore 0):
+
+        s <= warmup_steps:  base_lr * s / warmup_steps
+        otherwise:          (base_lr - end_lr) * (1 - t)**power + end_lr,
+                            t = min((s - warmup_steps) / decay_steps, 1)
+
+    The reference sets decay_steps = train_steps - warmup_steps + 1. Source: mlcommons/training,
+    retired_benchmarks/resnet-tf2/tensorflow2/lars_util.py, PolynomialDecayWithWarmup.
+
+    Args:
+        base_lr: the rate at the end of the warm-up.
+        warmup_steps: may be fractional (epochs times steps per epoch); 0 for none.
+        decay_steps: steps from `base_lr` to `end_lr`; the rate stays there.
+        end_lr: the last rate.
+        power: of the decay.
+    """
+    if warmup_steps < 0 or decay_steps <= 0:
+        raise ValueError(f"warmup_steps {warmup_steps} must be >= 0 and decay_steps {decay_steps} > 0")
+
+    def schedule(step: jnp.ndarray | int) -> jnp.ndarray:
+        t = jnp.clip((step - warmup_steps) / decay_steps, 0, 1)
+        decayed = (base_lr - end_lr) * (1 - t) ** power + end_lr
+        if warmup_steps == 0:
+            return decayed
+        return jnp.where(step <= warmup_steps, base_lr * (step / warmup_steps), decayed)
+
+    return schedule

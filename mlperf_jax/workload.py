@@ -1,0 +1,232 @@
+"""The one seam: what a workload is, and how it is found by name.
+
+A workload supplies phases; the training loop and the inference path only call them:
+
+    init        makes the state, on the devices, from a seed
+    train_step  one step of training
+    data        the batches of a block of steps (a finite set in epochs, or games played just now)
+    evaluate    the quality of a state
+
+`mlperf_jax.supervised.SupervisedWorkload` fills in all of them for a model with a loss and a data
+set; most workloads derive from it. Everything that shall be compiled before the clock starts is a
+`Program` made from shapes alone, so the same workload also compiles for devices that are not there.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.parallel.layout import Layout
+from mlperf_jax.precision import Policy
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from mlperf_jax.training.engine import Engine
+
+State = dict[str, Any]
+"""A dict of pytrees of arrays; whatever is in it is checkpointed. Always holds `step` (int32 [])."""
+
+Batch = dict[str, Any]
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A function to be compiled from shapes, before the clock starts.
+
+    Attributes:
+        function: a traceable function.
+        args: a pytree of `jax.ShapeDtypeStruct` with shardings for each argument.
+        donate: indices of the arguments whose memory the results may take over.
+        out_shardings: where results lie, as `jax.jit` takes it; None leaves it to the compiler.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    donate: tuple[int, ...] = ()
+    out_shardings: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """The steps between two evaluations.
+
+    Attributes:
+        index: counts from 0.
+        start, stop: global steps [start, stop).
+        first_epoch: epochs of data seen before the block, as a fraction.
+        epochs: how many epochs of data the block holds.
+    """
+
+    index: int
+    start: int
+    stop: int
+    first_epoch: float
+    epochs: float
+
+
+class Workload(abc.ABC):
+    """What the loop knows of a benchmark. Construction reads settings, never examples.
+
+    Attributes:
+        config: the resolved config.
+        policy: dtypes.
+        benchmark: MLPerf's name of it, as in result folders.
+        metric: the quality's name, for people.
+        unit: what throughput counts.
+        num_train, num_eval: examples in an epoch of training and in the evaluation set.
+        data_description: one line for logs about the data in use, "" for the benchmark's own.
+    """
+
+    benchmark: str
+    metric: str = "quality"
+    unit: str = "examples"
+    num_train: int
+    num_eval: int
+    data_description: str = ""
+
+    def __init__(self, config: ConfigDict, policy: Policy, *, data_dir: Path, synthetic: bool = False) -> None:
+        self.config = config
+        self.policy = policy
+        self.data_dir = data_dir
+        self.synthetic = synthetic
+
+    # Phases. `init` and `train_step` are traced; the others run on the host.
+
+    @abc.abstractmethod
+    def init(self, seed: jax.Array) -> State:
+        """Makes the state from a seed (uint32 [])."""
+
+    @abc.abstractmethod
+    def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        """One step; the metrics are scalars, `loss` among them."""
+
+    @abc.abstractmethod
+    def data(self, engine: Engine, state: State, block: Block, start: int) -> tuple[State, Iterator[Batch]]:
+        """The batches of steps [start, block.stop), this process's rows of each, as numpy arrays.
+
+        A workload that makes its own data makes it here, with its compiled programs, and may
+        return a changed state. `start` is past `block.start` only where a run is resumed.
+        """
+
+    @abc.abstractmethod
+    def evaluate(self, engine: Engine, state: State) -> dict[str, float]:
+        """Measures the state; `quality` is held against the target."""
+
+    # Shapes.
+
+    @abc.abstractmethod
+    def batch_struct(self, layout: Layout) -> Batch:
+        """One global training batch as structs, batch axis first."""
+
+    def state_shardings(self, state: State, layout: Layout) -> Any:
+        """Where each array of the state lies; `state` holds structs. Replicated by default."""
+        return jax.tree.map(lambda _: layout.replicated, state)
+
+    def programs(self, state: State, layout: Layout) -> Mapping[str, Program]:
+        """What `data` and `evaluate` want compiled; `state` holds structs with shardings."""
+        return {}
+
+    # Facts for schedules and logs.
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in a global batch."""
+        return self.config.batch_size
+
+    @property
+    def target(self) -> float:
+        return self.config.target
+
+    def blocks(self) -> Iterator[Block]:
+        """The training run, cut where it is evaluated.
+
+        By default every `eval_every_epochs`, the first time after `eval_offset_epochs` if that is
+        not 0, until `max_epochs`. Batches cross the borders of epochs, so a block ends with the
+        first step that completes its last epoch.
+        """
+        every, epoch = self.config.eval_every_epochs, self.config.eval_offset_epochs
+        start = index = 0
+        while start < self._step_after(self.config.max_epochs):
+            epoch = epoch if index == 0 and epoch else epoch + every
+            stop = self._step_after(min(epoch, self.config.max_epochs))
+            yield Block(index, start, stop, self.epochs(start), self.epochs(stop) - self.epochs(start))
+            start, index = stop, index + 1
+
+    def _step_after(self, epoch: float) -> int:
+        return -int(-epoch * self.num_train // self.batch_size)
+
+    def epochs(self, step: int) -> float:
+        """Epochs of data seen after so many steps."""
+        return step * self.batch_size / self.num_train
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """What MLPerf's log wants to know, by mllog's keys; values as they are used."""
+        return {}
+
+    def train_flops_per_example(self) -> float:
+        """Model FLOPs (2 per multiply-add) of forward and backward for one example; 0 if unknown."""
+        return 0.0
+
+    @classmethod
+    def prepare(cls, config: ConfigDict, data_dir: Path) -> None:
+        """Fetches or checks the data, where that was not done yet; a workload without files needs nothing.
+
+        Raises:
+            UserError: the data cannot be had; the text says why.
+        """
+
+    def check_data(self) -> None:
+        """Looks, without reading an example, whether the data is there.
+
+        Raises:
+            UserError: it is not; the text says how to prepare it.
+        """
+
+
+_REGISTRY = {
+    "resnet50": "mlperf_jax.workloads.image_classification:ResNet50",
+}
+
+
+def names() -> list[str]:
+    """The names that `--workload` takes."""
+    return sorted(_REGISTRY)
+
+
+def find(name: str) -> type[Workload]:
+    """Returns the class of a workload, imported only now.
+
+    Args:
+        name: a name of the registry, or a user's own class as `package.module:Name`.
+
+    Raises:
+        UserError: it cannot be found, or is no `Workload`.
+    """
+    path = _REGISTRY.get(name, name)
+    module_name, colon, attribute = path.partition(":")
+    if not colon:
+        close = difflib.get_close_matches(name, _REGISTRY, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names())}, or package.module:Name."
+        raise UserError(f"There is no --workload={name}; {hint}")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # Last: a user's folder of a generic name must not hide one of ours.
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        raise UserError(f"--workload={name} cannot be loaded ({error}); it must be importable from here.") from error
+    if not (isinstance(found, type) and issubclass(found, Workload)):
+        raise UserError(f"--workload={name} is no subclass of mlperf_jax.workload.Workload.")
+    return found

@@ -1,0 +1,229 @@
+"""ResNet v1.5 (He et al., arXiv:1512.03385; stride on the 3x3), as MLPerf Training's reference has it.
+
+Source of every choice: mlcommons/training, retired_benchmarks/resnet-tf2/tensorflow2/resnet_model.py.
+Convolutions have no bias and start from He's normal, the classifier from N(0, 0.01); batch norm has
+momentum 0.9 and epsilon 1e-5; strided windows are padded as TensorFlow's SAME, except the 7x7, which
+has 3 on every side. ResNet-50 with 1,000 classes has 25,557,032 parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from mlperf_jax.parallel.layout import constrain
+from mlperf_jax.precision import Policy
+from models.layers import BatchNorm, Conv, Dense, convolve
+
+EXPANSION = 4
+"""A bottleneck's output has this many times the channels of its 3x3 convolution."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """Sizes of a bottleneck ResNet.
+
+    Attributes:
+        stages: bottlenecks per stage; every stage but the first halves height and width.
+        width: channels of the stem and of the first stage's 3x3; each later stage doubles them.
+        num_classes: logits.
+        image_size: height and width of the images, in pixels.
+        channels_in: channels of the images.
+        stem: "imagenet" (7x7/2, batch norm, ReLU, 3x3/2 max-pool) or "small" (3x3/2, batch norm, ReLU).
+        bn_span: samples per group of batch norm; 0 for the whole global batch.
+        zero_init_last_gamma: start each residual branch at zero (arXiv:1706.02677). The reference
+            starts at one; accepted submissions did either.
+        space_to_depth: compute the 7x7/2 stem as a 4x4/1 convolution over 2x2 blocks of pixels, with
+            the same kernel and numbers: 12 input channels fill a TPU's matrix unit better than 3.
+    """
+
+    stages: tuple[int, ...] = (3, 4, 6, 3)
+    width: int = 64
+    num_classes: int = 1000
+    image_size: int = 224
+    channels_in: int = 3
+    stem: str = "imagenet"
+    bn_span: int = 0
+    zero_init_last_gamma: bool = False
+    space_to_depth: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        if self.stem not in ("imagenet", "small"):
+            raise ValueError(f"stem {self.stem!r} is neither 'imagenet' nor 'small'")
+        if self.space_to_depth and (self.stem != "imagenet" or self.image_size % 2):
+            raise ValueError("space_to_depth needs the imagenet stem and an even image_size")
+
+    @classmethod
+    def resnet50(cls) -> ResNetConfig:
+        """MLPerf's model."""
+        return cls()
+
+    @classmethod
+    def mini(cls) -> ResNetConfig:
+        """The same bottlenecks at a size for 28x28 grey images on a laptop."""
+        return cls(stages=(1, 1), width=16, num_classes=10, image_size=28, channels_in=1, stem="small")
+
+
+class Stem(nnx.Module):
+    """The 7x7/2 convolution, [B, H, W, I] to [B, H/2, W/2, O], optionally over 2x2 blocks of pixels."""
+
+    def __init__(self, config: ResNetConfig, *, policy: Policy, rngs: nnx.Rngs) -> None:
+        size, padding = (7, ((3, 3), (3, 3))) if config.stem == "imagenet" else (3, "SAME")
+        self.conv = Conv(
+            config.channels_in, config.width, size, stride=2, padding=padding, policy=policy, rngs=rngs
+        )
+        self.space_to_depth = config.space_to_depth
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if not self.space_to_depth:
+            return self.conv(x)
+        # Output o reads pixels 2o-3 ... 2o+3. With a zero row and column put before it the kernel reads
+        # 2o-4 ... 2o+3, which is blocks o-2 ... o+1 of two pixels: four taps, padded (2, 1), stride 1.
+        kernel = jnp.pad(self.conv.kernel[...], ((1, 0), (1, 0), (0, 0), (0, 0)))
+        _, _, channels, features = kernel.shape
+        kernel = kernel.reshape(4, 2, 4, 2, channels, features).transpose(0, 2, 1, 3, 4, 5)
+        kernel = kernel.reshape(4, 4, 4 * channels, features)
+        dtype = self.conv.dtype
+        return convolve(space_to_depth(x).astype(dtype), kernel.astype(dtype), 1, ((2, 1), (2, 1)))
+
+
+def space_to_depth(x: jax.Array) -> jax.Array:
+    """Moves 2x2 blocks of pixels into channels: [B, H, W, C] to [B, H/2, W/2, 4C]."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height // 2, width // 2, 4 * channels)
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3 (strided), 1x1 with batch norms, added to a shortcut that is projected where shapes differ."""
+
+    def __init__(
+        self, features_in: int, width: int, stride: int, config: ResNetConfig, *, policy: Policy, rngs: nnx.Rngs
+    ) -> None:
+        features_out = EXPANSION * width
+        last_scale = 0.0 if config.zero_init_last_gamma else 1.0
+
+        def norm(features: int, scale: float = 1.0) -> BatchNorm:
+            return BatchNorm(features, span=config.bn_span, scale=scale, policy=policy)
+
+        self.conv1 = Conv(features_in, width, 1, policy=policy, rngs=rngs)
+        self.norm1 = norm(width)
+        self.conv2 = Conv(width, width, 3, stride=stride, policy=policy, rngs=rngs)
+        self.norm2 = norm(width)
+        self.conv3 = Conv(width, features_out, 1, policy=policy, rngs=rngs)
+        self.norm3 = norm(features_out, last_scale)
+        self.projects = stride > 1 or features_in != features_out
+        if self.projects:
+            self.conv_shortcut = Conv(features_in, features_out, 1, stride=stride, policy=policy, rngs=rngs)
+            self.norm_shortcut = norm(features_out)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps [B, H, W, I] to [B, H/stride, W/stride, 4 width]."""
+        y = nnx.relu(self.norm1(_pin(self.conv1(x)), train=train))
+        y = nnx.relu(self.norm2(_pin(self.conv2(y)), train=train))
+        y = self.norm3(_pin(self.conv3(y)), train=train)
+        if self.projects:
+            x = self.norm_shortcut(_pin(self.conv_shortcut(x)), train=train)
+        return nnx.relu(y + x)
+
+
+class ResNet(nnx.Module):
+    """A bottleneck ResNet for classification."""
+
+    def __init__(self, config: ResNetConfig, *, policy: Policy, rngs: nnx.Rngs) -> None:
+        """Builds the network.
+
+        Args:
+            config: sizes.
+            policy: dtypes.
+            rngs: holds the stream "params"; nothing of it is kept.
+        """
+        self.config = config
+        self.stem = Stem(config, policy=policy, rngs=rngs)
+        self.norm = BatchNorm(config.width, span=config.bn_span, policy=policy)
+        self.blocks = nnx.Dict()
+        features = config.width
+        for name, width, stride in _blocks(config):
+            self.blocks[name] = Bottleneck(features, width, stride, config, policy=policy, rngs=rngs)
+            features = EXPANSION * width
+        # The classifier and the mean before it run in the output dtype: logits decide by small margins.
+        self.head = Dense(
+            features,
+            config.num_classes,
+            axes=("embed", "vocab"),
+            stddev=0.01,
+            dtype=policy.output_dtype,
+            policy=policy,
+            rngs=rngs,
+        )
+
+    def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
+        """Classifies images.
+
+        Args:
+            inputs: [B, H, W, channels_in], any float dtype, already normalised.
+            train: normalise by the batch's statistics and update the running ones.
+
+        Returns:
+            Logits [B, num_classes] in the policy's output dtype.
+        """
+        x = nnx.relu(self.norm(_pin(self.stem(inputs)), train=train))
+        if self.config.stem == "imagenet":
+            x = _pin(_max_pool(x))
+        for name, _, _ in _blocks(self.config):
+            x = _pin(self.blocks[name](x, train=train))
+        x = x.mean((1, 2), dtype=self.head.dtype)
+        return constrain(self.head(x), "batch", "vocab")
+
+
+def _blocks(config: ResNetConfig) -> list[tuple[str, int, int]]:
+    """Every bottleneck's name, width and stride, in order."""
+    return [
+        (f"stage{s + 1}_block{b + 1}", config.width << s, 2 if s > 0 and b == 0 else 1)
+        for s, count in enumerate(config.stages)
+        for b in range(count)
+    ]
+
+
+def _pin(x: jax.Array) -> jax.Array:
+    return constrain(x, "batch", "height", "width", "channels")
+
+
+def _max_pool(x: jax.Array) -> jax.Array:
+    """3x3/2 max-pool, padded as TensorFlow's SAME."""
+    return lax.reduce_window(x, jnp.array(-jnp.inf, x.dtype), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+
+
+def flops_per_image(config: ResNetConfig, *, train: bool) -> int:
+    """Floating-point operations that the model itself asks for, per image, for model FLOP utilisation.
+
+    A convolution of kernel k x k from I to O channels with an output of h x w counts
+    `2 k k I O h w` (a multiply and an add), the classifier `2 I O`; norms, activations, pooling and the
+    optimizer count nothing. Training counts three times the forward pass: each product has two
+    gradients of its own size. ResNet-50 at 224 pixels: 8.2 GFLOP forward, 24.5 GFLOP in training.
+    """
+    size = _halved(config.image_size)
+    kernel = 7 if config.stem == "imagenet" else 3
+    products = kernel**2 * config.channels_in * config.width * size**2
+    if config.stem == "imagenet":
+        size = _halved(size)
+    features = config.width
+    for _, width, stride in _blocks(config):
+        features_out = EXPANSION * width
+        products += features * width * size**2
+        size = _halved(size) if stride == 2 else size
+        products += (9 * width * width + width * features_out) * size**2
+        if stride > 1 or features != features_out:
+            products += features * features_out * size**2
+        features = features_out
+    products += features * config.num_classes
+    return 2 * products * (3 if train else 1)
+
+
+def _halved(size: int) -> int:
+    return (size + 1) // 2
