@@ -78,9 +78,10 @@ def _typed(config: ConfigDict, arguments: list[str]) -> dict[str, Any]:
         if not equals:
             raise UserError(f"{argument} has no value; write --config.{key}=value.")
     values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", ConfigDict(config), flag_values=values)
+    argv = ["config", *arguments]
+    config_flags.DEFINE_config_dict("config", ConfigDict(config), flag_values=values, sys_argv=argv)
     try:
-        values(["config", *arguments])
+        values(argv)
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(f"{' '.join(arguments)}: {str(error).splitlines()[0]}") from error
     return dict(config_flags.get_override_values(values["config"]))
