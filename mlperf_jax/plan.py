@@ -25,7 +25,10 @@ FLAGS = flags.FlagValues()
 
 # name, default, help
 _FLAGS = {
-    "workload": (None, "What to plan: a name that mlperf_jax.main --list shows, or your own package.module:Name."),
+    "workload": (
+        None,
+        "What to plan: a name that mlperf_jax.main --list shows, or your own package.module:Name.",
+    ),
     "topology": (None, "Chips and shape: v5e:16x16, 2xv5e:16x16 for two slices, h200:1x8 for nodes x GPUs."),
     "sharding": ("dp", "Strategies, separated by commas."),
     "mesh": (None, "Sizes of the mesh's axes, as data:64,model:4; default from the devices."),
@@ -60,22 +63,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: list[str]) -> int:
-    overrides = [a for a in arguments if a.startswith("--config.")]
-    FLAGS.unparse_flags()
-    try:
-        rest = FLAGS(["plan", *(a for a in arguments if not a.startswith("--config."))])
-    except flags.Error as error:
-        raise UserError(str(error).splitlines()[0] + "; --help shows all flags.") from error
-    if len(rest) > 1:
-        raise UserError(f"{rest[1]!r} is not a flag; write --name=value, --help shows all flags.")
+    overrides = parse_flags(FLAGS, arguments)
     if FLAGS.help:
-        print(f"{__doc__.strip()}\n\nFlags:\n{FLAGS.main_module_help() or FLAGS.get_help()}")
+        print(f"{__doc__.strip()}\n\nFlags:\n{FLAGS.get_help()}")
         return 0
     for name in ("workload", "topology"):
         if FLAGS[name].value is None:
             raise UserError(f"--{name} is missing; as in --workload=resnet50 --topology=v5e:16x16.")
     platforms.configure("cpu")  # Only compilers are wanted, no devices.
     return _plan(overrides)
+
+
+def parse_flags(values: flags.FlagValues, arguments: list[str]) -> list[str]:
+    """Parses a command's flags; returns the `--config.KEY=value` arguments among them.
+
+    Raises:
+        UserError: one is unknown or has a wrong value.
+    """
+    overrides = [a for a in arguments if a.startswith("--config.")]
+    values.unparse_flags()
+    try:
+        rest = values(["mlperf_jax", *(a for a in arguments if a not in overrides)])
+    except flags.Error as error:
+        raise UserError(str(error).splitlines()[0] + "; --help shows all flags.") from error
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is not a flag; write --name=value, --help shows all flags.")
+    return overrides
 
 
 def _plan(overrides: list[str]) -> int:

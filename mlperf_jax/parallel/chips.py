@@ -52,13 +52,14 @@ class Chip:
 
     @property
     def torus_axes(self) -> int:
-        """Axes of a TPU's torus; 0 for a GPU."""
-        return 0 if self.platform == "gpu" else self.links // 2
+        """Axes of a TPU's torus; 0 for anything else."""
+        return self.links // 2 if self.platform == "tpu" else 0
 
     @property
     def platform(self) -> str:
-        """tpu or gpu."""
-        return "gpu" if self.kinds[0].startswith("nvidia") else "tpu"
+        """tpu, gpu or cpu."""
+        first = self.kinds[0].split()[0]
+        return {"nvidia": "gpu", "cpu": "cpu"}.get(first, "tpu")
 
 
 def _gpu_target(
@@ -87,7 +88,9 @@ def _gpu_target(
     )
 
 
-_H100_SOURCE = "NVIDIA H100 data sheet (SXM5); NVLink 900 GB/s both ways, one 400 Gbit/s port per GPU (DGX H100)"
+_H100_SOURCE = (
+    "NVIDIA H100 data sheet (SXM5); NVLink 900 GB/s both ways, one 400 Gbit/s port per GPU (DGX H100)"
+)
 
 CHIPS = (
     Chip(

@@ -24,7 +24,14 @@ HOP_SECONDS = 1e-6
 GPU_LATENCY_SECONDS = 10e-6
 """Of a small collective between GPUs: an assumption of ours, of the order that NCCL's tests show."""
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +110,8 @@ class Network:
         if len(group) < 2:
             return 0.0
         members = [self.devices[i] for i in group]
+        if self.topology.platform == "cpu":
+            return _passes(kind) * payload / self.topology.chip.hbm_bandwidth
         if self.topology.platform == "gpu":
             return self._gpu_seconds(kind, payload, [d.id for d in members])
         slices = len({getattr(d, "slice_index", 0) for d in members})
@@ -178,7 +187,14 @@ def by_kind_and_axis(found: Sequence[Collective]) -> list[dict[str, Any]]:
     for c in found:
         row = rows.setdefault(
             (c.kind, c.axes),
-            {"kind": c.kind, "axes": list(c.axes), "group": c.group, "count": 0, "bytes": 0.0, "seconds": 0.0},
+            {
+                "kind": c.kind,
+                "axes": list(c.axes),
+                "group": c.group,
+                "count": 0,
+                "bytes": 0.0,
+                "seconds": 0.0,
+            },
         )
         row["group"] = max(row["group"], c.group)
         row["count"] += c.times

@@ -81,7 +81,9 @@ class _Player:
                 if not instruction.opcode.endswith("-start"):
                     now = self._wait(now, network_free, times, instruction)
             elif instruction.opcode in ("copy-start", "slice-start"):
-                length = cost.instruction_bytes(instruction, computation, self.module) / self.chip.hbm_bandwidth
+                length = (
+                    cost.instruction_bytes(instruction, computation, self.module) / self.chip.hbm_bandwidth
+                )
                 memory_free = finished[instruction.name] = max(now, memory_free) + length
             elif instruction.opcode.endswith(("-done", "-update")) and instruction.operands:
                 end = finished.get(instruction.operands[0], now)

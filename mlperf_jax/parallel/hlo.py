@@ -212,14 +212,18 @@ class Module:
             bounds = self._carried_bounds(loop, condition, computation)
         return max(bounds[0], 0) if len(bounds) == 1 else None
 
-    def _carried_bounds(self, loop: Instruction, condition: Computation, computation: Computation) -> list[int]:
+    def _carried_bounds(
+        self, loop: Instruction, condition: Computation, computation: Computation
+    ) -> list[int]:
         """Bounds that the loop carries in its state: constants in the tuple that it starts from."""
         start = computation.get(loop.operands[0])
         if start is None or start.opcode != "tuple":
             return []
         used = [i.attribute("index") for i in condition.values() if i.opcode == "get-tuple-element"]
         sources = [computation[start.operands[int(index)]] for index in used if index]
-        numbers = [int(i.literal) for i in sources if i.opcode == "constant" and re.fullmatch(r"-?\d+", i.literal)]
+        numbers = [
+            int(i.literal) for i in sources if i.opcode == "constant" and re.fullmatch(r"-?\d+", i.literal)
+        ]
         return [n for n in numbers if n > 0]
 
 
@@ -322,11 +326,15 @@ def replica_groups(instruction: Instruction, devices: int) -> list[list[int]]:
         lists = re.match(r"\{((?:\{[\d, ]*\},?\s*)*)\}", text)
         if not lists:
             raise ValueError(f"replica groups {text[:60]!r}")
-        groups = [[int(n) for n in re.findall(r"\d+", g)] for g in re.findall(r"\{([\d, ]*)\}", lists.group(1))]
+        groups = [
+            [int(n) for n in re.findall(r"\d+", g)] for g in re.findall(r"\{([\d, ]*)\}", lists.group(1))
+        ]
         return groups or [list(range(devices))]
     if iota := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
         return _iota(*iota.groups()).tolist()
-    if mesh := re.match(r"@?mesh\[([^\]]*)\](?:,? ?(?:device_ids=)?\(?\[([\d,]+)\](?:T\(([\d,]+)\))?\)?)? \{([^}]*)\}", text):
+    if mesh := re.match(
+        r"@?mesh\[([^\]]*)\](?:,? ?(?:device_ids=)?\(?\[([\d,]+)\](?:T\(([\d,]+)\))?\)?)? \{([^}]*)\}", text
+    ):
         return _mesh_groups(*mesh.groups())
     raise ValueError(f"replica groups {text[:60]!r}")
 
@@ -347,8 +355,14 @@ def _mesh_groups(axes: str, reshape: str | None, transpose: str | None, over: st
     # A part of an axis, 'a':(2)3, is the axis split into 2 x 3 x the rest.
     split: list[tuple[str, int]] = []
     chosen: list[int] = []
-    parts = {name: (int(pre), int(size)) for name, pre, size in re.findall(r"'?([\w.]+)'?:\((\d+)\)(\d+)", over)}
-    whole = {name for name in re.findall(r"'?([\w.]+)'?(?=,|$)", re.sub(r"'?[\w.]+'?:\(\d+\)\d+", "", over)) if name}
+    parts = {
+        name: (int(pre), int(size)) for name, pre, size in re.findall(r"'?([\w.]+)'?:\((\d+)\)(\d+)", over)
+    }
+    whole = {
+        name
+        for name in re.findall(r"'?([\w.]+)'?(?=,|$)", re.sub(r"'?[\w.]+'?:\(\d+\)\d+", "", over))
+        if name
+    }
     for name, size in sizes.items():
         pieces = (size,)
         if name in parts:

@@ -15,7 +15,16 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
-from mlperf_jax.parallel import cost, cost_network, cost_time, hlo, mesh, plan_compile, plan_reference, topology
+from mlperf_jax.parallel import (
+    cost,
+    cost_network,
+    cost_time,
+    hlo,
+    mesh,
+    plan_compile,
+    plan_reference,
+    topology,
+)
 from mlperf_jax.parallel.layout import Layout, Strategy
 from mlperf_jax.parallel.plan_compile import Answer
 from mlperf_jax.parallel.topology import Topology
@@ -44,7 +53,8 @@ class Plan:
             `throughput_per_chip` in examples/s, `waiting` for collectives, `mfu`, `mfu_bound` (roofline).
         operations: the dearest, with seconds and share.
         replicated: tensors that stayed whole though the strategy splits parameters, with bytes.
-        training: `epochs`, `steps`, `minutes` of steps, `evaluation_minutes`, `total_minutes`, `source`.
+        training: of the closed preset, where the benchmark has reference convergence points: `epochs`,
+            `steps`, `minutes` of steps, `evaluation_minutes`, `total_minutes`, `source`.
         compiler: name, version, `seconds`, `cached`; loops whose trip count is unknown.
     """
 
@@ -84,7 +94,11 @@ def plan_strategy(
         UserError: the mesh does not fit the topology, or the batch the mesh.
     """
     missing = topology.missing_compiler(where)
-    layout = _abstract_layout(strategy, where, asked_mesh or {}) if missing else _layout(strategy, where, asked_mesh)
+    layout = (
+        _abstract_layout(strategy, where, asked_mesh or {})
+        if missing
+        else _layout(strategy, where, asked_mesh)
+    )
     plan = Plan(strategy.name, dict(layout.mesh.shape))
     _shapes(plan, workload, layout, where)
     if missing:
@@ -94,7 +108,7 @@ def plan_strategy(
     lowered = Engine(workload, layout).lower("train_step")
     answer = plan_compile.compile_program(
         lowered,
-        target=f"{where.name} {dict(layout.mesh.shape)} {[d.id for d in layout.mesh.devices.flat]}",
+        target=f"{where.name} {dict(layout.mesh.shape)} {','.join(str(d.id) for d in layout.mesh.devices.flat)}",
         compiler=topology.compiler_version(where),
         cache_dir=cache_dir,
         label=f"{strategy.name} for {where.name}",
@@ -200,9 +214,11 @@ def _compiled(plan: Plan, answer: Answer, workload: Workload, layout: Layout, wh
         "mfu_bound": plan.flops["model"] / peak / plan.roofline["step"],
     }
     plan.operations = [
-        dataclasses.asdict(o) | {"share": o.seconds / played.seconds} for o in played.operations[:TOP_OPERATIONS]
+        dataclasses.asdict(o) | {"share": o.seconds / played.seconds}
+        for o in played.operations[:TOP_OPERATIONS]
     ]
-    plan.training = time_to_train(workload, played.seconds)
+    if workload.config.get("preset") == "closed":
+        plan.training = time_to_train(workload, played.seconds)
 
 
 def _roofline(plan: Plan, where: Topology, *, compute: float, moved: float, network: float) -> None:

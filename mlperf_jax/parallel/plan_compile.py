@@ -157,7 +157,12 @@ def _progress(label: str) -> Iterator[None]:
 
     def show() -> None:
         while not done.wait(1):
-            print(f"\rcompiling {label}: {time.perf_counter() - start:.0f} s ", end="", file=sys.stderr, flush=True)
+            print(
+                f"\rcompiling {label}: {time.perf_counter() - start:.0f} s ",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
 
     thread = threading.Thread(target=show, daemon=True)
     if terminal:
@@ -170,4 +175,7 @@ def _progress(label: str) -> Iterator[None]:
         done.set()
         if terminal:
             thread.join()
-        print(f"{chr(13) if terminal else ''}compiled {label}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+        print(
+            f"{chr(13) if terminal else ''}compiled {label}: {time.perf_counter() - start:.0f} s",
+            file=sys.stderr,
+        )

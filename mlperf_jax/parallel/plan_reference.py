@@ -40,7 +40,9 @@ def convergence(benchmark: str, batch_size: int) -> Convergence | None:
     high = min((b for b in points if b > batch_size), default=None)
     if low is None or high is None:
         nearest = low or high
-        return Convergence(points[nearest], f"{source}: none at {batch_size}, taken from the nearest batch, {nearest}")
+        return Convergence(
+            points[nearest], f"{source}: none at {batch_size}, taken from the nearest batch, {nearest}"
+        )
     share = (batch_size - low) / (high - low)
     mean = points[low] + share * (points[high] - points[low])
     return Convergence(mean, f"{source}, between batch {low} and {high}")

@@ -25,7 +25,9 @@ def describe(plan: Plan, where: Topology, unit: str) -> str:
     if plan.predicted:
         lines += _collectives(plan) + _times(plan, unit) + _operations(plan)
     elif plan.roofline and plan.verdict == "not compiled":
-        lines.append(f"  compute at its peak    {_seconds(plan.roofline['compute'])} a step, a lower bound of the analytic part alone")
+        lines.append(
+            f"  compute at its peak    {seconds(plan.roofline['compute'])} a step, a lower bound of the analytic part alone"
+        )
     lines += _replicated(plan)
     return "\n".join(lines)
 
@@ -37,7 +39,9 @@ def _memory(plan: Plan, where: Topology) -> list[str]:
     lines = [f"  HBM per device         {parts}"]
     if "total" in hbm:
         share = hbm["total"] / hbm["capacity"]
-        lines.append(f"                         total {size(hbm['total'])} of {size(hbm['capacity'])} ({share:.0%})")
+        lines.append(
+            f"                         total {size(hbm['total'])} of {size(hbm['capacity'])} ({share:.0%})"
+        )
     if where.chip.devices > 1:
         lines.append(f"                         ({where.chip.devices} devices a chip)")
     return lines
@@ -45,17 +49,17 @@ def _memory(plan: Plan, where: Topology) -> list[str]:
 
 def _flops(plan: Plan) -> list[str]:
     flops = plan.flops
-    text = f"model {flops['model'] / 1e12:.3f} T"
+    text = f"model {_count(flops['model'])}, in the program {_count(flops['program'])}"
     if "executed" in flops:
-        text += f", executed {flops['executed'] / 1e12:.3f} T ({flops['executed'] / flops['model']:.2f}x)"
-    text += f", rematerialised {flops['rematerialised'] / 1e12:.3f} T"
+        text += f", executed {_count(flops['executed'])} ({flops['executed'] / flops['program']:.2f}x)"
+    text += f", rematerialised {_count(flops['rematerialised'])}"
     return [f"  FLOPs per device       {text}"]
 
 
 def _collectives(plan: Plan) -> list[str]:
     lines = [
         f"  {row['kind']:<22} over {'+'.join(row['axes']) or 'nothing'} ({row['group']} devices): {row['count']} a step, "
-        f"{size(row['bytes'])}, {_seconds(row['seconds'])} at best"
+        f"{size(row['bytes'])}, {seconds(row['seconds'])} at best"
         for row in plan.collectives
     ]
     return lines or ["  collectives            none"]
@@ -64,9 +68,9 @@ def _collectives(plan: Plan) -> list[str]:
 def _times(plan: Plan, unit: str) -> list[str]:
     roofline, predicted = plan.roofline, plan.predicted
     lines = [
-        f"  roofline               compute {_seconds(roofline['compute'])}, HBM {_seconds(roofline['hbm'])}, "
-        f"network {_seconds(roofline['network'])}: bound by {roofline['bound']}, MFU at most {predicted['mfu_bound']:.1%}",
-        f"  predicted step         {_seconds(predicted['step'])} (waiting for the network {_seconds(predicted['waiting'])}), "
+        f"  roofline               compute {seconds(roofline['compute'])}, HBM {seconds(roofline['hbm'])}, "
+        f"network {seconds(roofline['network'])}: bound by {roofline['bound']}, MFU at most {predicted['mfu_bound']:.1%}",
+        f"  predicted step         {seconds(predicted['step'])} (waiting for the network {seconds(predicted['waiting'])}), "
         f"{predicted['throughput']:,.0f} {unit}/s, {predicted['throughput_per_chip']:,.0f} a chip, MFU {predicted['mfu']:.1%}",
     ]
     if training := plan.training:
@@ -84,7 +88,9 @@ def _operations(plan: Plan) -> list[str]:
     lines = ["  dearest operations"]
     for row in plan.operations[:6]:
         times = f" x{row['times']}" if row["times"] > 1 else ""
-        lines.append(f"    {row['share']:>6.1%} {_seconds(row['seconds']):>9}{times}  {row['opcode']:<12} {row['source'] or row['name']}")
+        lines.append(
+            f"    {row['share']:>6.1%} {seconds(row['seconds']):>9}{times}  {row['opcode']:<12} {row['source'] or row['name']}"
+        )
     return lines
 
 
@@ -108,10 +114,19 @@ def size(count: float) -> str:
     return f"{count:.2f} GiB"
 
 
-def _seconds(seconds: float) -> str:
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-4 or not seconds else f"{seconds * 1e6:.1f} us"
+def _count(number: float) -> str:
+    for letter in ("", "k", "M", "G"):
+        if number < 1000:
+            return f"{number:.3g}{letter and ' '}{letter}"
+        number /= 1000
+    return f"{number:,.4g} T"
+
+
+def seconds(time: float) -> str:
+    """Seconds for people."""
+    if time >= 1:
+        return f"{time:.2f} s"
+    return f"{time * 1e3:.2f} ms" if time >= 1e-4 or not time else f"{time * 1e6:.1f} us"
 
 
 def table(plans: Sequence[Plan]) -> str:
@@ -126,14 +141,19 @@ def table(plans: Sequence[Plan]) -> str:
                 plan.verdict,
                 size(plan.hbm["total"]) if "total" in plan.hbm else "-",
                 size(plan.hbm["capacity"]),
-                _seconds(p["step"]) if p else "-",
+                seconds(p["step"]) if p else "-",
                 f"{p['throughput']:,.0f}/s" if p else "-",
                 f"{p['mfu']:.1%}" if p else "-",
                 plan.roofline.get("bound", "-") if p else "-",
                 f"{plan.training['total_minutes']:.2f} min" if plan.training else "-",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    return columns(rows)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text, every column as wide as its widest cell."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
@@ -144,7 +164,12 @@ def record(plans: Sequence[Plan], where: Topology, facts: dict[str, Any]) -> dic
     return {
         "schema_version": SCHEMA_VERSION,
         "what": "prediction for devices that are not there; not measured",
-        "topology": {"name": where.name, "chips": where.num_chips, "devices": where.num_devices, "chip": chip},
+        "topology": {
+            "name": where.name,
+            "chips": where.num_chips,
+            "devices": where.num_devices,
+            "chip": chip,
+        },
         **facts,
         "plans": [dataclasses.asdict(plan) for plan in plans],
     }
@@ -180,13 +205,21 @@ def write_figure(path: Path, plans: Sequence[Plan], title: str) -> None:
     memory.legend(fontsize="small")
     bars = ("compute", "hbm", "network", "predicted")
     for n, bar in enumerate(bars):
-        values = [(p.predicted.get("step", 0.0) if bar == "predicted" else p.roofline.get(bar, 0.0)) * 1e3 for p in plans]
+        values = [
+            (p.predicted.get("step", 0.0) if bar == "predicted" else p.roofline.get(bar, 0.0)) * 1e3
+            for p in plans
+        ]
         places = [i + (n - 1.5) * 0.2 for i in range(len(plans))]
         times.bar(places, values, width=0.2, label=bar if bar == "predicted" else f"roofline: {bar}")
     times.set_xticks(range(len(plans)), names)
     times.set_ylabel("ms per step")
     times.legend(fontsize="small")
     figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a matplotlib figure atomically, in the format that the path's suffix names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix, delete=False) as file:
         figure.savefig(file.name)

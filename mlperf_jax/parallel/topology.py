@@ -70,7 +70,9 @@ def parse(name: str) -> Topology:
     chips = {chip.name: chip for chip in CHIPS}
     found = re.fullmatch(r"(?:([1-9]\d{0,3})x)?(\w+):([1-9]\d{0,4}(?:x[1-9]\d{0,4}){1,2})", name)
     if not found:
-        raise UserError(f"--topology={name} is not of the form chip:shape, as v5e:16x16, 2xv5e:16x16 or h200:1x8.")
+        raise UserError(
+            f"--topology={name} is not of the form chip:shape, as v5e:16x16, 2xv5e:16x16 or h200:1x8."
+        )
     slices, kind, text = found.groups()
     if kind not in chips:
         raise UserError(f"--topology={name} names no chip that is known; there are {', '.join(chips)}.")
@@ -95,7 +97,11 @@ def missing_compiler(topology: Topology) -> str | None:
 
 def compiler_version(topology: Topology) -> str:
     """Names the compiler, for the key of cached results."""
-    packages = ("jaxlib", "libtpu") if topology.platform == "tpu" else ("jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin")
+    packages = (
+        ("jaxlib", "libtpu")
+        if topology.platform == "tpu"
+        else ("jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin")
+    )
     found = []
     for package in packages:
         try:
@@ -135,9 +141,13 @@ def devices(topology: Topology) -> Sequence[Any]:
     try:
         found = topologies.get_topology_desc(**arguments).devices
     except Exception as error:  # Plugins raise errors of several kinds.
-        raise UserError(f"The compiler knows no --topology={topology.name} ({_first_line(error)}).") from error
+        raise UserError(
+            f"The compiler knows no --topology={topology.name} ({_first_line(error)})."
+        ) from error
     if len(found) != topology.num_devices:
-        raise UserError(f"--topology={topology.name} has {len(found)} devices where {topology.num_devices} were expected.")
+        raise UserError(
+            f"--topology={topology.name} has {len(found)} devices where {topology.num_devices} were expected."
+        )
     return found
 
 
