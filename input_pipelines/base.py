@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
+from absl import flags
 
 Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
 Batch = dict[str, np.ndarray]
@@ -140,6 +141,8 @@ def prefetched(
     """
     import grain
 
+    if num_workers and not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's own flags live among absl's global ones, which we leave alone.
     batches = grain.MapDataset.range(start, stop).map(make_batch)
     # Twice the threads are held ready, so that one slow batch does not idle the others.
     read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)

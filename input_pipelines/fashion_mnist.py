@@ -52,12 +52,20 @@ _SHAPES = {
 }
 _DTYPES = {"image": np.dtype(np.uint8), "label": np.dtype(np.int32)}
 
-SYNTHETIC = synthetic.Shapes(
-    spec={"image": (IMAGE_SHAPE, _DTYPES["image"]), "label": ((), _DTYPES["label"])},
-    limits={"image": 256, "label": NUM_CLASSES},
-    num_train=NUM_TRAIN,
-    num_eval=NUM_EVAL,
-)
+
+
+def synthetic_shapes(options: Mapping[str, Any]) -> synthetic.Shapes:
+    """What `--synthetic_data` makes up; see `open_dataset` for the options."""
+    _check_size(options)
+    spec = {"image": (IMAGE_SHAPE, _DTYPES["image"]), "label": ((), _DTYPES["label"])}
+    limits = {"image": 256, "label": NUM_CLASSES}
+    return synthetic.Shapes(spec, limits, num_train=NUM_TRAIN, num_eval=NUM_EVAL)
+
+
+def _check_size(options: Mapping[str, Any]) -> None:
+    size = options.get("image_size", IMAGE_SHAPE[0])
+    if size != IMAGE_SHAPE[0]:
+        raise UserError(f"Fashion-MNIST has images of 28x28, so image_size cannot be {size}; leave it at 28.")
 
 
 def sources(data_dir: Path) -> list[fetch.Source]:
@@ -99,11 +107,16 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
 
 
 def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> InMemoryDataset:
-    """Opens the prepared set: image [28, 28, 1] uint8, label [] int32 in [0, 10); no options.
+    """Opens the prepared set: image [28, 28, 1] uint8, label [] int32 in [0, 10).
+
+    Args:
+        data_dir: holds the prepared sets.
+        options: `image_size`, if there at all, must be 28.
 
     Raises:
         UserError: it is not prepared, or damaged.
     """
+    _check_size(options)
     folder = data_dir / "fashion_mnist"
     prepared.read_manifest(folder)
     arrays = {

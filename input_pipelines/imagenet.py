@@ -27,14 +27,25 @@ NUM_CLASSES = 1000
 NUM_TRAIN, NUM_EVAL = 1_281_167, 50_000
 SPLITS = ("train", "eval")
 
-_SPEC: base.Spec = {
-    "image": ((images.SIZE, images.SIZE, 3), np.dtype(np.uint8)),
-    "label": ((), np.dtype(np.int32)),
-}
-SYNTHETIC = synthetic.Shapes(
-    spec=_SPEC, limits={"image": 256, "label": NUM_CLASSES}, num_train=NUM_TRAIN, num_eval=NUM_EVAL
-)
+IMAGE_SIZE = 224
 _PROGRESS_SECONDS = 10
+
+
+def synthetic_shapes(options: Mapping[str, Any]) -> synthetic.Shapes:
+    """What `--synthetic_data` makes up; see `open_dataset` for the options."""
+    limits = {"image": 256, "label": NUM_CLASSES}
+    return synthetic.Shapes(_spec(_image_size(options)), limits, num_train=NUM_TRAIN, num_eval=NUM_EVAL)
+
+
+def _spec(size: int) -> base.Spec:
+    return {"image": ((size, size, 3), np.dtype(np.uint8)), "label": ((), np.dtype(np.int32))}
+
+
+def _image_size(options: Mapping[str, Any]) -> int:
+    size = options.get("image_size", IMAGE_SIZE)
+    if size < 1:
+        raise UserError(f"Images of size {size} cannot be made; ImageNet's image_size is {IMAGE_SIZE}.")
+    return size
 
 
 class Source(Protocol):
@@ -141,54 +152,69 @@ class TfdsRecords:
 
 
 class ImageNet:
-    """The `base.Dataset` of encoded images: image [224, 224, 3] uint8, label [] int32 in [0, 1000).
+    """The `base.Dataset` of encoded images: image [S, S, 3] uint8, label [] int32 in [0, 1000).
 
     Args:
         source: where the images are.
+        image_size: S, 224 in the benchmark.
         num_threads: batches decoded at once in each process.
         num_workers: processes that decode; 0 decodes in threads of this process.
         fake, description: see `base.Dataset`.
     """
 
-    def __init__(self, source: Source, *, num_threads: int, num_workers: int, fake: bool, description: str) -> None:
-        self._source = source
+    def __init__(
+        self,
+        source: Source,
+        *,
+        image_size: int,
+        num_threads: int,
+        num_workers: int,
+        fake: bool,
+        description: str,
+    ) -> None:
+        self._source, self._size = source, image_size
         self._prefetched = functools.partial(base.prefetched, num_threads=num_threads, num_workers=num_workers)
         self.num_train, self.num_eval = (source.counts[split] for split in SPLITS)
-        self.train_spec, self.eval_spec = _SPEC, _SPEC | base.MASK_SPEC
+        self.train_spec = _spec(image_size)
+        self.eval_spec = self.train_spec | base.MASK_SPEC
         self.fake, self.description = fake, description
 
-    def train_batches(
-        self, *, seed: int, batch_size: int, start_step: int, rows: slice
-    ) -> base.BatchIterator:
-        make_batch = functools.partial(_train_batch, self._source, seed=seed, batch_size=batch_size, rows=rows)
+    def train_batches(self, *, seed: int, batch_size: int, start_step: int, rows: slice) -> base.BatchIterator:
+        make_batch = functools.partial(
+            _train_batch, self._source, size=self._size, seed=seed, batch_size=batch_size, rows=rows
+        )
         return self._prefetched(make_batch, start_step)
 
     def eval_batches(self, *, batch_size: int, rows: slice) -> base.BatchIterator:
-        make_batch = functools.partial(_eval_batch, self._source, batch_size=batch_size, rows=rows)
+        make_batch = functools.partial(
+            _eval_batch, self._source, size=self._size, batch_size=batch_size, rows=rows
+        )
         return self._prefetched(make_batch, 0, base.num_eval_batches(self.num_eval, batch_size))
 
 
-def _train_batch(source: Source, step: int, *, seed: int, batch_size: int, rows: slice) -> base.Batch:
+def _train_batch(
+    source: Source, step: int, *, size: int, seed: int, batch_size: int, rows: slice
+) -> base.Batch:
     positions = base.train_positions(step, batch_size=batch_size, rows=rows)
     examples = base.examples_at(positions, seed=seed, num_examples=source.counts["train"])
-    batch = _empty_batch(len(positions))
+    batch = _empty_batch(len(positions), size)
     for row, (position, example) in enumerate(zip(positions.tolist(), examples.tolist(), strict=True)):
         data, batch["label"][row], where = source.read("train", example)
-        batch["image"][row] = images.train_image(data, where, seed=seed, position=position)
+        batch["image"][row] = images.train_image(data, where, size=size, seed=seed, position=position)
     return batch
 
 
-def _eval_batch(source: Source, index: int, *, batch_size: int, rows: slice) -> base.Batch:
+def _eval_batch(source: Source, index: int, *, size: int, batch_size: int, rows: slice) -> base.Batch:
     examples = base.eval_examples(index, num_examples=source.counts["eval"], batch_size=batch_size, rows=rows)
-    batch = _empty_batch(len(examples))
+    batch = _empty_batch(len(examples), size)
     for row, example in enumerate(examples.tolist()):
         data, batch["label"][row], where = source.read("eval", example)
-        batch["image"][row] = images.eval_image(data, where)
+        batch["image"][row] = images.eval_image(data, where, size=size)
     return base.with_mask(batch, rows.stop - rows.start)
 
 
-def _empty_batch(num_rows: int) -> base.Batch:
-    return {name: np.empty((num_rows, *shape), dtype) for name, (shape, dtype) in _SPEC.items()}
+def _empty_batch(num_rows: int, size: int) -> base.Batch:
+    return {name: np.empty((num_rows, *shape), dtype) for name, (shape, dtype) in _spec(size).items()}
 
 
 def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> ImageNet:
@@ -196,8 +222,9 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> ImageNet:
 
     Args:
         data_dir: see the module.
-        options: `fake` (int, 0): the set that `prepare --fake=N` wrote. `num_threads` (int, as many
-            as there are cores, at most 8) and `num_workers` (int, 0): see `ImageNet`.
+        options: `fake` (int, 0): the set that `prepare --fake=N` wrote. `image_size` (int, 224),
+            `num_workers` (int, 0) and `num_threads` (int; 0, the default, is as many as there are
+            cores, at most 8): see `ImageNet`.
 
     Raises:
         UserError: it is not there, not whole, or the real set does not have ImageNet's counts.
@@ -216,6 +243,7 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> ImageNet:
     what = "Fake ImageNet (random images, not MLPerf's data)" if made_up else "ImageNet"
     return ImageNet(
         source,
+        image_size=_image_size(options),
         num_threads=options.get("num_threads") or min(os.cpu_count() or 1, 8),
         num_workers=options.get("num_workers") or 0,
         fake=made_up,
@@ -282,7 +310,7 @@ def _find(data_dir: Path) -> Source:
     raise UserError(
         f"ImageNet is not in {data_dir}; get it from image-net.org and put it there as imagenet/train/<wnid>/*.JPEG and "
         "imagenet/val/<wnid>/*.JPEG, or as TFDS's imagenet2012 in array_record format (or use --preset=mini, "
-        "--synthetic_data, or a made-up set from `python -m mlperf_jax.prepare --preset=closed --fake=N`)."
+        "--synthetic_data, or --config.data.fake=N after `python -m mlperf_jax.prepare --preset=closed --fake=N`)."
     )
 
 

@@ -130,16 +130,12 @@ def _sentences_for_disks(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        where = error.filename or folder
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = error.filename or folder
             raise UserError(
                 f"The disk is full at {where}, so {folder} was not prepared; free some space or use another --data_dir."
             ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise UserError(
-                f"{folder} cannot be written ({error.strerror}: {error.filename}); use another --data_dir."
-            ) from None
-        raise
+        raise UserError(f"{folder} cannot be written ({error.strerror}: {where}); use another --data_dir.") from None
 
 
 def _remove(folder: Path) -> None:

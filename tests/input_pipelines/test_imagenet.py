@@ -13,6 +13,7 @@ from input_pipelines import imagenet, images
 from mlperf_jax.errors import UserError
 
 NUM_FAKE = 20
+SMALL = {"synthetic": True, "image_size": 64, "num_eval": 4}
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +68,28 @@ def test_batches_are_what_the_specs_say(fake_dir):
         }
 
 
+def test_image_size_is_the_config_s(fake_dir, tmp_path):
+    for data in (opened(fake_dir, image_size=64), input_pipelines.open_dataset("imagenet", tmp_path, SMALL)):
+        (train,) = take(data.train_batches(seed=0, batch_size=4, start_step=0, rows=slice(0, 4)), 1)
+        (evaluation,) = list(data.eval_batches(batch_size=4, rows=slice(0, 4)))
+        assert train["image"].shape == evaluation["image"].shape == (4, *data.train_spec["image"][0]) == (4, 64, 64, 3)
+    with pytest.raises(UserError, match="leave it at 28"):
+        input_pipelines.open_dataset("fashion_mnist", tmp_path, {"image_size": 32})
+
+
+def test_worker_processes_yield_the_same_and_name_the_damaged_file(fake_copy):
+    def batches(**options):
+        return opened(fake_copy, **options).train_batches(seed=5, batch_size=5, start_step=2, rows=slice(1, 4))
+
+    for one, other in zip(take(batches(), 5), take(batches(num_workers=2), 5), strict=True):
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+    path = image_paths(fake_copy, "val")[1]
+    path.write_bytes(bytes(path.stat().st_size))
+    evaluation = opened(fake_copy, num_workers=1).eval_batches(batch_size=1, rows=slice(0, 1))
+    with contextlib.closing(evaluation), pytest.raises(UserError, match=f"{path} is not a whole image"):
+        list(evaluation)
+
+
 def test_train_stream_is_the_same_for_any_processes_threads_and_start(fake_dir):
     steps, size = 8, 6  # Two epochs and more.
     whole = concatenated(
@@ -95,7 +118,7 @@ def test_train_rows_are_the_images_and_labels_of_the_files(fake_dir):
     expected = {}
     for row in range(NUM_FAKE):
         for index, path in enumerate(paths):
-            image = images.train_image(path.read_bytes(), "x", seed=5, position=NUM_FAKE + row)
+            image = images.train_image(path.read_bytes(), "x", size=224, seed=5, position=NUM_FAKE + row)
             if np.array_equal(image, batch["image"][row]):
                 expected[row] = index
         assert batch["label"][row] == classes.index(paths[expected[row]].parent.name)
@@ -109,7 +132,7 @@ def test_the_same_image_is_augmented_anew_in_each_epoch(fake_dir):
 
 
 def test_eval_holds_every_image_once_in_any_split(fake_dir):
-    expected = [images.eval_image(path.read_bytes(), "x") for path in image_paths(fake_dir, "val")]
+    expected = [images.eval_image(path.read_bytes(), "x", size=224) for path in image_paths(fake_dir, "val")]
     parts = [concatenated(list(opened(fake_dir).eval_batches(batch_size=6, rows=rows))) for rows in (slice(0, 1), slice(1, 6))]
     both = concatenated(parts)
     assert both["mask"].tolist() == [1, 1, 0, 0, 0, 0]

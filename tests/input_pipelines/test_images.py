@@ -131,7 +131,7 @@ def test_train_image_is_the_crop_resized_and_flipped_half_the_time():
         expected = bilinear(whole[y : y + h, x : x + w], 224, 224)
         expected = expected[:, ::-1] if u[0] < 0.5 else expected
         flips += u[0] < 0.5
-        got = images.train_image(jpeg, "x", seed=9, position=position)
+        got = images.train_image(jpeg, "x", size=224, seed=9, position=position)
         assert got.shape == (224, 224, 3) and got.dtype == np.uint8
         assert np.abs(got - expected).max() <= 1
     assert 15 < flips < 45
@@ -140,7 +140,7 @@ def test_train_image_is_the_crop_resized_and_flipped_half_the_time():
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (256, 256), (100, 80), (600, 1000), (1, 5)])
 def test_eval_image_is_the_centre_of_the_image_at_256(height, width):
     jpeg = encoded(smooth(height, width), quality=95)
-    got = images.eval_image(jpeg, "x")
+    got = images.eval_image(jpeg, "x", size=224)
     short = min(height, width)
     h, w = 256 * height // short, 256 * width // short
     y, x = (h - 224) // 2, (w - 224) // 2
