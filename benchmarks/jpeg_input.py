@@ -96,8 +96,8 @@ def measure(data_dir: Path) -> dict:
             }
         )
         print(
-            f"{processes} processes: bare {medians['bare']:.0f} images/s, pipeline {medians['pipeline']:.0f}, "
-            f"{results[-1]['pipeline_over_bare']:.3f} of it",
+            f"{processes} process(es): bare {medians['bare']:.0f} images/s, "
+            f"pipeline {medians['pipeline']:.0f}, {results[-1]['pipeline_over_bare']:.3f} of it",
             flush=True,
         )
     return {
@@ -110,9 +110,14 @@ def measure(data_dir: Path) -> dict:
             "python": platform.python_version(),
         },
         "versions": {
-            name: importlib.metadata.version(name) for name in ("grain", "numpy", "opencv-python-headless", "simplejpeg")
+            name: importlib.metadata.version(name)
+            for name in ("grain", "numpy", "opencv-python-headless", "simplejpeg")
         },
-        "images": {"count": len(jpegs), "mean_bytes": statistics.mean(map(len, jpegs)), "kind": "made up, see fake_images.py"},
+        "images": {
+            "count": len(jpegs),
+            "mean_bytes": statistics.mean(map(len, jpegs)),
+            "kind": "made up, see fake_images.py",
+        },
         "batch": _BATCH.value,
         "results": results,
     }

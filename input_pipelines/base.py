@@ -111,7 +111,7 @@ def num_eval_batches(num_examples: int, batch_size: int) -> int:
 
 
 def with_mask(fields: Mapping[str, np.ndarray], num_rows: int) -> Batch:
-    """Pads every field with zeros to `num_rows` rows and adds the mask of the real ones, [num_rows] float32."""
+    """Pads every field with zeros to `num_rows` rows and adds the mask of the real ones, [rows] float32."""
     num_real = _common_length(fields)
     batch = {name: np.zeros((num_rows, *value.shape[1:]), value.dtype) for name, value in fields.items()}
     for name, value in fields.items():
@@ -172,7 +172,9 @@ class InMemoryDataset:
         self._train, self._eval = dict(train), dict(evaluation)
         self.num_train, self.num_eval = _common_length(self._train), _common_length(self._eval)
         self.train_spec = {name: (value.shape[1:], value.dtype) for name, value in self._train.items()}
-        self.eval_spec = {name: (value.shape[1:], value.dtype) for name, value in self._eval.items()} | MASK_SPEC
+        self.eval_spec = {
+            name: (value.shape[1:], value.dtype) for name, value in self._eval.items()
+        } | MASK_SPEC
         self.fake, self.description = fake, description
 
     def train_batches(self, *, seed: int, batch_size: int, start_step: int, rows: slice) -> BatchIterator:

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 60,000 train and 10,000 test images of clothes, 28x28 grey, 10 balanced classes, MIT licence.
+"""Fashion-MNIST: 60,000 train and 10,000 eval images of clothes, 28x28 grey, 10 balanced classes; MIT.
 
 Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
 Algorithms", arXiv:1708.07747.
@@ -51,7 +51,6 @@ _SHAPES = {
     "eval_label": (NUM_EVAL,),
 }
 _DTYPES = {"image": np.dtype(np.uint8), "label": np.dtype(np.int32)}
-
 
 
 def synthetic_shapes(options: Mapping[str, Any]) -> synthetic.Shapes:
@@ -135,7 +134,9 @@ def _open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarr
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); run `python -m mlperf_jax.prepare` again.") from None
+        raise UserError(
+            f"{path} cannot be read ({error}); run `python -m mlperf_jax.prepare` again."
+        ) from None
     if array.shape != shape or array.dtype != dtype:
         raise UserError(
             f"{path} holds {array.dtype} {array.shape} where {dtype} {shape} belongs; "

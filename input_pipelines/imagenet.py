@@ -70,12 +70,16 @@ class ClassFolders:
         self._classes = sorted(entry.name for entry in os.scandir(folder / "train") if entry.is_dir())
         if len(self._classes) != NUM_CLASSES:
             raise UserError(
-                f"{folder / 'train'} has {len(self._classes)} class folders where ImageNet has {NUM_CLASSES}; "
-                "unpack the whole archive there."
+                f"{folder / 'train'} has {len(self._classes)} class folders where ImageNet has "
+                f"{NUM_CLASSES}; unpack the whole archive there."
             )
-        strangers = {entry.name for entry in os.scandir(folder / "val") if entry.is_dir()} - set(self._classes)
+        strangers = {entry.name for entry in os.scandir(folder / "val") if entry.is_dir()} - set(
+            self._classes
+        )
         if strangers:
-            raise UserError(f"{folder / 'val' / min(strangers)} is a class that {folder / 'train'} lacks; remove it.")
+            raise UserError(
+                f"{folder / 'val' / min(strangers)} is a class that {folder / 'train'} lacks; remove it."
+            )
         # A million names as one array of bytes take a third of what as many strings would.
         self._names, self._ends = {}, {}
         for split in SPLITS:
@@ -100,7 +104,9 @@ class ClassFolders:
         try:
             return path.read_bytes(), label, str(path)
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); put a sound copy in its place.") from None
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}); put a sound copy in its place."
+            ) from None
 
 
 class TfdsRecords:
@@ -117,9 +123,13 @@ class TfdsRecords:
             splits = {split: builder.info.splits[name] for split, name in self._SPLITS.items()}
             num_classes = builder.info.features["label"].num_classes
         except Exception as error:  # TFDS and protobuf raise whatever the damage makes of their metadata.
-            raise UserError(f"{folder} is not a whole TFDS data set ({error}); prepare it again with TFDS.") from None
+            raise UserError(
+                f"{folder} is not a whole TFDS data set ({error}); prepare it again with TFDS."
+            ) from None
         if num_classes != NUM_CLASSES or "image" not in builder.info.features:
-            raise UserError(f"{folder} has {num_classes} classes where ImageNet has {NUM_CLASSES}; use imagenet2012.")
+            raise UserError(
+                f"{folder} has {num_classes} classes where ImageNet has {NUM_CLASSES}; use imagenet2012."
+            )
         file_format = builder.info.file_format
         if file_format != tfds.core.FileFormat.ARRAY_RECORD:
             raise UserError(
@@ -135,7 +145,8 @@ class TfdsRecords:
         undecoded = {"image": tfds.decode.SkipDecoding()}
         try:
             self._records = {
-                split: builder.as_data_source(name, decoders=undecoded) for split, name in self._SPLITS.items()
+                split: builder.as_data_source(name, decoders=undecoded)
+                for split, name in self._SPLITS.items()
             }
         except Exception as error:
             raise UserError(f"{folder} cannot be opened ({error}); prepare it again with TFDS.") from None
@@ -147,7 +158,9 @@ class TfdsRecords:
         try:
             example = self._records[split][index]
         except Exception as error:  # ArrayRecord and protobuf raise their own.
-            raise UserError(f"{where} cannot be read ({error}); prepare the data set again with TFDS.") from None
+            raise UserError(
+                f"{where} cannot be read ({error}); prepare the data set again with TFDS."
+            ) from None
         return bytes(example["image"]), int(example["label"]), where
 
 
@@ -173,13 +186,17 @@ class ImageNet:
         description: str,
     ) -> None:
         self._source, self._size = source, image_size
-        self._prefetched = functools.partial(base.prefetched, num_threads=num_threads, num_workers=num_workers)
+        self._prefetched = functools.partial(
+            base.prefetched, num_threads=num_threads, num_workers=num_workers
+        )
         self.num_train, self.num_eval = (source.counts[split] for split in SPLITS)
         self.train_spec = _spec(image_size)
         self.eval_spec = self.train_spec | base.MASK_SPEC
         self.fake, self.description = fake, description
 
-    def train_batches(self, *, seed: int, batch_size: int, start_step: int, rows: slice) -> base.BatchIterator:
+    def train_batches(
+        self, *, seed: int, batch_size: int, start_step: int, rows: slice
+    ) -> base.BatchIterator:
         make_batch = functools.partial(
             _train_batch, self._source, size=self._size, seed=seed, batch_size=batch_size, rows=rows
         )
@@ -308,9 +325,9 @@ def _find(data_dir: Path) -> Source:
         if (folder / "dataset_info.json").is_file():
             return TfdsRecords(folder)
     raise UserError(
-        f"ImageNet is not in {data_dir}; get it from image-net.org and put it there as imagenet/train/<wnid>/*.JPEG and "
-        "imagenet/val/<wnid>/*.JPEG, or as TFDS's imagenet2012 in array_record format (or use --preset=mini, "
-        "--synthetic_data, or --config.data.fake=N after `python -m mlperf_jax.prepare --preset=closed --fake=N`)."
+        f"ImageNet is not in {data_dir}; get it from image-net.org and put it there as imagenet/train/<wnid>/*.JPEG "
+        "and imagenet/val/<wnid>/*.JPEG, or as TFDS's imagenet2012 in array_record format (or use --preset=mini, "
+        "--synthetic_data, or --config.data.fake=N after `python -m mlperf_jax.prepare --workload=resnet50 --fake=N`)."
     )
 
 

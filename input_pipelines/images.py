@@ -90,7 +90,9 @@ def train_image(data: bytes, where: str, *, size: int, seed: int, position: int)
     flip, *draws = uniforms(seed, position, 1 + _ATTEMPTS * _DRAWS).tolist()
     y, x, height, width = random_crop(image.shape[0], image.shape[1], draws)
     image = _resize(image[y : y + height, x : x + width], size, size)
-    return _import_cv2().flip(image, 1) if flip < 0.5 else image  # Copying a NumPy view takes 40 times as long.
+    return (
+        _import_cv2().flip(image, 1) if flip < 0.5 else image
+    )  # Copying a NumPy view takes 40 times as long.
 
 
 def eval_image(data: bytes, where: str, *, size: int) -> np.ndarray:

@@ -26,7 +26,9 @@ _MANIFEST = "manifest.json"
 Manifest = dict[str, Any]
 
 
-def prepare_folder(folder: Path, build: Callable[[Path], dict[str, Any]], *, verify: bool = False) -> Manifest:
+def prepare_folder(
+    folder: Path, build: Callable[[Path], dict[str, Any]], *, verify: bool = False
+) -> Manifest:
     """Returns the manifest of `folder`, building it first unless it is there and sound.
 
     Safe when several processes call it at once, and after any of them was killed half-way: one
@@ -74,9 +76,13 @@ def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
         manifest = json.loads(path.read_text())
         version, files = manifest["schema_version"], manifest["files"]
     except FileNotFoundError:
-        raise UserError(f"There is no prepared data set in {folder}; run `python -m mlperf_jax.prepare`.") from None
+        raise UserError(
+            f"There is no prepared data set in {folder}; run `python -m mlperf_jax.prepare`."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error!r}); run `python -m mlperf_jax.prepare` again.") from None
+        raise UserError(
+            f"{path} cannot be read ({error!r}); run `python -m mlperf_jax.prepare` again."
+        ) from None
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{path} has schema version {version!r} where this program reads {SCHEMA_VERSION}; "
@@ -135,7 +141,9 @@ def _sentences_for_disks(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"The disk is full at {where}, so {folder} was not prepared; free some space or use another --data_dir."
             ) from None
-        raise UserError(f"{folder} cannot be written ({error.strerror}: {where}); use another --data_dir.") from None
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}: {where}); use another --data_dir."
+        ) from None
 
 
 def _remove(folder: Path) -> None:

@@ -31,7 +31,9 @@ def prepare(workload: str, preset: str, data_dir: Path, *, fake: int = 0, verify
     registry.find(workload)
     data = configs.base_config(workload, preset).get("data", {})
     if "name" not in data:
-        raise UserError(f"The workload {workload} names no data set in its config, so there is nothing to prepare.")
+        raise UserError(
+            f"The workload {workload} names no data set in its config, so there is nothing to prepare."
+        )
     return input_pipelines.prepare(data["name"], data_dir, fake=fake, verify=verify)
 
 
@@ -45,10 +47,15 @@ def _flag_values() -> flags.FlagValues:
     flags.DEFINE_enum("platform", "cpu", platforms.PLATFORMS, by_platform, flag_values=values)
     flags.DEFINE_enum("preset", None, configs.PRESETS, by_preset, flag_values=values)
     flags.DEFINE_string(
-        "data_dir", None, "Holds all data sets; default $MLPERF_JAX_DATA or ~/.cache/mlperf_jax.", flag_values=values
+        "data_dir",
+        None,
+        "Holds all data sets; default $MLPERF_JAX_DATA or ~/.cache/mlperf_jax.",
+        flag_values=values,
     )
     flags.DEFINE_integer("fake", 0, by_fake, lower_bound=0, flag_values=values)
-    flags.DEFINE_bool("verify", False, "Read every byte of what is there, not only sizes.", flag_values=values)
+    flags.DEFINE_bool(
+        "verify", False, "Read every byte of what is there, not only sizes.", flag_values=values
+    )
     flags.DEFINE_bool("help", False, "Show this, and end.", flag_values=values)
     return values
 

@@ -46,7 +46,10 @@ def test_data_dir_comes_from_the_environment(tmp_path, monkeypatch):
         (["--workload=resnet50", "extra"], "'extra' is not a flag"),
         (["--workload=resnet50", "--preset=closed"], "ImageNet is not in"),
         (["--workload=resnet50", "--preset=mini", "--fake=1"], "leave --fake out"),
-        (["--workload=resnet50", "--preset=closed", "--fake=1", "--data_dir=/dev/null/data"], "another --data_dir"),
+        (
+            ["--workload=resnet50", "--preset=closed", "--fake=1", "--data_dir=/dev/null/data"],
+            "another --data_dir",
+        ),
     ],
 )
 def test_mistakes_get_one_sentence_and_status_2(tmp_path, capsys, arguments, message):
@@ -56,5 +59,7 @@ def test_mistakes_get_one_sentence_and_status_2(tmp_path, capsys, arguments, mes
 
 
 def test_help_as_a_command():
-    done = subprocess.run([sys.executable, "-m", "mlperf_jax.prepare", "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mlperf_jax.prepare", "--help"], capture_output=True, text=True
+    )
     assert done.returncode == 0 and "--fake=1024" in done.stdout and "--data_dir" in done.stdout

@@ -41,7 +41,9 @@ def test_every_epoch_holds_every_example_once(stream):
     n, size = stream["n"], stream["batch_size"]
     steps = base.num_eval_batches(3 * n, size)
     data = indexed(n, 1)
-    batches = take(data.train_batches(seed=stream["seed"], batch_size=size, start_step=0, rows=slice(0, size)), steps)
+    batches = take(
+        data.train_batches(seed=stream["seed"], batch_size=size, start_step=0, rows=slice(0, size)), steps
+    )
     seen = np.concatenate([batch["x"] for batch in batches])[: 3 * n].reshape(3, n)
     assert np.array_equal(np.sort(seen, axis=1), np.tile(np.arange(n), (3, 1)))
 

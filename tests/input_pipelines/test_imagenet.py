@@ -72,14 +72,21 @@ def test_image_size_is_the_config_s(fake_dir, tmp_path):
     for data in (opened(fake_dir, image_size=64), input_pipelines.open_dataset("imagenet", tmp_path, SMALL)):
         (train,) = take(data.train_batches(seed=0, batch_size=4, start_step=0, rows=slice(0, 4)), 1)
         (evaluation,) = list(data.eval_batches(batch_size=4, rows=slice(0, 4)))
-        assert train["image"].shape == evaluation["image"].shape == (4, *data.train_spec["image"][0]) == (4, 64, 64, 3)
+        assert (
+            train["image"].shape
+            == evaluation["image"].shape
+            == (4, *data.train_spec["image"][0])
+            == (4, 64, 64, 3)
+        )
     with pytest.raises(UserError, match="leave it at 28"):
         input_pipelines.open_dataset("fashion_mnist", tmp_path, {"image_size": 32})
 
 
 def test_worker_processes_yield_the_same_and_name_the_damaged_file(fake_copy):
     def batches(**options):
-        return opened(fake_copy, **options).train_batches(seed=5, batch_size=5, start_step=2, rows=slice(1, 4))
+        return opened(fake_copy, **options).train_batches(
+            seed=5, batch_size=5, start_step=2, rows=slice(1, 4)
+        )
 
     for one, other in zip(take(batches(), 5), take(batches(num_workers=2), 5), strict=True):
         assert all(np.array_equal(one[name], other[name]) for name in one)
@@ -93,13 +100,18 @@ def test_worker_processes_yield_the_same_and_name_the_damaged_file(fake_copy):
 def test_train_stream_is_the_same_for_any_processes_threads_and_start(fake_dir):
     steps, size = 8, 6  # Two epochs and more.
     whole = concatenated(
-        take(opened(fake_dir).train_batches(seed=5, batch_size=size, start_step=0, rows=slice(0, size)), steps)
+        take(
+            opened(fake_dir).train_batches(seed=5, batch_size=size, start_step=0, rows=slice(0, size)), steps
+        )
     )
     for start, processes, threads in ((0, 2, 1), (3, 3, 4), (7, 1, 3)):
         parts = [
             take(
                 opened(fake_dir, num_threads=threads).train_batches(
-                    seed=5, batch_size=size, start_step=start, rows=slice(p * size // processes, (p + 1) * size // processes)
+                    seed=5,
+                    batch_size=size,
+                    start_step=start,
+                    rows=slice(p * size // processes, (p + 1) * size // processes),
                 ),
                 steps - start,
             )
@@ -112,7 +124,9 @@ def test_train_stream_is_the_same_for_any_processes_threads_and_start(fake_dir):
 
 def test_train_rows_are_the_images_and_labels_of_the_files(fake_dir):
     data = opened(fake_dir)
-    batch = concatenated(take(data.train_batches(seed=5, batch_size=NUM_FAKE, start_step=1, rows=slice(0, NUM_FAKE)), 1))
+    batch = concatenated(
+        take(data.train_batches(seed=5, batch_size=NUM_FAKE, start_step=1, rows=slice(0, NUM_FAKE)), 1)
+    )
     paths = image_paths(fake_dir, "train")
     classes = sorted(path.name for path in (fake_dir / f"imagenet_fake_{NUM_FAKE}" / "train").iterdir())
     expected = {}
@@ -133,7 +147,10 @@ def test_the_same_image_is_augmented_anew_in_each_epoch(fake_dir):
 
 def test_eval_holds_every_image_once_in_any_split(fake_dir):
     expected = [images.eval_image(path.read_bytes(), "x", size=224) for path in image_paths(fake_dir, "val")]
-    parts = [concatenated(list(opened(fake_dir).eval_batches(batch_size=6, rows=rows))) for rows in (slice(0, 1), slice(1, 6))]
+    parts = [
+        concatenated(list(opened(fake_dir).eval_batches(batch_size=6, rows=rows)))
+        for rows in (slice(0, 1), slice(1, 6))
+    ]
     both = concatenated(parts)
     assert both["mask"].tolist() == [1, 1, 0, 0, 0, 0]
     assert np.array_equal(both["image"][:2], expected) and not both["image"][2:].any()
@@ -162,11 +179,14 @@ def tfds_dir(fake_dir, tmp_path_factory):
             folder = fake_dir / f"imagenet_fake_{NUM_FAKE}"
             classes = sorted(path.name for path in (folder / split).iterdir())
             for path in image_paths(fake_dir, split):
-                yield path.name, {
-                    "image": path.read_bytes(),
-                    "label": classes.index(path.parent.name),
-                    "file_name": path.name,
-                }
+                yield (
+                    path.name,
+                    {
+                        "image": path.read_bytes(),
+                        "label": classes.index(path.parent.name),
+                        "file_name": path.name,
+                    },
+                )
 
     data_dir = tmp_path_factory.mktemp("tfds")
     builder = Imagenet2012(data_dir=data_dir, file_format="array_record")
@@ -215,7 +235,9 @@ def test_missing_tfds_shard_is_named(tfds_dir, tmp_path, small_counts):
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.9])
 def test_truncated_tfds_shard_is_named(tfds_dir, tmp_path, small_counts, share):
-    copy, shard = damaged_tfds(tfds_dir, tmp_path, lambda shard: os.truncate(shard, int(shard.stat().st_size * share)))
+    copy, shard = damaged_tfds(
+        tfds_dir, tmp_path, lambda shard: os.truncate(shard, int(shard.stat().st_size * share))
+    )
     with pytest.raises(UserError, match=shard.name) as caught:
         imagenet.prepare(copy, verify=True)
     assert "\n" not in str(caught.value)
@@ -233,7 +255,9 @@ def test_overwritten_tfds_record_is_named(tfds_dir, tmp_path, small_counts):
 
 
 def test_damaged_tfds_metadata_is_named(tfds_dir, tmp_path, small_counts):
-    copy, shard = damaged_tfds(tfds_dir, tmp_path, lambda shard: (shard.parent / "dataset_info.json").write_text("{"))
+    copy, shard = damaged_tfds(
+        tfds_dir, tmp_path, lambda shard: (shard.parent / "dataset_info.json").write_text("{")
+    )
     with pytest.raises(UserError, match="is not a whole TFDS data set"):
         imagenet.open_dataset(copy, {})
 
@@ -309,7 +333,10 @@ def test_synthetic_data_has_the_real_shapes_and_needs_no_files(tmp_path, name):
     data = input_pipelines.open_dataset(name, tmp_path, {"synthetic": True, "num_eval": 10})
     assert data.fake and "synthetic" in data.description
     assert data.num_train == {"fashion_mnist": 60_000, "imagenet": 1_281_167}[name] and data.num_eval == 10
-    rows = [take(data.train_batches(seed=1, batch_size=4, start_step=2, rows=r), 1)[0] for r in (slice(0, 4), slice(2, 4))]
+    rows = [
+        take(data.train_batches(seed=1, batch_size=4, start_step=2, rows=r), 1)[0]
+        for r in (slice(0, 4), slice(2, 4))
+    ]
     assert np.array_equal(rows[0]["image"][2:], rows[1]["image"])
     assert {k: (v.shape[1:], v.dtype) for k, v in rows[0].items()} == data.train_spec
     masks = [batch["mask"] for batch in data.eval_batches(batch_size=4, rows=slice(0, 4))]

@@ -105,7 +105,9 @@ def test_crops_are_distributed_as_the_rules_say():
     # aspect a are sqrt(0.1 * area / a) and min(height, width / a).
     draws = np.random.default_rng(0).uniform(0.75, 1.33, 200_000)
     low = np.sqrt(0.05 * height * width / draws)
-    heights = low + np.random.default_rng(1).uniform(size=draws.size) * (np.minimum(height, width / draws) - low)
+    heights = low + np.random.default_rng(1).uniform(size=draws.size) * (
+        np.minimum(height, width / draws) - low
+    )
     heights = heights[heights**2 * draws >= 0.1 * height * width]
     assert abs(crops[:, 2].mean() - heights.mean()) < 5 * heights.std() / math.sqrt(3000) + 1
 
@@ -137,7 +139,9 @@ def test_train_image_is_the_crop_resized_and_flipped_half_the_time():
     assert 15 < flips < 45
 
 
-@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (256, 256), (100, 80), (600, 1000), (1, 5)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(375, 500), (500, 333), (256, 256), (100, 80), (600, 1000), (1, 5)]
+)
 def test_eval_image_is_the_centre_of_the_image_at_256(height, width):
     jpeg = encoded(smooth(height, width), quality=95)
     got = images.eval_image(jpeg, "x", size=224)
@@ -172,7 +176,11 @@ def test_garbage_before_the_last_marker_is_tolerated():
 @settings(max_examples=60, deadline=None)
 @given(cut=st.integers(0, 10**9))
 def test_any_cut_image_is_named(cut):
-    for data in (encoded(smooth(60, 80)), encoded(smooth(60, 80), "PNG"), encoded(smooth(60, 80), mode="CMYK")):
+    for data in (
+        encoded(smooth(60, 80)),
+        encoded(smooth(60, 80), "PNG"),
+        encoded(smooth(60, 80), mode="CMYK"),
+    ):
         cut_data = data[: cut % (len(data) - 16)]
         with pytest.raises(UserError, match="folder/a.JPEG is not a whole image") as caught:
             images.decode(cut_data, "folder/a.JPEG")
@@ -181,7 +189,12 @@ def test_any_cut_image_is_named(cut):
 
 def test_overwritten_data_and_strangers_are_named():
     jpeg = encoded(smooth(200, 200))
-    for bad in (jpeg[:2000] + bytes(len(jpeg) - 2000), b"", b"GIF89a" + bytes(100), b"<html>not found</html>"):
+    for bad in (
+        jpeg[:2000] + bytes(len(jpeg) - 2000),
+        b"",
+        b"GIF89a" + bytes(100),
+        b"<html>not found</html>",
+    ):
         with pytest.raises(UserError, match="a.JPEG is not a whole image"):
             images.decode(bad, "a.JPEG")
 
