@@ -325,9 +325,10 @@ def _find(data_dir: Path) -> Source:
         if (folder / "dataset_info.json").is_file():
             return TfdsRecords(folder)
     raise UserError(
-        f"ImageNet is not in {data_dir}; get it from image-net.org and put it there as imagenet/train/<wnid>/*.JPEG "
-        "and imagenet/val/<wnid>/*.JPEG, or as TFDS's imagenet2012 in array_record format (or use --preset=mini, "
-        "--synthetic_data, or --config.data.fake=N after `python -m mlperf_jax.prepare --workload=resnet50 --fake=N`)."
+        f"ImageNet is not in {data_dir}; get it from image-net.org and put it there as "
+        "imagenet/train/<wnid>/*.JPEG and imagenet/val/<wnid>/*.JPEG, or as TFDS's imagenet2012 in array_record "
+        "format (or use --preset=mini, --synthetic_data, or a made-up set: `python -m mlperf_jax.prepare "
+        "--workload=resnet50 --fake=N`, then --config.data.fake=N)."
     )
 
 

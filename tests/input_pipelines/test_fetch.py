@@ -205,9 +205,11 @@ def test_two_processes_build_one_folder_once(tmp_path):
         (lambda f: (f / "x").unlink(), "x is missing"),
         (lambda f: (f / "x").write_text("CONTENT"), "SHA-256"),
         (lambda f: (f / "manifest.json").write_text("{"), "cannot be read"),
+        (lambda f: edit(f, files={"x": 7}), "cannot be read"),
+        (lambda f: (f / "manifest.json").write_text("[]"), "cannot be read"),
         (lambda f: (f / "manifest.json").unlink(), "no prepared data set in"),
         (lambda f: edit(f, schema_version=99), "schema version 99"),
-        (lambda f: edit(f, files={"../../x": {"bytes": 1}}), "outside its folder"),
+        (lambda f: edit(f, files={"../../x": {"bytes": 1, "sha256": ""}}), "outside its folder"),
     ],
 )
 def test_damage_is_told_in_a_sentence_that_names_the_file(tmp_path, damage, message):
