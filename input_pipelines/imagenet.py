@@ -326,8 +326,8 @@ def _find(data_dir: Path) -> Source:
             return TfdsRecords(folder)
     raise UserError(
         f"ImageNet is not in {data_dir}; get it from image-net.org and put it there as "
-        "imagenet/train/<wnid>/*.JPEG and imagenet/val/<wnid>/*.JPEG, or as TFDS's imagenet2012 in array_record "
-        "format (or use --preset=mini, --synthetic_data, or a made-up set: `python -m mlperf_jax.prepare "
+        "imagenet/train/<wnid>/*.JPEG and imagenet/val/<wnid>/*.JPEG, or as TFDS's imagenet2012 in array_record"
+        " format (or use --preset=mini, --synthetic_data, or a made-up set: `python -m mlperf_jax.prepare "
         "--workload=resnet50 --fake=N`, then --config.data.fake=N)."
     )
 

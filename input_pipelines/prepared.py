@@ -138,7 +138,8 @@ def _sentences_for_disks(folder: Path) -> Iterator[None]:
         where = error.filename or folder
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"The disk is full at {where}, so {folder} was not prepared; free some space or use another --data_dir."
+                f"The disk is full at {where}, so {folder} was not prepared; "
+                "free some space or use another --data_dir."
             ) from None
         raise UserError(
             f"{folder} cannot be written ({error.strerror}: {where}); use another --data_dir."

@@ -1,4 +1,4 @@
-"""The global stream: every example once an epoch, the same bits however it is split and wherever it starts."""
+"""The global stream: every example once an epoch, the same bits however it is split or where it starts."""
 
 import itertools
 
