@@ -124,7 +124,7 @@ class TfdsRecords:
             num_classes = builder.info.features["label"].num_classes
         except Exception as error:  # TFDS and protobuf raise whatever the damage makes of their metadata.
             raise UserError(
-                f"{folder} is not a whole TFDS data set ({error}); prepare it again with TFDS."
+                f"{folder} is not a whole TFDS data set ({_line(error)}); prepare it again with TFDS."
             ) from None
         if num_classes != NUM_CLASSES or "image" not in builder.info.features:
             raise UserError(
@@ -149,7 +149,9 @@ class TfdsRecords:
                 for split, name in self._SPLITS.items()
             }
         except Exception as error:
-            raise UserError(f"{folder} cannot be opened ({error}); prepare it again with TFDS.") from None
+            raise UserError(
+                f"{folder} cannot be opened ({_line(error)}); prepare it again with TFDS."
+            ) from None
 
     def read(self, split: str, index: int) -> tuple[bytes, int, str]:
         shard = bisect.bisect_right(self._ends[split], index)
@@ -159,9 +161,13 @@ class TfdsRecords:
             example = self._records[split][index]
         except Exception as error:  # ArrayRecord and protobuf raise their own.
             raise UserError(
-                f"{where} cannot be read ({error}); prepare the data set again with TFDS."
+                f"{where} cannot be read ({_line(error)}); prepare the data set again with TFDS."
             ) from None
         return bytes(example["image"]), int(example["label"]), where
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 class ImageNet:
@@ -326,9 +332,9 @@ def _find(data_dir: Path) -> Source:
             return TfdsRecords(folder)
     raise UserError(
         f"ImageNet is not in {data_dir}; get it from image-net.org and put it there as "
-        "imagenet/train/<wnid>/*.JPEG and imagenet/val/<wnid>/*.JPEG, or as TFDS's imagenet2012 in array_record"
-        " format (or use --preset=mini, --synthetic_data, or a made-up set: `python -m mlperf_jax.prepare "
-        "--workload=resnet50 --fake=N`, then --config.data.fake=N)."
+        "imagenet/train/<wnid>/*.JPEG and imagenet/val/<wnid>/*.JPEG, or as TFDS's imagenet2012 in "
+        "array_record format (or use --preset=mini, --synthetic_data, or a made-up set: "
+        "`python -m mlperf_jax.prepare --workload=resnet50 --fake=N`, then --config.data.fake=N)."
     )
 
 

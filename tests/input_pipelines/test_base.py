@@ -91,7 +91,7 @@ def test_orders_differ_by_seed_and_epoch_and_are_balanced():
     first = base.epoch_permutation(1, 0, 1000)
     assert not np.array_equal(first, base.epoch_permutation(2, 0, 1000))
     assert not np.array_equal(first, base.epoch_permutation(1, 1, 1000))
-    # Over many epochs the mean of the example at a place is that of a uniform draw: 499.5, sd 288.7 / sqrt(400).
+    # Over many epochs the mean example at a place is that of a uniform draw: 499.5, sd 288.7 / sqrt(400).
     means = np.mean([base.epoch_permutation(7, epoch, 1000) for epoch in range(400)], axis=0)
     assert np.abs(means - 499.5).max() < 5 * 288.7 / 20
 

@@ -1,4 +1,4 @@
-"""Decoding, cropping and resizing against PIL, float arithmetic and the distribution that the rules describe."""
+"""Decoding, cropping and resizing against PIL, float arithmetic and the rules' distribution."""
 
 import io
 import math
@@ -28,7 +28,7 @@ def encoded(array, file_format="JPEG", mode=None, **options):
 
 
 def bilinear(image, height, width):
-    """Bilinear without antialiasing, pixel centres at half: tf.image.resize(method="bilinear"), in float64."""
+    """Bilinear without antialiasing, pixel centres at half, as tf.image.resize; in float64."""
 
     def taps(size, source):
         at = (np.arange(size) + 0.5) * source / size - 0.5
@@ -64,7 +64,7 @@ def tf_attempt(height, width, u_aspect, u_height, u_y, u_x):
 
 
 sides = st.integers(1, 700)
-# Not hypothesis's own floats: on round aspects heights tie between two roundings, which TensorFlow's epsilon decides.
+# Not hypothesis's own floats: on round aspects heights tie between two roundings, which an epsilon decides.
 draws = st.integers(0, 2**32).map(lambda seed: np.random.default_rng(seed).random(4).tolist())
 
 
@@ -206,7 +206,7 @@ def test_made_up_images_look_like_photographs_to_a_decoder():
         image = fake_images.photograph(random, label)
         assert image.dtype == np.uint8 and image.shape[2] == 3
         sizes.append(len(encoded(image, quality=90)) / image.shape[0] / image.shape[1])
-        # Amplitude falls as 1/f: the power of ever finer octaves, which hold four times the frequencies, is equal.
+        # Amplitude falls as 1/f: octaves, each with four times the frequencies of the last, have equal power.
         power = np.abs(np.fft.fft2(image[..., 1] - image[..., 1].mean())) ** 2
         f = np.hypot(np.fft.fftfreq(image.shape[0])[:, None], np.fft.fftfreq(image.shape[1])[None])
         octaves = [power[(f > low) & (f <= 2 * low)].sum() for low in (1 / 64, 1 / 32, 1 / 16, 1 / 8)]
