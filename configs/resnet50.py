@@ -49,6 +49,9 @@ def _closed() -> ConfigDict:
                 # Per channel, of values 0 to 255. The reference subtracts the mean and divides by nothing.
                 mean=(123.68, 116.78, 103.94),
                 std=(1.0, 1.0, 1.0),
+                fake=0,  # N: the made-up set of N train images that `prepare --fake=N` writes
+                num_train=0,  # with --synthetic_data: how many examples; 0 as many as the real set
+                num_eval=0,
             ),
             batch_size=4096,
             eval_batch_size=4096,
@@ -132,7 +135,9 @@ def _mini() -> ConfigDict:
                 zero_init_last_gamma=False,
                 space_to_depth=False,
             ),
-            data=dict(name="fashion_mnist", image_size=28, mean=(72.94,), std=(90.02,)),
+            data=dict(
+                name="fashion_mnist", image_size=28, mean=(72.94,), std=(90.02,), num_train=0, num_eval=0
+            ),
             batch_size=256,
             eval_batch_size=1000,
             label_smoothing=0.1,

@@ -181,8 +181,10 @@ class SupervisedWorkload(Workload):
         def axes(variable: nnx.Variable) -> _Axes:
             return _Axes(variable.get_metadata().get("axes"))
 
-        leaf = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
-        return nnx.to_pure_dict(jax.tree.map(axes, self._split[1], is_leaf=leaf))
+        def is_variable(x: Any) -> bool:
+            return isinstance(x, nnx.Variable)
+
+        return nnx.to_pure_dict(jax.tree.map(axes, self._split[1], is_leaf=is_variable))
 
     def state_shardings(self, state: State, layout: Layout) -> Any:
         axes = self.param_axes()

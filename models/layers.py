@@ -190,4 +190,4 @@ class BatchNorm(nnx.Module):
 
     def _update(self, running: nnx.BatchStat, batch: jax.Array) -> None:
         old, new = running[...], lax.stop_gradient(batch).reshape(-1, batch.shape[-1]).mean(0)
-        running[...] = old + (1 - self.momentum) * (new.astype(old.dtype) - old)
+        running.set_value(old + (1 - self.momentum) * (new.astype(old.dtype) - old))

@@ -12,6 +12,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -196,7 +197,7 @@ def _pin(x: jax.Array) -> jax.Array:
 
 def _max_pool(x: jax.Array) -> jax.Array:
     """3x3/2 max-pool, padded as TensorFlow's SAME."""
-    return lax.reduce_window(x, jnp.array(-jnp.inf, x.dtype), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+    return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
 
 
 def flops_per_image(config: ResNetConfig, *, train: bool) -> int:

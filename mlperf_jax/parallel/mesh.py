@@ -47,7 +47,7 @@ def mesh_sizes(strategy: Strategy, asked: dict[str, int], devices: int) -> dict[
     unknown = set(asked) - set(strategy.mesh)
     if unknown:
         raise UserError(
-            f"Strategy {strategy.name} has no mesh axis {sorted(unknown)[0]!r}; its axes are {', '.join(strategy.mesh)}."
+            f"Strategy {strategy.name} has no mesh axis {min(unknown)!r}; its axes are {', '.join(strategy.mesh)}."
         )
     sizes = {**strategy.mesh, **asked}
     known = math.prod(n for n in sizes.values() if n > 0)
