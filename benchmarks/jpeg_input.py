@@ -33,8 +33,8 @@ from input_pipelines import imagenet
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Holds the made-up set; by default a temporary folder.")
 _IMAGES = flags.DEFINE_integer("images", 512, "Made-up train images; each is read several times.")
-_PASSES = flags.DEFINE_integer("passes", 4, "How often a process sees all of them in a measurement.")
-_BATCH = flags.DEFINE_integer("batch", 32, "Rows of a batch.")
+_PASSES = flags.DEFINE_integer("passes", 6, "How often a process sees all of them in a measurement.")
+_BATCH = flags.DEFINE_integer("batch", 128, "Rows of a batch.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each is measured.")
 _PROCESSES = flags.DEFINE_multi_integer("processes", [1, 2], "Numbers of processes.")
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
