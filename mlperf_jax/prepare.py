@@ -81,7 +81,8 @@ def _command(values: flags.FlagValues, arguments: list[str]) -> int:
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag; write --name=value, --help shows all flags.")
     if values.help:
-        print(f"{__doc__.strip()}\n\n{values.main_module_help() or values.get_help()}")
+        lines = [f"  {'--' + name:<12} {values[name].help}" for name in values]
+        print("\n".join([__doc__.strip(), "", "Flags:", *lines]))
         return 0
     if not values.workload:
         raise UserError(f"--workload is missing; there are {', '.join(registry.names())}.")
