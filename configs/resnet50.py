@@ -125,8 +125,8 @@ def _mini() -> ConfigDict:
             benchmark="resnet",
             preset="mini",
             model=dict(
-                stages=(1, 1),
-                width=16,
+                stages=(1, 1, 1),
+                width=8,
                 num_classes=10,
                 image_size=28,
                 channels_in=1,
@@ -138,13 +138,13 @@ def _mini() -> ConfigDict:
             data=dict(
                 name="fashion_mnist", image_size=28, mean=(72.94,), std=(90.02,), num_train=0, num_eval=0
             ),
-            batch_size=256,
+            batch_size=128,
             eval_batch_size=1000,
             label_smoothing=0.1,
-            optimizer=dict(name="sgd", base_lr=0.4, momentum=0.9, weight_decay=1e-4),
-            schedule=dict(warmup_epochs=1, decay_epochs=5, end_lr=1e-4, power=2.0),
+            optimizer=dict(name="sgd", base_lr=0.2, momentum=0.9, weight_decay=5e-4),
+            schedule=dict(warmup_epochs=0.5, decay_epochs=5.5, end_lr=1e-4, power=2.0),
             target=0.90,
-            max_epochs=10,
+            max_epochs=6,
             eval_offset_epochs=1,
             eval_every_epochs=1,
             checkpoint_every_epochs=1,

@@ -67,7 +67,7 @@ class ResNetConfig:
     @classmethod
     def mini(cls) -> ResNetConfig:
         """The same bottlenecks at a size for 28x28 grey images on a laptop."""
-        return cls(stages=(1, 1), width=16, num_classes=10, image_size=28, channels_in=1, stem="small")
+        return cls(stages=(1, 1, 1), width=8, num_classes=10, image_size=28, channels_in=1, stem="small")
 
 
 class Stem(nnx.Module):
