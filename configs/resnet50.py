@@ -111,7 +111,9 @@ def _point(
     return dict(
         batch_size=batch_size,
         model=dict(bn_span=span),
-        optimizer=dict(name="lars", base_lr=base_lr, momentum=momentum, weight_decay=weight_decay, epsilon=0.0),
+        optimizer=dict(
+            name="lars", base_lr=base_lr, momentum=momentum, weight_decay=weight_decay, epsilon=0.0
+        ),
         schedule=dict(warmup_epochs=warmup_epochs, decay_steps=decay_steps, end_lr=1e-4, power=2.0),
         eval_offset_epochs=offset,
         max_epochs=epochs,

@@ -104,7 +104,14 @@ class Bottleneck(nnx.Module):
     """1x1, 3x3 (strided), 1x1 with batch norms, added to a shortcut that is projected where shapes differ."""
 
     def __init__(
-        self, features_in: int, width: int, stride: int, config: ResNetConfig, *, policy: Policy, rngs: nnx.Rngs
+        self,
+        features_in: int,
+        width: int,
+        stride: int,
+        config: ResNetConfig,
+        *,
+        policy: Policy,
+        rngs: nnx.Rngs,
     ) -> None:
         features_out = EXPANSION * width
         last_scale = 0.0 if config.zero_init_last_gamma else 1.0

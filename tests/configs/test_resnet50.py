@@ -53,7 +53,9 @@ def test_closed_as_written_is_the_reference_point_of_its_batch():
     assert (config.target, config.eval_every_epochs, config.label_smoothing) == (0.759, 4, 0.1)
 
 
-@pytest.mark.parametrize(("preset", "model"), [("closed", ResNetConfig.resnet50()), ("mini", ResNetConfig.mini())])
+@pytest.mark.parametrize(
+    ("preset", "model"), [("closed", ResNetConfig.resnet50()), ("mini", ResNetConfig.mini())]
+)
 def test_models_are_the_named_ones(preset, model):
     config = get_config(preset)
     built = ResNetConfig(**config.model)

@@ -11,7 +11,8 @@ from mlperf_jax.metrics import classification
 
 
 @pytest.mark.parametrize(
-    ("seed", "batch", "smoothing", "scale"), [(0, 5, 0.0, 1.0), (1, 1, 0.1, 1.0), (2, 5, 0.1, 200.0), (3, 5, 1.0, 1.0)]
+    ("seed", "batch", "smoothing", "scale"),
+    [(0, 5, 0.0, 1.0), (1, 1, 0.1, 1.0), (2, 5, 0.1, 200.0), (3, 5, 1.0, 1.0)],
 )
 def test_cross_entropy_equals_torchs(seed, batch, smoothing, scale):
     torch = pytest.importorskip("torch", reason="PyTorch is the independent judge")
@@ -34,7 +35,9 @@ def test_padding_neither_counts_nor_passes_a_gradient():
     logits = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     labels, mask = np.array([0, 1, 2, 3, 0, 0]), np.array([1, 1, 1, 1, 0, 0], np.float32)
     expected = classification.cross_entropy(logits[:4], labels[:4], label_smoothing=0.1)
-    actual, gradient = jax.value_and_grad(classification.cross_entropy)(logits, labels, mask, label_smoothing=0.1)
+    actual, gradient = jax.value_and_grad(classification.cross_entropy)(
+        logits, labels, mask, label_smoothing=0.1
+    )
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
     assert gradient[:4].all() and not gradient[4:].any()
     assert classification.cross_entropy(logits, labels, 0 * mask) == 0
@@ -51,9 +54,16 @@ def test_totals_over_batches_equal_counting(seed, real):
     totals = classification.init()
     for i in range(0, 12, 4):
         totals = classification.update(totals, logits[i : i + 4], labels[i : i + 4], mask[i : i + 4])
-    assert {k: v.dtype for k, v in totals.items()} == {"correct": jnp.int32, "count": jnp.int32, "loss": jnp.float32}
+    assert {k: v.dtype for k, v in totals.items()} == {
+        "correct": jnp.int32,
+        "count": jnp.int32,
+        "loss": jnp.float32,
+    }
     result = classification.compute(totals)
-    rows = [(row - row.max(), label) for row, label in zip(logits[: 4 + real].astype(np.float64), labels, strict=False)]
+    rows = [
+        (row - row.max(), label)
+        for row, label in zip(logits[: 4 + real].astype(np.float64), labels, strict=False)
+    ]
     assert result["count"] == len(rows)
     assert result["accuracy"] == sum(row.argmax() == label for row, label in rows) / len(rows)
     expected = np.mean([np.log(np.exp(row).sum()) - row[label] for row, label in rows])

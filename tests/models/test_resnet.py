@@ -74,7 +74,12 @@ def test_starts_as_the_reference_does():
         assert np.abs(kernel).max() < 2.3 * expected  # truncated at two deviations of the parent normal
     assert abs(np.asarray(params["head"]["kernel"]).std() / 0.01 - 1) < 0.03
     assert not np.asarray(params["head"]["bias"]).any()
-    for tree, name, value in ((params, "scale", 1), (params, "bias", 0), (stats, "mean", 0), (stats, "var", 1)):
+    for tree, name, value in (
+        (params, "scale", 1),
+        (params, "bias", 0),
+        (stats, "mean", 0),
+        (stats, "var", 1),
+    ):
         leaves = [x for path, x in jax.tree.leaves_with_path(tree) if path[-1].key == name]
         assert leaves and all((np.asarray(x) == value).all() for x in leaves)
 
@@ -149,7 +154,9 @@ def test_resnet50_logits_equal_torchs(train):
     logits, new_stats = jax.jit(lambda *a: apply(graphdef, *a, train=train))(params, stats, images)
     assert relative_error(logits, expected) < 1e-4
     _, expected_stats = torch_resnet.to_tree(judge, config)
-    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4), new_stats, expected_stats)
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4), new_stats, expected_stats
+    )
 
 
 @pytest.mark.parametrize(("policy", "tolerance"), [("float32", 1e-4), ("float64", 1e-9)])
@@ -188,7 +195,8 @@ def test_gradients_equal_torchs(config, policy, tolerance, train):
 
 
 @pytest.mark.parametrize(
-    "wrong", [dict(stem="tiny"), dict(stem="small", space_to_depth=True), dict(image_size=33, space_to_depth=True)]
+    "wrong",
+    [dict(stem="tiny"), dict(stem="small", space_to_depth=True), dict(image_size=33, space_to_depth=True)],
 )
 def test_config_refuses(wrong):
     with pytest.raises(ValueError, match="stem"):

@@ -72,7 +72,8 @@ def optimized(config, schedule, params, gradients, dtype):
 
 @pytest.mark.parametrize("name", ["sgd", "lars"])
 @pytest.mark.parametrize(
-    ("seed", "size", "momentum", "epsilon"), [(0, 1e-4, 0.9, 0.0), (1, 0.1, 0.951807, 1e-3), (2, 10.0, 0.0, 0.0)]
+    ("seed", "size", "momentum", "epsilon"),
+    [(0, 1e-4, 0.9, 0.0), (1, 0.1, 0.951807, 1e-3), (2, 10.0, 0.0, 0.0)],
 )
 def test_twenty_steps_equal_numpys(name, seed, size, momentum, epsilon):
     rng = np.random.default_rng(seed)
@@ -82,7 +83,9 @@ def test_twenty_steps_equal_numpys(name, seed, size, momentum, epsilon):
     expected = transcribed(config, schedule, params, gradients)
     actual, state = optimized(config, schedule, params, gradients, np.float32)
     scale = max(1.0, size)
-    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5 * scale), actual, expected)
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5 * scale), actual, expected
+    )
     assert state.count == STEPS
     with jax.enable_x64(True):
         exact, _ = optimized(config, schedule, params, gradients, np.float64)
