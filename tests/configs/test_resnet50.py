@@ -8,7 +8,7 @@ import pytest
 from configs.resnet50 import get_config
 from models.resnet import ResNetConfig
 
-# Global batch: base rate, momentum, weight decay, warm-up epochs, decay steps, span; epochs to converge (mean, std).
+# Global batch: (base rate, momentum, weight decay, warm-up epochs, decay steps, span), (epochs mean, std).
 POINTS = {
     1632: ((7.4, 0.9, 5e-05, 2, 27476, 204), (35, 1.085)),
     3264: ((10.5, 0.9, 5e-05, 2, 14523, 204), (35.154, 0.7483)),

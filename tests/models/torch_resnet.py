@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class SamePad(nn.Module):
-    """Zeros (or -inf) around an image so that a window of `size` at `stride` gives ceil(n / stride) outputs."""
+    """Pads an image so that windows of `size` at `stride` give ceil(n / stride) outputs."""
 
     def __init__(self, size, stride, value=0.0):
         super().__init__()
