@@ -13,7 +13,7 @@ mini: the same bottlenecks on Fashion-MNIST (28x28, 10 classes, 60,000 / 10,000 
 data or model.
 
     ./run_and_time.sh --workload=resnet50 --platform=cpu
-    expected: EXPECTED
+    expected: 0.90 after epoch 4 or 5 of 6 (0.90 to 0.91 there over seeds)
 """
 
 from __future__ import annotations
