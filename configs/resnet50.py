@@ -71,7 +71,6 @@ def _closed() -> ConfigDict:
             # The rules: first after epoch 1, 2, 3 or 4, then every 4.
             eval_offset_epochs=4,
             eval_every_epochs=4,
-            checkpoint_every_epochs=4,
             steps_per_dispatch=1,
             precision="auto",
             reference_point=0,
@@ -149,7 +148,6 @@ def _mini() -> ConfigDict:
             max_epochs=6,
             eval_offset_epochs=1,
             eval_every_epochs=1,
-            checkpoint_every_epochs=1,
             steps_per_dispatch=1,
             precision="auto",
             reference_point=0,
