@@ -41,7 +41,7 @@ class Dataset(Protocol):
         eval_spec: the same, and `mask` (float32): 1.0 for an example, 0.0 for padding.
         fake: whether the examples were made up (`--fake`, `--synthetic_data`), so that no
             quality measured on them means anything.
-        description: one phrase for logs, naming the data and where it lies.
+        description: one phrase for logs, naming the data.
     """
 
     num_train: int

@@ -102,7 +102,7 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
         return {"name": "fashion_mnist", "fake": False, "num_train": NUM_TRAIN, "num_eval": NUM_EVAL}
 
     prepared.prepare_folder(data_dir / "fashion_mnist", build, verify=verify)
-    return open_dataset(data_dir, {}).description
+    return f"{open_dataset(data_dir, {}).description}, in {data_dir / 'fashion_mnist'}"
 
 
 def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> InMemoryDataset:
@@ -126,7 +126,7 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> InMemoryDataset:
         {"image": arrays["train_image"], "label": arrays["train_label"]},
         {"image": arrays["eval_image"], "label": arrays["eval_label"]},
         fake=False,
-        description=f"Fashion-MNIST, 60,000 train and 10,000 eval images, in {folder}",
+        description="Fashion-MNIST, 60,000 train and 10,000 eval images",
     )
 
 

@@ -270,7 +270,7 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> ImageNet:
         num_threads=options.get("num_threads") or min(os.cpu_count() or 1, 8),
         num_workers=options.get("num_workers") or 0,
         fake=made_up,
-        description=f"{what}, {train} train and {evaluation} eval images, in {source.folder}",
+        description=f"{what}, {train} train and {evaluation} eval images",
     )
 
 
@@ -292,7 +292,7 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
     if verify:
         for done in _verified(dataset._source):
             print(f"verified {done:,} of {dataset.num_train + dataset.num_eval:,} images", flush=True)
-    return dataset.description
+    return f"{dataset.description}, in {dataset._source.folder}"
 
 
 def _verified(source: Source) -> Iterator[int]:
