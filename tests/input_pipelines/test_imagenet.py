@@ -52,7 +52,8 @@ def test_fake_set_says_so_and_is_written_once(fake_dir):
     description = input_pipelines.prepare("imagenet", fake_dir, fake=NUM_FAKE, verify=True)
     assert [path.stat().st_mtime_ns for path in image_paths(fake_dir, "train")] == before
     data = opened(fake_dir)
-    assert data.fake and "Fake ImageNet" in data.description == description
+    assert data.fake and "Fake ImageNet" in data.description
+    assert description == f"{data.description}, in {fake_dir / f'imagenet_fake_{NUM_FAKE}'}"
     assert (data.num_train, data.num_eval) == (NUM_FAKE, 2)
     # The folder given by name is known for what it is, too.
     assert imagenet.open_dataset(fake_dir / f"imagenet_fake_{NUM_FAKE}", {}).fake
