@@ -140,32 +140,46 @@ def test_constrain_pins_only_where_a_layout_is_in_use():
 # Every strategy against one device.
 
 SPAN = 8  # samples per group of batch norm: two devices' rows
+STAGES = {"float64": (1, 1), "float32": (1,)}  # one bottleneck with a stride is enough, and costs
+
+
+def toy(precision, **changes):
+    return toys.make(toys.SmallResNet, precision, model__stages=STAGES[precision], **changes)
 
 
 @functools.cache
-def trained(strategy, precision, span, steps):
-    """Runs `steps` steps from one initial state; returns (engine, losses, final state, donated leaves)."""
-    workload = toys.make(toys.SmallResNet, precision, model__bn_span=span)
+def compiled(strategy, precision, span):
+    """The engine of a strategy (None: one device), and its compiled step."""
+    workload = toy(precision, model__bn_span=span)
     layout = make_layout(STRATEGIES[strategy]) if strategy else single_device_layout()
     with jax.enable_x64(precision == "float64"):
         engine = Engine(workload, layout)
-        step = engine.lower("train_step").compile()
+        return engine, engine.lower("train_step").compile()
+
+
+def train(strategy, precision, span, steps):
+    """Runs `steps` steps from one initial state; returns the losses and the last state."""
+    engine, step = compiled(strategy, precision, span)
+    with jax.enable_x64(precision == "float64"):
         state = jax.device_put(initial(precision), jax.tree.map(lambda x: x.sharding, engine.state))
         losses = []
-        batches = workload.dataset.train_batches(seed=1, batch_size=32, start_step=0, rows=engine.rows)
-        for batch in (next(batches) for _ in range(steps)):
+        batches = engine.workload.dataset.train_batches(seed=1, batch_size=32, start_step=0, rows=engine.rows)
+        for _ in range(steps):
             before = jax.tree.leaves(state)
-            state, metrics = step(state, engine.place(batch, engine.batch))
+            state, metrics = step(state, engine.place(next(batches), engine.batch))
             losses.append(float(metrics["loss"]))
             assert all(leaf.is_deleted() for leaf in before), "a donated buffer is still there"
         batches.close()
-    return engine, np.array(losses), state, step
+    return np.array(losses), state
+
+
+trained = functools.cache(train)
 
 
 @functools.cache
 def initial(precision):
     """The state of seed 1, as numpy arrays, so that every run takes its own copy."""
-    workload = toys.make(toys.SmallResNet, precision)
+    workload = toy(precision)
     with jax.enable_x64(precision == "float64"):
         engine = Engine(workload, single_device_layout())
         state = engine.lower("init").compile()(jax.device_put(np.uint32(1), engine.layout.replicated))
@@ -186,8 +200,8 @@ def assert_close(actual, expected, relative):
     [("dp", 0), ("dp", SPAN), ("zero1", 0), ("fsdp", 0), ("tp", 0), ("fsdp_tp", SPAN)],
 )
 def test_ten_steps_agree_with_one_device_in_float64(strategy, span):
-    _, expected_losses, expected, _ = trained(None, "float64", span, STEPS)
-    _, losses, state, _ = trained(strategy, "float64", span, STEPS)
+    expected_losses, expected = trained(None, "float64", span, STEPS)
+    losses, state = trained(strategy, "float64", span, STEPS)
     assert state["params"]["head"]["kernel"].dtype == np.float64
     assert expected_losses[-1] < expected_losses[0]
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-9)
@@ -196,17 +210,24 @@ def test_ten_steps_agree_with_one_device_in_float64(strategy, span):
     assert int(state["step"]) == STEPS
 
 
+@pytest.mark.parametrize("strategy", ["dp", "fsdp_tp"])
+def test_reruns_are_bit_identical(strategy):
+    first, second = (train(strategy, "float32", 0, STEPS) for _ in range(2))
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_batch_norm_groups_are_not_the_whole_batch():
     """Otherwise the agreement of the runs with groups would show nothing."""
-    whole, groups = (trained(None, "float64", span, STEPS)[1] for span in (0, SPAN))
+    whole, groups = (trained(None, "float64", span, STEPS)[0] for span in (0, SPAN))
     assert np.abs(whole - groups).max() > 1e-4
 
 
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_first_step_agrees_with_one_device_in_float32(strategy):
     start = initial("float32")
-    _, (expected_loss,), expected, _ = trained(None, "float32", 0, 1)
-    _, (loss,), state, _ = trained(strategy, "float32", 0, 1)
+    (expected_loss,), expected = trained(None, "float32", 0, 1)
+    (loss,), state = trained(strategy, "float32", 0, 1)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
     # The momentum after one step is -lr * (gradient + decay), and what was added to the parameters.
     assert_close(state["opt_state"].momentum, expected["opt_state"].momentum, 1e-4)
@@ -227,7 +248,8 @@ SHARES = {  # strategy -> devices over which large parameters and their momentum
 
 @pytest.mark.parametrize("strategy", list(SHARES))
 def test_bytes_per_device_fall_as_the_strategy_says(strategy):
-    engine, _, state, compiled = trained(strategy, "float32", 0, 1)
+    engine, step = compiled(strategy, "float32", 0)
+    _, state = trained(strategy, "float32", 0, 1)
     large = ("['stem']", "['conv2']", "['conv3']", "['conv_shortcut']")
     split = 0
     for part, share in zip(("params", "opt_state"), SHARES[strategy], strict=True):
@@ -244,7 +266,7 @@ def test_bytes_per_device_fall_as_the_strategy_says(strategy):
     per_device = sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(engine.state)
     )
-    memory = compiled.memory_analysis()
+    memory = step.memory_analysis()
     # Everything that is trained is donated: its memory is the result's.
     assert memory.alias_size_in_bytes >= per_device
     shapes = jax.tree.leaves(jax.tree.map(lambda x: x.sharding, engine.state))
@@ -252,8 +274,7 @@ def test_bytes_per_device_fall_as_the_strategy_says(strategy):
 
 
 def test_initial_state_is_the_same_in_every_layout():
-    workload = toys.make(toys.SmallResNet)
-    engine = Engine(workload, make_layout(STRATEGIES["fsdp_tp"]))
+    engine = Engine(toy("float32"), make_layout(STRATEGIES["fsdp_tp"]))
     state = engine.lower("init").compile()(jax.device_put(np.uint32(1), engine.layout.replicated))
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(initial("float32")), strict=True):
         np.testing.assert_array_equal(a, b)
