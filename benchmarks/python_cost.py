@@ -54,7 +54,10 @@ def build() -> Any:
     overrides = [f"batch_size={_BATCH}", f"eval_batch_size={_BATCH}", "model.width=1", "model.bn_span=0"]
     config = configs.resolve(
         configs.base_config("resnet50", "closed"),
-        [f"--config.{override}" for override in (*overrides, f"model.image_size={_SIZE}", "model.num_classes=10")],
+        [
+            f"--config.{override}"
+            for override in (*overrides, f"model.image_size={_SIZE}", "model.num_classes=10")
+        ],
     )
     policy = resolve_policy("auto", _PLATFORM.value)
     engine = Engine(Thin(config, policy, data_dir=Path()), single_device_layout())
@@ -116,7 +119,11 @@ def main(argv: list[str]) -> None:
     result = report(engine, measure(engine, _STEPS.value))
     costs = result["milliseconds_per_step"]
     print(f"{sum(result['leaves'].values())} leaves, {result['steps']} steps: ", end="")
-    print(", ".join(f"{name} median {cost['median']:.2f} ms, min {cost['min']:.2f}" for name, cost in costs.items()))
+    print(
+        ", ".join(
+            f"{name} median {cost['median']:.2f} ms, min {cost['min']:.2f}" for name, cost in costs.items()
+        )
+    )
     if _OUT.value:
         Path(_OUT.value).write_text(json.dumps(result, indent=1) + "\n")
 

@@ -27,7 +27,7 @@ SIZE, CLASSES = 8, 10
 
 
 def make(cls, precision="float32", **changes):
-    """A toy with some numbers of its config changed; dots in their names are written as double underscores."""
+    """A toy with some numbers of its config changed; `model__width` stands for `model.width`."""
     config = cls.get_config("mini")
     config.unlock()
     for name, value in changes.items():
@@ -108,22 +108,6 @@ class RecordingResNet(SmallResNet):
     def _write(self, entry):
         with open(f"{os.environ['TOY_RECORD']}.{jax.process_index()}", "a") as file:
             file.write(json.dumps(entry) + "\n")
-
-
-class DivergingResNet(SmallResNet):
-    """Its loss is infinite in the step that starts from `config.diverge_at` steps."""
-
-    @staticmethod
-    def get_config(preset):
-        config = SmallResNet.get_config(preset)
-        config.diverge_at = 5
-        return config
-
-    def train_step(self, state, batch):
-        before = state["step"]
-        state, metrics = super().train_step(state, batch)
-        metrics["loss"] = jnp.where(before == self.config.diverge_at, jnp.inf, metrics["loss"])
-        return state, metrics
 
 
 class SparseTable(Workload):

@@ -32,7 +32,9 @@ def start(platform: str, *, coordinator: str | None, num_processes: int, process
     """
     given = (coordinator is not None, num_processes > 0, process_id >= 0)
     if any(given) and not all(given):
-        raise UserError("--coordinator, --num_processes and --process_id go together; give all three or none.")
+        raise UserError(
+            "--coordinator, --num_processes and --process_id go together; give all three or none."
+        )
     if not any(given) and not _in_cluster(platform):
         return
     import jax
@@ -76,14 +78,17 @@ def leave(error: BaseException) -> None:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, jax.errors.JaxRuntimeError):
         text = (
-            f"the work with the other processes failed in process {jax.process_index()} ({reason}). If one of them "
-            "died, its own output says why; the same command in all of them continues from the last checkpoint."
+            f"the work with the other processes failed in process {jax.process_index()} ({reason}). "
+            "If one of them died, its own output says why; "
+            "the same command in all of them continues from the last checkpoint."
         )
     elif isinstance(error, UserError):
         text = reason
     else:
         traceback.print_exception(error)
-        text = f"process {jax.process_index()} ends, and with it the others ({type(error).__name__}: {reason})."
+        text = (
+            f"process {jax.process_index()} ends, and with it the others ({type(error).__name__}: {reason})."
+        )
     print(f"mlperf_jax: {text}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(2)

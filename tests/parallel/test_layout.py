@@ -78,7 +78,14 @@ def test_resolver_does_what_its_rules_say(mesh, rules, dims, also):
     [
         # Worked out by hand: a 3x3 convolution 64 -> 128, and ResNet-50's classifier.
         ("dp", {"data": 8}, (3, 3, 64, 128), (None, None, "conv_in", "conv_out"), P(), P()),
-        ("zero1", {"data": 8}, (3, 3, 64, 128), (None, None, "conv_in", "conv_out"), P(), P(*[None] * 3, "data")),
+        (
+            "zero1",
+            {"data": 8},
+            (3, 3, 64, 128),
+            (None, None, "conv_in", "conv_out"),
+            P(),
+            P(*[None] * 3, "data"),
+        ),
         (
             "fsdp",
             {"data": 8},

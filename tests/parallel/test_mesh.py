@@ -18,7 +18,20 @@ def test_parse_mesh():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "data", "data:", "data:x", "data:0", "data:2,data:4", "data:2,,model:4", "1:2", "data:--1", "data:-2", "data:²"]
+    "text",
+    [
+        "",
+        "data",
+        "data:",
+        "data:x",
+        "data:0",
+        "data:2,data:4",
+        "data:2,,model:4",
+        "1:2",
+        "data:--1",
+        "data:-2",
+        "data:²",
+    ],
 )
 def test_parse_mesh_refuses(text):
     with pytest.raises(UserError, match="is not of the form axis:size,axis:size"):
@@ -58,7 +71,9 @@ def test_mesh_sizes_make_up_the_devices_or_say_so(strategy, asked, devices):
 
 
 def test_mesh_sizes_name_the_mend():
-    with pytest.raises(UserError, match=r"Mesh data:3,model:2 of strategy tp does not make up 8 devices; give --mesh"):
+    with pytest.raises(
+        UserError, match=r"Mesh data:3,model:2 of strategy tp does not make up 8 devices; give --mesh"
+    ):
         make_layout(STRATEGIES["tp"], {"data": 3})
     with pytest.raises(UserError, match="Strategy dp has no mesh axis 'model'; its axes are data"):
         make_layout(STRATEGIES["dp"], {"model": 2})

@@ -36,22 +36,24 @@ class Pair:
             port = probe.getsockname()[1]
         self.folder = folder
         command = [
-            *(sys.executable, "-m", "mlperf_jax.main", "--workload=tests.toys:RecordingResNet", "--platform=cpu"),
+            *(
+                sys.executable,
+                "-m",
+                "mlperf_jax.main",
+                "--workload=tests.toys:RecordingResNet",
+                "--platform=cpu",
+            ),
             *("--cpu_devices=4", "--sharding=fsdp", "--seed=1", "--system=box", f"--results_dir={folder}"),
             *(f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--config.precision=float64"),
             *("--config.model.stages=(1,)", "--config.model.width=8", *overrides),
         ]
         record = {"TOY_RECORD": f"{folder}/record", "TOY_STEP_SECONDS": str(step_seconds)}
-        self.processes = [
-            subprocess.Popen(
-                [*command, f"--process_id={i}"],
-                cwd=ROOT,
-                env=os.environ | record,
-                stdout=open(folder / f"stdout.{i}", "w"),
-                stderr=open(folder / f"stderr.{i}", "w"),
-            )
-            for i in range(2)
-        ]
+        self.processes = [self._start([*command, f"--process_id={i}"], record, i) for i in range(2)]
+
+    def _start(self, command, record, i):
+        out, err = (open(self.folder / f"{name}.{i}", "w") for name in ("stdout", "stderr"))
+        with out, err:
+            return subprocess.Popen(command, cwd=ROOT, env=os.environ | record, stdout=out, stderr=err)
 
     def __enter__(self):
         return self
@@ -165,7 +167,9 @@ def test_a_killed_process_ends_the_other_and_the_same_command_resumes(tmp_path, 
         assert time.monotonic() - killed < 60
         assert status == 2, pair.output(0)
     last = pair.output(0).splitlines()[-1]
-    assert re.match(r"mlperf_jax: the work with the other processes failed in process 0 \(.*same command", last)
+    assert re.match(
+        r"mlperf_jax: the work with the other processes failed in process 0 \(.*same command", last
+    )
     assert "Traceback" not in pair.output(0)
 
     with Pair(tmp_path) as pair:

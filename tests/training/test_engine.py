@@ -108,7 +108,7 @@ def compilations():
 
 
 def test_nothing_compiles_and_no_data_is_touched_out_of_turn(tmp_path, compilations, monkeypatch):
-    """A whole run with checkpoints, steps in groups and evaluations, watched from `init_start` to `run_stop`."""
+    """A whole run with checkpoints, steps in groups and evaluations, watched from start to stop."""
     workload = toys.make(Untouchable, **SMALL, steps_per_dispatch=3)
     released = Engine.init
 
@@ -125,6 +125,12 @@ def test_nothing_compiles_and_no_data_is_touched_out_of_turn(tmp_path, compilati
     late = [when - at["run_start"] for when in compilations if at["run_start"] + 1e-3 < when < at["run_stop"]]
     assert late == []
     (compile_time,) = [event for event in log if event.key == "compile_time"]
-    assert set(compile_time.metadata["seconds"]) == {"init", "train_step", "train_steps", "eval_init", "eval_step"}
+    assert set(compile_time.metadata["seconds"]) == {
+        "init",
+        "train_step",
+        "train_steps",
+        "eval_init",
+        "eval_step",
+    }
     assert compile_time.value == pytest.approx(sum(compile_time.metadata["seconds"].values()))
     assert compile_time.value <= at["init_stop"] - at["init_start"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
 from mlperf_jax import workload as registry
 from mlperf_jax.errors import UserError
@@ -63,9 +64,26 @@ def assert_equal_states(a, b):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(scope="module")
 def resnet():
-    return engine_of(toys.make(toys.SmallResNet, **SMALL))
+    """Compiled for three steps a dispatch as well as for one, which is in use."""
+    with jax.enable_x64(True):
+        engine = engine_of(toys.make(toys.SmallResNet, "float64", **SMALL, steps_per_dispatch=3))
+    engine.steps_per_dispatch = 1
+    return engine
+
+
+@pytest.fixture(scope="module")
+def sparse():
+    """On eight devices, for four steps a dispatch as well as for one."""
+    with jax.enable_x64(True):
+        return engine_of(toys.make(toys.SparseTable, "float64", steps_per_dispatch=4), "fsdp")
 
 
 # When it evaluates.
@@ -75,8 +93,7 @@ class Paper(toys.SparseTable):
     """Only its numbers are asked."""
 
     def __init__(self, num_train, **numbers):
-        config = toys.SparseTable.get_config("mini")
-        config.update(numbers)
+        config = ConfigDict(numbers | {"steps_per_dispatch": 1})
         super().__init__(config, POLICIES["float32"], data_dir=Path("/nonexistent"))
         self.num_train = num_train
 
@@ -152,7 +169,9 @@ def test_rerun_is_bit_identical_and_another_seed_is_not(resnet):
     first, second, other = (train(session(resnet), resnet.init(seed), 0) for seed in (1, 1, 2))
     assert_equal_states(first.state, second.state)
     assert first.quality == second.quality
-    assert not np.array_equal(first.state["params"]["head"]["kernel"], other.state["params"]["head"]["kernel"])
+    assert not np.array_equal(
+        first.state["params"]["head"]["kernel"], other.state["params"]["head"]["kernel"]
+    )
 
 
 def test_run_goes_on_from_the_middle_of_a_block(resnet):
@@ -170,27 +189,33 @@ def test_run_goes_on_from_the_middle_of_a_block(resnet):
     assert log.keys().count("block_stop") == 2
 
 
-@pytest.mark.parametrize("count", [3, 4])
-def test_steps_per_dispatch_leave_the_numbers_as_they_are(resnet, count):
-    """Blocks of 4, 3 and 3 steps: with remainders for either count."""
+def test_steps_per_dispatch_leave_the_numbers_as_they_are(resnet, monkeypatch):
+    """Blocks of 4, 3 and 3 steps in threes, one left over; XLA may sum in another order inside a scan."""
     expected = train(session(resnet), resnet.init(1), 0)
-    engine = engine_of(toys.make(toys.SmallResNet, **SMALL, steps_per_dispatch=count))
-    outcome = train(session(engine), engine.init(1), 0)
-    assert outcome.step == expected.step
-    assert outcome.quality == expected.quality
-    assert_equal_states(outcome.state, expected.state)
+    monkeypatch.setattr(resnet, "steps_per_dispatch", 3)
+    outcome = train(session(resnet), resnet.init(1), 0)
+    assert (outcome.step, outcome.quality) == (expected.step, expected.quality)
+    for a, b in zip(jax.tree.leaves(outcome.state), jax.tree.leaves(expected.state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_loss_that_is_not_finite_aborts_with_its_step(count):
-    """Five steps are fine; in a scan of steps 5, 6 and 7 the one in the middle is to be named."""
-    engine = engine_of(toys.make(toys.DivergingResNet, **SMALL, steps_per_dispatch=count))
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_loss_that_is_not_finite_aborts_with_its_step(sparse, monkeypatch, count, loss):
+    """Five steps are fine; of the scan of steps 5 to 8 the second is to be named."""
+
+    def poisoned(engine, state, block, start):
+        batches = [dict(batch) for batch in sparse.workload._batches(engine.rows, start, block.stop)]
+        batches[5]["rating"] = np.full_like(batches[5]["rating"], loss)
+        return state, iter(batches)
+
+    monkeypatch.setattr(sparse, "steps_per_dispatch", count)
+    monkeypatch.setattr(sparse.workload, "data", poisoned)
     log = Log()
-    outcome = train(session(engine, log), engine.init(1), 0)
-    assert (outcome.status, outcome.step) == ("aborted", 6)
-    assert outcome.reason == "the loss of step 6 is inf"
-    assert outcome.state is None
-    assert log.keys().count("eval_accuracy") == 1
+    outcome = train(session(sparse, log), sparse.init(1), 0)
+    assert (outcome.status, outcome.step, outcome.state) == ("aborted", 6, None)
+    assert outcome.reason == f"the loss of step 6 is {loss}"
+    assert log.keys() == ["block_start"]
 
 
 def test_data_phase_that_ends_early_is_named(resnet, monkeypatch):
@@ -210,9 +235,8 @@ def test_toys_learn_through_the_unchanged_loop_and_agree_in_every_layout(name):
     cls = registry.find(f"tests.toys:{name}")
     results = []
     for strategy, count in ((None, 1), ("fsdp", 4)):
-        with jax.enable_x64(True):
-            engine = engine_of(toys.make(cls, "float64", steps_per_dispatch=count), strategy)
-            results.append(train(session(engine), engine.init(3), 0))
+        engine = engine_of(toys.make(cls, "float64", steps_per_dispatch=count), strategy)
+        results.append(train(session(engine), engine.init(3), 0))
     alone, spread = results
     assert alone.status == spread.status == "success"
     assert alone.quality >= engine.workload.target
@@ -221,15 +245,16 @@ def test_toys_learn_through_the_unchanged_loop_and_agree_in_every_layout(name):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
-def test_sparse_step_changes_only_the_rows_it_touched():
-    workload = toys.make(toys.SparseTable, batch_size=8)
-    engine = engine_of(workload, "fsdp")
+def test_sparse_step_changes_only_the_rows_it_touched(sparse):
+    engine, workload = sparse, sparse.workload
     assert engine.state["table"].sharding.spec[0] == "data"
     state = engine.init(3)
     expected = np.array(state["table"], np.float64)
     before = expected.copy()
     batch = next(workload._batches(engine.rows, 0, 1))
-    for user, item, rating in zip(batch["user"], workload.users + batch["item"], batch["rating"], strict=True):
+    for user, item, rating in zip(
+        batch["user"], workload.users + batch["item"], batch["rating"], strict=True
+    ):
         error = before[user] @ before[item] - rating
         expected[user] -= workload.config.lr * error * before[item]
         expected[item] -= workload.config.lr * error * before[user]
@@ -237,8 +262,9 @@ def test_sparse_step_changes_only_the_rows_it_touched():
     after = np.asarray(state["table"])
     touched = np.unique(np.concatenate([batch["user"], workload.users + batch["item"]]))
     untouched = np.setdiff1d(np.arange(len(after)), touched)
-    np.testing.assert_array_equal(after[untouched], before[untouched].astype(np.float32))
-    np.testing.assert_allclose(after, expected, rtol=1e-5, atol=1e-6)
+    assert untouched.size > 20
+    np.testing.assert_array_equal(after[untouched], before[untouched])
+    np.testing.assert_allclose(after, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_window_of_self_play_is_state_and_is_not_made_twice():
