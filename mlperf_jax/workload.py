@@ -97,12 +97,7 @@ class Workload(abc.ABC):
     num_eval: int
     data_description: str = ""
 
-    def __init__(
-        self, config: ConfigDict, policy: Policy, *, data_dir: Path, synthetic: bool = False
-    ) -> None:
-        for key in ("batch_size", "eval_batch_size", "eval_every_epochs", "max_epochs", "steps_per_dispatch"):
-            if config.get(key, 1) <= 0:
-                raise UserError(f"--config.{key}={config[key]} must be more than 0.")
+    def __init__(self, config: ConfigDict, policy: Policy, *, data_dir: Path, synthetic: bool = False) -> None:
         self.config = config
         self.policy = policy
         self.data_dir = data_dir
@@ -225,20 +220,14 @@ def find(name: str) -> type[Workload]:
     module_name, colon, attribute = path.partition(":")
     if not colon:
         close = difflib.get_close_matches(name, _REGISTRY, n=1)
-        hint = (
-            f"did you mean {close[0]}?"
-            if close
-            else f"there are {', '.join(names())}, or package.module:Name."
-        )
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names())}, or package.module:Name."
         raise UserError(f"There is no --workload={name}; {hint}")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # Last: a user's folder of a generic name must not hide one of ours.
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ModuleNotFoundError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"--workload={name} cannot be loaded ({error}); it must be importable from here."
-        ) from error
+        raise UserError(f"--workload={name} cannot be loaded ({error}); it must be importable from here.") from error
     if not (isinstance(found, type) and issubclass(found, Workload)):
         raise UserError(f"--workload={name} is no subclass of mlperf_jax.workload.Workload.")
     return found

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 
 from mlperf_jax.errors import UserError
 
 HEARTBEAT_SECONDS = 30
 """A process that has not been heard of for so long is taken for dead, and the others end."""
+
+_GRACE_SECONDS = 2
+"""How much later process 0 leaves, so that the others can say what befell them."""
 
 # Number of tasks as told by SLURM, Open MPI and Kubernetes (indexed jobs).
 _CLUSTER_HINTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JOB_COMPLETIONS")
@@ -32,9 +36,7 @@ def start(platform: str, *, coordinator: str | None, num_processes: int, process
     """
     given = (coordinator is not None, num_processes > 0, process_id >= 0)
     if any(given) and not all(given):
-        raise UserError(
-            "--coordinator, --num_processes and --process_id go together; give all three or none."
-        )
+        raise UserError("--coordinator, --num_processes and --process_id go together; give all three or none.")
     if not any(given) and not _in_cluster(platform):
         return
     import jax
@@ -86,9 +88,10 @@ def leave(error: BaseException) -> None:
         text = reason
     else:
         traceback.print_exception(error)
-        text = (
-            f"process {jax.process_index()} ends, and with it the others ({type(error).__name__}: {reason})."
-        )
+        text = f"process {jax.process_index()} ends, and with it the others ({type(error).__name__}: {reason})."
     print(f"mlperf_jax: {text}", file=sys.stderr, flush=True)
     sys.stdout.flush()
+    if jax.process_index() == 0:
+        # It holds the coordination service, without which jax aborts the others in mid-sentence.
+        time.sleep(_GRACE_SECONDS)
     os._exit(2)

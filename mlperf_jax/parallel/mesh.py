@@ -64,9 +64,7 @@ def mesh_sizes(strategy: Strategy, asked: dict[str, int], devices: int) -> dict[
     return sizes
 
 
-def make_layout(
-    strategy: Strategy, asked: dict[str, int] | None = None, devices: Sequence | None = None
-) -> Layout:
+def make_layout(strategy: Strategy, asked: dict[str, int] | None = None, devices: Sequence | None = None) -> Layout:
     """Lays `strategy` over `devices` (all of jax's by default).
 
     Axes are `Auto`: under jax's default, `Explicit`, ordinary model code (a sharded gather, a

@@ -76,7 +76,7 @@ def test_evaluation_totals_are_donated_and_count_every_example_once(engine):
 
 def test_batch_of_another_shape_is_refused(engine):
     (batch,) = batches(engine, 1)
-    with pytest.raises(ValueError, match=r"shape \(16, 8, 8, 1\) where \(32, 8, 8, 1\) was compiled"):
+    with pytest.raises(ValueError, match=r"shape \(16,\) where \(32,\) was compiled"):
         engine.place(jax.tree.map(lambda x: x[:16], batch), engine.batch)
 
 
