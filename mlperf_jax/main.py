@@ -134,7 +134,8 @@ def _train(overrides: list[str]) -> int:
 
         jax.config.update("jax_enable_x64", True)
     layout = mesh.make_layout(strategy, asked)
-    layout.rows(config.batch_size)
+    for key in {"batch_size", "eval_batch_size"} & set(config):
+        layout.rows(config[key], key)
     if FLAGS.prepare and not FLAGS.synthetic_data:
         cls.prepare(config, _data_dir())
     workload = cls(config, policy, data_dir=_data_dir(), synthetic=FLAGS.synthetic_data)

@@ -54,8 +54,10 @@ class Checkpoints:
 
         self.folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        # Named here, because a manager that has saved nothing itself cannot tell what an item is.
+        handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
         try:
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         except OSError as error:
             raise UserError(f"{self.folder}: {error.strerror}; mend that or use another --results_dir.") from error
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from mlperf_jax.errors import Stopped, UserError
+from mlperf_jax.parallel import distributed
 from mlperf_jax.parallel.chips import find_chip
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.results import events, summary, system
@@ -150,10 +151,13 @@ def _one_run(
                 profile.close()
             reason = {"reason": outcome.reason} if outcome.reason else {}
             events.log_run_stop(log, outcome.status, step=outcome.step, **reason)
-            session.save(outcome.state, outcome.step)
+            if outcome.state is not None:
+                session.save(outcome.state, outcome.step)
             checkpoints.wait()
         except BaseException as error:
             _record_failure(run, error, first)
+            if not isinstance(error, Stopped):  # those who were asked to stop do so together
+                distributed.leave(error)
             raise
         finally:
             checkpoints.close()
