@@ -13,6 +13,7 @@ Exit status: 0 the target was reached, 1 it was not, 2 something to mend (one se
 
 from __future__ import annotations
 
+import difflib
 import signal
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from mlperf_jax.errors import Stopped, UserError
 
 FLAGS = flags.FlagValues()
 
-# name, default, help. A default's type is the flag's; None stands for a string.
+# name -> default, help.
 _STRINGS = {
     "workload": (None, "What to run: a name that --list shows, or your own package.module:Name."),
     "data_dir": (None, "Where prepared data lies; default $MLPERF_JAX_DATA or ~/.cache/mlperf_jax."),
@@ -36,12 +37,13 @@ _STRINGS = {
     "mesh": (None, "Sizes of the mesh's axes, as data:4,model:2; default from the devices."),
     "coordinator": (None, "Several processes: host:port of process 0. TPU pods, SLURM and Kubernetes need none."),
 }
+# name -> default, least, most, help.
 _INTEGERS = {
-    "seed": (None, 0, "Seed of the first run, later ones count on; default from the system's entropy."),
-    "runs": (1, 1, "How many runs to make; 3 or more have a score."),
-    "cpu_devices": (0, 0, "Show the CPU as so many virtual devices."),
-    "num_processes": (0, 0, "Several processes: how many."),
-    "process_id": (-1, -1, "Several processes: which one this is, from 0."),
+    "seed": (None, 0, 2**31 - 1, "Seed of the first run, later ones count on; default from the system's entropy."),
+    "runs": (1, 1, None, "How many runs to make; 3 or more have a score."),
+    "cpu_devices": (0, 0, None, "Show the CPU as so many virtual devices."),
+    "num_processes": (0, 0, None, "Several processes: how many."),
+    "process_id": (-1, -1, None, "Several processes: which one this is, from 0."),
 }
 _SWITCHES = {
     "prepare": "First fetch or check the data, where that was not done yet.",
@@ -58,8 +60,8 @@ def _define_flags() -> None:
     flags.DEFINE_enum("preset", None, configs.PRESETS, presets, flag_values=FLAGS)
     for name, (default, text) in _STRINGS.items():
         flags.DEFINE_string(name, default, text, flag_values=FLAGS)
-    for name, (default, least, text) in _INTEGERS.items():
-        flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=FLAGS)
+    for name, (default, least, most, text) in _INTEGERS.items():
+        flags.DEFINE_integer(name, default, text, lower_bound=least, upper_bound=most, flag_values=FLAGS)
     for name, text in _SWITCHES.items():
         flags.DEFINE_bool(name, False, text, flag_values=FLAGS)
 
@@ -92,8 +94,10 @@ def _command(arguments: list[str]) -> int:
     if FLAGS.list:
         print(_list())
         return 0
-    if FLAGS.workload is None:
+    if not FLAGS.workload:
         raise UserError("--workload is missing; --list shows what there is, as --workload=resnet50.")
+    if not FLAGS.results_dir:
+        raise UserError("--results_dir is empty; name a folder, or leave it out for ./results.")
     platforms.configure(FLAGS.platform, cpu_devices=FLAGS.cpu_devices)
     return _train(overrides)
 
@@ -103,9 +107,20 @@ def _parse(arguments: list[str]) -> None:
     try:
         rest = FLAGS(["main", *arguments])
     except flags.Error as error:
-        raise UserError(str(error).splitlines()[0] + "; --help shows all flags.") from error
+        raise UserError(f"{_mistake(error)}; --help shows all flags.") from error
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag; write --name=value, --help shows all flags.")
+
+
+def _mistake(error: flags.Error) -> str:
+    """absl's words, where they name Python's functions in other ones."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        close = difflib.get_close_matches(error.flagname, [*FLAGS, "config.KEY"], n=1)
+        return f"There is no flag --{error.flagname}" + (f", did you mean --{close[0]}?" if close else "")
+    text = str(error).splitlines()[0]
+    for reason, plainly in (("invalid literal for int", "not an integer"), ("('Non-boolean", "neither true nor false")):
+        text = text.partition(reason)[0] + plainly if reason in text else text
+    return text
 
 
 def _train(overrides: list[str]) -> int:
