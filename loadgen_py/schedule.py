@@ -34,20 +34,18 @@ class Queries:
     """The queries generated for one phase, all samples in one array.
 
     Attributes:
-        indices: `[queries * samples_per_query]` int64 indices into the sample library.
+        indices: `[count * samples_per_query]` int64 indices into the sample library.
         samples_per_query: samples of each query.
-        deltas_ns: `[queries]` int64, when each query is due after the start.
+        count: the number of queries.
         duration_ns: what the official log calls the generated duration.
+        due_ns: Server only, `[count]` int64, when each query is due after the start.
     """
 
     indices: np.ndarray
     samples_per_query: int
-    deltas_ns: np.ndarray
+    count: int
     duration_ns: int
-
-    @property
-    def count(self) -> int:
-        return len(self.deltas_ns)
+    due_ns: np.ndarray | None = None
 
 
 def loadable_sets(settings: EffectiveSettings, total_count: int, *, accuracy: bool) -> list[LoadableSet]:
@@ -92,11 +90,15 @@ def generate_queries(settings: EffectiveSettings, loaded: LoadableSet, *, accura
             min_queries += -min_queries % size
 
     pad_by = size if equal_issue and not offline else 0
-    deltas, generated_ns = _due_times(settings, duration_ns, min_queries, pad_by)
-    count = len(deltas)
+    due_ns = None
+    if scenario == TestScenario.Server:
+        due_ns, generated_ns = _poisson_due_times(settings, duration_ns, min_queries, pad_by)
+        count = len(due_ns)
+    else:
+        count, generated_ns = _evenly_spaced(settings, duration_ns, min_queries, pad_by)
     if offline:
         indices = _offline_indices(settings, loaded, samples_per_query, sampler)
-        return Queries(indices, samples_per_query, deltas, generated_ns)
+        return Queries(indices, samples_per_query, count, generated_ns)
 
     if requested.performance_issue_unique:
         positions = unique[:count]
@@ -110,7 +112,7 @@ def generate_queries(settings: EffectiveSettings, loaded: LoadableSet, *, accura
         positions = sampler.integers_below(loaded.distribution_end, count)
     if multi_stream:
         positions = (positions[:, None] + np.arange(samples_per_query)).reshape(-1)
-    return Queries(loaded.indices[positions], samples_per_query, deltas, generated_ns)
+    return Queries(loaded.indices[positions], samples_per_query, count, generated_ns, due_ns)
 
 
 def _equal_issue_passes(sampler: Mt19937, size: int, passes: int, *, wanted: bool) -> np.ndarray:
@@ -143,25 +145,24 @@ def _offline_indices(
     return np.resize(loaded.indices, count)
 
 
-def _due_times(
+def _evenly_spaced(
     settings: EffectiveSettings, duration_ns: int, min_queries: int, pad_by: int
-) -> tuple[np.ndarray, int]:
-    """When each query is due, `[queries]` int64, and when the next one would have been.
+) -> tuple[int, int]:
+    """How many queries fill the duration at the expected rate, and the time they stand for.
 
     Queries are generated until there are `min_queries` and the one before the next is due
     at `duration_ns` or later; equal-issue then fills up to a multiple of `pad_by`.
     """
-    if settings.scenario == TestScenario.Server:
-        return _poisson_due_times(settings, duration_ns, min_queries, pad_by)
     period = int(1.0 / settings.target_qps * 1e9) if settings.target_qps else 0
     enough = -(-duration_ns // period) + 1 if duration_ns > 0 else 0
     count = _query_count(enough, min_queries, pad_by)
-    return np.arange(count, dtype=np.int64) * period, count * period
+    return count, count * period
 
 
 def _poisson_due_times(
     settings: EffectiveSettings, duration_ns: int, min_queries: int, pad_by: int
 ) -> tuple[np.ndarray, int]:
+    """When each query is due, `[queries]` int64, and when the next one would have been."""
     engine = Mt19937(settings.requested.schedule_rng_seed)
     due = np.zeros(1, np.int64)
     count = 0
