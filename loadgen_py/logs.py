@@ -26,7 +26,7 @@ def _json_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return f"{value:.6f}" if math.isfinite(value) else "null"
+        return repr(value) if math.isfinite(value) else "null"
     if isinstance(value, np.ndarray):
         return json.dumps(value.tolist(), separators=(",", ":"))
     return json.dumps(value)

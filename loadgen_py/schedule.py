@@ -12,6 +12,7 @@ import numpy as np
 
 from loadgen_py.random import Mt19937
 from loadgen_py.settings import EffectiveSettings, TestScenario
+from mlperf_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +104,7 @@ def generate_queries(settings: EffectiveSettings, loaded: LoadableSet, *, accura
     if requested.performance_issue_unique:
         positions = unique[:count]
     elif requested.performance_issue_same:
+        _check_same_index(settings, size)
         positions = np.full(count, requested.performance_issue_same_index, np.int64)
     elif equal_issue and not multi_stream:
         positions = np.resize(passes, count)
@@ -138,11 +140,22 @@ def _offline_indices(
     """The one query of Offline: the loaded set over and over, each pass shuffled in equal-issue."""
     requested = settings.requested
     if requested.performance_issue_same:
+        _check_same_index(settings, len(loaded.indices))
         return np.full(count, loaded.indices[requested.performance_issue_same_index], np.int64)
     if requested.sample_concatenate_permutation:
         passes = [sampler.shuffled(loaded.indices) for _ in range(count // len(loaded.indices))]
         return np.concatenate(passes)
     return np.resize(loaded.indices, count)
+
+
+def _check_same_index(settings: EffectiveSettings, size: int) -> None:
+    """The official package reads past the end of the set."""
+    index = settings.requested.performance_issue_same_index
+    if index >= size:
+        raise UserError(
+            f"TestSettings.performance_issue_same_index is {index}, but only {size} samples are loaded; "
+            "give a smaller one."
+        )
 
 
 def _evenly_spaced(

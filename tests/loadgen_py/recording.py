@@ -1,0 +1,129 @@
+"""Runs one LoadGen test, by the official package or by ours, and records all that it decides.
+
+As a program it takes a JSON list of cases and the folder for the logs, and prints one JSON record
+a case: the official package may crash, and keeps state from one test to the next.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+SCENARIO_FIELDS = ("scenario", "mode")
+
+
+def record(lg: Any, case: dict, folder: Path) -> dict:
+    """Runs a case through module `lg` and returns what was loaded, asked, logged and judged.
+
+    A case has `settings` (fields of `TestSettings`), `total` and `performance` sample counts,
+    and optionally `trace`. The answers are the 4 bytes of the sample's index.
+    """
+    settings = lg.TestSettings()
+    for name, value in case["settings"].items():
+        if name == "scenario":
+            value = getattr(lg.TestScenario, value)
+        elif name == "mode":
+            value = getattr(lg.TestMode, value)
+        setattr(settings, name, value)
+    logs = lg.LogSettings()
+    logs.enable_trace = bool(case.get("trace"))
+    logs.log_output.outdir = str(folder)
+    tokens = case["settings"].get("use_token_latencies", False)
+    offline = case["settings"]["scenario"] == "Offline"
+    loaded, unloaded, issued, kept = [], [], [], []
+
+    def issue(samples):
+        issued.append([sample.index for sample in samples])
+        responses = []
+        for sample in samples:
+            data = _buffer(sample.index)
+            kept.append(data)
+            arguments = (sample.id, data.buffer_info()[0], 4)
+            if tokens:
+                arguments += (2 + sample.index % 5,)
+            responses.append(lg.QuerySampleResponse(*arguments))
+        if tokens and not offline:
+            lg.FirstTokenComplete(responses)
+        lg.QuerySamplesComplete(responses)
+
+    sut = lg.ConstructSUT(issue, lambda: None)
+    library = lg.ConstructQSL(case["total"], case["performance"], loaded.append, unloaded.append)
+    try:
+        lg.StartTestWithLogSettings(sut, library, settings, logs, str(folder / "audit.config"))
+    finally:
+        lg.DestroyQSL(library)
+        lg.DestroySUT(sut)
+    return {
+        "loaded": [list(indices) for indices in loaded],
+        "unloaded": [list(indices) for indices in unloaded],
+        "issued": issued,
+        "detail": read_detail(folder),
+        "errors": read_errors(folder),
+        "summary": (folder / "mlperf_log_summary.txt").read_text(),
+        "accuracy": json.loads((folder / "mlperf_log_accuracy.json").read_text()),
+        "trace": read_trace(folder) if case.get("trace") else [],
+    }
+
+
+def _buffer(index: int):
+    from array import array
+
+    return array("B", index.to_bytes(4, "little"))
+
+
+def _lines(folder: Path) -> list[dict]:
+    lines = (folder / "mlperf_log_detail.txt").read_text().splitlines()
+    # The official package writes nan and inf bare, and version texts with raw control characters.
+    lines = [re.sub(r'"value": -?(nan|inf)', '"value": null', line) for line in lines]
+    return [json.loads(line.removeprefix(":::MLLOG "), strict=False) for line in lines if line.startswith(":::MLLOG")]
+
+
+def read_detail(folder: Path) -> dict[str, list]:
+    """All values of each key of the detail log."""
+    values: dict[str, list] = {}
+    for line in _lines(folder):
+        values.setdefault(line["key"], []).append(line["value"])
+    return values
+
+
+def read_errors(folder: Path) -> list[str]:
+    """The values of the error lines."""
+    return [line["value"] for line in _lines(folder) if line["metadata"]["is_error"]]
+
+
+def read_trace(folder: Path) -> list[dict]:
+    """The samples of a trace: scheduled (ns from an unknown origin), latencies, in order of sequence.
+
+    The events are found by pattern: the official traces are not always whole JSON.
+    """
+    text = (folder / "mlperf_log_trace.json").read_text()
+    pattern = re.compile(
+        r'"name":"(Sample|Token)",[^{}]*?"ph":"b",[^{}]*?"ts":([-0-9.]+),"args":\{"sample_seq":(\d+),'
+        r'"query_seq":(\d+),"sample_idx":(\d+),"issue_start_ns":(-?\d+),"complete_ns":(-?\d+)'
+    )
+    samples = []
+    for match in pattern.finditer(text):
+        whole, part = match[2].split(".")
+        scheduled = int(whole) * 1000 + int(part) * (-1 if whole.startswith("-") else 1)
+        keys = ("seq", "query", "index", "issue_delay", "latency")
+        sample = dict(zip(keys, map(int, match.groups()[2:]), strict=True))
+        samples.append(sample | {"kind": match[1], "scheduled": scheduled})
+    return sorted(samples, key=lambda sample: sample["seq"])
+
+
+def main() -> None:
+    import mlperf_loadgen
+
+    cases = json.loads(Path(sys.argv[1]).read_text())
+    folder = Path(sys.argv[2])
+    for number, case in enumerate(cases):
+        target = folder / f"official_{number}"
+        target.mkdir()
+        print(json.dumps(record(mlperf_loadgen, case, target)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
