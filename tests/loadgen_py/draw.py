@@ -20,7 +20,7 @@ def draw_case(rng: random.Random, scenario: str, mode: str) -> dict:
         "single_stream_expected_latency_ns": rng.choice([20_000, 100_000, 3_333.3]),
         "multi_stream_expected_latency_ns": rng.choice([50_000, 200_000, 123_456.7]),
         "multi_stream_samples_per_query": rng.choice([1, 2, 3, 8, 13]),
-        "server_target_qps": rng.choice([2_000, 10_000, 33_333.3]),
+        "server_target_qps": rng.choice([8_000, 20_000, 33_333.3]),
         "server_target_latency_ns": 10**9,
         "offline_expected_qps": rng.choice([1_000, 20_000, 54_321.9]),
         "qsl_rng_seed": rng.getrandbits(64),

@@ -7,20 +7,22 @@ a case: the official package may crash, and keeps state from one test to the nex
 from __future__ import annotations
 
 import json
+import random
 import re
 import sys
+import time
+from array import array
 from pathlib import Path
 from typing import Any
-
-SCENARIO_FIELDS = ("scenario", "mode")
-
 
 def record(lg: Any, case: dict, folder: Path) -> dict:
     """Runs a case through module `lg` and returns what was loaded, asked, logged and judged.
 
     A case has `settings` (fields of `TestSettings`), `total` and `performance` sample counts,
-    and optionally `trace`. The answers are the 4 bytes of the sample's index.
+    and optionally `trace`, and `mean_us` and `seed`: the exponential time that each query takes.
+    The answers are the 4 bytes of the sample's index.
     """
+    pace = random.Random(case.get("seed", 0))
     settings = lg.TestSettings()
     for name, value in case["settings"].items():
         if name == "scenario":
@@ -37,6 +39,9 @@ def record(lg: Any, case: dict, folder: Path) -> dict:
 
     def issue(samples):
         issued.append([sample.index for sample in samples])
+        first_token_at = time.perf_counter()
+        if case.get("mean_us"):
+            first_token_at += pace.expovariate(1e6 / case["mean_us"])
         responses = []
         for sample in samples:
             data = _buffer(sample.index)
@@ -45,8 +50,10 @@ def record(lg: Any, case: dict, folder: Path) -> dict:
             if tokens:
                 arguments += (2 + sample.index % 5,)
             responses.append(lg.QuerySampleResponse(*arguments))
+        _spin_until(first_token_at)
         if tokens and not offline:
             lg.FirstTokenComplete(responses)
+            _spin_until(first_token_at + 0.3e-6 * case.get("mean_us", 0))
         lg.QuerySamplesComplete(responses)
 
     sut = lg.ConstructSUT(issue, lambda: None)
@@ -65,12 +72,16 @@ def record(lg: Any, case: dict, folder: Path) -> dict:
         "summary": (folder / "mlperf_log_summary.txt").read_text(),
         "accuracy": json.loads((folder / "mlperf_log_accuracy.json").read_text()),
         "trace": read_trace(folder) if case.get("trace") else [],
+        "first_tokens": read_server_first_tokens(folder) if case.get("trace") else {},
     }
 
 
-def _buffer(index: int):
-    from array import array
+def _spin_until(moment: float) -> None:
+    while time.perf_counter() < moment:
+        pass
 
+
+def _buffer(index: int) -> array:
     return array("B", index.to_bytes(4, "little"))
 
 
@@ -110,8 +121,15 @@ def read_trace(folder: Path) -> list[dict]:
         scheduled = int(whole) * 1000 + int(part) * (-1 if whole.startswith("-") else 1)
         keys = ("seq", "query", "index", "issue_delay", "latency")
         sample = dict(zip(keys, map(int, match.groups()[2:]), strict=True))
-        samples.append(sample | {"kind": match[1], "scheduled": scheduled})
+        samples.append(sample | {"kind": match[1], "ts": match[2], "scheduled": scheduled})
     return sorted(samples, key=lambda sample: sample["seq"])
+
+
+def read_server_first_tokens(folder: Path) -> dict[str, int]:
+    """First-token latencies of a Server trace, by when the query was scheduled as the trace writes it."""
+    text = (folder / "mlperf_log_trace.json").read_text()
+    pattern = r'"name":"Token_Latency",.*?"ts":([-0-9.]+),"args":\{ "issue_delay":(-?\d+),"issue_to_done":(-?\d+)'
+    return {match[1]: int(match[2]) + int(match[3]) for match in re.finditer(pattern, text)}
 
 
 def main() -> None:
