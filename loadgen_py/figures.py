@@ -292,9 +292,9 @@ def _headline(verdict: Verdict, fields: dict[str, Value]) -> list[str]:
     return lines
 
 
-def _spread_lines(spread: Distribution | None, what: str, percentile: str) -> list[str]:
+def _spread_lines(spread: Distribution | None, what: str, percentile: str, width: int) -> list[str]:
     lines = [
-        f"{f'{name} {what}':<32}: {getattr(spread, field) if spread else 0}"
+        f"{f'{name} {what}':<{width}}: {getattr(spread, field) if spread else 0}"
         for name, field in (("Min", "minimum"), ("Max", "maximum"), ("Mean", "mean"))
     ]
     for k, share in enumerate(PERCENTILES):
@@ -314,7 +314,7 @@ def _additional_stats(verdict: Verdict, fields: dict[str, Value]) -> list[str]:
     elif scenario == TestScenario.MultiStream:
         lines.append("Per-query latency:  ")
     spread = verdict.queries if scenario == TestScenario.MultiStream else verdict.samples
-    lines += _spread_lines(spread, "latency (ns)", "latency (ns)")
+    lines += _spread_lines(spread, "latency (ns)", "latency (ns)", 32)
     if verdict.settings.requested.use_token_latencies:
         lines += _token_stats(verdict)
     return lines
@@ -332,12 +332,10 @@ def _token_stats(verdict: Verdict) -> list[str]:
         lines.append(f"Completed tokens per second                 : {rate:.2f}")
     if scenario == TestScenario.Offline:
         return lines
-    lines += _spread_lines(
-        verdict.first_token, "First Token latency (ns)               ", "first token latency (ns)"
-    )
+    lines += _spread_lines(verdict.first_token, "First Token latency (ns)", "first token latency (ns)", 44)
     lines.append("")
     return lines + _spread_lines(
-        verdict.per_token, "Time per Output Token (ns)               ", "time to output token (ns)"
+        verdict.per_token, "Time per Output Token (ns)", "time to output token (ns)", 46
     )
 
 
