@@ -18,7 +18,6 @@ import gzip
 import json
 import math
 import re
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +31,7 @@ KEYS = frozenset(
     submission_benchmark submission_division submission_org submission_platform submission_status
     opt_base_learning_rate opt_name seed compile_time run_labels resumed""".split()
 )
+_REPEATED = ("eval_start", "eval_stop", "eval_accuracy", "eval_error", "eval_result")
 _STATS = (b"tracked_stats", b"throughput")
 _CHUNK = 8 << 20
 _LONGEST_LINE = 1 << 20
@@ -94,12 +94,11 @@ class RunLog:
 
     Attributes:
         format: "MLPv0.5.0", "MLL" or "MLLOG".
-        events: the events of `KEYS` in order of the lines.
+        events: the events of `KEYS` in order of the lines; what happens once is there once, as first logged.
         minutes: run_start to run_stop.
         converged: whether the run reached its target; None where the log does not say.
         evaluations: in order.
         throughput: from `tracked_stats` or `throughput`.
-        ours: whether this project wrote the log, which then says how it must be labelled.
         damaged: how many lines looked like events of `KEYS` and were none.
     """
 
@@ -110,23 +109,37 @@ class RunLog:
     converged: bool | None = None
     evaluations: list[Evaluation] = dataclasses.field(default_factory=list)
     throughput: Throughput = dataclasses.field(default_factory=Throughput)
-    ours: bool = False
     damaged: int = 0
+    _once: dict[str, Event] = dataclasses.field(default_factory=dict)
+
+    def add(self, event: Event) -> None:
+        if event.key not in _REPEATED:
+            self._once[event.key] = event
+        self.events.append(event)
+
+    def has(self, key: bytes) -> bool:
+        """Whether another event of `key` would say nothing new (every process of some submissions logs all)."""
+        return key.decode() in self._once
+
+    def first(self, key: str) -> Event | None:
+        return self._once.get(key)
 
     def value(self, key: str) -> Any:
-        """Value of the first event of `key`, None if there is none."""
-        return next((event.value for event in self.events if event.key == key), None)
-
-    def last(self, key: str) -> Event | None:
-        return next((event for event in reversed(self.events) if event.key == key), None)
+        """Value of the event of `key`, None if there is none."""
+        return self._once[key].value if key in self._once else None
 
     @property
     def start_ms(self) -> float | None:
-        return next((event.time_ms for event in self.events if event.key == "run_start"), None)
+        return self._once["run_start"].time_ms if "run_start" in self._once else None
+
+    @property
+    def ours(self) -> bool:
+        """Whether this project wrote the log, which then says how it must be labelled."""
+        return "run_labels" in self._once
 
     @property
     def resumed(self) -> bool:
-        return any(event.key == "resumed" for event in self.events)
+        return "resumed" in self._once
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -212,11 +225,10 @@ def _take(line: bytes, log: RunLog) -> str:
         match = _KEY.search(line)
         if match is None:
             raise ValueError("no key")
-        if match[1] in KEYS:
+        if match[1] in KEYS and not log.has(match[1]):
             raw = _decode(line[8:])
             time_ms = raw["time_ms"] if "time_ms" in raw else float(raw["time_s"]) * 1000
-            log.events.append(_event(raw["key"], raw.get("value"), raw.get("metadata"), time_ms))
-            log.ours = log.ours or match[1] == b"run_labels"
+            log.add(_event(raw["key"], raw.get("value"), raw.get("metadata"), time_ms))
         elif match[1] in _STATS:
             _take_throughput(line[8:], log)
         return "MLLOG"
@@ -224,17 +236,17 @@ def _take(line: bytes, log: RunLog) -> str:
         match = _V06.match(line)
         if match is None:
             raise ValueError("no event")
-        if match[2] in KEYS:
+        if match[2] in KEYS and not log.has(match[2]):
             raw = _decode(match[3])
             time_ms = float(match[1]) * 1000
-            log.events.append(_event(match[2].decode(), raw.get("value"), raw.get("metadata"), time_ms))
+            log.add(_event(match[2].decode(), raw.get("value"), raw.get("metadata"), time_ms))
         return "MLL"
     match = _V05.match(line)
     if match is None:
         raise ValueError("no event")
-    if match[3] in KEYS:
+    if match[3] in KEYS and not log.has(match[3]):
         value = _decode(match[4]) if match[4] and match[4].strip() else None
-        log.events.append(_event(match[3].decode(), value, {}, float(match[2]) * 1000))
+        log.add(_event(match[3].decode(), value, {}, float(match[2]) * 1000))
     return "MLPv0.5.0"
 
 
@@ -257,7 +269,7 @@ def _event(key: str, value: Any, metadata: Any, time_ms: Any) -> Event:
     if not math.isfinite(time):
         raise ValueError("no time")
     told = metadata if isinstance(metadata, dict) else {}
-    return Event(sys.intern(key), value, {k: v for k, v in told.items() if k not in ("file", "lineno")}, time)
+    return Event(key, value, {k: v for k, v in told.items() if k not in ("file", "lineno")}, time)
 
 
 def _decode(text: bytes) -> Any:
@@ -272,13 +284,12 @@ def _decode(text: bytes) -> Any:
 def _interpret(log: RunLog) -> None:
     """Fills in what the events mean."""
     start = log.start_ms
-    stop = next((event for event in log.events if event.key == "run_stop"), None)
+    stop = log.first("run_stop")
     if start is not None:
         log.evaluations = list(_evaluations(log.events, start))
         if stop is not None and stop.time_ms > start:
             log.minutes = (stop.time_ms - start) / 60_000
-    if log.minutes is not None:
-        log.converged = _success(stop)
+            log.converged = _success(stop)
     _offline_evaluation(log)
 
 
