@@ -105,7 +105,7 @@ def _description(raw: dict[str, Any]) -> System:
         software=_text(raw.get("framework")),
         power=_text(raw.get("power")),
         cloud_scale=_text(raw.get("cloud_scale")),
-        fields=_flat(raw),
+        fields=flatten(raw),
     )
 
 
@@ -115,7 +115,8 @@ def _entry(raw: dict[str, Any]) -> System:
     main = max(kinds, key=lambda kind: _count(kind.get("num_accelerators")), default={})
     accelerator = _text(main.get("accelerator"))
     processor = _text(main.get("cpu"))
-    sockets = re.match(r"(\d+)\s*x\s+", processor)
+    sockets = re.match(r"(\d{1,3})\s*x\s+", processor)
+    per_node = sockets or re.search(r"\b(\d{1,3})x\s", _text(raw.get("hardware")))
     counts = [_count(kind.get("num_nodes")) or 1 for kind in kinds]
     accelerators = sum(n * _count(kind.get("num_accelerators")) for n, kind in zip(counts, kinds, strict=True))
     # A TPU of v0.5 is named after all its cores, "tpuv2-512", two of which make a chip.
@@ -127,13 +128,13 @@ def _entry(raw: dict[str, Any]) -> System:
         category=category_of(raw.get("status")),
         nodes=sum(counts),
         processor=processor[sockets.end() :] if sockets else processor,
-        processors=sum(counts) * (int(sockets[1]) if sockets else 1),
+        processors=sum(counts) * (int(per_node[1]) if per_node else 1),
         accelerator=accelerator,
         accelerators=accelerators if accelerator else 0,
         software=_text(raw.get("framework")),
         power=_text(raw.get("power")),
         cloud_scale=_text(raw.get("cloud_scale")),
-        fields=_flat(raw),
+        fields=flatten(raw),
     )
 
 
@@ -148,8 +149,8 @@ def _text(said: Any) -> str:
     return "" if text.lower() in _EMPTY else text[:300]
 
 
-def _flat(raw: Any, prefix: str = "") -> tuple[tuple[str, str], ...]:
-    """Everything given, as (name, text)."""
+def flatten(raw: Any, prefix: str = "") -> tuple[tuple[str, str], ...]:
+    """Everything given, as (dotted name, text)."""
     if isinstance(raw, dict):
         pairs = raw.items()
     elif isinstance(raw, list):
@@ -158,5 +159,5 @@ def _flat(raw: Any, prefix: str = "") -> tuple[tuple[str, str], ...]:
         text = _text(raw)
         return ((prefix, text),) if text else ()
     return tuple(
-        pair for name, item in list(pairs)[:200] for pair in _flat(item, f"{prefix}.{name}" if prefix else str(name))
+        pair for name, item in list(pairs)[:200] for pair in flatten(item, f"{prefix}.{name}" if prefix else str(name))
     )

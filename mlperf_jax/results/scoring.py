@@ -60,10 +60,12 @@ def score_runs(
     The fastest and the slowest are dropped (of 3D U-Net four each), the rest averaged. A run that did
     not converge, or whose log ends early or cannot be read, counts as slower than any; more of them
     than are dropped, or too few runs, and there is no score. NCF: the first 50 that converge of 100,
-    in order of their numbers. A resumed run has no time by the rules and counts for nothing.
+    in order of their numbers. A resumed run has no time by the rules and counts for nothing, and so does
+    one of ours that is unfinished: the same command will continue it.
     """
-    remarks = [f"{log.path.name} was resumed and does not count" for log in logs if log.resumed]
-    logs = sorted((log for log in logs if not log.resumed), key=lambda log: run_number(log.path))
+    left_out = {log.path: why for log in logs if (why := _left_out(log))}
+    remarks = [f"{path.name} {why} and does not count" for path, why in left_out.items()]
+    logs = sorted((log for log in logs if log.path not in left_out), key=lambda log: run_number(log.path))
     times = [log.minutes if reached(log, benchmark, round_name) else math.inf for log in logs]
     finite = [time for time in times if time < math.inf]
     total = len(logs) + unreadable
@@ -84,6 +86,12 @@ def score_runs(
         mean_minutes=math.fsum(finite) / len(finite) if finite else None,
         normalization=normalization,
     )
+
+
+def _left_out(log: RunLog) -> str:
+    if log.resumed:
+        return "was resumed"
+    return "is unfinished" if log.ours and log.minutes is None else ""
 
 
 def _countable(
