@@ -69,7 +69,8 @@ def _score_facts(result: Result, references: References, verdict: Verdict | None
         if score.mean_minutes is not None:
             told.append(("Mean of the runs that converged", f"{figure(score.mean_minutes)} min, which is no score"))
     else:
-        dropped = f"mean without the {rules.dropped} fastest and {rules.dropped} slowest of {score.runs} runs"
+        ends = "fastest and the slowest" if rules.dropped == 1 else f"{rules.dropped} fastest and {rules.dropped} slowest"
+        dropped = f"mean without the {ends} of {score.runs} runs"
         if rules.key == "ncf":
             dropped = "mean of the first 50 runs that converged, without the fastest and the slowest"
         told.append(("Score", f"{figure(score.minutes)} min ({dropped})"))

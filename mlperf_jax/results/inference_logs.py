@@ -129,9 +129,9 @@ def read_run(folder: Path, root: Path) -> InferenceRun:
         scenario=scenario,
         mode=mode,
         valid=fields.get("result_validity") == "VALID" if performance else None,
-        reason=str(fields.get("result_invalid_reason", "")).strip(),
+        reason=_reason(fields),
         metric=metric,
-        value=None if found is None else found * factor,
+        value=found * factor if found else None,  # 0 stands for none: too few queries for an estimate
         unit=unit,
         percentiles=_percentiles(fields),
         latencies=_latencies(folder / _TRACE) if performance else np.zeros(0),
@@ -168,6 +168,14 @@ def _detail(path: Path) -> tuple[dict[str, Any], int]:
         if isinstance(key, str):
             fields.setdefault(key, event.get("value"))
     return fields, errors
+
+
+def _reason(fields: dict[str, Any]) -> str:
+    """Why a run is invalid; of early stopping LoadGen says it elsewhere."""
+    told = " ".join(str(fields.get("result_invalid_reason", "")).split())
+    if not told and fields.get("early_stopping_met") is False:
+        told = "Too few queries: " + " ".join(str(fields.get("early_stopping_result", "")).replace("*", "").split())
+    return told
 
 
 def _percentiles(fields: dict[str, Any]) -> tuple[tuple[float, float], ...]:
@@ -214,9 +222,9 @@ def _names(folder: Path, root: Path) -> tuple[str, str, str]:
     at = max((i for i, part in enumerate(parts) if part == "results"), default=None)
     if at is not None and len(parts) > at + 2:
         return parts[at - 1], parts[at + 1], parts[at + 2]
-    inside = [p for p in parts[len(root.parts) :] if p not in (*SCENARIOS, "performance", "accuracy")]
-    inside = [p for p in inside if not re.fullmatch(r"run_\d+", p)]
-    return "", root.name, inside[0] if inside else root.name
+    inside = parts[len(root.parts) :]
+    before = inside[: next((i for i, part in enumerate(inside) if part in SCENARIOS), 0)]
+    return "", root.name, before[-1] if before else root.name
 
 
 def _labels(folder: Path, root: Path) -> tuple[str, ...]:

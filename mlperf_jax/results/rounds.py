@@ -164,7 +164,7 @@ class Reader:
             round=round_name,
             division=division,
             category=category,
-            submitter=place.submitter or description.submitter or _logged(logs, "submission_org") or UNKNOWN,
+            submitter=_submitter(place, description, logs, ours),
             system=place.system,
             benchmark=name,
             rules=benchmark,
@@ -307,6 +307,12 @@ def _division_and_category(description: System, logs: Sequence[RunLog], ours: bo
     first, second = (logged, described) if ours else (described, logged)
     division, category = (a if a != UNKNOWN else b for a, b in zip(first, second, strict=True))
     return division, category
+
+
+def _submitter(place: _Place, description: System, logs: Sequence[RunLog], ours: bool) -> str:
+    """The folder that stands for who submitted; ours go by any name, so that there their logs tell."""
+    names = [place.submitter, description.submitter, _logged(logs, "submission_org")]
+    return next(filter(None, reversed(names) if ours else names), UNKNOWN)
 
 
 def _logged(logs: Sequence[RunLog], key: str) -> str:
