@@ -85,7 +85,7 @@ def throughput(logs: Sequence[RunLog]) -> Markup:
             axes.plot(*zip(*points, strict=True), color=_BLUE, linewidth=1, alpha=0.75)
     if not shown:
         return Markup("")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     axes.set_xlim(left=0)
     return finish("Training throughput over time, a line per run")
 

@@ -176,7 +176,7 @@ def _inference_section(runs: Sequence[InferenceRun]) -> Markup:
         sort_by = ["", "", "", "", "" if run.value is None else run.value, "", ""]
         rows.append(
             tag("tr", [
-                tag("td", tag("span", cell) if cell else "", data_label=name, data_value=key if name == "Result" else None)
+                _inference_cell(name, cell, key)
                 for cell, name, key in zip(cells, names, sort_by, strict=True)
             ])
         )
@@ -184,6 +184,16 @@ def _inference_section(runs: Sequence[InferenceRun]) -> Markup:
     curves = [drawing(figures.server_curve(those), f"Server: {name}") for name, those in _server_runs(runs)]
     parts = [tag("h2", "Inference"), tag("div", table, class_="wide"), tag("div", curves, class_="figures")]
     return tag("section", parts, id="inference")
+
+
+def _inference_cell(name: str, cell: str, key: str | float) -> Markup:
+    return tag(
+        "td",
+        tag("span", cell) if cell else "",
+        data_label=name,
+        data_value=key if name == "Result" else None,
+        class_="name" if name == "Model" else None,
+    )
 
 
 def _server_runs(runs: Sequence[InferenceRun]) -> list[tuple[str, list[InferenceRun]]]:

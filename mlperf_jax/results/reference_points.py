@@ -152,13 +152,17 @@ class ReferencePoints:
             return Verdict(False, missing, batch_size, finite, mean)
         passed = mean >= point.fastest - self._grace()
         text = (
-            f"{mean:,.4g} {'≥' if passed else '<'} {point.fastest:,.4g}, the fastest that passes "
-            f"(reference mean {point.mean:,.4g}; {how})"
+            f"{_epochs(mean)} {'≥' if passed else '<'} {_epochs(point.fastest)}, the fastest that passes "
+            f"(reference mean {_epochs(point.mean)}; {how})"
         )
         return Verdict(passed, text, batch_size, finite, mean, point, max(point.mean / mean, 1.0) if mean else 1.0)
 
     def _grace(self) -> float:
         return _GRACE.get(self._benchmark.key, 0)
+
+
+def _epochs(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def olympic_mean(values: Sequence[float], dropped: int) -> float:
