@@ -20,7 +20,7 @@ from loadgen_py.schedule import Queries
 from loadgen_py.settings import EffectiveSettings, TestScenario
 from loadgen_py.sut import CallbackSut, SystemUnderTest
 
-_SPIN_NS = 150_000  # sleeping this long overshoots by about as much
+_SPIN_NS = 100_000  # the most that is spun
 _JUDGE_EVERY = 512  # queries between two looks at whether a peak-search probe can still pass
 _POLL_S = 0.02
 
@@ -187,7 +187,7 @@ def _server(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable[
     count = queries.count
     issued_at = phase.issued_at = array("q", bytes(8 * count))
     _start(phase)
-    start = phase.start_ns
+    start, wait = phase.start_ns, _Alarm(responses).wait
     due_at = memoryview(queries.due_ns + start)
     stop = 0
     while stop < count:
@@ -196,7 +196,7 @@ def _server(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable[
         due = due_at[first]
         now = clock()
         if now < due:
-            now = _wait_until(due, responses)
+            now = wait(due)
         if coalesce:
             while stop < count and due_at[stop] <= now:
                 issued_at[stop] = now
@@ -279,23 +279,36 @@ def _start(phase: Phase) -> None:
     phase.start_ns = _now()
 
 
-def _wait_until(due: int, responses: Responses) -> int:
-    """Waits for `due` and returns the time.
+class _Alarm:
+    """Waits for moments: sleeps short of them by what sleeping overshoots, and spins the rest.
 
-    The last stretch is spun, which is exact, but only while nothing is outstanding: a
-    spinning thread keeps the interpreter lock from the thread that works on an answer.
+    Spinning all the time would be as exact on an idle machine, but the scheduler takes a
+    thread that never sleeps off the processor for milliseconds on a busy one.
     """
-    while True:
-        left = due - _now()
-        if left > _SPIN_NS:
-            time.sleep((left - _SPIN_NS) * 1e-9)
-        elif responses.completed < responses.issued and left > 0:
-            time.sleep(left * 1e-9)
-        else:
-            break
-    while (now := _now()) < due:
-        pass
-    return now
+
+    def __init__(self, responses: Responses) -> None:
+        self._responses = responses
+        self._margin = _SPIN_NS
+
+    def wait(self, due: int) -> int:
+        """Waits for `due` and returns the time.
+
+        The rest is spun only while nothing is outstanding: a spinning thread keeps the
+        interpreter lock from the thread that works on an answer.
+        """
+        while (left := due - _now()) > 0:
+            if left > self._margin:
+                wake_at = due - self._margin
+                time.sleep((left - self._margin) * 1e-9)
+                overshoot = min(2 * (_now() - wake_at), _SPIN_NS)
+                self._margin += (overshoot - self._margin) // 8
+            elif self._responses.completed < self._responses.issued:
+                time.sleep(left * 1e-9)
+            else:
+                break
+        while (now := _now()) < due:
+            pass
+        return now
 
 
 def _too_many_slow(phase: Phase, issued: int) -> bool:
