@@ -115,8 +115,24 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(struct)))
         return restored["state"]
 
-    def _refuse_other_model(self, step: int, struct: State) -> None:
-        found = _shapes(self._manager.item_metadata(step)["state"])
+    def restore_part(self, struct: State) -> State:
+        """Reads only those entries of the newest checkpoint that `struct` has, as for inference.
+
+        Raises:
+            UserError: it is of another model, or damaged.
+        """
+        import orbax.checkpoint as ocp
+
+        step = self._manager.latest_step()
+        args = ocp.checkpoint_utils.construct_restore_args(struct)
+        item = ocp.args.PyTreeRestore(struct, restore_args=args, partial_restore=True)
+        with self._naming():
+            self._refuse_other_model(step, struct, part=True)
+            return self._manager.restore(step, args=ocp.args.Composite(state=item))["state"]
+
+    def _refuse_other_model(self, step: int, struct: State, *, part: bool = False) -> None:
+        found = self._manager.item_metadata(step)["state"]
+        found = _shapes({entry: found[entry] for entry in found if entry in struct or not part})
         asked = _shapes(struct)
         for name in sorted(found.keys() | asked.keys()):
             if found.get(name) != asked.get(name):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
@@ -76,6 +78,17 @@ class ImageClassification(SupervisedWorkload):
     def eval_result(self, totals: Any) -> dict[str, float]:
         result = classification.compute(totals)
         return result | {"quality": result["accuracy"]}
+
+    input_names = ("image",)
+
+    def answer(self, model: nnx.Module, inputs: Batch) -> jax.Array:
+        """The class of each image, [B] int32."""
+        return model(self.normalise(inputs["image"]), train=False).argmax(1).astype(jnp.int32)
+
+    def answered_quality(self, indices: np.ndarray, answers: Sequence[bytes]) -> float:
+        labels = self.dataset.read_eval(indices, ("label",))["label"]
+        classes = np.array([np.frombuffer(answer, "<i4").item() for answer in answers])
+        return float(np.mean(classes == labels))
 
 
 class ResNet50(ImageClassification):
