@@ -13,7 +13,7 @@ mini: the same bottlenecks on Fashion-MNIST (28x28, 10 classes, 60,000 / 10,000 
 data or model.
 
     ./run_and_time.sh --workload=resnet50 --platform=cpu
-    expected: EXPECTED
+    expected: 0.90 after epoch 4 or 5 of 6 (0.90 to 0.91 there over seeds)
 """
 
 from __future__ import annotations
@@ -120,7 +120,9 @@ def _point(
     return dict(
         batch_size=batch_size,
         model=dict(bn_span=span),
-        optimizer=dict(name="lars", base_lr=base_lr, momentum=momentum, weight_decay=weight_decay, epsilon=0.0),
+        optimizer=dict(
+            name="lars", base_lr=base_lr, momentum=momentum, weight_decay=weight_decay, epsilon=0.0
+        ),
         schedule=dict(warmup_epochs=warmup_epochs, decay_steps=decay_steps, end_lr=1e-4, power=2.0),
         eval_offset_epochs=offset,
         max_epochs=epochs,
@@ -134,8 +136,8 @@ def _mini() -> ConfigDict:
             benchmark="resnet",
             preset="mini",
             model=dict(
-                stages=(1, 1),
-                width=16,
+                stages=(1, 1, 1),
+                width=8,
                 num_classes=10,
                 image_size=28,
                 channels_in=1,
@@ -147,13 +149,13 @@ def _mini() -> ConfigDict:
             data=dict(
                 name="fashion_mnist", image_size=28, mean=(72.94,), std=(90.02,), num_train=0, num_eval=0
             ),
-            batch_size=256,
+            batch_size=128,
             eval_batch_size=1000,
             label_smoothing=0.1,
-            optimizer=dict(name="sgd", base_lr=0.4, momentum=0.9, weight_decay=1e-4),
-            schedule=dict(warmup_epochs=1, decay_epochs=5, end_lr=1e-4, power=2.0),
+            optimizer=dict(name="sgd", base_lr=0.2, momentum=0.9, weight_decay=5e-4),
+            schedule=dict(warmup_epochs=0.5, decay_epochs=5.5, end_lr=1e-4, power=2.0),
             target=0.90,
-            max_epochs=10,
+            max_epochs=6,
             eval_offset_epochs=1,
             eval_every_epochs=1,
             checkpoint_every_epochs=1,

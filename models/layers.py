@@ -96,7 +96,8 @@ class Dense(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., I] to [..., O]."""
-        return jnp.dot(x.astype(self.dtype), self.kernel[...].astype(self.dtype)) + self.bias[...].astype(self.dtype)
+        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        return jnp.dot(x.astype(self.dtype), kernel) + bias
 
 
 class BatchNorm(nnx.Module):
@@ -180,8 +181,8 @@ class BatchNorm(nnx.Module):
         if mean.ndim == 1:
             return mean, var
         # Only these small arrays are regrouped, never the activations: any layout of the batch will do.
-        spread = (batch, 1, 1, channels)
-        return (jnp.repeat(mean, self.span, axis=0).reshape(spread), jnp.repeat(var, self.span, axis=0).reshape(spread))
+        mean, var = (jnp.repeat(a, self.span, axis=0).reshape(batch, 1, 1, channels) for a in (mean, var))
+        return mean, var
 
     def _group_mean(self, x: jax.Array) -> jax.Array:
         """Means over groups of samples: [B, C] to [B / span, C]."""

@@ -67,7 +67,7 @@ class ResNetConfig:
     @classmethod
     def mini(cls) -> ResNetConfig:
         """The same bottlenecks at a size for 28x28 grey images on a laptop."""
-        return cls(stages=(1, 1), width=16, num_classes=10, image_size=28, channels_in=1, stem="small")
+        return cls(stages=(1, 1, 1), width=8, num_classes=10, image_size=28, channels_in=1, stem="small")
 
 
 class Stem(nnx.Module):
@@ -104,7 +104,14 @@ class Bottleneck(nnx.Module):
     """1x1, 3x3 (strided), 1x1 with batch norms, added to a shortcut that is projected where shapes differ."""
 
     def __init__(
-        self, features_in: int, width: int, stride: int, config: ResNetConfig, *, policy: Policy, rngs: nnx.Rngs
+        self,
+        features_in: int,
+        width: int,
+        stride: int,
+        config: ResNetConfig,
+        *,
+        policy: Policy,
+        rngs: nnx.Rngs,
     ) -> None:
         features_out = EXPANSION * width
         last_scale = 0.0 if config.zero_init_last_gamma else 1.0

@@ -68,4 +68,8 @@ def compute(totals: Totals) -> dict[str, float]:
     """Host values: `accuracy` (top-1, of 1), `loss` (mean, without smoothing) and `count` (examples seen)."""
     count = int(totals["count"])
     examples = max(count, 1)
-    return {"accuracy": int(totals["correct"]) / examples, "loss": float(totals["loss"]) / examples, "count": count}
+    return {
+        "accuracy": int(totals["correct"]) / examples,
+        "loss": float(totals["loss"]) / examples,
+        "count": count,
+    }

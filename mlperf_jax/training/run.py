@@ -65,15 +65,16 @@ def train_command(workload: Workload, layout: Layout, options: TrainOptions) -> 
         description = system.describe_system(jax.devices(), name=name, preset=options.preset, labels=_labels(workload))
         system.write_system(runs.system_path, description)
     finished: list[Run] = []
+    reached = True
     with StopSignal() as stop, runs:
         for _ in range(options.runs):
             run = _claim(runs, workload, layout, options)
-            _one_run(workload, layout, run, options, name, stop)
+            outcome = _one_run(workload, layout, run, options, name, stop)
+            reached &= outcome.status == "success"
             finished.append(run)
-    summaries = [summary.summarize(run.log_path) for run in finished] if first else []
     if first:
-        print("\n" + summary.end_message(summaries))
-    return int(not all(s.status == "success" for s in summaries))
+        print("\n" + summary.end_message([summary.summarize(run.log_path) for run in finished]))
+    return 0 if reached else 1
 
 
 def _claim(runs: Runs, workload: Workload, layout: Layout, options: TrainOptions) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -30,7 +31,8 @@ def polynomial_with_warmup(
     if warmup_steps < 0 or decay_steps <= 0:
         raise ValueError(f"warmup_steps {warmup_steps} must be >= 0 and decay_steps {decay_steps} > 0")
 
-    def schedule(step: jnp.ndarray | int) -> jnp.ndarray:
+    def schedule(step: jax.Array | int) -> jax.Array:
+        step = jnp.asarray(step, float)
         t = jnp.clip((step - warmup_steps) / decay_steps, 0, 1)
         decayed = (base_lr - end_lr) * (1 - t) ** power + end_lr
         if warmup_steps == 0:

@@ -15,6 +15,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import input_pipelines
+from mlperf_jax.errors import UserError
 from mlperf_jax.metrics import classification
 from mlperf_jax.parallel.layout import LogicalAxes, constrain
 from mlperf_jax.supervised import SupervisedWorkload
@@ -51,7 +52,7 @@ class ImageClassification(SupervisedWorkload):
         return self.dataset.description
 
     def check_data(self) -> None:
-        self.dataset  # noqa: B018  Opening it reads its manifest and says what is missing.
+        self.dataset  # Opening it reads its manifest and says what is missing.
 
     def batch_axes(self, name: str) -> LogicalAxes:
         return ("batch", "height", "width") if name == "image" else ("batch",)
@@ -98,6 +99,12 @@ class ResNet50(ImageClassification):
 
     @functools.cached_property
     def model_config(self) -> ResNetConfig:
+        span = self.config.model.bn_span
+        if span and self.batch_size % span:
+            raise UserError(
+                f"A batch of {self.batch_size} does not divide into groups of --config.model.bn_span={span}; "
+                "use a multiple of it, or --config.model.bn_span=0 for the whole batch."
+            )
         return ResNetConfig(**self.config.model.to_dict())
 
     def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
@@ -112,7 +119,7 @@ class ResNet50(ImageClassification):
         config = self.config.schedule
         return schedules.polynomial_with_warmup(
             self.config.optimizer.base_lr,
-            self._whole_steps(config.warmup_epochs),
+            self._steps(config.warmup_epochs),
             self.decay_steps,
             config.end_lr,
             config.power,
@@ -122,11 +129,10 @@ class ResNet50(ImageClassification):
     def decay_steps(self) -> int:
         """Written as steps in reference convergence points, elsewhere as epochs."""
         config = self.config.schedule
-        return config.decay_steps if "decay_steps" in config else self._whole_steps(config.decay_epochs)
+        return config.decay_steps if "decay_steps" in config else round(self._steps(config.decay_epochs))
 
-    def _whole_steps(self, epochs: float) -> int:
-        """Steps of so many epochs, each rounded up to whole steps as the reference does."""
-        return round(epochs * -(-self.num_train // self.batch_size))
+    def _steps(self, epochs: float) -> float:
+        return epochs * self.num_train / self.batch_size
 
     def hyperparameters(self) -> dict[str, Any]:
         optimizer, schedule = self.config.optimizer, self.config.schedule

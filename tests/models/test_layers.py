@@ -106,7 +106,9 @@ def test_statistics_of_bfloat16_activations_are_float32():
     np.testing.assert_allclose(new_mean, 0.9 * mean + 0.1 * exact, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("size", "stride", "padding"), [(1, 1, "SAME"), (1, 2, "SAME"), (3, 2, "SAME"), (3, 1, ((1, 1), (1, 1)))])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [(1, 1, "SAME"), (1, 2, "SAME"), (3, 2, "SAME"), (3, 1, ((1, 1), (1, 1)))]
+)
 def test_conv_equals_a_loop(size, stride, padding):
     rng = np.random.default_rng(size + stride)
     x = rng.normal(size=(2, 7, 6, 3)).astype(np.float32)
@@ -126,4 +128,6 @@ def test_dense_is_a_product_and_a_bias():
     dense = Dense(5, 3, axes=("embed", "vocab"), stddev=0.5, policy=FLOAT32, rngs=nnx.Rngs(0))
     dense.bias[...] = jnp.arange(3.0)
     x = np.random.default_rng(0).normal(size=(2, 4, 5)).astype(np.float32)
-    np.testing.assert_allclose(dense(x), x @ np.asarray(dense.kernel[...]) + np.arange(3.0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        dense(x), x @ np.asarray(dense.kernel[...]) + np.arange(3.0), rtol=1e-5, atol=1e-6
+    )

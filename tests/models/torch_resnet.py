@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class SamePad(nn.Module):
-    """Zeros (or -inf) around an image so that a window of `size` at `stride` gives ceil(n / stride) outputs."""
+    """Pads an image so that windows of `size` at `stride` give ceil(n / stride) outputs."""
 
     def __init__(self, size, stride, value=0.0):
         super().__init__()
@@ -37,7 +37,9 @@ class Block(nn.Module):
         )  # fmt: skip
         self.shortcut = nn.Identity()
         if stride != 1 or inputs != 4 * width:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, 4 * width, 1, stride, bias=False), norm(4 * width))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, 4 * width, 1, stride, bias=False), norm(4 * width)
+            )
 
     def forward(self, x):
         return F.relu(self.branch(x) + self.shortcut(x))
@@ -45,7 +47,11 @@ class Block(nn.Module):
 
 def build(config) -> nn.Module:
     if config.stem == "imagenet":
-        layers = [nn.Conv2d(config.channels_in, config.width, 7, 2, 3, bias=False), norm(config.width), nn.ReLU()]
+        layers = [
+            nn.Conv2d(config.channels_in, config.width, 7, 2, 3, bias=False),
+            norm(config.width),
+            nn.ReLU(),
+        ]
         layers += [SamePad(3, 2, -np.inf), nn.MaxPool2d(3, 2)]
     else:
         layers = [SamePad(3, 2), nn.Conv2d(config.channels_in, config.width, 3, 2, bias=False)]

@@ -1,0 +1,53 @@
+"""The learning-rate schedule against values worked out by hand and a transcription in plain Python."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlperf_jax.training.schedules import polynomial_with_warmup
+
+
+@pytest.mark.parametrize(
+    ("step", "lr"),
+    [
+        (0, 0.0),
+        (1, 2.5),
+        (3, 7.5),
+        (4, 10.0),  # the warm-up's last step has the whole rate
+        (5, 9.9 * 0.81 + 0.1),  # (1 - 1/10)**2
+        (9, 9.9 * 0.25 + 0.1),
+        (13, 9.9 * 0.01 + 0.1),
+        (14, 0.1),
+        (1000, 0.1),  # and stays
+    ],
+)
+def test_values_worked_out_by_hand(step, lr):
+    schedule = polynomial_with_warmup(10.0, warmup_steps=4, decay_steps=10, end_lr=0.1, power=2)
+    np.testing.assert_allclose(schedule(step), lr, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(schedule)(np.int32(step)), lr, rtol=1e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    base=st.floats(1e-3, 50),
+    warmup=st.floats(0, 500),
+    decay=st.integers(1, 5000),
+    power=st.sampled_from([1, 2, 3]),
+    step=st.integers(0, 6000),
+)
+def test_equals_a_transcription_of_the_rules(base, warmup, decay, power, step):
+    if warmup and step <= warmup:
+        expected = base * step / warmup
+    else:
+        expected = (base - 1e-4) * (1 - min((step - warmup) / decay, 1)) ** power + 1e-4
+    schedule = polynomial_with_warmup(base, warmup, decay, 1e-4, power)
+    # float32 resolves the fraction of the decay to 1e-7 of the base rate.
+    np.testing.assert_allclose(schedule(step), expected, rtol=1e-5, atol=1e-6 * base)
+
+
+@pytest.mark.parametrize(("warmup", "decay"), [(-1, 10), (0, 0)])
+def test_refuses_steps_that_make_no_schedule(warmup, decay):
+    with pytest.raises(ValueError, match="decay_steps"):
+        polynomial_with_warmup(1.0, warmup, decay)
