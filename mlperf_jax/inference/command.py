@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from ml_collections import ConfigDict
 from loadgen_py import TestScenario
 from loadgen_py.jax_sut import Samples
 from mlperf_jax import config as configs
+from mlperf_jax import platform as platforms
+from mlperf_jax import workload as registry
 from mlperf_jax.errors import UserError
 from mlperf_jax.inference import summary, trained
 from mlperf_jax.inference.measure import Outcome, Session, say
 from mlperf_jax.inference.replicas import make_replicas
-from mlperf_jax.inference.settings import MODES, SCENARIOS, Asked, defaults
+from mlperf_jax.inference.settings import SCENARIOS, Asked, defaults
 from mlperf_jax.inference.trained import Trained
-from mlperf_jax.parallel.layout import Strategy
+from mlperf_jax.parallel import mesh
+from mlperf_jax.precision import resolve_policy
 from mlperf_jax.results import system
 from mlperf_jax.results.events import run_labels
 from mlperf_jax.results.folders import Runs
@@ -36,7 +40,9 @@ class InferOptions:
         workload: as `--workload` names it.
         preset: mini or closed.
         platform: cpu, gpu or tpu.
+        data_dir, synthetic, prepare: where the samples come from.
         results_dir: RESULTS.
+        sharding, mesh: how a model lies on the devices.
         scenario: one of `SCENARIOS`, or "all".
         mode: one of `MODES`; None runs performance and accuracy.
         asked: numbers that the user fixed.
@@ -50,8 +56,13 @@ class InferOptions:
     workload: str
     preset: str
     platform: str
+    data_dir: Path
     results_dir: Path
     scenario: str
+    synthetic: bool = False
+    prepare: bool = False
+    sharding: str = "dp"
+    mesh: str | None = None
     mode: str | None = None
     asked: Asked = Asked()
     count: int = 0
@@ -75,7 +86,9 @@ def find_model(options: InferOptions, benchmark: str) -> Trained:
     train = f"python -m mlperf_jax.main --workload={options.workload} --platform={options.platform}"
     if options.preset != configs.default_preset(options.platform):
         train += f" --preset={options.preset}"
-    return trained.find(options.results_dir, options.preset, benchmark, f"{train} --results_dir={options.results_dir}")
+    return trained.find(
+        options.results_dir, options.preset, benchmark, f"{train} --results_dir={options.results_dir}"
+    )
 
 
 def model_config(base: ConfigDict, model: Trained, overrides: list[str]) -> ConfigDict:
@@ -91,8 +104,12 @@ def model_config(base: ConfigDict, model: Trained, overrides: list[str]) -> Conf
     return configs.resolve(config, overrides)
 
 
-def infer_command(workload: Workload, model: Trained, strategy: Strategy, mesh: dict[str, int], options: InferOptions) -> int:
+def infer_command(options: InferOptions, overrides: list[str]) -> int:
     """Measures, and tells what was found.
+
+    Args:
+        options: the flags.
+        overrides: `--config.KEY=value` arguments.
 
     Returns:
         The exit status: 0 if every run is VALID and good enough, 130 after Ctrl-C, else 1.
@@ -100,28 +117,27 @@ def infer_command(workload: Workload, model: Trained, strategy: Strategy, mesh: 
     Raises:
         UserError: see the modules that raise it.
     """
-    if "inference" not in workload.config:
-        raise UserError(f"The config of {options.workload} has no `inference` section, so nothing can be measured.")
     scenarios = _scenarios(options)
-    session = _session(workload, model, strategy, mesh, options)
-    say(f"measuring {model.description}; compiling")
+    session = _session(options, overrides)
+    say(f"measuring {session.facts['model']}; compiling")
     session.prepare(scenarios)
-    outcomes: list[Outcome] = []
+    passed = True
     for outcome in _runs(session, scenarios, options):
-        outcomes.append(outcome)
-        print("\n".join(summary.lines(outcome, workload.metric)), flush=True)
+        print("\n".join(summary.lines(outcome, session.workload.metric)), flush=True)
+        passed &= outcome.passed
         if outcome.result.interrupted:
-            return 130
-    for label in session.facts["labels"]:
-        print(f"[{label}]")
-    return int(not all(outcome.passed for outcome in outcomes))
+            return 128 + signal.SIGINT
+    print(" ".join(f"[{label}]" for label in session.facts["labels"]), flush=True)
+    return int(not passed)
 
 
 def _scenarios(options: InferOptions) -> list[TestScenario]:
     names = SCENARIOS if options.scenario == "all" else (options.scenario,)
     if options.mode == "find_peak":
         if options.scenario not in ("all", "Server"):
-            raise UserError(f"--mode=find_peak searches Server's rate; it does not go with --scenario={options.scenario}.")
+            raise UserError(
+                f"--mode=find_peak searches Server's rate; it does not go with --scenario={options.scenario}."
+            )
         names = ("Server",)
     return [TestScenario[name] for name in names]
 
@@ -139,47 +155,79 @@ def _runs(session: Session, scenarios: Sequence[TestScenario], options: InferOpt
                 yield from session.accuracy(scenario)
 
 
-def _session(
-    workload: Workload, model: Trained, strategy: Strategy, mesh: dict[str, int], options: InferOptions
-) -> Session:
-    numbers = workload.config.inference
+def _session(options: InferOptions, overrides: list[str]) -> Session:
+    platforms.require_devices(options.platform)
+    cls = registry.find(options.workload)
+    model = find_model(options, cls.benchmark)
+    config = model_config(configs.base_config(options.workload, options.preset), model, overrides)
+    if "inference" not in config:
+        raise UserError(
+            f"The config of {options.workload} has no `inference` section, so nothing can be measured."
+        )
+    policy = resolve_policy(config.precision, options.platform)
+    if policy.needs_x64:
+        jax.config.update("jax_enable_x64", True)
+    if options.prepare and not options.synthetic:
+        cls.prepare(config, options.data_dir)
+    workload = cls(config, policy, data_dir=options.data_dir, synthetic=options.synthetic)
+    workload.check_data()
     total = options.count or workload.num_eval
     if total > workload.num_eval:
-        raise UserError(f"--count={total} is more than the {workload.num_eval} samples there are; give at most those.")
-    loaded = defaults(numbers.loadgen_model, TestScenario.Offline).performance_sample_count_override or _MOST_LOADED
+        raise UserError(
+            f"--count={total} is more than the {workload.num_eval} samples there are; give at most those."
+        )
+    numbers = config.inference
+    loaded = (
+        defaults(numbers.loadgen_model, TestScenario.Offline).performance_sample_count_override
+        or _MOST_LOADED
+    )
     loaded = min(loaded, total)
     replicas = make_replicas(
-        workload, model, strategy, mesh, capacity=loaded, on_device=numbers.samples_on_device
+        workload,
+        model,
+        mesh.find_strategy(options.sharding),
+        mesh.parse_mesh(options.mesh) if options.mesh else {},
+        capacity=loaded,
+        on_device=numbers.samples_on_device,
     )
     name = options.system or system.default_system_name(jax.devices())
-    runs = Runs(options.results_dir, options.preset, name, workload.benchmark)
-    labels = run_labels(options.preset, [workload.data_description] if workload.data_description else [])
-    system.write_system(
-        runs.system_path, system.describe_system(jax.devices(), name=name, preset=options.preset, labels=labels)
-    )
-    trained_quality = model.quality or numbers.published_quality or workload.target
-    facts: dict[str, Any] = {
-        "model": model.description,
-        "trained_quality": trained_quality,
-        "precision": dataclasses.asdict(workload.policy),
-        "replicas": len(replicas),
-        "samples_on_device": numbers.samples_on_device,
-        "layout": {"strategy": strategy.name, "mesh": mesh},
-        "devices": system.describe_devices(jax.devices()),
-        "versions": system.versions(),
-        "labels": labels,
-    }
+    facts = _facts(workload, model, options, name, replicas=len(replicas))
     return Session(
         workload,
         replicas,
-        Samples(workload.config.data.name, total, loaded, workload.read_samples, replicas),
+        Samples(config.data.name, total, loaded, workload.read_samples, replicas),
         options.asked,
-        quality_target=numbers.quality_share * trained_quality,
+        quality_target=numbers.quality_share * facts["trained_quality"],
         root=_root(options, name),
         facts=facts,
         sut_name=f"mlperf_jax {options.workload} on {name}",
         profile=options.profile,
     )
+
+
+def _facts(
+    workload: Workload, model: Trained, options: InferOptions, name: str, *, replicas: int
+) -> dict[str, Any]:
+    """What every result records; also writes the system's description."""
+    labels = run_labels(options.preset, [workload.data_description] if workload.data_description else [])
+    devices = jax.devices()
+    path = Runs(options.results_dir, options.preset, name, workload.benchmark).system_path
+    system.write_system(
+        path, system.describe_system(devices, name=name, preset=options.preset, labels=labels)
+    )
+    numbers = workload.config.inference
+    return {
+        "system": name,
+        "model": model.description,
+        "trained_quality": model.quality or numbers.published_quality or workload.target,
+        "precision": dataclasses.asdict(workload.policy),
+        "sharding": options.sharding,
+        "replicas": replicas,
+        "samples_on_device": numbers.samples_on_device,
+        "devices": system.describe_devices(devices),
+        "versions": system.versions(),
+        "labels": labels,
+    }
 
 
 def _root(options: InferOptions, system_name: str) -> Path:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import loadgen_py as lg
 from loadgen_py import TestMode, TestScenario, TestSettings
 from loadgen_py.jax_sut import BatchingSut, InlineSut, Replica, Samples
@@ -96,7 +98,7 @@ class Session:
             sizes |= set(self._batch_sizes(scenario))
         for replica in self.replicas:
             replica.compile(sorted(sizes))
-        some = list(range(min(max(sizes), self.samples.performance_count)))
+        some = np.arange(min(max(sizes), self.samples.performance_count))
         self.samples.load(some)
         for replica in self.replicas:
             replica.measure()
@@ -137,7 +139,9 @@ class Session:
         """Answers every sample once, and judges the logged answers."""
         settings = self._settings(scenario, TestMode.AccuracyOnly)
         if scenario == TestScenario.Server and not self.asked.qps:
-            settings.server_target_qps = _ACCURACY_SHARE * capacity(self.seconds(scenario), len(self.replicas))
+            settings.server_target_qps = _ACCURACY_SHARE * capacity(
+                self.seconds(scenario), len(self.replicas)
+            )
         yield self._run(settings, "accuracy", "accuracy")
 
     def find_peak(self) -> Iterator[Outcome]:
@@ -164,7 +168,9 @@ class Session:
             if outcome.result.valid or outcome.result.errors or not changes or attempt == _ATTEMPTS - 1:
                 break
             shown = ", ".join(f"{name}={value:g}" for name, value in changes.items())
-            say(f"{settings.scenario.name} was INVALID: {outcome.result.reasons[0].text} Once more with {shown}.")
+            say(
+                f"{settings.scenario.name} was INVALID: {outcome.result.reasons[0].text} Once more with {shown}."
+            )
             settings = dataclasses.replace(settings, **changes)
         return outcome
 
@@ -221,7 +227,12 @@ class Session:
     def _write(self, outcome: Outcome) -> None:
         result = dataclasses.asdict(outcome.result)
         result["logs"] = {kind: path.name for kind, path in outcome.result.logs.items()}
-        record = {"kind": outcome.kind, "passed": outcome.passed, **result, "settings": dataclasses.asdict(outcome.settings)}
+        record = {
+            "kind": outcome.kind,
+            "passed": outcome.passed,
+            **result,
+            "settings": dataclasses.asdict(outcome.settings),
+        }
         if outcome.quality is not None:
             digest = hashlib.sha256(outcome.result.logs["accuracy"].read_bytes()).hexdigest()
             record |= {

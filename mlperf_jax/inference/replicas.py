@@ -16,7 +16,13 @@ from mlperf_jax.workload import State, Workload
 
 
 def make_replicas(
-    workload: Workload, trained: Trained, strategy: Strategy, asked: dict[str, int], *, capacity: int, on_device: bool
+    workload: Workload,
+    trained: Trained,
+    strategy: Strategy,
+    asked: dict[str, int],
+    *,
+    capacity: int,
+    on_device: bool,
 ) -> list[Replica]:
     """Loads the model and places it; nothing is compiled yet.
 
@@ -67,4 +73,6 @@ def _replica(workload: Workload, state: State, layout: Layout, capacity: int, on
     def place(shape: tuple[int, ...]) -> jax.sharding.Sharding:
         return layout.sharding(shape, ("batch",))
 
-    return Replica(predict, state, workload.sample_spec(), capacity=capacity, place=place, on_device=on_device)
+    return Replica(
+        predict, state, workload.sample_spec(), capacity=capacity, place=place, on_device=on_device
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from loadgen_py import TestScenario
 from mlperf_jax.inference.measure import Outcome
 
@@ -63,11 +61,3 @@ def _batches(batches: dict[int, int]) -> str:
     count = sum(batches.values())
     samples = sum(size * n for size, n in batches.items())
     return f"{count:,}, {samples / count:.1f} samples on average, at most {max(batches)}"
-
-
-def end_message(outcomes: Sequence[Outcome], metric: str, labels: Sequence[str]) -> str:
-    """Everything, after what the figures are."""
-    told = [f"[{label}]" for label in labels]
-    for outcome in outcomes:
-        told += lines(outcome, metric)
-    return "\n".join(told)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,15 +124,23 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         step = self._manager.latest_step()
-        args = ocp.checkpoint_utils.construct_restore_args(struct)
-        item = ocp.args.PyTreeRestore(struct, restore_args=args, partial_restore=True)
-        with self._naming():
-            self._refuse_other_model(step, struct, part=True)
-            return self._manager.restore(step, args=ocp.args.Composite(state=item))["state"]
+        args = ocp.args.PyTreeRestore(
+            struct, restore_args=ocp.checkpoint_utils.construct_restore_args(struct), partial_restore=True
+        )
+        with self._naming(), contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+            self._refuse_other_model(step, struct, entries=struct.keys())
+            return reader.restore(self._state_folder(step), args=args)
 
-    def _refuse_other_model(self, step: int, struct: State, *, part: bool = False) -> None:
-        found = self._manager.item_metadata(step)["state"]
-        found = _shapes({entry: found[entry] for entry in found if entry in struct or not part})
+    def _state_folder(self, step: int) -> Path:
+        return self.folder / str(step) / "state"
+
+    def _refuse_other_model(self, step: int, struct: State, *, entries: Collection[str] | None = None) -> None:
+        import orbax.checkpoint as ocp
+
+        # The manager itself knows no metadata of what it has not yet saved or restored.
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+            whole = reader.metadata(self._state_folder(step))
+        found = _shapes({entry: whole[entry] for entry in whole if entries is None or entry in entries})
         asked = _shapes(struct)
         for name in sorted(found.keys() | asked.keys()):
             if found.get(name) != asked.get(name):
