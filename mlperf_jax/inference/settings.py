@@ -19,7 +19,7 @@ MODES = {
 }
 
 # A first latency that is a little too low, or a rate too high, only makes LoadGen prepare more queries.
-_SAFELY_FASTER = 0.8
+_SAFELY_FASTER = 0.6
 # A run with so many slow queries can still be VALID: on a shared machine some always are.
 _SLOW_QUERIES = 3
 _WARMUP_SHARE, _MOST_WARMUP_MS = 0.2, 2000
