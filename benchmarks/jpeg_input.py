@@ -1,12 +1,13 @@
 """Images per second of the ImageNet training pipeline beside bare decoding, by number of processes.
 
-    python benchmarks/jpeg_input.py --out=benchmarks/jpeg_input.json
+    python -m benchmarks.jpeg_input --out=benchmarks/jpeg_input.json
 
 Bare: each process calls simplejpeg.decode_jpeg (full size, accurate DCT) on JPEGs that it holds in
 memory, in a loop, and does nothing else. Pipeline: the batches of `train_batches` as training takes
-them, from the same files: order, reading, the same decoding, random crop, resize, flip, batching, and
-the way from grain's worker processes into this one. One decoding thread in each process on both sides.
-The two are measured in turn, and the medians of the rounds compared.
+them, from the same files: order, reading, the same decoding, random crop, resize, flip, batching,
+and the way from grain's worker processes into this one. One decoding thread in each process on both
+sides. The two are measured in turn and the medians of the rounds compared, by the clock and, since
+that needs a machine with nothing else to do, by the CPU time that all processes took for an image.
 """
 
 from __future__ import annotations
@@ -24,85 +25,100 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 from absl import app, flags
 
 import input_pipelines
-from input_pipelines import imagenet, images
+from input_pipelines import imagenet
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Holds the made-up set; by default a temporary folder.")
-_IMAGES = flags.DEFINE_integer("images", 512, "Made-up train images.")
-_BATCH = flags.DEFINE_integer("batch", 64, "Rows of a batch.")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each is measured.")
+_IMAGES = flags.DEFINE_integer("images", 512, "Made-up train images; each is read several times.")
+_PASSES = flags.DEFINE_integer("passes", 6, "How often a process sees all of them in a measurement.")
+_BATCH = flags.DEFINE_integer("batch", 128, "Rows of a batch.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each is measured.")
 _PROCESSES = flags.DEFINE_multi_integer("processes", [1, 2], "Numbers of processes.")
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
+Rates = dict[str, float]
 
-def bare_rate(jpegs: list[bytes], processes: int) -> float:
-    """Decodes all of `jpegs` in each process; returns images a second in total."""
-    start = multiprocessing.Barrier(processes + 1)
-    workers = [multiprocessing.Process(target=_decode_all, args=(jpegs, start)) for _ in range(processes)]
+
+def _rates(images: int, seconds: float, cpu_seconds: float) -> Rates:
+    return {"images_per_second": images / seconds, "images_per_cpu_second": images / cpu_seconds}
+
+
+def bare_rates(jpegs: list[bytes], processes: int) -> Rates:
+    """Decodes all of `jpegs` several times in each process."""
+    start, used = multiprocessing.Barrier(processes + 1), multiprocessing.SimpleQueue()
+    workers = [
+        multiprocessing.Process(target=_decode_all, args=(jpegs, _PASSES.value, start, used))
+        for _ in range(processes)
+    ]
     for worker in workers:
         worker.start()
     start.wait()
     began = time.perf_counter()
+    cpu_seconds = sum(used.get() for _ in workers)
+    seconds = time.perf_counter() - began
     for worker in workers:
         worker.join()
-    return processes * len(jpegs) / (time.perf_counter() - began)
+    return _rates(processes * len(jpegs) * _PASSES.value, seconds, cpu_seconds)
 
 
-def _decode_all(jpegs: list[bytes], start: multiprocessing.Barrier) -> None:
+def _decode_all(jpegs: list[bytes], passes: int, start, used) -> None:
     import simplejpeg
 
     start.wait()
-    for jpeg in jpegs:
-        simplejpeg.decode_jpeg(jpeg)
+    began = time.process_time()
+    for _ in range(passes):
+        for jpeg in jpegs:
+            simplejpeg.decode_jpeg(jpeg)
+    used.put(time.process_time() - began)
 
 
-def pipeline_rate(data_dir: Path, num_images: int, processes: int, batch_size: int) -> float:
-    """Takes as many batches as hold `processes * num_images` images, in the steady state."""
+def pipeline_rates(data_dir: Path, num_images: int, processes: int) -> Rates:
+    """Takes as many images as `bare_rates` decodes, in the steady state."""
     options = {"fake": num_images, "num_threads": 1, "num_workers": processes}
     data = imagenet.open_dataset(data_dir, options)
-    batches = data.train_batches(seed=0, batch_size=batch_size, start_step=0, rows=slice(0, batch_size))
+    size = _BATCH.value
+    batches = data.train_batches(seed=0, batch_size=size, start_step=0, rows=slice(0, size))
+    count = processes * num_images * _PASSES.value // size
     with contextlib.closing(batches):
         # Start-up and the batches that the workers have ready by then do not count.
-        for _ in itertools.islice(batches, 8 * processes):
-            pass
-        count = processes * num_images // batch_size
-        began = time.perf_counter()
-        for _ in itertools.islice(batches, count):
-            pass
-        return count * batch_size / (time.perf_counter() - began)
+        _exhaust(itertools.islice(batches, 8 * processes))
+        began, cpu_began = time.perf_counter(), _cpu_seconds()
+        _exhaust(itertools.islice(batches, count))
+        return _rates(count * size, time.perf_counter() - began, _cpu_seconds() - cpu_began)
+
+
+def _exhaust(batches) -> None:
+    for _ in batches:
+        pass
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and those that it started and that still run."""
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(times.user + times.system for times in (process.cpu_times() for process in family))
 
 
 def measure(data_dir: Path) -> dict:
     """Returns the report."""
     input_pipelines.prepare("imagenet", data_dir, fake=_IMAGES.value)
-    folder = imagenet.open_dataset(data_dir, {"fake": _IMAGES.value})._source
-    jpegs = [folder.read("train", index)[0] for index in range(_IMAGES.value)]
-    images.decode(jpegs[0], "the first image")
+    paths = sorted((data_dir / f"imagenet_fake_{_IMAGES.value}" / "train").glob("*/*.JPEG"))
+    jpegs = [path.read_bytes() for path in paths]
     results = []
     for processes in _PROCESSES.value:
-        bare, pipeline = [], []
+        rounds = []
         for _ in range(_ROUNDS.value):
-            bare.append(bare_rate(jpegs, processes))
-            pipeline.append(pipeline_rate(data_dir, _IMAGES.value, processes, _BATCH.value))
-        medians = {"bare": statistics.median(bare), "pipeline": statistics.median(pipeline)}
-        results.append(
-            {
-                "processes": processes,
-                "images_per_second": medians,
-                "pipeline_over_bare": medians["pipeline"] / medians["bare"],
-                "rounds": {"bare": bare, "pipeline": pipeline},
-            }
-        )
+            bare = bare_rates(jpegs, processes)
+            rounds.append({"bare": bare, "pipeline": pipeline_rates(data_dir, len(jpegs), processes)})
+        results.append({"processes": processes, **_summary(rounds), "rounds": rounds})
         print(
-            f"{processes} processes: bare {medians['bare']:.0f} images/s, pipeline {medians['pipeline']:.0f}, "
-            f"{results[-1]['pipeline_over_bare']:.3f} of it",
-            flush=True,
+            json.dumps({name: value for name, value in results[-1].items() if name != "rounds"}), flush=True
         )
     return {
         "schema_version": 1,
-        "command": " ".join(["python", *sys.argv]),
+        "command": "python -m benchmarks.jpeg_input " + " ".join(sys.argv[1:]),
         "machine": {
             "cpu": _cpu_name(),
             "cores": os.cpu_count(),
@@ -110,12 +126,26 @@ def measure(data_dir: Path) -> dict:
             "python": platform.python_version(),
         },
         "versions": {
-            name: importlib.metadata.version(name) for name in ("grain", "numpy", "opencv-python-headless", "simplejpeg")
+            name: importlib.metadata.version(name)
+            for name in ("grain", "numpy", "opencv-python-headless", "simplejpeg")
         },
-        "images": {"count": len(jpegs), "mean_bytes": statistics.mean(map(len, jpegs)), "kind": "made up, see fake_images.py"},
+        "images": {
+            "kind": "made up, input_pipelines/fake_images.py",
+            "count": len(jpegs),
+            "mean_bytes": statistics.mean(map(len, jpegs)),
+        },
         "batch": _BATCH.value,
         "results": results,
     }
+
+
+def _summary(rounds: list[dict[str, Rates]]) -> dict[str, dict[str, float]]:
+    """Medians of each rate, and the pipeline's as a part of bare decoding's."""
+    summary = {}
+    for rate in ("images_per_second", "images_per_cpu_second"):
+        bare, pipeline = (statistics.median(r[side][rate] for r in rounds) for side in ("bare", "pipeline"))
+        summary[rate] = {"bare": bare, "pipeline": pipeline, "pipeline_over_bare": pipeline / bare}
+    return summary
 
 
 def _cpu_name() -> str:

@@ -50,6 +50,8 @@ def _closed() -> ConfigDict:
                 mean=(123.68, 116.78, 103.94),
                 std=(1.0, 1.0, 1.0),
                 fake=0,  # N: the made-up set of N train images that `prepare --fake=N` writes
+                num_threads=0,  # of decoding in each process; 0 as many as there are cores, at most 8
+                num_workers=0,  # processes that decode; 0 decodes in threads of the training process
                 num_train=0,  # with --synthetic_data: how many examples; 0 as many as the real set
                 num_eval=0,
             ),
@@ -71,7 +73,6 @@ def _closed() -> ConfigDict:
             # The rules: first after epoch 1, 2, 3 or 4, then every 4.
             eval_offset_epochs=4,
             eval_every_epochs=4,
-            checkpoint_every_epochs=4,
             steps_per_dispatch=1,
             precision="auto",
             inference=dict(
@@ -158,7 +159,6 @@ def _mini() -> ConfigDict:
             max_epochs=6,
             eval_offset_epochs=1,
             eval_every_epochs=1,
-            checkpoint_every_epochs=1,
             steps_per_dispatch=1,
             precision="auto",
             inference=dict(

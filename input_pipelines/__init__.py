@@ -3,7 +3,7 @@
 A data set's module is imported when it is asked for, and provides:
     prepare(data_dir, *, fake, verify) -> Manifest
     open_dataset(data_dir, options) -> Dataset
-    SYNTHETIC: a `synthetic.Shapes`, from which random data of its shape is made.
+    synthetic_shapes(options) -> synthetic.Shapes, from which random data of its shape is made.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def open_dataset(name: str, data_dir: Path, options: Mapping[str, Any]) -> Datas
     if options.get("synthetic"):
         from input_pipelines import synthetic
 
-        return synthetic.open_dataset(name, module.SYNTHETIC, options)
+        return synthetic.open_dataset(name, module.synthetic_shapes(options), options)
     return module.open_dataset(Path(data_dir), options)
 
 

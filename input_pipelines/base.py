@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
+from absl import flags
 
 Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
 Batch = dict[str, np.ndarray]
@@ -40,7 +41,7 @@ class Dataset(Protocol):
         eval_spec: the same, and `mask` (float32): 1.0 for an example, 0.0 for padding.
         fake: whether the examples were made up (`--fake`, `--synthetic_data`), so that no
             quality measured on them means anything.
-        description: one phrase for logs, naming the data and where it lies.
+        description: one phrase for logs, naming the data.
     """
 
     num_train: int
@@ -114,7 +115,7 @@ def num_eval_batches(num_examples: int, batch_size: int) -> int:
 
 
 def with_mask(fields: Mapping[str, np.ndarray], num_rows: int) -> Batch:
-    """Pads every field with zeros to `num_rows` rows and adds the mask of the real ones, [num_rows] float32."""
+    """Pads every field with zeros to `num_rows` rows and adds the mask of the real ones, [rows] float32."""
     num_real = _common_length(fields)
     batch = {name: np.zeros((num_rows, *value.shape[1:]), value.dtype) for name, value in fields.items()}
     for name, value in fields.items():
@@ -144,6 +145,8 @@ def prefetched(
     """
     import grain
 
+    if num_workers and not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's own flags live among absl's global ones, which we leave alone.
     batches = grain.MapDataset.range(start, stop).map(make_batch)
     # Twice the threads are held ready, so that one slow batch does not idle the others.
     read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
@@ -173,7 +176,9 @@ class InMemoryDataset:
         self._train, self._eval = dict(train), dict(evaluation)
         self.num_train, self.num_eval = _common_length(self._train), _common_length(self._eval)
         self.train_spec = {name: (value.shape[1:], value.dtype) for name, value in self._train.items()}
-        self.eval_spec = {name: (value.shape[1:], value.dtype) for name, value in self._eval.items()} | MASK_SPEC
+        self.eval_spec = {
+            name: (value.shape[1:], value.dtype) for name, value in self._eval.items()
+        } | MASK_SPEC
         self.fake, self.description = fake, description
 
     def train_batches(self, *, seed: int, batch_size: int, start_step: int, rows: slice) -> BatchIterator:

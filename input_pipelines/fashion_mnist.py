@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 60,000 train and 10,000 test images of clothes, 28x28 grey, 10 balanced classes, MIT licence.
+"""Fashion-MNIST: 60,000 train and 10,000 eval images of clothes, 28x28 grey, 10 balanced classes; MIT.
 
 Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
 Algorithms", arXiv:1708.07747.
@@ -52,12 +52,19 @@ _SHAPES = {
 }
 _DTYPES = {"image": np.dtype(np.uint8), "label": np.dtype(np.int32)}
 
-SYNTHETIC = synthetic.Shapes(
-    spec={"image": (IMAGE_SHAPE, _DTYPES["image"]), "label": ((), _DTYPES["label"])},
-    limits={"image": 256, "label": NUM_CLASSES},
-    num_train=NUM_TRAIN,
-    num_eval=NUM_EVAL,
-)
+
+def synthetic_shapes(options: Mapping[str, Any]) -> synthetic.Shapes:
+    """What `--synthetic_data` makes up; see `open_dataset` for the options."""
+    _check_size(options)
+    spec = {"image": (IMAGE_SHAPE, _DTYPES["image"]), "label": ((), _DTYPES["label"])}
+    limits = {"image": 256, "label": NUM_CLASSES}
+    return synthetic.Shapes(spec, limits, num_train=NUM_TRAIN, num_eval=NUM_EVAL)
+
+
+def _check_size(options: Mapping[str, Any]) -> None:
+    size = options.get("image_size", IMAGE_SHAPE[0])
+    if size != IMAGE_SHAPE[0]:
+        raise UserError(f"Fashion-MNIST has images of 28x28, so image_size cannot be {size}; leave it at 28.")
 
 
 def sources(data_dir: Path) -> list[fetch.Source]:
@@ -95,15 +102,20 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
         return {"name": "fashion_mnist", "fake": False, "num_train": NUM_TRAIN, "num_eval": NUM_EVAL}
 
     prepared.prepare_folder(data_dir / "fashion_mnist", build, verify=verify)
-    return open_dataset(data_dir, {}).description
+    return f"{open_dataset(data_dir, {}).description}, in {data_dir / 'fashion_mnist'}"
 
 
 def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> InMemoryDataset:
-    """Opens the prepared set: image [28, 28, 1] uint8, label [] int32 in [0, 10); no options.
+    """Opens the prepared set: image [28, 28, 1] uint8, label [] int32 in [0, 10).
+
+    Args:
+        data_dir: holds the prepared sets.
+        options: `image_size`, if there at all, must be 28.
 
     Raises:
         UserError: it is not prepared, or damaged.
     """
+    _check_size(options)
     folder = data_dir / "fashion_mnist"
     prepared.read_manifest(folder)
     arrays = {
@@ -114,7 +126,7 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> InMemoryDataset:
         {"image": arrays["train_image"], "label": arrays["train_label"]},
         {"image": arrays["eval_image"], "label": arrays["eval_label"]},
         fake=False,
-        description=f"Fashion-MNIST, 60,000 train and 10,000 eval images, in {folder}",
+        description="Fashion-MNIST, 60,000 train and 10,000 eval images",
     )
 
 
@@ -122,7 +134,9 @@ def _open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarr
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); run `python -m mlperf_jax.prepare` again.") from None
+        raise UserError(
+            f"{path} cannot be read ({error}); run `python -m mlperf_jax.prepare` again."
+        ) from None
     if array.shape != shape or array.dtype != dtype:
         raise UserError(
             f"{path} holds {array.dtype} {array.shape} where {dtype} {shape} belongs; "

@@ -74,7 +74,9 @@ class Source:
     read: Callable[[Sequence[str], Path], dict[str, bytes]]
 
 
-def fetch(what: str, files: Sequence[PinnedFile], sources: Sequence[Source], scratch: Path) -> dict[str, bytes]:
+def fetch(
+    what: str, files: Sequence[PinnedFile], sources: Sequence[Source], scratch: Path
+) -> dict[str, bytes]:
     """Returns the content of every file, by name, from the first source that has them all.
 
     Args:
@@ -130,7 +132,14 @@ def debian_package(package: str, inside: str) -> Source:
 def _apt_download(package: str, scratch: Path) -> Path:
     """Downloads a package into `scratch` with the system's package lists, or else with lists of our own."""
     lists, cache = scratch / "apt" / "lists", scratch / "apt" / "cache"
-    private = ["-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={cache}", "-o", "Acquire::Languages=none"]
+    private = [
+        "-o",
+        f"Dir::State::lists={lists}",
+        "-o",
+        f"Dir::Cache={cache}",
+        "-o",
+        "Acquire::Languages=none",
+    ]
     try:
         _run(["apt-get", "-q", "download", package], scratch)
     except SourceError:  # No lists on this machine, or old ones. Fetching our own needs no root.

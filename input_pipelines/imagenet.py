@@ -27,14 +27,25 @@ NUM_CLASSES = 1000
 NUM_TRAIN, NUM_EVAL = 1_281_167, 50_000
 SPLITS = ("train", "eval")
 
-_SPEC: base.Spec = {
-    "image": ((images.SIZE, images.SIZE, 3), np.dtype(np.uint8)),
-    "label": ((), np.dtype(np.int32)),
-}
-SYNTHETIC = synthetic.Shapes(
-    spec=_SPEC, limits={"image": 256, "label": NUM_CLASSES}, num_train=NUM_TRAIN, num_eval=NUM_EVAL
-)
+IMAGE_SIZE = 224
 _PROGRESS_SECONDS = 10
+
+
+def synthetic_shapes(options: Mapping[str, Any]) -> synthetic.Shapes:
+    """What `--synthetic_data` makes up; see `open_dataset` for the options."""
+    limits = {"image": 256, "label": NUM_CLASSES}
+    return synthetic.Shapes(_spec(_image_size(options)), limits, num_train=NUM_TRAIN, num_eval=NUM_EVAL)
+
+
+def _spec(size: int) -> base.Spec:
+    return {"image": ((size, size, 3), np.dtype(np.uint8)), "label": ((), np.dtype(np.int32))}
+
+
+def _image_size(options: Mapping[str, Any]) -> int:
+    size = options.get("image_size", IMAGE_SIZE)
+    if size < 1:
+        raise UserError(f"Images of size {size} cannot be made; ImageNet's image_size is {IMAGE_SIZE}.")
+    return size
 
 
 class Source(Protocol):
@@ -59,12 +70,16 @@ class ClassFolders:
         self._classes = sorted(entry.name for entry in os.scandir(folder / "train") if entry.is_dir())
         if len(self._classes) != NUM_CLASSES:
             raise UserError(
-                f"{folder / 'train'} has {len(self._classes)} class folders where ImageNet has {NUM_CLASSES}; "
-                "unpack the whole archive there."
+                f"{folder / 'train'} has {len(self._classes)} class folders where ImageNet has "
+                f"{NUM_CLASSES}; unpack the whole archive there."
             )
-        strangers = {entry.name for entry in os.scandir(folder / "val") if entry.is_dir()} - set(self._classes)
+        strangers = {entry.name for entry in os.scandir(folder / "val") if entry.is_dir()} - set(
+            self._classes
+        )
         if strangers:
-            raise UserError(f"{folder / 'val' / min(strangers)} is a class that {folder / 'train'} lacks; remove it.")
+            raise UserError(
+                f"{folder / 'val' / min(strangers)} is a class that {folder / 'train'} lacks; remove it."
+            )
         # A million names as one array of bytes take a third of what as many strings would.
         self._names, self._ends = {}, {}
         for split in SPLITS:
@@ -89,7 +104,9 @@ class ClassFolders:
         try:
             return path.read_bytes(), label, str(path)
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); put a sound copy in its place.") from None
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}); put a sound copy in its place."
+            ) from None
 
 
 class TfdsRecords:
@@ -106,9 +123,13 @@ class TfdsRecords:
             splits = {split: builder.info.splits[name] for split, name in self._SPLITS.items()}
             num_classes = builder.info.features["label"].num_classes
         except Exception as error:  # TFDS and protobuf raise whatever the damage makes of their metadata.
-            raise UserError(f"{folder} is not a whole TFDS data set ({error}); prepare it again with TFDS.") from None
+            raise UserError(
+                f"{folder} is not a whole TFDS data set ({_line(error)}); prepare it again with TFDS."
+            ) from None
         if num_classes != NUM_CLASSES or "image" not in builder.info.features:
-            raise UserError(f"{folder} has {num_classes} classes where ImageNet has {NUM_CLASSES}; use imagenet2012.")
+            raise UserError(
+                f"{folder} has {num_classes} classes where ImageNet has {NUM_CLASSES}; use imagenet2012."
+            )
         file_format = builder.info.file_format
         if file_format != tfds.core.FileFormat.ARRAY_RECORD:
             raise UserError(
@@ -124,10 +145,13 @@ class TfdsRecords:
         undecoded = {"image": tfds.decode.SkipDecoding()}
         try:
             self._records = {
-                split: builder.as_data_source(name, decoders=undecoded) for split, name in self._SPLITS.items()
+                split: builder.as_data_source(name, decoders=undecoded)
+                for split, name in self._SPLITS.items()
             }
         except Exception as error:
-            raise UserError(f"{folder} cannot be opened ({error}); prepare it again with TFDS.") from None
+            raise UserError(
+                f"{folder} cannot be opened ({_line(error)}); prepare it again with TFDS."
+            ) from None
 
     def read(self, split: str, index: int) -> tuple[bytes, int, str]:
         shard = bisect.bisect_right(self._ends[split], index)
@@ -136,35 +160,58 @@ class TfdsRecords:
         try:
             example = self._records[split][index]
         except Exception as error:  # ArrayRecord and protobuf raise their own.
-            raise UserError(f"{where} cannot be read ({error}); prepare the data set again with TFDS.") from None
+            raise UserError(
+                f"{where} cannot be read ({_line(error)}); prepare the data set again with TFDS."
+            ) from None
         return bytes(example["image"]), int(example["label"]), where
 
 
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 class ImageNet:
-    """The `base.Dataset` of encoded images: image [224, 224, 3] uint8, label [] int32 in [0, 1000).
+    """The `base.Dataset` of encoded images: image [S, S, 3] uint8, label [] int32 in [0, 1000).
 
     Args:
         source: where the images are.
+        image_size: S, 224 in the benchmark.
         num_threads: batches decoded at once in each process.
         num_workers: processes that decode; 0 decodes in threads of this process.
         fake, description: see `base.Dataset`.
     """
 
-    def __init__(self, source: Source, *, num_threads: int, num_workers: int, fake: bool, description: str) -> None:
-        self._source = source
-        self._prefetched = functools.partial(base.prefetched, num_threads=num_threads, num_workers=num_workers)
+    def __init__(
+        self,
+        source: Source,
+        *,
+        image_size: int,
+        num_threads: int,
+        num_workers: int,
+        fake: bool,
+        description: str,
+    ) -> None:
+        self._source, self._size = source, image_size
+        self._prefetched = functools.partial(
+            base.prefetched, num_threads=num_threads, num_workers=num_workers
+        )
         self.num_train, self.num_eval = (source.counts[split] for split in SPLITS)
-        self.train_spec, self.eval_spec = _SPEC, _SPEC | base.MASK_SPEC
+        self.train_spec = _spec(image_size)
+        self.eval_spec = self.train_spec | base.MASK_SPEC
         self.fake, self.description = fake, description
 
     def train_batches(
         self, *, seed: int, batch_size: int, start_step: int, rows: slice
     ) -> base.BatchIterator:
-        make_batch = functools.partial(_train_batch, self._source, seed=seed, batch_size=batch_size, rows=rows)
+        make_batch = functools.partial(
+            _train_batch, self._source, size=self._size, seed=seed, batch_size=batch_size, rows=rows
+        )
         return self._prefetched(make_batch, start_step)
 
     def eval_batches(self, *, batch_size: int, rows: slice) -> base.BatchIterator:
-        make_batch = functools.partial(_eval_batch, self._source, batch_size=batch_size, rows=rows)
+        make_batch = functools.partial(
+            _eval_batch, self._source, size=self._size, batch_size=batch_size, rows=rows
+        )
         return self._prefetched(make_batch, 0, base.num_eval_batches(self.num_eval, batch_size))
 
     def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> base.Batch:
@@ -184,27 +231,29 @@ class ImageNet:
         return batch
 
 
-def _train_batch(source: Source, step: int, *, seed: int, batch_size: int, rows: slice) -> base.Batch:
+def _train_batch(
+    source: Source, step: int, *, size: int, seed: int, batch_size: int, rows: slice
+) -> base.Batch:
     positions = base.train_positions(step, batch_size=batch_size, rows=rows)
     examples = base.examples_at(positions, seed=seed, num_examples=source.counts["train"])
-    batch = _empty_batch(len(positions))
+    batch = _empty_batch(len(positions), size)
     for row, (position, example) in enumerate(zip(positions.tolist(), examples.tolist(), strict=True)):
         data, batch["label"][row], where = source.read("train", example)
-        batch["image"][row] = images.train_image(data, where, seed=seed, position=position)
+        batch["image"][row] = images.train_image(data, where, size=size, seed=seed, position=position)
     return batch
 
 
-def _eval_batch(source: Source, index: int, *, batch_size: int, rows: slice) -> base.Batch:
+def _eval_batch(source: Source, index: int, *, size: int, batch_size: int, rows: slice) -> base.Batch:
     examples = base.eval_examples(index, num_examples=source.counts["eval"], batch_size=batch_size, rows=rows)
-    batch = _empty_batch(len(examples))
+    batch = _empty_batch(len(examples), size)
     for row, example in enumerate(examples.tolist()):
         data, batch["label"][row], where = source.read("eval", example)
-        batch["image"][row] = images.eval_image(data, where)
+        batch["image"][row] = images.eval_image(data, where, size=size)
     return base.with_mask(batch, rows.stop - rows.start)
 
 
-def _empty_batch(num_rows: int) -> base.Batch:
-    return {name: np.empty((num_rows, *shape), dtype) for name, (shape, dtype) in _SPEC.items()}
+def _empty_batch(num_rows: int, size: int) -> base.Batch:
+    return {name: np.empty((num_rows, *shape), dtype) for name, (shape, dtype) in _spec(size).items()}
 
 
 def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> ImageNet:
@@ -212,8 +261,9 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> ImageNet:
 
     Args:
         data_dir: see the module.
-        options: `fake` (int, 0): the set that `prepare --fake=N` wrote. `num_threads` (int, as many
-            as there are cores, at most 8) and `num_workers` (int, 0): see `ImageNet`.
+        options: `fake` (int, 0): the set that `prepare --fake=N` wrote. `image_size` (int, 224),
+            `num_workers` (int, 0) and `num_threads` (int; 0, the default, is as many as there are
+            cores, at most 8): see `ImageNet`.
 
     Raises:
         UserError: it is not there, not whole, or the real set does not have ImageNet's counts.
@@ -232,10 +282,11 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> ImageNet:
     what = "Fake ImageNet (random images, not MLPerf's data)" if made_up else "ImageNet"
     return ImageNet(
         source,
+        image_size=_image_size(options),
         num_threads=options.get("num_threads") or min(os.cpu_count() or 1, 8),
         num_workers=options.get("num_workers") or 0,
         fake=made_up,
-        description=f"{what}, {train} train and {evaluation} eval images, in {source.folder}",
+        description=f"{what}, {train} train and {evaluation} eval images",
     )
 
 
@@ -257,7 +308,7 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
     if verify:
         for done in _verified(dataset._source):
             print(f"verified {done:,} of {dataset.num_train + dataset.num_eval:,} images", flush=True)
-    return dataset.description
+    return f"{dataset.description}, in {dataset._source.folder}"
 
 
 def _verified(source: Source) -> Iterator[int]:
@@ -296,9 +347,10 @@ def _find(data_dir: Path) -> Source:
         if (folder / "dataset_info.json").is_file():
             return TfdsRecords(folder)
     raise UserError(
-        f"ImageNet is not in {data_dir}; get it from image-net.org and put it there as imagenet/train/<wnid>/*.JPEG and "
-        "imagenet/val/<wnid>/*.JPEG, or as TFDS's imagenet2012 in array_record format (or use --preset=mini, "
-        "--synthetic_data, or a made-up set from `python -m mlperf_jax.prepare --preset=closed --fake=N`)."
+        f"ImageNet is not in {data_dir}; get it from image-net.org and put it there as "
+        "imagenet/train/<wnid>/*.JPEG and imagenet/val/<wnid>/*.JPEG, or as TFDS's imagenet2012 in "
+        "array_record format (or use --preset=mini, --synthetic_data, or a made-up set: "
+        "`python -m mlperf_jax.prepare --workload=resnet50 --fake=N`, then --config.data.fake=N)."
     )
 
 

@@ -19,8 +19,6 @@ import numpy as np
 
 from mlperf_jax.errors import UserError
 
-SIZE = 224  # side of a training or evaluation image
-_EVAL_SHORTER_SIDE = 256
 _ASPECTS = (0.75, 1.33)  # width / height
 _AREAS = (0.05, 1.0)  # of the image
 _MIN_OBJECT_COVERED = 0.1
@@ -78,8 +76,8 @@ def uniforms(seed: int, position: int, count: int) -> np.ndarray:
     return (words >> np.uint64(11)) * 2.0**-53
 
 
-def train_image(data: bytes, where: str, *, seed: int, position: int) -> np.ndarray:
-    """Returns a random crop, resized and perhaps flipped, [224, 224, 3] uint8.
+def train_image(data: bytes, where: str, *, size: int, seed: int, position: int) -> np.ndarray:
+    """Returns a random crop, resized and perhaps flipped, [size, size, 3] uint8.
 
     Args:
         data, where: the JPEG and its name.
@@ -91,20 +89,23 @@ def train_image(data: bytes, where: str, *, seed: int, position: int) -> np.ndar
     image = decode(data, where)
     flip, *draws = uniforms(seed, position, 1 + _ATTEMPTS * _DRAWS).tolist()
     y, x, height, width = random_crop(image.shape[0], image.shape[1], draws)
-    image = _resize(image[y : y + height, x : x + width], SIZE, SIZE)
-    return _import_cv2().flip(image, 1) if flip < 0.5 else image  # Copying a NumPy view takes 40 times as long.
+    image = _resize(image[y : y + height, x : x + width], size, size)
+    return (
+        _import_cv2().flip(image, 1) if flip < 0.5 else image
+    )  # Copying a NumPy view takes 40 times as long.
 
 
-def eval_image(data: bytes, where: str) -> np.ndarray:
-    """Returns the centre of the image resized to a shorter side of 256, [224, 224, 3] uint8.
+def eval_image(data: bytes, where: str, *, size: int) -> np.ndarray:
+    """Returns the centre of the image resized to a shorter side of 256 / 224 size, [size, size, 3] uint8.
 
     Raises:
         UserError: as `decode`.
     """
     image = decode(data, where)
-    height, width = (_EVAL_SHORTER_SIDE * side // min(image.shape[:2]) for side in image.shape[:2])
-    y, x = (height - SIZE) // 2, (width - SIZE) // 2
-    return _resize(image, height, width)[y : y + SIZE, x : x + SIZE]
+    shorter = size * 256 // 224
+    height, width = (shorter * side // min(image.shape[:2]) for side in image.shape[:2])
+    y, x = (height - size) // 2, (width - size) // 2
+    return _resize(image, height, width)[y : y + size, x : x + size]
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -12,7 +12,6 @@ import errno
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +25,9 @@ _MANIFEST = "manifest.json"
 Manifest = dict[str, Any]
 
 
-def prepare_folder(folder: Path, build: Callable[[Path], dict[str, Any]], *, verify: bool = False) -> Manifest:
+def prepare_folder(
+    folder: Path, build: Callable[[Path], dict[str, Any]], *, verify: bool = False
+) -> Manifest:
     """Returns the manifest of `folder`, building it first unless it is there and sound.
 
     Safe when several processes call it at once, and after any of them was killed half-way: one
@@ -72,32 +73,36 @@ def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
     path = folder / _MANIFEST
     try:
         manifest = json.loads(path.read_text())
-        version, files = manifest["schema_version"], manifest["files"]
+        version = manifest["schema_version"]
+        files = {name: (facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items()}
     except FileNotFoundError:
-        raise UserError(f"There is no prepared data set in {folder}; run `python -m mlperf_jax.prepare`.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error!r}); run `python -m mlperf_jax.prepare` again.") from None
+        raise UserError(
+            f"There is no prepared data set in {folder}; run `python -m mlperf_jax.prepare`."
+        ) from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error!r}); run `python -m mlperf_jax.prepare` again."
+        ) from None
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{path} has schema version {version!r} where this program reads {SCHEMA_VERSION}; "
             "run `python -m mlperf_jax.prepare` again."
         )
-    for name, facts in files.items():
-        _check_file(folder, name, facts, verify)
+    for name, (size, sha256) in files.items():
+        _check_file(folder, name, size, sha256 if verify else None)
     return manifest
 
 
-def _check_file(folder: Path, name: str, facts: dict[str, Any], verify: bool) -> None:
+def _check_file(folder: Path, name: str, size: int, sha256: str | None) -> None:
     path = folder / name
     mend = "run `python -m mlperf_jax.prepare` again."
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{folder / _MANIFEST} names {name!r}, which is outside its folder; {mend}")
-    size = path.stat().st_size if path.is_file() else None
-    if size is None:
+    if not path.is_file():
         raise UserError(f"{path} is missing; {mend}")
-    if size != facts["bytes"]:
-        raise UserError(f"{path} has {size} bytes where its manifest says {facts['bytes']}; {mend}")
-    if verify and sha256_of(path) != facts["sha256"]:
+    if path.stat().st_size != size:
+        raise UserError(f"{path} has {path.stat().st_size} bytes where its manifest says {size}; {mend}")
+    if sha256 and sha256_of(path) != sha256:
         raise UserError(f"{path} does not have the SHA-256 in its manifest; {mend}")
 
 
@@ -130,16 +135,15 @@ def _sentences_for_disks(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        where = error.filename or folder
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = error.filename or folder
             raise UserError(
-                f"The disk is full at {where}, so {folder} was not prepared; free some space or use another --data_dir."
+                f"The disk is full at {where}, so {folder} was not prepared; "
+                "free some space or use another --data_dir."
             ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise UserError(
-                f"{folder} cannot be written ({error.strerror}: {error.filename}); use another --data_dir."
-            ) from None
-        raise
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}: {where}); use another --data_dir."
+        ) from None
 
 
 def _remove(folder: Path) -> None:

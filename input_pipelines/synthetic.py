@@ -48,7 +48,7 @@ def open_dataset(name: str, shapes: Shapes, options: Mapping[str, Any]) -> base.
         {field: _Repeated(values, num_train) for field, values in pool.items()},
         {field: _Repeated(values, num_eval) for field, values in pool.items()},
         fake=True,
-        description=f"synthetic data in the shape of {name}, {num_train:,} train and {num_eval:,} eval examples",
+        description=f"synthetic data shaped as {name}, {num_train:,} train and {num_eval:,} eval examples",
     )
 
 

@@ -9,15 +9,16 @@ Done a second time it only looks whether everything is still there; --verify rea
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 import input_pipelines
+from mlperf_jax import config as configs
+from mlperf_jax import platform as platforms
+from mlperf_jax import workload as registry
 from mlperf_jax.errors import UserError
 
 
@@ -25,58 +26,71 @@ def prepare(workload: str, preset: str, data_dir: Path, *, fake: int = 0, verify
     """Prepares the data set that a workload's config names, and says in a phrase what lies where.
 
     Raises:
-        UserError: no such workload, or see `input_pipelines.prepare`.
+        UserError: there is no such workload, it has no data set, or as `input_pipelines.prepare`.
     """
-    data = _config_module(workload).get_config(preset).data
-    return input_pipelines.prepare(data.name, data_dir, fake=fake, verify=verify)
-
-
-def _config_module(workload: str):
-    folder = Path(__file__).parent.parent / "configs"
-    names = sorted(path.stem for path in folder.glob("[!_]*.py"))
-    if workload not in names:
-        near = difflib.get_close_matches(workload, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}."
-        raise UserError(f"There is no workload {workload!r}; {hint}")
-    return importlib.import_module(f"configs.{workload}")
-
-
-def _define_flags() -> None:
-    flags.DEFINE_string("workload", None, "Whose data set to prepare.", required=True)
-    flags.DEFINE_enum("platform", "cpu", ["cpu", "gpu", "tpu"], "Decides the preset where --preset is not given.")
-    flags.DEFINE_enum(
-        "preset", None, ["mini", "closed"], "Which data set; by default mini on cpu, closed elsewhere and with --fake."
-    )
-    flags.DEFINE_string(
-        "data_dir", str(input_pipelines.default_data_dir()), "Holds all data sets; $MLPERF_JAX_DATA sets the default."
-    )
-    flags.DEFINE_integer(
-        "fake", 0, "Write a made-up set of this many train images instead of looking for the real one.", lower_bound=0
-    )
-    flags.DEFINE_bool("verify", False, "Read every byte of what is there, not only sizes and counts.")
-
-
-def _main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        _exit(f"{argv[1]!r} is not a flag; flags look like --workload=resnet50.")
-    values = flags.FLAGS
-    preset = values.preset or ("mini" if values.platform == "cpu" and not values.fake else "closed")
-    try:
-        found = prepare(
-            values.workload, preset, Path(values.data_dir).expanduser(), fake=values.fake, verify=values.verify
+    registry.find(workload)
+    data = configs.base_config(workload, preset).get("data", {})
+    if "name" not in data:
+        raise UserError(
+            f"The workload {workload} names no data set in its config, so there is nothing to prepare."
         )
+    return input_pipelines.prepare(data["name"], data_dir, fake=fake, verify=verify)
+
+
+def _flag_values() -> flags.FlagValues:
+    """Flags of our own: absl's global ones are the main command's and grain's."""
+    values = flags.FlagValues()
+    by_platform = "Decides the preset where --preset is not given."
+    by_preset = "Which data set; by default mini on cpu, closed elsewhere and with --fake."
+    by_fake = "Write a made-up set of this many train images instead of looking for the real one."
+    flags.DEFINE_string("workload", None, "Whose data set to prepare, as resnet50.", flag_values=values)
+    flags.DEFINE_enum("platform", "cpu", platforms.PLATFORMS, by_platform, flag_values=values)
+    flags.DEFINE_enum("preset", None, configs.PRESETS, by_preset, flag_values=values)
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Holds all data sets; default $MLPERF_JAX_DATA or ~/.cache/mlperf_jax.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("fake", 0, by_fake, lower_bound=0, flag_values=values)
+    flags.DEFINE_bool(
+        "verify", False, "Read every byte of what is there, not only sizes.", flag_values=values
+    )
+    flags.DEFINE_bool("help", False, "Show this, and end.", flag_values=values)
+    return values
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status: 0, or 2 if there is something to mend."""
+    values = _flag_values()
+    try:
+        return _command(values, list(sys.argv[1:] if argv is None else argv))
+    except flags.Error as error:
+        sentence = f"{str(error).splitlines()[0]}; --help shows all flags."
     except UserError as error:
-        _exit(str(error))
+        sentence = str(error)
     except KeyboardInterrupt:
-        sys.exit(130)  # What was half done is not under its name; the next call clears it away.
-    print(f"Ready: {found}.")
-
-
-def _exit(sentence: str) -> None:
+        # What was half done is not under its name; the next call clears it away.
+        sentence = "interrupted; the same command begins again."
     print(f"mlperf_jax.prepare: {sentence}", file=sys.stderr)
-    sys.exit(2)
+    return 2
+
+
+def _command(values: flags.FlagValues, arguments: list[str]) -> int:
+    rest = values(["prepare", *arguments])
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is not a flag; write --name=value, --help shows all flags.")
+    if values.help:
+        lines = [f"  {'--' + name:<12} {values[name].help}" for name in values]
+        print("\n".join([__doc__.strip(), "", "Flags:", *lines]))
+        return 0
+    if not values.workload:
+        raise UserError(f"--workload is missing; there are {', '.join(registry.names())}.")
+    preset = values.preset or ("closed" if values.fake else configs.default_preset(values.platform))
+    data_dir = Path(values.data_dir).expanduser() if values.data_dir else input_pipelines.default_data_dir()
+    print(f"Ready: {prepare(values.workload, preset, data_dir, fake=values.fake, verify=values.verify)}.")
+    return 0
 
 
 if __name__ == "__main__":
-    _define_flags()
-    app.run(_main)
+    sys.exit(main())

@@ -89,7 +89,8 @@ class Workload(abc.ABC):
         metric: the quality's name, for people.
         unit: what throughput counts.
         num_train, num_eval: examples in an epoch of training and in the evaluation set.
-        data_description: one line for logs about the data in use, "" for the benchmark's own.
+        data_description: one phrase for logs, naming the data in use.
+        made_up_data: whether no quality measured on that data means anything.
     """
 
     benchmark: str
@@ -98,6 +99,7 @@ class Workload(abc.ABC):
     num_train: int
     num_eval: int
     data_description: str = ""
+    made_up_data: bool = False
 
     def __init__(self, config: ConfigDict, policy: Policy, *, data_dir: Path, synthetic: bool = False) -> None:
         self.config = config

@@ -110,7 +110,7 @@ def _next(runs: Runs, workload: Workload, layout: Layout, options: TrainOptions)
 
 
 def _labels(workload: Workload) -> list[str]:
-    return [workload.data_description] if workload.data_description else []
+    return [workload.data_description] if workload.made_up_data else []
 
 
 def _one_run(

@@ -51,6 +51,10 @@ class ImageClassification(SupervisedWorkload):
     def data_description(self) -> str:
         return self.dataset.description
 
+    @property
+    def made_up_data(self) -> bool:
+        return self.dataset.fake
+
     def check_data(self) -> None:
         self.dataset  # Opening it reads its manifest and says what is missing.
 

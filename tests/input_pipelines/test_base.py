@@ -1,4 +1,4 @@
-"""The global stream: every example once an epoch, the same bits however it is split and wherever it starts."""
+"""The global stream: every example once an epoch, the same bits however it is split or where it starts."""
 
 import itertools
 
@@ -41,7 +41,9 @@ def test_every_epoch_holds_every_example_once(stream):
     n, size = stream["n"], stream["batch_size"]
     steps = base.num_eval_batches(3 * n, size)
     data = indexed(n, 1)
-    batches = take(data.train_batches(seed=stream["seed"], batch_size=size, start_step=0, rows=slice(0, size)), steps)
+    batches = take(
+        data.train_batches(seed=stream["seed"], batch_size=size, start_step=0, rows=slice(0, size)), steps
+    )
     seen = np.concatenate([batch["x"] for batch in batches])[: 3 * n].reshape(3, n)
     assert np.array_equal(np.sort(seen, axis=1), np.tile(np.arange(n), (3, 1)))
 
@@ -89,7 +91,7 @@ def test_orders_differ_by_seed_and_epoch_and_are_balanced():
     first = base.epoch_permutation(1, 0, 1000)
     assert not np.array_equal(first, base.epoch_permutation(2, 0, 1000))
     assert not np.array_equal(first, base.epoch_permutation(1, 1, 1000))
-    # Over many epochs the mean of the example at a place is that of a uniform draw: 499.5, sd 288.7 / sqrt(400).
+    # Over many epochs the mean example at a place is that of a uniform draw: 499.5, sd 288.7 / sqrt(400).
     means = np.mean([base.epoch_permutation(7, epoch, 1000) for epoch in range(400)], axis=0)
     assert np.abs(means - 499.5).max() < 5 * 288.7 / 20
 

@@ -57,14 +57,20 @@ def test_failure_tells_each_source_and_why(tmp_path):
         fetch.fetch("Data", [pinned("a.gz", right)], sources, tmp_path)
     message = str(caught.value)
     assert message.startswith("Data could not be had from any source")
-    for reason in ("absent: a.gz is not there", "other: a.gz has other content", "cut: a.gz is not a whole gzip"):
+    for reason in (
+        "absent: a.gz is not there",
+        "other: a.gz has other content",
+        "cut: a.gz is not a whole gzip",
+    ):
         assert reason in message
     assert "bomb: a.gz has other content" in message
     assert "\n" not in message
 
 
 def test_tar_members_ignore_escapes_and_links(tmp_path):
-    archive = tar_of(("../../evil", b"x"), ("/etc/evil", b"x"), ("./data/a", b"A"), ("data/b", None), ("data/c", b"C"))
+    archive = tar_of(
+        ("../../evil", b"x"), ("/etc/evil", b"x"), ("./data/a", b"A"), ("data/b", None), ("data/c", b"C")
+    )
     assert fetch.tar_members(archive, {"data/a": "a", "data/c": "c"}) == {"a": b"A", "c": b"C"}
     with pytest.raises(fetch.SourceError, match="no file b"):
         fetch.tar_members(archive, {"data/b": "b"})
@@ -129,7 +135,9 @@ def test_prepared_folder_is_built_once(tmp_path):
     assert prepared.prepare_folder(folder, never, verify=True) == manifest
 
 
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt(), UserError("no source"), OSError(errno.ENOSPC, "full")])
+@pytest.mark.parametrize(
+    "interruption", [KeyboardInterrupt(), UserError("no source"), OSError(errno.ENOSPC, "full")]
+)
 def test_interrupted_preparation_leaves_nothing_and_can_be_repeated(tmp_path, interruption):
     folder = tmp_path / "set"
 
@@ -197,9 +205,11 @@ def test_two_processes_build_one_folder_once(tmp_path):
         (lambda f: (f / "x").unlink(), "x is missing"),
         (lambda f: (f / "x").write_text("CONTENT"), "SHA-256"),
         (lambda f: (f / "manifest.json").write_text("{"), "cannot be read"),
+        (lambda f: edit(f, files={"x": 7}), "cannot be read"),
+        (lambda f: (f / "manifest.json").write_text("[]"), "cannot be read"),
         (lambda f: (f / "manifest.json").unlink(), "no prepared data set in"),
         (lambda f: edit(f, schema_version=99), "schema version 99"),
-        (lambda f: edit(f, files={"../../x": {"bytes": 1}}), "outside its folder"),
+        (lambda f: edit(f, files={"../../x": {"bytes": 1, "sha256": ""}}), "outside its folder"),
     ],
 )
 def test_damage_is_told_in_a_sentence_that_names_the_file(tmp_path, damage, message):
@@ -248,7 +258,9 @@ def small_fashion(tmp_path, monkeypatch):
         shapes[field] = (*shape, 1) if kind == "image" else shape
     monkeypatch.setattr(fashion_mnist, "_FILES", files)
     monkeypatch.setattr(fashion_mnist, "_SHAPES", shapes)
-    monkeypatch.setattr(fashion_mnist, "sources", lambda data_dir: [fetch.folder(data_dir / "manual/fashion-mnist")])
+    monkeypatch.setattr(
+        fashion_mnist, "sources", lambda data_dir: [fetch.folder(data_dir / "manual/fashion-mnist")]
+    )
     return arrays
 
 
@@ -262,9 +274,14 @@ def test_fashion_mnist_from_files_to_batches(tmp_path, small_fashion):
     assert np.array_equal(batch["image"][:5, ..., 0], small_fashion["eval_image"])
     assert np.array_equal(batch["label"][:5], small_fashion["eval_label"])
     assert batch["mask"].tolist() == [1] * 5 + [0] * 3
-    with contextlib.closing(data.train_batches(seed=3, batch_size=12, start_step=1, rows=slice(0, 12))) as batches:
+    with contextlib.closing(
+        data.train_batches(seed=3, batch_size=12, start_step=1, rows=slice(0, 12))
+    ) as batches:
         batch = next(batches)
-    order = [int(np.argmax((small_fashion["train_image"] == image[..., 0]).all((1, 2)))) for image in batch["image"]]
+    order = [
+        int(np.argmax((small_fashion["train_image"] == image[..., 0]).all((1, 2))))
+        for image in batch["image"]
+    ]
     assert sorted(order) == list(range(12))
     assert np.array_equal(batch["label"], small_fashion["train_label"][order])
 

@@ -13,6 +13,7 @@ from input_pipelines import imagenet, images
 from mlperf_jax.errors import UserError
 
 NUM_FAKE = 20
+SMALL = {"synthetic": True, "image_size": 64, "num_eval": 4}
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +52,8 @@ def test_fake_set_says_so_and_is_written_once(fake_dir):
     description = input_pipelines.prepare("imagenet", fake_dir, fake=NUM_FAKE, verify=True)
     assert [path.stat().st_mtime_ns for path in image_paths(fake_dir, "train")] == before
     data = opened(fake_dir)
-    assert data.fake and "Fake ImageNet" in data.description == description
+    assert data.fake and "Fake ImageNet" in data.description
+    assert description == f"{data.description}, in {fake_dir / f'imagenet_fake_{NUM_FAKE}'}"
     assert (data.num_train, data.num_eval) == (NUM_FAKE, 2)
     # The folder given by name is known for what it is, too.
     assert imagenet.open_dataset(fake_dir / f"imagenet_fake_{NUM_FAKE}", {}).fake
@@ -67,16 +69,50 @@ def test_batches_are_what_the_specs_say(fake_dir):
         }
 
 
+def test_image_size_is_the_config_s(fake_dir, tmp_path):
+    for data in (opened(fake_dir, image_size=64), input_pipelines.open_dataset("imagenet", tmp_path, SMALL)):
+        (train,) = take(data.train_batches(seed=0, batch_size=4, start_step=0, rows=slice(0, 4)), 1)
+        (evaluation,) = list(data.eval_batches(batch_size=4, rows=slice(0, 4)))
+        assert (
+            train["image"].shape
+            == evaluation["image"].shape
+            == (4, *data.train_spec["image"][0])
+            == (4, 64, 64, 3)
+        )
+    with pytest.raises(UserError, match="leave it at 28"):
+        input_pipelines.open_dataset("fashion_mnist", tmp_path, {"image_size": 32})
+
+
+def test_worker_processes_yield_the_same_and_name_the_damaged_file(fake_copy):
+    def batches(**options):
+        return opened(fake_copy, **options).train_batches(
+            seed=5, batch_size=5, start_step=2, rows=slice(1, 4)
+        )
+
+    for one, other in zip(take(batches(), 5), take(batches(num_workers=2), 5), strict=True):
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+    path = image_paths(fake_copy, "val")[1]
+    path.write_bytes(bytes(path.stat().st_size))
+    evaluation = opened(fake_copy, num_workers=1).eval_batches(batch_size=1, rows=slice(0, 1))
+    with contextlib.closing(evaluation), pytest.raises(UserError, match=f"{path} is not a whole image"):
+        list(evaluation)
+
+
 def test_train_stream_is_the_same_for_any_processes_threads_and_start(fake_dir):
     steps, size = 8, 6  # Two epochs and more.
     whole = concatenated(
-        take(opened(fake_dir).train_batches(seed=5, batch_size=size, start_step=0, rows=slice(0, size)), steps)
+        take(
+            opened(fake_dir).train_batches(seed=5, batch_size=size, start_step=0, rows=slice(0, size)), steps
+        )
     )
     for start, processes, threads in ((0, 2, 1), (3, 3, 4), (7, 1, 3)):
         parts = [
             take(
                 opened(fake_dir, num_threads=threads).train_batches(
-                    seed=5, batch_size=size, start_step=start, rows=slice(p * size // processes, (p + 1) * size // processes)
+                    seed=5,
+                    batch_size=size,
+                    start_step=start,
+                    rows=slice(p * size // processes, (p + 1) * size // processes),
                 ),
                 steps - start,
             )
@@ -89,13 +125,15 @@ def test_train_stream_is_the_same_for_any_processes_threads_and_start(fake_dir):
 
 def test_train_rows_are_the_images_and_labels_of_the_files(fake_dir):
     data = opened(fake_dir)
-    batch = concatenated(take(data.train_batches(seed=5, batch_size=NUM_FAKE, start_step=1, rows=slice(0, NUM_FAKE)), 1))
+    batch = concatenated(
+        take(data.train_batches(seed=5, batch_size=NUM_FAKE, start_step=1, rows=slice(0, NUM_FAKE)), 1)
+    )
     paths = image_paths(fake_dir, "train")
     classes = sorted(path.name for path in (fake_dir / f"imagenet_fake_{NUM_FAKE}" / "train").iterdir())
     expected = {}
     for row in range(NUM_FAKE):
         for index, path in enumerate(paths):
-            image = images.train_image(path.read_bytes(), "x", seed=5, position=NUM_FAKE + row)
+            image = images.train_image(path.read_bytes(), "x", size=224, seed=5, position=NUM_FAKE + row)
             if np.array_equal(image, batch["image"][row]):
                 expected[row] = index
         assert batch["label"][row] == classes.index(paths[expected[row]].parent.name)
@@ -109,8 +147,11 @@ def test_the_same_image_is_augmented_anew_in_each_epoch(fake_dir):
 
 
 def test_eval_holds_every_image_once_in_any_split(fake_dir):
-    expected = [images.eval_image(path.read_bytes(), "x") for path in image_paths(fake_dir, "val")]
-    parts = [concatenated(list(opened(fake_dir).eval_batches(batch_size=6, rows=rows))) for rows in (slice(0, 1), slice(1, 6))]
+    expected = [images.eval_image(path.read_bytes(), "x", size=224) for path in image_paths(fake_dir, "val")]
+    parts = [
+        concatenated(list(opened(fake_dir).eval_batches(batch_size=6, rows=rows)))
+        for rows in (slice(0, 1), slice(1, 6))
+    ]
     both = concatenated(parts)
     assert both["mask"].tolist() == [1, 1, 0, 0, 0, 0]
     assert np.array_equal(both["image"][:2], expected) and not both["image"][2:].any()
@@ -139,11 +180,14 @@ def tfds_dir(fake_dir, tmp_path_factory):
             folder = fake_dir / f"imagenet_fake_{NUM_FAKE}"
             classes = sorted(path.name for path in (folder / split).iterdir())
             for path in image_paths(fake_dir, split):
-                yield path.name, {
-                    "image": path.read_bytes(),
-                    "label": classes.index(path.parent.name),
-                    "file_name": path.name,
-                }
+                yield (
+                    path.name,
+                    {
+                        "image": path.read_bytes(),
+                        "label": classes.index(path.parent.name),
+                        "file_name": path.name,
+                    },
+                )
 
     data_dir = tmp_path_factory.mktemp("tfds")
     builder = Imagenet2012(data_dir=data_dir, file_format="array_record")
@@ -192,7 +236,9 @@ def test_missing_tfds_shard_is_named(tfds_dir, tmp_path, small_counts):
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.9])
 def test_truncated_tfds_shard_is_named(tfds_dir, tmp_path, small_counts, share):
-    copy, shard = damaged_tfds(tfds_dir, tmp_path, lambda shard: os.truncate(shard, int(shard.stat().st_size * share)))
+    copy, shard = damaged_tfds(
+        tfds_dir, tmp_path, lambda shard: os.truncate(shard, int(shard.stat().st_size * share))
+    )
     with pytest.raises(UserError, match=shard.name) as caught:
         imagenet.prepare(copy, verify=True)
     assert "\n" not in str(caught.value)
@@ -210,9 +256,12 @@ def test_overwritten_tfds_record_is_named(tfds_dir, tmp_path, small_counts):
 
 
 def test_damaged_tfds_metadata_is_named(tfds_dir, tmp_path, small_counts):
-    copy, shard = damaged_tfds(tfds_dir, tmp_path, lambda shard: (shard.parent / "dataset_info.json").write_text("{"))
-    with pytest.raises(UserError, match="is not a whole TFDS data set"):
+    copy, shard = damaged_tfds(
+        tfds_dir, tmp_path, lambda shard: (shard.parent / "dataset_info.json").write_text("{")
+    )
+    with pytest.raises(UserError, match="is not a whole TFDS data set") as caught:
         imagenet.open_dataset(copy, {})
+    assert "\n" not in str(caught.value)
 
 
 def test_corrupt_jpeg_is_named_when_its_batch_comes(fake_copy):
@@ -286,7 +335,10 @@ def test_synthetic_data_has_the_real_shapes_and_needs_no_files(tmp_path, name):
     data = input_pipelines.open_dataset(name, tmp_path, {"synthetic": True, "num_eval": 10})
     assert data.fake and "synthetic" in data.description
     assert data.num_train == {"fashion_mnist": 60_000, "imagenet": 1_281_167}[name] and data.num_eval == 10
-    rows = [take(data.train_batches(seed=1, batch_size=4, start_step=2, rows=r), 1)[0] for r in (slice(0, 4), slice(2, 4))]
+    rows = [
+        take(data.train_batches(seed=1, batch_size=4, start_step=2, rows=r), 1)[0]
+        for r in (slice(0, 4), slice(2, 4))
+    ]
     assert np.array_equal(rows[0]["image"][2:], rows[1]["image"])
     assert {k: (v.shape[1:], v.dtype) for k, v in rows[0].items()} == data.train_spec
     masks = [batch["mask"] for batch in data.eval_batches(batch_size=4, rows=slice(0, 4))]

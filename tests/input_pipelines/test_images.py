@@ -1,4 +1,4 @@
-"""Decoding, cropping and resizing against PIL, float arithmetic and the distribution that the rules describe."""
+"""Decoding, cropping and resizing against PIL, float arithmetic and the rules' distribution."""
 
 import io
 import math
@@ -28,7 +28,7 @@ def encoded(array, file_format="JPEG", mode=None, **options):
 
 
 def bilinear(image, height, width):
-    """Bilinear without antialiasing, pixel centres at half: tf.image.resize(method="bilinear"), in float64."""
+    """Bilinear without antialiasing, pixel centres at half, as tf.image.resize; in float64."""
 
     def taps(size, source):
         at = (np.arange(size) + 0.5) * source / size - 0.5
@@ -64,7 +64,7 @@ def tf_attempt(height, width, u_aspect, u_height, u_y, u_x):
 
 
 sides = st.integers(1, 700)
-# Not hypothesis's own floats: on round aspects heights tie between two roundings, which TensorFlow's epsilon decides.
+# Not hypothesis's own floats: on round aspects heights tie between two roundings, which an epsilon decides.
 draws = st.integers(0, 2**32).map(lambda seed: np.random.default_rng(seed).random(4).tolist())
 
 
@@ -105,7 +105,9 @@ def test_crops_are_distributed_as_the_rules_say():
     # aspect a are sqrt(0.1 * area / a) and min(height, width / a).
     draws = np.random.default_rng(0).uniform(0.75, 1.33, 200_000)
     low = np.sqrt(0.05 * height * width / draws)
-    heights = low + np.random.default_rng(1).uniform(size=draws.size) * (np.minimum(height, width / draws) - low)
+    heights = low + np.random.default_rng(1).uniform(size=draws.size) * (
+        np.minimum(height, width / draws) - low
+    )
     heights = heights[heights**2 * draws >= 0.1 * height * width]
     assert abs(crops[:, 2].mean() - heights.mean()) < 5 * heights.std() / math.sqrt(3000) + 1
 
@@ -131,16 +133,18 @@ def test_train_image_is_the_crop_resized_and_flipped_half_the_time():
         expected = bilinear(whole[y : y + h, x : x + w], 224, 224)
         expected = expected[:, ::-1] if u[0] < 0.5 else expected
         flips += u[0] < 0.5
-        got = images.train_image(jpeg, "x", seed=9, position=position)
+        got = images.train_image(jpeg, "x", size=224, seed=9, position=position)
         assert got.shape == (224, 224, 3) and got.dtype == np.uint8
         assert np.abs(got - expected).max() <= 1
     assert 15 < flips < 45
 
 
-@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (256, 256), (100, 80), (600, 1000), (1, 5)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(375, 500), (500, 333), (256, 256), (100, 80), (600, 1000), (1, 5)]
+)
 def test_eval_image_is_the_centre_of_the_image_at_256(height, width):
     jpeg = encoded(smooth(height, width), quality=95)
-    got = images.eval_image(jpeg, "x")
+    got = images.eval_image(jpeg, "x", size=224)
     short = min(height, width)
     h, w = 256 * height // short, 256 * width // short
     y, x = (h - 224) // 2, (w - 224) // 2
@@ -172,7 +176,11 @@ def test_garbage_before_the_last_marker_is_tolerated():
 @settings(max_examples=60, deadline=None)
 @given(cut=st.integers(0, 10**9))
 def test_any_cut_image_is_named(cut):
-    for data in (encoded(smooth(60, 80)), encoded(smooth(60, 80), "PNG"), encoded(smooth(60, 80), mode="CMYK")):
+    for data in (
+        encoded(smooth(60, 80)),
+        encoded(smooth(60, 80), "PNG"),
+        encoded(smooth(60, 80), mode="CMYK"),
+    ):
         cut_data = data[: cut % (len(data) - 16)]
         with pytest.raises(UserError, match="folder/a.JPEG is not a whole image") as caught:
             images.decode(cut_data, "folder/a.JPEG")
@@ -181,7 +189,12 @@ def test_any_cut_image_is_named(cut):
 
 def test_overwritten_data_and_strangers_are_named():
     jpeg = encoded(smooth(200, 200))
-    for bad in (jpeg[:2000] + bytes(len(jpeg) - 2000), b"", b"GIF89a" + bytes(100), b"<html>not found</html>"):
+    for bad in (
+        jpeg[:2000] + bytes(len(jpeg) - 2000),
+        b"",
+        b"GIF89a" + bytes(100),
+        b"<html>not found</html>",
+    ):
         with pytest.raises(UserError, match="a.JPEG is not a whole image"):
             images.decode(bad, "a.JPEG")
 
@@ -193,7 +206,7 @@ def test_made_up_images_look_like_photographs_to_a_decoder():
         image = fake_images.photograph(random, label)
         assert image.dtype == np.uint8 and image.shape[2] == 3
         sizes.append(len(encoded(image, quality=90)) / image.shape[0] / image.shape[1])
-        # Amplitude falls as 1/f: the power of ever finer octaves, which hold four times the frequencies, is equal.
+        # Amplitude falls as 1/f: octaves, each with four times the frequencies of the last, have equal power.
         power = np.abs(np.fft.fft2(image[..., 1] - image[..., 1].mean())) ** 2
         f = np.hypot(np.fft.fftfreq(image.shape[0])[:, None], np.fft.fftfreq(image.shape[1])[None])
         octaves = [power[(f > low) & (f <= 2 * low)].sum() for low in (1 / 64, 1 / 32, 1 / 16, 1 / 8)]
