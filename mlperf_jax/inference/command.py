@@ -83,6 +83,8 @@ def find_model(options: InferOptions, benchmark: str) -> Trained:
         raise UserError("--checkpoint and --weights each name a model; give one of them.")
     if options.checkpoint:
         return trained.from_checkpoint(options.checkpoint)
+    if options.weights:
+        return trained.from_weights(options.weights, options.workload)
     train = f"python -m mlperf_jax.main --workload={options.workload} --platform={options.platform}"
     if options.preset != configs.default_preset(options.platform):
         train += f" --preset={options.preset}"

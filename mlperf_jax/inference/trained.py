@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.folders import FINISHED, read_json
+from mlperf_jax.weights import files
 from mlperf_jax.workload import State
 
 # Of a training run's config, what inference decides for itself.
@@ -74,6 +77,28 @@ def from_checkpoint(folder: Path) -> Trained:
     raise UserError(
         f"There is no checkpoint in {folder}; give the folder of a run (RESULTS/.../run_0), or its checkpoints/."
     )
+
+
+def from_weights(folder: Path, workload: str) -> Trained:
+    """Weights that `mlperf_jax.import_weights` wrote.
+
+    Raises:
+        UserError: there are none, or they are another workload's.
+    """
+    imported = files.load(folder)
+    if imported.workload != workload:
+        raise UserError(f"{folder} holds weights of {imported.workload}; give --workload={imported.workload}.")
+
+    def load(struct: State) -> State:
+        found, asked = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (imported.state, struct))
+        for path in found.keys() | asked.keys():
+            shapes = [tree[path].shape if path in tree else "not there" for tree in (found, asked)]
+            if shapes[0] != shapes[1]:
+                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                raise UserError(f"{folder} is of another model: {name} is {shapes[0]} in it and {shapes[1]} here.")
+        return jax.tree.map(lambda a, s: jax.device_put(a.astype(s.dtype), s.sharding), imported.state, struct)
+
+    return Trained(f"{imported.source['file']} in {folder}", imported.config, None, load)
 
 
 def _steps(run: Path) -> list[Path]:

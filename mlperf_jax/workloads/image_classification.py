@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from mlperf_jax.metrics import classification
 from mlperf_jax.parallel.layout import LogicalAxes, constrain
 from mlperf_jax.supervised import SupervisedWorkload
 from mlperf_jax.training import optimizers, schedules
-from mlperf_jax.workload import Batch
+from mlperf_jax.weights import resnet as weights
+from mlperf_jax.workload import Batch, State
 from models.resnet import ResNet, ResNetConfig, flops_per_image
 
 
@@ -113,6 +114,9 @@ class ResNet50(ImageClassification):
 
     def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
         return ResNet(self.model_config, policy=self.policy, rngs=rngs)
+
+    def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
+        return weights.from_torchvision(tensors, self.model_config), dict(weights.CONFIG)
 
     def make_optimizer(self, params: Any) -> optax.GradientTransformation:
         mask = optimizers.decay_mask(params)
