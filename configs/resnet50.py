@@ -76,15 +76,7 @@ def _closed() -> ConfigDict:
             eval_every_epochs=4,
             steps_per_dispatch=1,
             precision="auto",
-            inference=dict(
-                loadgen_model="resnet50",  # under this name LoadGen's own defaults (mlperf.conf) apply
-                min_duration_s=600.0,
-                batch_sizes=(1, 2, 4, 8, 16, 32, 64, 128),
-                samples_on_device=False,  # samples lie in host memory, and the transfer is measured
-                quality_share=0.99,  # of the trained quality
-                published_quality=0.7646,  # of the weights that MLPerf's inference benchmark publishes
-                sut_timeout_s=60.0,  # without any answer
-            ),
+            inference=_inference(min_duration_s=600.0, published_quality=0.7646),
             reference_point=0,
             reference_points={
                 "1632": _point(1632, 7.4, 0.9, 5e-5, 2, 27476, span=204, offset=3, epochs=39),

@@ -52,7 +52,9 @@ def _parse(arguments: list[str]) -> None:
             raise UserError(f"--{name} is missing, as in --workload=resnet50 --from=resnet50-19c8e357.pth.")
 
 
-def import_weights(workload: str, preset: str, source: Path, folder: Path, overrides: Sequence[str] = ()) -> str:
+def import_weights(
+    workload: str, preset: str, source: Path, folder: Path, overrides: Sequence[str] = ()
+) -> str:
     """Reads `source`, writes `folder`, and says in a sentence what it wrote.
 
     Raises:

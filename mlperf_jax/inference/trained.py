@@ -87,7 +87,9 @@ def from_weights(folder: Path, workload: str) -> Trained:
     """
     imported = files.load(folder)
     if imported.workload != workload:
-        raise UserError(f"{folder} holds weights of {imported.workload}; give --workload={imported.workload}.")
+        raise UserError(
+            f"{folder} holds weights of {imported.workload}; give --workload={imported.workload}."
+        )
 
     def load(struct: State) -> State:
         found, asked = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (imported.state, struct))
@@ -95,8 +97,12 @@ def from_weights(folder: Path, workload: str) -> Trained:
             shapes = [tree[path].shape if path in tree else "not there" for tree in (found, asked)]
             if shapes[0] != shapes[1]:
                 name = jax.tree_util.keystr(path, simple=True, separator=".")
-                raise UserError(f"{folder} is of another model: {name} is {shapes[0]} in it and {shapes[1]} here.")
-        return jax.tree.map(lambda a, s: jax.device_put(a.astype(s.dtype), s.sharding), imported.state, struct)
+                raise UserError(
+                    f"{folder} is of another model: {name} is {shapes[0]} in it and {shapes[1]} here."
+                )
+        return jax.tree.map(
+            lambda a, s: jax.device_put(a.astype(s.dtype), s.sharding), imported.state, struct
+        )
 
     return Trained(f"{imported.source['file']} in {folder}", imported.config, None, load)
 

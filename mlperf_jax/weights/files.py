@@ -33,8 +33,9 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         if not path.is_file():
             raise UserError(f"There is no file {path}; give a .pth, .safetensors, .npz or .onnx file.")
         return _read(path)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}.") from None
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} cannot be read as weights: {reason}.") from None
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

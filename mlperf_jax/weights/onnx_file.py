@@ -48,7 +48,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
             elif field == 1:
                 nodes.append(_node(value))
     except (ValueError, IndexError, UnicodeDecodeError, TypeError) as error:
-        raise Refused(str(error) if isinstance(error, Refused) else "it is no ONNX model, or damaged") from None
+        raise Refused(
+            str(error) if isinstance(error, Refused) else "it is no ONNX model, or damaged"
+        ) from None
     named: dict[str, np.ndarray] = {}
     for name, operator, inputs in nodes:
         module = _module(name)
@@ -145,7 +147,7 @@ def _node(data: memoryview) -> tuple[str, str, list[str]]:
 
 
 def _module(node: str) -> str:
-    """"layer1.0.downsample.0" of "/layer1/layer1.0/downsample/downsample.0/Conv"; "" of other names."""
+    """ "layer1.0.downsample.0" of "/layer1/layer1.0/downsample/downsample.0/Conv"; "" of other names."""
     *scopes, _ = node.split("/")[1:] or [""]
     path: list[str] = []
     for scope in scopes:

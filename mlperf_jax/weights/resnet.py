@@ -27,8 +27,14 @@ _EPSILON = 1e-5
 _HUGGING_FACE = (
     (r"(?:resnet\.)?embedder\.embedder\.convolution", "conv1"),
     (r"(?:resnet\.)?embedder\.embedder\.normalization", "bn1"),
-    (r"(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.convolution", r"layer\1.\2.downsample.0"),
-    (r"(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.normalization", r"layer\1.\2.downsample.1"),
+    (
+        r"(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.convolution",
+        r"layer\1.\2.downsample.0",
+    ),
+    (
+        r"(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.normalization",
+        r"layer\1.\2.downsample.1",
+    ),
     (r"(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d+)\.convolution", r"layer\1.\2.conv\3"),
     (r"(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d+)\.normalization", r"layer\1.\2.bn\3"),
     (r"classifier\.1", "fc"),
@@ -55,7 +61,9 @@ def from_torchvision(tensors: Mapping[str, np.ndarray], config: ResNetConfig) ->
         width = config.width << stage
         for block in range(count):
             ours, theirs = f"stage{stage + 1}_block{block + 1}", f"layer{stage + 1}.{block}"
-            params["blocks"][ours], stats["blocks"][ours] = _block(source, theirs, features, width, block == 0)
+            params["blocks"][ours], stats["blocks"][ours] = _block(
+                source, theirs, features, width, block == 0
+            )
             features = 4 * width
     params["head"] = source.dense("fc", features, config.num_classes)
     source.refuse_left_over()
@@ -101,7 +109,9 @@ class _Source:
         kernel = self.take(f"{name}.weight", (features_out, features_in))
         return {"kernel": kernel.T, "bias": self.take(f"{name}.bias", (features_out,))}
 
-    def norm(self, name: str, conv: str, features: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def norm(
+        self, name: str, conv: str, features: int
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """(parameters, statistics)"""
         shape = (features,)
         if f"{name}.running_mean" not in self._left and f"{conv}.bias" in self._left:
@@ -109,14 +119,23 @@ class _Source:
             folded = {"scale": one, "bias": self.take(f"{conv}.bias", shape)}
             return folded, {"mean": zero, "var": one - np.float32(_EPSILON)}
         params = {"scale": self.take(f"{name}.weight", shape), "bias": self.take(f"{name}.bias", shape)}
-        stats = {"mean": self.take(f"{name}.running_mean", shape), "var": self.take(f"{name}.running_var", shape)}
+        stats = {
+            "mean": self.take(f"{name}.running_mean", shape),
+            "var": self.take(f"{name}.running_var", shape),
+        }
         return params, stats
 
     def refuse_left_over(self) -> None:
         # Anything of layers and weights; not a file's own counters and constants.
-        left = [name for name in self._left if name.endswith((".weight", ".bias", ".running_mean", ".running_var"))]
+        left = [
+            name
+            for name in self._left
+            if name.endswith((".weight", ".bias", ".running_mean", ".running_var"))
+        ]
         if left:
-            raise UserError(f"The weights have {left[0]}, which this model does not; they are of another model.")
+            raise UserError(
+                f"The weights have {left[0]}, which this model does not; they are of another model."
+            )
 
 
 def _torchvision_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -14,7 +14,6 @@ import dataclasses
 import io
 import math
 import pickletools
-import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +74,9 @@ class _Tensor:
         if count > whole.size or last >= whole.size:
             raise Refused(f"a tensor {self.shape} reaches beyond its storage of {whole.size} elements")
         steps = [s * whole.itemsize for s in self.strides]
-        return np.lib.stride_tricks.as_strided(whole[self.offset :], self.shape, steps).astype(self.storage.dtype)
+        return np.lib.stride_tricks.as_strided(whole[self.offset :], self.shape, steps).astype(
+            self.storage.dtype
+        )
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -134,10 +135,11 @@ def _read_legacy(path: Path) -> tuple[Any, Callable[[_Storage], bytes]]:
         for key in keys if isinstance(keys, list) else ():
             if key not in storages:
                 raise Refused("it has a storage that no tensor uses")
-            size, known = struct.unpack("<q", file.read(8))[0], storages[key]
-            if size != known.size:
-                raise Refused(f"its storage {key} has {size} elements where {known.size} are announced")
-            data[key] = file.read(size * known.dtype.itemsize)
+            size, known = int.from_bytes(file.read(8), "little"), storages[key]
+            length = size * known.dtype.itemsize
+            if size != known.size or file.tell() + length > path.stat().st_size:
+                raise Refused(f"its storage {key} has not the {known.size} elements that are announced")
+            data[key] = file.read(length)
     if data.keys() != storages.keys():
         raise Refused("it ends before its last storage")
     return tree, lambda storage: data[storage.key]
@@ -176,7 +178,9 @@ def _interpret(file: io.BufferedIOBase, storages: dict[str, _Storage] | None = N
     raise Refused("its pickle has no end")
 
 
-def _step(name: str, argument: Any, stack: list[Any], memo: dict[int, Any], storages: dict[str, _Storage]) -> None:
+def _step(
+    name: str, argument: Any, stack: list[Any], memo: dict[int, Any], storages: dict[str, _Storage]
+) -> None:
     if name in ("PROTO", "FRAME"):
         return
     if name in _NUMBERS_AND_TEXT:
@@ -246,7 +250,13 @@ def _allowed(name: str) -> _Name:
 def _storage(arguments: tuple[Any, ...]) -> _Storage:
     """("storage", type, key, place, elements) and in old files the description of a view, which is None."""
     word, kind, key, _, size = arguments[:5]
-    if word != "storage" or not isinstance(key, str) or type(size) is not int or size < 0 or any(arguments[5:]):
+    if (
+        word != "storage"
+        or not isinstance(key, str)
+        or type(size) is not int
+        or size < 0
+        or any(arguments[5:])
+    ):
         raise Refused("it names a storage in a way that PyTorch does not")
     return _Storage(key, _DTYPES[_of(_Name, kind).name], size)
 
