@@ -36,6 +36,7 @@ from loadgen_py.api import (
     StartTestWithLogSettings,
     SutError,
 )
+from loadgen_py.official import run_official, side_by_side
 from loadgen_py.responses import Responses
 from loadgen_py.run import Result, run
 from loadgen_py.settings import (
@@ -81,4 +82,6 @@ __all__ = [
     "VectorQuerySample",
     "VectorQuerySampleResponse",
     "run",
+    "run_official",
+    "side_by_side",
 ]

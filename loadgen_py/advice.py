@@ -127,10 +127,10 @@ def _evidence_reason(verdict: Verdict) -> Reason:
         wanted = count + missing
         text = f"{count} queries are {missing} too few for early stopping. Try min_query_count={wanted}."
         return Reason("early_stopping", text, {"min_query_count": wanted})
-    rate = settings.target_qps
-    duration_ms = math.ceil((count + missing) / rate * 1100)
+    duration_ms = math.ceil((count + missing) / settings.target_qps * 1100)
+    why = "are not enough evidence with so many over the bound" if verdict.overlatency_count else "are too few"
     text = (
-        f"{count} queries are not enough evidence with so many over the bound: at least {missing} more, all under it, "
-        f"would be needed. Try min_duration_ms={duration_ms}, or a lower server_target_qps."
+        f"{count} queries {why}: early stopping takes at least {missing} more, all under the bound. "
+        f"Try min_duration_ms={duration_ms}" + (", or a lower server_target_qps." if verdict.overlatency_count else ".")
     )
     return Reason("early_stopping", text, {"min_duration_ms": duration_ms})

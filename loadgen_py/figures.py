@@ -56,6 +56,7 @@ _OWN_FIELDS = (
     "offline_warmup_ms",
     "offline_enforce_max_duration",
     "server_find_peak_early_stopping",
+    "server_find_peak_relative_precision",
 )
 
 

@@ -112,8 +112,10 @@ class TestSettings:
     """Offline performance: issue in parts of `performance_sample_count`, stop at
     `max_duration_ms`, and report the samples answered by then."""
     server_find_peak_early_stopping: bool = False
-    """FindPeakPerformance: a rate passes only if early stopping is satisfied too, and a probe
-    ends as soon as it cannot pass any more."""
+    """FindPeakPerformance: a rate passes only if early stopping is satisfied too, a probe ends
+    as soon as it cannot pass any more, and a base rate that fails is lowered until one passes."""
+    server_find_peak_relative_precision: float = 0.0
+    """FindPeakPerformance: the search also ends when the bounds are as close as this share."""
 
     def FromConfig(self, path: str, model: str, scenario: str, conf_type: int = 1) -> int:
         """Takes over what a `user.conf` (`conf_type` 1) says for a model and a scenario.

@@ -19,7 +19,8 @@ def record(lg: Any, case: dict, folder: Path) -> dict:
     """Runs a case through module `lg` and returns what was loaded, asked, logged and judged.
 
     A case has `settings` (fields of `TestSettings`), `total` and `performance` sample counts,
-    and optionally `trace`, and `mean_us` and `seed`: the exponential time that each query takes.
+    and optionally `trace`; `mean_us` and `seed`: the exponential time that each query takes; and
+    `slow_phases`: which phases, counted by their flushes, take 130 ms a query.
     The answers are the 4 bytes of the sample's index.
     """
     pace = random.Random(case.get("seed", 0))
@@ -35,11 +36,14 @@ def record(lg: Any, case: dict, folder: Path) -> dict:
     logs.log_output.outdir = str(folder)
     tokens = case["settings"].get("use_token_latencies", False)
     offline = case["settings"]["scenario"] == "Offline"
-    loaded, unloaded, issued, kept = [], [], [], []
+    loaded, unloaded, issued, kept, flushed = [], [], [], [], []
+    slow_phases = case.get("slow_phases")
 
     def issue(samples):
         issued.append([sample.index for sample in samples])
         first_token_at = time.perf_counter()
+        if slow_phases and slow_phases[len(flushed)]:
+            time.sleep(0.13)
         if case.get("mean_us"):
             first_token_at += pace.expovariate(1e6 / case["mean_us"])
         responses = []
@@ -56,7 +60,7 @@ def record(lg: Any, case: dict, folder: Path) -> dict:
             _spin_until(first_token_at + 0.3e-6 * case.get("mean_us", 0))
         lg.QuerySamplesComplete(responses)
 
-    sut = lg.ConstructSUT(issue, lambda: None)
+    sut = lg.ConstructSUT(issue, lambda: flushed.append(True))
     library = lg.ConstructQSL(case["total"], case["performance"], loaded.append, unloaded.append)
     try:
         lg.StartTestWithLogSettings(sut, library, settings, logs, str(folder / "audit.config"))

@@ -19,7 +19,7 @@ from loadgen_py.official_defaults import DEFAULTS
 FIELDS = [
     field.name
     for field in dataclasses.fields(lg.TestSettings)
-    if not field.name.startswith(("sut_", "offline_warmup", "offline_enforce", "server_find_peak_early"))
+    if not field.name.startswith(("sut_", "offline_warmup", "offline_enforce", "server_find_peak_early", "server_find_peak_rel"))
 ]
 SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline")
 KEYS = (

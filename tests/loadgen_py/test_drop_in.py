@@ -348,8 +348,8 @@ _DEMOS = {
     "py_demo_offline.py": "",
     "token_metrics/py_demo_single_stream.py": "--min-duration-ms=3000",
     "token_metrics/py_demo_multi_stream.py": "",
-    "token_metrics/py_demo_server.py": "--min-duration-ms=5000",
-    "token_metrics/py_demo_server_inferred.py": "--min-duration-ms=5000",
+    "token_metrics/py_demo_server.py": "--min-duration-ms=15000",
+    "token_metrics/py_demo_server_inferred.py": "--min-duration-ms=15000",
     "token_metrics/py_demo_offline.py": "--expected-qps=20 --min-duration-ms=3000",
     "token_metrics/py_demo_offline_inferred.py": "--expected-qps=20 --min-duration-ms=3000",
 }
