@@ -1,13 +1,15 @@
-"""Trains a reference model to its quality target and measures how long that takes.
+"""Trains a reference model to its quality target and measures how long that takes; then measures inference.
 
     python -m mlperf_jax.main --workload=resnet50 --platform=cpu            the mini benchmark, minutes
     python -m mlperf_jax.main --workload=resnet50 --platform=tpu            MLPerf's own model and data
     python -m mlperf_jax.main --workload=resnet50 --platform=cpu --runs=3   three runs, and the score
     python -m mlperf_jax.main --workload=resnet50 --platform=cpu --cpu_devices=8 --sharding=fsdp
+    python -m mlperf_jax.main --workload=resnet50 --platform=cpu --scenario=all
+                                        latency and throughput of the trained model, and its accuracy
     python -m mlperf_jax.main --list                                        workloads, presets, targets
 
 The same command again continues an unfinished run; a finished one is kept and the next begins.
-Exit status: 0 the target was reached, 1 it was not, 2 something to mend (one sentence says what),
+Exit status: 0 the target was reached (inference: VALID, and accurate enough), 1 it was not, 2 something to mend (one sentence says what),
 128 + N stopped by signal N.
 """
 
@@ -35,20 +37,50 @@ _STRINGS = {
     "system": (None, "The system's name in results; default from the machine."),
     "sharding": ("dp", "Strategy: dp, zero1, fsdp, tp or fsdp_tp."),
     "mesh": (None, "Sizes of the mesh's axes, as data:4,model:2; default from the devices."),
+    "checkpoint": (None, "Inference: measure the checkpoint in this folder, not the newest trained model."),
+    "weights": (None, "Inference: measure weights that mlperf_jax.import_weights wrote into this folder."),
     "coordinator": (None, "Several processes: host:port of process 0. TPU pods, SLURM and Kubernetes need none."),
 }
 # name -> default, least, most, help.
 _INTEGERS = {
+<<<<<<< HEAD
     "seed": (None, 0, 2**31 - 1, "Seed of the first run, later ones count on; default from the system's entropy."),
     "runs": (1, 1, None, "How many runs to make; 3 or more have a score."),
     "cpu_devices": (0, 0, None, "Show the CPU as so many virtual devices."),
     "num_processes": (0, 0, None, "Several processes: how many."),
     "process_id": (-1, -1, None, "Several processes: which one this is, from 0."),
+=======
+    "seed": (None, 0, "Seed of the first run, later ones count on; default from the system's entropy."),
+    "runs": (1, 1, "How many runs to make; 3 or more have a score."),
+    "count": (0, 0, "Inference: use so many samples of the data set; 0 all."),
+    "cpu_devices": (0, 0, "Show the CPU as so many virtual devices."),
+    "num_processes": (0, 0, "Several processes: how many."),
+    "process_id": (-1, -1, "Several processes: which one this is, from 0."),
+>>>>>>> infer
+}
+_NUMBERS = {
+    "time": "Inference: measure for at least so many seconds.",
+    "qps": "Inference: queries/s of Server (searched if not given), samples/s that Offline is expected to reach.",
+    "max_latency": "Inference: Server's bound on the 99th percentile latency, in seconds.",
+}
+# name -> default, choices, help
+_CHOICES = {
+    "scenario": (
+        None,
+        ("SingleStream", "MultiStream", "Server", "Offline", "all"),
+        "Measure inference under this LoadGen scenario.",
+    ),
+    "mode": (
+        None,
+        ("performance", "accuracy", "submission", "find_peak"),
+        "Inference: what to run; default performance and accuracy, each by itself.",
+    ),
+    "loadgen": ("ours", ("ours", "official"), "Inference: official also runs the official package, and compares."),
 }
 _SWITCHES = {
     "prepare": "First fetch or check the data, where that was not done yet.",
     "synthetic_data": "Random data of the right shape: for throughput, never for quality.",
-    "profile": "Trace a few steps into the run's folder, for TensorBoard or xprof.",
+    "profile": "Trace a few steps, or a second of inference, into the run's folder, for TensorBoard or xprof.",
     "list": "Show workloads, presets and targets, and end.",
     "help": "Show this, and end.",
 }
@@ -60,8 +92,17 @@ def _define_flags() -> None:
     flags.DEFINE_enum("preset", None, configs.PRESETS, presets, flag_values=FLAGS)
     for name, (default, text) in _STRINGS.items():
         flags.DEFINE_string(name, default, text, flag_values=FLAGS)
+<<<<<<< HEAD
     for name, (default, least, most, text) in _INTEGERS.items():
         flags.DEFINE_integer(name, default, text, lower_bound=least, upper_bound=most, flag_values=FLAGS)
+=======
+    for name, (default, least, text) in _INTEGERS.items():
+        flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=FLAGS)
+    for name, text in _NUMBERS.items():
+        flags.DEFINE_float(name, None, text, lower_bound=0, flag_values=FLAGS)
+    for name, (default, choices, text) in _CHOICES.items():
+        flags.DEFINE_enum(name, default, choices, text, flag_values=FLAGS)
+>>>>>>> infer
     for name, text in _SWITCHES.items():
         flags.DEFINE_bool(name, False, text, flag_values=FLAGS)
 
@@ -99,6 +140,11 @@ def _command(arguments: list[str]) -> int:
     if not FLAGS.results_dir:
         raise UserError("--results_dir is empty; name a folder, or leave it out for ./results.")
     platforms.configure(FLAGS.platform, cpu_devices=FLAGS.cpu_devices)
+    if FLAGS.scenario:
+        return _infer(overrides)
+    for name in ("mode", "checkpoint", "weights", "count", *_NUMBERS):
+        if FLAGS[name].present:
+            raise UserError(f"--{name} goes with --scenario, as --scenario=SingleStream.")
     return _train(overrides)
 
 
@@ -164,6 +210,38 @@ def _train(overrides: list[str]) -> int:
         profile=FLAGS.profile,
     )
     return run.train_command(workload, layout, options)
+
+
+def _infer(overrides: list[str]) -> int:
+    """Like `_train`, from here on jax may be imported."""
+    from mlperf_jax.inference import command
+
+    if FLAGS.coordinator or FLAGS.num_processes > 1:
+        raise UserError("Inference runs in one process; leave --coordinator and --num_processes out.")
+    for name in _NUMBERS:
+        if FLAGS[name].value == 0:
+            raise UserError(f"--{name}=0 leaves nothing to measure; give a number above 0, or leave it out.")
+    options = command.InferOptions(
+        workload=FLAGS.workload,
+        preset=FLAGS.preset or configs.default_preset(FLAGS.platform),
+        platform=FLAGS.platform,
+        data_dir=_data_dir(),
+        synthetic=FLAGS.synthetic_data,
+        prepare=FLAGS.prepare,
+        results_dir=Path(FLAGS.results_dir),
+        sharding=FLAGS.sharding,
+        mesh=FLAGS.mesh,
+        scenario=FLAGS.scenario,
+        mode=FLAGS.mode,
+        asked=command.Asked(duration_s=FLAGS.time, qps=FLAGS.qps, max_latency_s=FLAGS.max_latency),
+        count=FLAGS.count,
+        checkpoint=Path(FLAGS.checkpoint) if FLAGS.checkpoint else None,
+        weights=Path(FLAGS.weights) if FLAGS.weights else None,
+        system=FLAGS.system,
+        official=FLAGS.loadgen == "official",
+        profile=FLAGS.profile,
+    )
+    return command.infer_command(options, overrides)
 
 
 def _data_dir() -> Path:

@@ -6,6 +6,7 @@ A workload supplies phases; the training loop and the inference path only call t
     train_step  one step of training
     data        the batches of a block of steps (a finite set in epochs, or games played just now)
     evaluate    the quality of a state
+    predict     answers to samples, for inference
 
 `mlperf_jax.supervised.SupervisedWorkload` fills in all of them for a model with a loss and a data
 set; most workloads derive from it. Everything that shall be compiled before the clock starts is a
@@ -20,11 +21,12 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel.layout import Layout
@@ -126,6 +128,56 @@ class Workload(abc.ABC):
     @abc.abstractmethod
     def evaluate(self, engine: Engine, state: State) -> dict[str, float]:
         """Measures the state; `quality` is held against the target."""
+
+    # Inference, for a workload that can be served. `predict` is traced; the others run on the host.
+
+    def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape (without batch axis) and dtype of each input of one sample."""
+        raise self._not_served()
+
+    def read_samples(self, indices: np.ndarray) -> Batch:
+        """The inputs [N, ...] of examples [N] of the evaluation set."""
+        raise self._not_served()
+
+    def predict(self, state: State, inputs: Batch) -> jax.Array:
+        """Answers samples.
+
+        Args:
+            state: what `inference_state` names.
+            inputs: [B, ...] by name.
+
+        Returns:
+            [B, ...] one row a sample; its bytes in C order are what the accuracy log holds.
+        """
+        raise self._not_served()
+
+    def answered_quality(self, indices: np.ndarray, answers: Sequence[bytes]) -> float:
+        """The quality of logged answers to examples [N]; comparable with what `evaluate` gives.
+
+        Raises:
+            ValueError: an answer is not of the form that `predict` gives.
+        """
+        raise self._not_served()
+
+    inference_state: tuple[str, ...] = ()
+    """The entries of the state that `predict` needs."""
+
+    def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
+        """Turns published weights into `inference_state`.
+
+        Args:
+            tensors: arrays under the names of the published file.
+
+        Returns:
+            The state (numpy), and the config that goes with it, dotted key -> value.
+
+        Raises:
+            UserError: they are of another model, or this workload has no published weights.
+        """
+        raise UserError(f"There is no import of published weights for {self.benchmark}.")
+
+    def _not_served(self) -> UserError:
+        return UserError(f"{type(self).__name__} has no inference phases, so --scenario cannot measure it.")
 
     # Shapes.
 

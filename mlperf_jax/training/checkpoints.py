@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,32 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(struct)))
         return restored["state"]
 
-    def _refuse_other_model(self, step: int, struct: State) -> None:
-        found = _shapes(self._manager.item_metadata(step)["state"])
+    def restore_part(self, struct: State) -> State:
+        """Reads only those entries of the newest checkpoint that `struct` has, as for inference.
+
+        Raises:
+            UserError: it is of another model, or damaged.
+        """
+        import orbax.checkpoint as ocp
+
+        step = self._manager.latest_step()
+        args = ocp.args.PyTreeRestore(
+            struct, restore_args=ocp.checkpoint_utils.construct_restore_args(struct), partial_restore=True
+        )
+        with self._naming(), contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+            self._refuse_other_model(step, struct, entries=struct.keys())
+            return reader.restore(self._state_folder(step), args=args)
+
+    def _state_folder(self, step: int) -> Path:
+        return self.folder / str(step) / "state"
+
+    def _refuse_other_model(self, step: int, struct: State, *, entries: Collection[str] | None = None) -> None:
+        import orbax.checkpoint as ocp
+
+        # The manager itself knows no metadata of what it has not yet saved or restored.
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+            whole = reader.metadata(self._state_folder(step))
+        found = _shapes({entry: whole[entry] for entry in whole if entries is None or entry in entries})
         asked = _shapes(struct)
         for name in sorted(found.keys() | asked.keys()):
             if found.get(name) != asked.get(name):
