@@ -9,8 +9,8 @@
     python -m mlperf_jax.main --list                                        workloads, presets, targets
 
 The same command again continues an unfinished run; a finished one is kept and the next begins.
-Exit status: 0 the target was reached (inference: VALID, and accurate enough), 1 it was not, 2 something to mend (one sentence says what),
-128 + N stopped by signal N.
+Exit status: 0 the target was reached (inference: VALID, and accurate enough), 1 it was not,
+2 something to mend (one sentence says what), 128 + N stopped by signal N.
 """
 
 from __future__ import annotations
@@ -43,20 +43,12 @@ _STRINGS = {
 }
 # name -> default, least, most, help.
 _INTEGERS = {
-<<<<<<< HEAD
     "seed": (None, 0, 2**31 - 1, "Seed of the first run, later ones count on; default from the system's entropy."),
     "runs": (1, 1, None, "How many runs to make; 3 or more have a score."),
+    "count": (0, 0, None, "Inference: use so many samples of the data set; 0 all."),
     "cpu_devices": (0, 0, None, "Show the CPU as so many virtual devices."),
     "num_processes": (0, 0, None, "Several processes: how many."),
     "process_id": (-1, -1, None, "Several processes: which one this is, from 0."),
-=======
-    "seed": (None, 0, "Seed of the first run, later ones count on; default from the system's entropy."),
-    "runs": (1, 1, "How many runs to make; 3 or more have a score."),
-    "count": (0, 0, "Inference: use so many samples of the data set; 0 all."),
-    "cpu_devices": (0, 0, "Show the CPU as so many virtual devices."),
-    "num_processes": (0, 0, "Several processes: how many."),
-    "process_id": (-1, -1, "Several processes: which one this is, from 0."),
->>>>>>> infer
 }
 _NUMBERS = {
     "time": "Inference: measure for at least so many seconds.",
@@ -92,17 +84,12 @@ def _define_flags() -> None:
     flags.DEFINE_enum("preset", None, configs.PRESETS, presets, flag_values=FLAGS)
     for name, (default, text) in _STRINGS.items():
         flags.DEFINE_string(name, default, text, flag_values=FLAGS)
-<<<<<<< HEAD
     for name, (default, least, most, text) in _INTEGERS.items():
         flags.DEFINE_integer(name, default, text, lower_bound=least, upper_bound=most, flag_values=FLAGS)
-=======
-    for name, (default, least, text) in _INTEGERS.items():
-        flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=FLAGS)
     for name, text in _NUMBERS.items():
         flags.DEFINE_float(name, None, text, lower_bound=0, flag_values=FLAGS)
     for name, (default, choices, text) in _CHOICES.items():
         flags.DEFINE_enum(name, default, choices, text, flag_values=FLAGS)
->>>>>>> infer
     for name, text in _SWITCHES.items():
         flags.DEFINE_bool(name, False, text, flag_values=FLAGS)
 
