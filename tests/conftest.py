@@ -5,13 +5,13 @@ import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # also on machines with an accelerator
 
-from mlperf_jax import platform  # noqa: E402
+from mlperf_jax import platform
 
 _flags_before = os.environ.get("XLA_FLAGS")
 assert "jax" not in sys.modules, "something imports jax before its environment is set"
 platform.configure("cpu", cpu_devices=8)
 
-import jax  # noqa: E402
+import jax
 
 jax.devices()  # The flags are read here, once.
 

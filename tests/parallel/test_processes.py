@@ -1,4 +1,4 @@
-"""Two processes of four devices through the real door: against one process of eight, and with one killed."""
+"""Two processes of four devices through the real door: against one of eight, killed, and stopped."""
 
 import json
 import os
@@ -14,6 +14,8 @@ import jax
 import numpy as np
 import pytest
 
+from mlperf_jax.errors import UserError
+from mlperf_jax.parallel import distributed
 from mlperf_jax.parallel.layout import STRATEGIES
 from mlperf_jax.parallel.mesh import make_layout
 from mlperf_jax.results import events
@@ -51,8 +53,7 @@ class Pair:
         self.processes = [self._start([*command, f"--process_id={i}"], record, i) for i in range(2)]
 
     def _start(self, command, record, i):
-        out, err = (open(self.folder / f"{name}.{i}", "w") for name in ("stdout", "stderr"))
-        with out, err:
+        with open(self.folder / f"stdout.{i}", "w") as out, open(self.folder / f"stderr.{i}", "w") as err:
             return subprocess.Popen(command, cwd=ROOT, env=os.environ | record, stdout=out, stderr=err)
 
     def __enter__(self):
@@ -70,9 +71,9 @@ class Pair:
     def output(self, i):
         return "".join((self.folder / f"{name}.{i}").read_text() for name in ("stdout", "stderr"))
 
-    def wait_for(self, path):
+    def wait_for(self, happens):
         end = time.monotonic() + DEADLINE
-        while not path.exists():
+        while not happens():
             assert time.monotonic() < end and all(p.poll() is None for p in self.processes), self.output(0)
             time.sleep(0.02)
 
@@ -157,10 +158,10 @@ def test_two_processes_agree_with_one(tmp_path, alone):
     assert spoken == []
 
 
-def test_a_killed_process_ends_the_other_and_the_same_command_resumes(tmp_path, alone):
+def test_killed_and_stopped_processes_end_together_and_the_same_command_resumes(tmp_path, alone):
     engine, expected, evaluation = alone
-    with Pair(tmp_path, step_seconds=1.0) as pair:
-        pair.wait_for(run_folder(tmp_path) / "checkpoints" / "4")
+    with Pair(tmp_path, step_seconds=0.8) as pair:
+        pair.wait_for((run_folder(tmp_path) / "checkpoints" / "4").exists)
         pair.processes[1].send_signal(signal.SIGKILL)
         killed = time.monotonic()
         status = pair.processes[0].wait(DEADLINE)
@@ -172,12 +173,30 @@ def test_a_killed_process_ends_the_other_and_the_same_command_resumes(tmp_path, 
     )
     assert "Traceback" not in pair.output(0)
 
+    # SIGTERM to one of them; the two steps of a dispatch must not carry them past their agreement.
+    before = (tmp_path / "record.1").stat().st_size
+    with Pair(tmp_path, "--config.steps_per_dispatch=2", step_seconds=1.5) as pair:
+        pair.wait_for(lambda: (tmp_path / "record.1").stat().st_size > before)
+        pair.processes[1].send_signal(signal.SIGTERM)
+        assert pair.wait() == [143, 143], pair.output(0) + pair.output(1)
+    stops = [re.findall(r"Stopped at step (\d+); the same command", pair.output(i)) for i in range(2)]
+    assert stops[0] == stops[1] and 4 <= int(stops[0][0]) < STEPS
+
     with Pair(tmp_path) as pair:
         assert pair.wait() == [1, 1], pair.output(0) + pair.output(1)  # the toy's target is out of reach
     assert_same_state(tmp_path, engine, expected)
     assert_each_example_once(tmp_path)
     log = log_events(tmp_path)
     keys = [event.key for event in log]
-    assert keys.count("run_start") == keys.count("run_stop") == keys.count("resumed") == 1
+    assert keys.count("run_start") == keys.count("run_stop") == 1
+    assert keys.count("resumed") == 2
     qualities = [event.value for event in log if event.key == "eval_accuracy"]
     assert len(qualities) == 3 and qualities[-1] == evaluation["accuracy"]
+
+
+def test_one_process_alone_starts_nothing_and_half_an_address_is_refused():
+    distributed.start("cpu", coordinator=None, num_processes=0, process_id=-1)
+    assert jax.process_count() == 1
+    distributed.leave(ValueError("nobody else is there to be left"))
+    with pytest.raises(UserError, match="--coordinator, --num_processes and --process_id go together"):
+        distributed.start("cpu", coordinator="127.0.0.1:1", num_processes=2, process_id=-1)

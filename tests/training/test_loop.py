@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from mlperf_jax import workload as registry
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import Stopped, UserError
 from mlperf_jax.parallel.layout import STRATEGIES
 from mlperf_jax.parallel.mesh import make_layout, single_device_layout
 from mlperf_jax.precision import POLICIES
@@ -210,6 +210,47 @@ def test_loss_that_is_not_finite_aborts_with_its_step(sparse, monkeypatch, count
     assert (outcome.status, outcome.step, outcome.state) == ("aborted", 6, None)
     assert outcome.reason == f"the loss of step 6 is {loss}"
     assert log.keys() == ["block_start"]
+
+
+class Stop:
+    """Asks the run to stop when it is asked for the `nth` time."""
+
+    status = 143
+
+    def __init__(self, nth):
+        self.left = nth
+
+    def requested(self):
+        self.left -= 1
+        return self.left == 0
+
+
+class Kept:
+    """Stands for the checkpoints: keeps the steps at which they were saved, and the last state."""
+
+    def __init__(self):
+        self.steps = []
+
+    def save(self, state, position):
+        self.steps.append(position.step)
+        self.state = jax.device_get(state)
+
+
+@pytest.mark.parametrize(("nth", "step"), [(1, 0), (2, 3), (3, 4), (4, 7)])
+def test_stop_is_heeded_between_dispatches_and_between_blocks(resnet, monkeypatch, nth, step):
+    """Dispatches end at steps 3 and 4, then 7, then 10: the later blocks are one dispatch each."""
+    whole = train(session(resnet), resnet.init(1), 0)
+    monkeypatch.setattr(resnet, "steps_per_dispatch", 3)
+    stopped = session(resnet)
+    stopped.stop, stopped.checkpoints = Stop(nth), Kept()
+    with pytest.raises(Stopped, match=f"Stopped at step {step}; the same command continues") as caught:
+        train(stopped, resnet.init(1), 0)
+    assert caught.value.status == 143
+    assert stopped.checkpoints.steps[-1] == step
+    state = jax.device_put(stopped.checkpoints.state, jax.tree.map(lambda x: x.sharding, resnet.state))
+    outcome = train(session(resnet), state, step)
+    assert outcome.quality == whole.quality
+    assert_equal_states(outcome.state, train(session(resnet), resnet.init(1), 0).state)
 
 
 def test_data_phase_that_ends_early_is_named(resnet, monkeypatch):
