@@ -11,7 +11,7 @@ _flags_before = os.environ.get("XLA_FLAGS")
 assert "jax" not in sys.modules, "something imports jax before its environment is set"
 platform.configure("cpu", cpu_devices=8)
 
-import jax
+import jax  # noqa: E402
 
 jax.devices()  # The flags are read here, once.
 
