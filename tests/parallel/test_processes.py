@@ -1,7 +1,6 @@
 """Two processes of four devices through the real door: against one of eight, killed, and stopped."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -21,7 +20,7 @@ from mlperf_jax.parallel.mesh import make_layout
 from mlperf_jax.results import events
 from mlperf_jax.training.checkpoints import Checkpoints
 from mlperf_jax.training.engine import Engine
-from tests import toys
+from tests import door, toys
 
 ROOT = Path(__file__).parents[2]
 CHANGES = {"model__stages": (1,), "model__width": 8}
@@ -49,12 +48,12 @@ class Pair:
             *(f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--config.precision=float64"),
             *("--config.model.stages=(1,)", "--config.model.width=8", *overrides),
         ]
-        record = {"TOY_RECORD": f"{folder}/record", "TOY_STEP_SECONDS": str(step_seconds)}
-        self.processes = [self._start([*command, f"--process_id={i}"], record, i) for i in range(2)]
+        environment = door.environment(TOY_RECORD=f"{folder}/record", TOY_STEP_SECONDS=str(step_seconds))
+        self.processes = [self._start([*command, f"--process_id={i}"], environment, i) for i in range(2)]
 
-    def _start(self, command, record, i):
+    def _start(self, command, environment, i):
         with open(self.folder / f"stdout.{i}", "w") as out, open(self.folder / f"stderr.{i}", "w") as err:
-            return subprocess.Popen(command, cwd=ROOT, env=os.environ | record, stdout=out, stderr=err)
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=err)
 
     def __enter__(self):
         return self

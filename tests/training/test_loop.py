@@ -15,13 +15,13 @@ from mlperf_jax.errors import Stopped, UserError
 from mlperf_jax.parallel.layout import STRATEGIES
 from mlperf_jax.parallel.mesh import make_layout, single_device_layout
 from mlperf_jax.precision import POLICIES
-from mlperf_jax.results.events import NullLog
+from mlperf_jax.results.events import NullLog, read_events
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.loop import Session, train
 from mlperf_jax.training.profile import Profile
 from mlperf_jax.training.progress import Progress
 from mlperf_jax.training.stop import StopSignal
-from tests import toys
+from tests import door, toys
 
 SMALL = {"model__stages": (1,), "model__width": 8}
 
@@ -278,6 +278,16 @@ def test_toys_learn_through_the_unchanged_loop_and_agree_in_every_layout(name):
     assert (alone.step, alone.quality) == (spread.step, pytest.approx(spread.quality, rel=1e-9))
     for a, b in zip(jax.tree.leaves(alone.state), jax.tree.leaves(spread.state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["SparseTable", "Nim"])
+def test_toys_go_through_the_door(tmp_path, name):
+    results = tmp_path / "results"
+    done = door.run(door.ROOT, f"--workload=tests.toys:{name}", "--seed=3", f"--results_dir={results}")
+    assert done.returncode == 0, done.stderr
+    (log,) = door.logs(results)
+    assert str(log) in done.stdout
+    assert [event.key for event in read_events(log)][-1] == "run_stop"
 
 
 def test_sparse_step_changes_only_the_rows_it_touched(sparse):
