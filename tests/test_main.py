@@ -86,7 +86,7 @@ def test_flags(capsys, arguments, said):
         ("=3", "The config has no key ''"),
         ("batch_size", "--config.batch_size has no value; write --config.batch_size=value."),
         ("batch_size=", "--config.batch_size= is of the wrong type"),
-        ("batch_size=many", "--config.batch_size=many is of the wrong type: --config.batch_size is of type int, as 256."),
+        ("batch_size=many", "--config.batch_size=many is of the wrong type: --config.batch_size is of type int, as "),
         ("batch_size=1.5", "--config.batch_size=1.5 is of the wrong type"),
         ("model.stages=(1,", "--config.model.stages=(1, is of the wrong type: --config.model.stages is of type tuple"),
         ("batch_size=0", "--config.batch_size=0 "),
@@ -131,7 +131,7 @@ def test_a_config_that_no_model_can_have_leaves_no_run_that_binds_the_next(capsy
         ("users_own:number", "number = 3", "is no subclass of mlperf_jax.workload.Workload"),
         ("users_own:Name", "from json import no_such_name", "cannot import name 'no_such_name'"),
         ("users_own:Name", "def", "invalid syntax"),
-        ("mlperf_jax.workload:Workload", None, "get_config"),
+        ("mlperf_jax.workload:Workload", None, "has no get_config(preset)"),
     ],
 )
 def test_workloads_of_ones_own(capsys, tmp_path, monkeypatch, name, source, said):
@@ -347,8 +347,8 @@ def test_tensorboard_events_can_be_read_back(three):
 def test_the_system_description_satisfies_the_official_checker(three):
     results, _ = three
     (path,) = (results / "systems").glob("*.json")
-    checks, _, _ = system_desc_checker.check_system_desc(str(path), "training", "4.0.0")
-    assert checks
+    valid, *_ = system_desc_checker.check_system_desc(str(path), "training", "4.0.0")
+    assert valid
     assert json.loads(path.read_text())["schema_version"] == 1
 
 
