@@ -35,6 +35,8 @@ def base_config(workload: str, preset: str) -> ConfigDict:
         from mlperf_jax import workload as registry
 
         source: Any = registry.find(workload)
+        if not hasattr(source, "get_config"):
+            raise UserError(f"--workload={workload} has no get_config(preset); add that classmethod, see configs/.")
     else:
         source = importlib.import_module(f"configs.{workload}")
     if preset not in PRESETS:

@@ -280,7 +280,7 @@ def find(name: str) -> type[Workload]:
         sys.path.append(os.getcwd())  # Last: a user's folder of a generic name must not hide one of ours.
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+    except (ImportError, SyntaxError, AttributeError, ValueError) as error:
         raise UserError(f"--workload={name} cannot be loaded ({error}); it must be importable from here.") from error
     if not (isinstance(found, type) and issubclass(found, Workload)):
         raise UserError(f"--workload={name} is no subclass of mlperf_jax.workload.Workload.")

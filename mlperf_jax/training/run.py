@@ -170,12 +170,12 @@ def _compile(workload: Workload, layout: Layout) -> Engine:
     """Builds and compiles the workload.
 
     Raises:
-        UserError: its numbers do not go together, as a model says by ValueError while it is traced.
+        UserError: its numbers do not go together, as a model says while it is traced.
     """
     try:
         engine = Engine(workload, layout, steps_per_dispatch=workload.config.steps_per_dispatch)
         engine.compile()
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, ZeroDivisionError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         where = [frame for frame in frames if "site-packages" not in frame.filename][-1]
         raise UserError(

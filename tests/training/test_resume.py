@@ -126,7 +126,7 @@ def test_every_stop_is_marked_in_the_log_and_what_was_cut_is_kept(pieces):
     assert [mark.metadata["step"] for mark in marks] == [0, max(after.checkpoints), max(told.checkpoints)]
     folder = door.run_folder(cwd / "results")
     lost = sorted(folder.glob("lost_*.txt"))
-    assert len(lost) >= 2
+    assert lost  # the kill came after its checkpoint
     for mark in marks:
         if mark.metadata["lost_file"]:
             assert (folder / mark.metadata["lost_file"]).stat().st_size == mark.metadata["lost_bytes"]
@@ -175,7 +175,7 @@ def test_another_configuration_does_not_continue_an_unfinished_run(tmp_path):
 
 def test_a_full_disk_stops_the_run_in_a_sentence_and_it_continues_with_room(tmp_path):
     """Files may not outgrow 64 KiB: logs fit, a checkpoint does not."""
-    arguments = (*RUN, "--config.model.width=64", "--config.max_epochs=4", "--config.data.num_train=256")
+    arguments = (*RUN, "--config.model.width=64", "--config.max_epochs=8", "--config.data.num_train=256")
     full = door.run(tmp_path, *arguments, largest_file=64 * 1024)
     assert full.returncode == 2, full.stderr
     assert "Traceback" not in full.stderr
@@ -183,4 +183,4 @@ def test_a_full_disk_stops_the_run_in_a_sentence_and_it_continues_with_room(tmp_
     assert "checkpoints" in sentence and "File too large" in sentence and "run the same command again" in sentence
     after = door.run(tmp_path, *arguments)
     assert after.returncode == 1 and len(door.logs(tmp_path / "results")) == 1
-    assert len(qualities(door.events_of(tmp_path / "results"))) == 1
+    assert len(qualities(door.events_of(tmp_path / "results"))) == 2
