@@ -59,7 +59,7 @@ def _asset(name: str) -> str:
 def _head(live: str | None) -> Markup:
     digest = base64.b64encode(hashlib.sha256(_asset("page.js").encode()).digest()).decode()
     # Only this page's own script may run, and nothing may be fetched: results come from strangers.
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
     policy += "; base-uri 'none'; form-action 'none'" + ("; connect-src 'self'" if live is not None else "")
     return tag(
         "head",

@@ -151,3 +151,66 @@ def _own_log(path: Path, preset: str, minutes: float, *, resumed: bool = False) 
     stop = json.loads(text[-1].removeprefix(":::MLLOG "))
     stop["time_ms"] = begin + round(minutes * 60_000)
     path.write_text("\n".join([*text[:-1], ":::MLLOG " + json.dumps(stop)]) + "\n")
+
+
+def inference(root: Path) -> Path:
+    """Logs in LoadGen's format: SingleStream with a trace, Server at two rates, an accuracy run."""
+    latencies = [1_000_000 + 10_000 * i for i in range(100)]
+    fields = {"result_validity": "VALID", "early_stopping_latency_ss": 1_900_000, "early_stopping_met": True}
+    _loadgen(root / "sys" / "bert" / "SingleStream" / "performance" / "run_1", "SingleStream", fields, latencies)
+    write(root / "sys" / "bert" / "SingleStream" / "accuracy" / "accuracy.txt", "F1=90.1\nhash=abc\n")
+    for qps, validity in ((100, "VALID"), (200, "INVALID")):
+        fields = {
+            "effective_target_qps": qps,
+            "effective_target_latency_ns": 10_000_000,
+            "effective_target_latency_percentile": 0.99,
+            "result_validity": validity,
+            "result_invalid_reason": "Reduce target QPS to improve latency.",
+            "result_completed_samples_per_sec": qps - 1.5,
+            "result_99.00_percentile_latency_ns": qps * 70_000,
+        }
+        folder = root / "sys" / "bert" / "Server" / f"qps{qps}"
+        _loadgen(folder, "Server", fields if validity == "INVALID" else {**fields, "result_invalid_reason": ""}, latencies)
+    return root
+
+
+def _loadgen(folder: Path, scenario: str, fields: dict, latencies: list[int], mode: str = "PerformanceOnly") -> None:
+    told = {"effective_scenario": scenario, "effective_test_mode": mode, **fields}
+    metadata = {"is_error": False, "is_warning": False, "file": "a.cc", "line_no": 1, "pid": 1, "tid": 1}
+    lines = [
+        ":::MLLOG " + json.dumps({"key": k, "value": v, "time_ms": 0.1, "metadata": metadata}) for k, v in told.items()
+    ]
+    write(folder / "mlperf_log_detail.txt", "\n".join(lines) + "\n")
+    events = ['{"traceEvents":[']
+    for i, latency in enumerate(latencies):
+        events.append(
+            f'{{"name":"Sample","cat":"default","ph":"b","pid":1,"id":{i},"ts":1.0,"args":{{"sample_seq":{i},'
+            f'"query_seq":{i},"sample_idx":0,"issue_start_ns":0,"complete_ns":{latency}}}}},'
+        )
+    write(folder / "mlperf_log_trace.json", "\n".join(events) + '\n{"name":"LastTrace"}\n]}\n')
+
+
+def hostile(root: Path) -> Path:
+    """Every text that a stranger can write is an attempt at markup."""
+    name = HOSTILE.replace("/", "\u2215")
+    org = root / "training_results_v2.1" / name
+    attack = {key: HOSTILE for key in ("submitter", "system_name", "accelerator_model_name", "framework", "power")}
+    system(org / "systems" / f"{name}.json", **attack, cloud_scale=HOSTILE, hw_notes="x" * 3000, **{HOSTILE: HOSTILE})
+    for benchmark in ("resnet", name):
+        for i in range(5):
+            log = mllog_run(3.0 + i, benchmark=HOSTILE) + mllog("submission_org", 1, HOSTILE)
+            write(org / "results" / name / benchmark / f"result_{i}{name}.txt", log)
+    write(org / "results" / name / "bert" / f"result_{name}.txt", HOSTILE)
+    own = root / "ours" / "results" / name / "resnet"
+    for i in range(5):
+        labels = mllog("run_labels", 1, [HOSTILE, HOSTILE])
+        log = mllog_run(9.0 + i).replace(":::MLLOG", labels.strip() + "\n:::MLLOG", 1)
+        write(own / f"result_{i}.txt", log + mllog("tracked_stats", 1, {"throughput": 5, "input_wait_seconds": 1}))
+        run = root / "ours" / "runs" / name / "resnet" / f"run_{i}"
+        write(run / "status.json", json.dumps({"command": HOSTILE, "state": HOSTILE}))
+        write(run / "config.json", json.dumps({HOSTILE: {HOSTILE: HOSTILE}}))
+    fields = {"result_validity": "INVALID", "result_invalid_reason": HOSTILE, "sut_name": HOSTILE}
+    place = root / name / "results" / name / name / "Server"
+    _loadgen(place, "Server", fields, [5_000_000] * 10)
+    write(place / "accuracy.txt", HOSTILE)
+    return root
