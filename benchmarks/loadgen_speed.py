@@ -32,11 +32,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 SCHEMA_VERSION = 1
 VARIANTS = ("official", "official_fast", "drop_in", "drop_in_fast", "native")
 BOUND_MS = 10
-FIELDS = {
-    "SingleStream": "result_qps_with_loadgen_overhead",
-    "MultiStream": "result_qps_with_loadgen_overhead",
-    "Offline": "result_samples_per_second",
-}
 
 
 def _settings(lg: Any, scenario: str, **fields: Any) -> Any:
@@ -86,8 +81,10 @@ def _in_a_thread(work: Callable[[Any], None]) -> Callable[..., None]:
     return lambda samples, *_: waiting.put(samples)
 
 
-def _run_once(variant: str, scenario: str, threaded: bool, **fields: Any) -> dict[str, Any]:
-    """The detail log's values of one run."""
+def _run_once(
+    variant: str, scenario: str, threaded: bool, **fields: Any
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """(the detail log's values by key, when each was logged in ms by key, messages by text)."""
     official = variant.startswith("official")
     if official:
         import mlperf_loadgen as lg
@@ -116,34 +113,39 @@ def _run_once(variant: str, scenario: str, threaded: bool, **fields: Any) -> dic
             library = lg.ConstructQSL(1024, 1024, lambda _: None, lambda _: None)
             lg.StartTestWithLogSettings(sut, library, settings, logs)
         text = (Path(folder) / "mlperf_log_detail.txt").read_text()
-    values = {}
+    values, times_ms = {}, {}
     for line in text.splitlines():
         try:
             record = json.loads(line.removeprefix(":::MLLOG "), strict=False)
         except ValueError:  # the official package writes nan
             continue
-        values[record["key"]] = record["value"]
-    return values
-
-
-def _throughput(variant: str, scenario: str, **fields: Any) -> dict[str, float]:
-    values = _run_once(variant, scenario, False, min_duration_ms=0, **fields)
-    if scenario == "MultiStream":  # no official figure: queries over the time from the first to the last
-        return {"queries_per_s": 1e9 / values["result_mean_query_latency_ns"], "p50_ns": values["result_50.00_percentile_per_query_latency_ns"]}
-    unit = "samples_per_s" if scenario == "Offline" else "queries_per_s"
-    return {unit: values[FIELDS[scenario]], "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        key = record["key"]
+        values[key] = record["value"]
+        times_ms[record["value"].strip() if key == "generic_message" else key] = record["time_ms"]
+    return values, times_ms
 
 
 def _single_stream(variant: str) -> dict[str, float]:
-    return _throughput(variant, "SingleStream", min_query_count=200_000)
+    values, _ = _run_once(variant, "SingleStream", False, min_duration_ms=0, min_query_count=200_000)
+    return {"queries_per_s": values["result_qps_with_loadgen_overhead"]}
+
+
+def _multi_stream(variant: str) -> dict[str, float]:
+    """There is no official figure: the queries over the time that the detail log gives for issuing them."""
+    count = 50_000
+    _, times_ms = _run_once(variant, "MultiStream", False, min_duration_ms=0, min_query_count=count)
+    issuing_ms = times_ms["Ending naturally: Minimum query count and test duration met."]
+    return {"queries_per_s": 1000 * count / (issuing_ms - times_ms["generated_query_duration"])}
 
 
 def _offline(variant: str, samples: int) -> dict[str, float]:
-    return _throughput(variant, "Offline", min_query_count=samples)
+    values, _ = _run_once(variant, "Offline", False, min_duration_ms=0, min_query_count=samples)
+    resident_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"samples_per_s": values["result_samples_per_second"], "resident_mb": resident_mb}
 
 
 def _server(variant: str, qps: float, threaded: bool) -> dict[str, float]:
-    values = _run_once(variant, "Server", threaded, server_target_qps=qps, min_duration_ms=2000)
+    values, _ = _run_once(variant, "Server", threaded, server_target_qps=qps, min_duration_ms=2000)
     return {
         "p50_us": values["result_50.00_percentile_latency_ns"] / 1000,
         "p99_us": values["result_99.00_percentile_latency_ns"] / 1000,
@@ -154,7 +156,7 @@ def _server_peak(variant: str) -> dict[str, float]:
     """The largest VALID rate, to 5 %."""
 
     def valid(qps: float) -> bool:
-        values = _run_once(variant, "Server", False, server_target_qps=qps, min_duration_ms=3000)
+        values, _ = _run_once(variant, "Server", False, server_target_qps=qps, min_duration_ms=3000)
         return values["result_validity"] == "VALID"
 
     low, high = 50_000.0, 75_000.0
@@ -168,7 +170,7 @@ def _server_peak(variant: str) -> dict[str, float]:
 
 MEASUREMENTS: dict[str, tuple[Callable[[str], dict[str, float]], tuple[str, ...]]] = {
     "single_stream": (_single_stream, VARIANTS),
-    "multi_stream_8": (lambda v: _multi_stream(v), VARIANTS),
+    "multi_stream_8": (_multi_stream, VARIANTS),
     "offline_24576": (lambda v: _offline(v, 24_576), VARIANTS),
     "offline_1m": (lambda v: _offline(v, 1_000_000), VARIANTS),
     "server_1k": (lambda v: _server(v, 1_000, False), VARIANTS),
@@ -177,20 +179,6 @@ MEASUREMENTS: dict[str, tuple[Callable[[str], dict[str, float]], tuple[str, ...]
     "server_10k_threaded": (lambda v: _server(v, 10_000, True), VARIANTS),
     "server_peak": (_server_peak, ("official", "official_fast", "drop_in", "native")),
 }
-
-
-def _multi_stream(variant: str) -> dict[str, float]:
-    """Queries over wall time: the run is stopped by its count, and timed by the first and last load."""
-    import time
-
-    count = 60_000
-    started = []
-    original = _run_once
-
-    del original
-    values = _run_once(variant, "MultiStream", False, min_duration_ms=0, min_query_count=count)
-    del started, time
-    return {"queries_per_s": 1e9 / values["result_mean_query_latency_ns"]}
 
 
 def measure(names: list[str], repeats: int) -> dict[str, dict[str, dict[str, Any]]]:
@@ -215,6 +203,37 @@ def measure(names: list[str], repeats: int) -> dict[str, dict[str, dict[str, Any
     }
 
 
+def table(record: dict[str, Any]) -> str:
+    """The medians as a Markdown table, with the ratios to the official package's better variant."""
+    lines = [
+        "# Speed of loadgen_py beside the official LoadGen",
+        "",
+        "A system under test that does nothing, from Python, trace off. Medians of "
+        f"{record['repeats']} interleaved repeats, each in its own process; Python {record['python']}, "
+        f"{record['cpus']} cores, mlcommons-loadgen {record['official_version']}. Ratios are to the official "
+        "package's better figure; above 1 loadgen_py is better.",
+        "",
+        "    python benchmarks/loadgen_speed.py --out=benchmarks/loadgen_speed.json",
+        "",
+        "| measurement | official | official fast | drop-in | drop-in fast | native | drop-in ratio | native ratio |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, variants in record["results"].items():
+        for figure in variants["official"]:
+            less = figure.endswith(("_us", "_mb"))
+            medians = {variant: figures[figure]["median"] for variant, figures in variants.items()}
+            best = (min if less else max)(v for k, v in medians.items() if k.startswith("official"))
+
+            def ratio(*names: str, less: bool = less, best: float = best, medians: dict = medians) -> str:
+                ours = [medians[name] for name in names if name in medians]
+                return f"{best / min(ours) if less else max(ours) / best:.2f}"
+
+            cells = [f"{medians[v]:,.4g}" if v in medians else "" for v in VARIANTS]
+            ratios = [ratio("drop_in", "drop_in_fast"), ratio("native")]
+            lines.append(f"| {name} {figure} | {' | '.join(cells + ratios)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(MEASUREMENTS), help="measurements, by comma")
@@ -237,6 +256,7 @@ def main() -> None:
             "results": results,
         }
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+        arguments.out.with_suffix(".md").write_text(table(record))
 
 
 if __name__ == "__main__":

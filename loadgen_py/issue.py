@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import gc
 import sys
 import threading
 import time
@@ -73,6 +74,11 @@ def issue_queries(phase: Phase, sut: SystemUnderTest) -> None:
     With a time-out the queries come from a thread of their own, because a call that hangs
     cannot be taken back, only left behind. Never raises: see `Phase.broken`.
     """
+    with _rare_collections():
+        _issue_watched(phase, sut)
+
+
+def _issue_watched(phase: Phase, sut: SystemUnderTest) -> None:
     timeout_ms = phase.settings.requested.sut_timeout_ms
     if not timeout_ms:
         _guarded(phase, sut)
@@ -318,6 +324,23 @@ def _too_many_slow(phase: Phase, issued: int) -> bool:
     late = ended - (phase.queries.due_ns[:issued] + phase.start_ns) > phase.settings.target_latency_ns
     phase.gave_up = int(np.count_nonzero(late)) > phase.most_slow_queries
     return phase.gave_up
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Keeps the garbage collector from walking over all that was there before, and from coming often.
+
+    A full collection of a large heap stops every thread for longer than many a latency bound,
+    and a million response objects are walked over several times.
+    """
+    thresholds = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(max(thresholds[0], 50_000) if thresholds[0] else 0, 20, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 @contextmanager

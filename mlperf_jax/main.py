@@ -9,12 +9,13 @@
     python -m mlperf_jax.main --list                                        workloads, presets, targets
 
 The same command again continues an unfinished run; a finished one is kept and the next begins.
-Exit status: 0 the target was reached (inference: VALID, and accurate enough), 1 it was not, 2 something to mend (one sentence says what),
-128 + N stopped by signal N.
+Exit status: 0 the target was reached (inference: VALID, and accurate enough), 1 it was not,
+2 something to mend (one sentence says what), 128 + N stopped by signal N.
 """
 
 from __future__ import annotations
 
+import difflib
 import signal
 import sys
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from mlperf_jax.errors import Stopped, UserError
 
 FLAGS = flags.FlagValues()
 
-# name, default, help. A default's type is the flag's; None stands for a string.
+# name -> default, help.
 _STRINGS = {
     "workload": (None, "What to run: a name that --list shows, or your own package.module:Name."),
     "data_dir": (None, "Where prepared data lies; default $MLPERF_JAX_DATA or ~/.cache/mlperf_jax."),
@@ -40,13 +41,14 @@ _STRINGS = {
     "weights": (None, "Inference: measure weights that mlperf_jax.import_weights wrote into this folder."),
     "coordinator": (None, "Several processes: host:port of process 0. TPU pods, SLURM and Kubernetes need none."),
 }
+# name -> default, least, most, help.
 _INTEGERS = {
-    "seed": (None, 0, "Seed of the first run, later ones count on; default from the system's entropy."),
-    "runs": (1, 1, "How many runs to make; 3 or more have a score."),
-    "count": (0, 0, "Inference: use so many samples of the data set; 0 all."),
-    "cpu_devices": (0, 0, "Show the CPU as so many virtual devices."),
-    "num_processes": (0, 0, "Several processes: how many."),
-    "process_id": (-1, -1, "Several processes: which one this is, from 0."),
+    "seed": (None, 0, 2**31 - 1, "Seed of the first run, later ones count on; default from the system's entropy."),
+    "runs": (1, 1, None, "How many runs to make; 3 or more have a score."),
+    "count": (0, 0, None, "Inference: use so many samples of the data set; 0 all."),
+    "cpu_devices": (0, 0, None, "Show the CPU as so many virtual devices."),
+    "num_processes": (0, 0, None, "Several processes: how many."),
+    "process_id": (-1, -1, None, "Several processes: which one this is, from 0."),
 }
 _NUMBERS = {
     "time": "Inference: measure for at least so many seconds.",
@@ -82,8 +84,8 @@ def _define_flags() -> None:
     flags.DEFINE_enum("preset", None, configs.PRESETS, presets, flag_values=FLAGS)
     for name, (default, text) in _STRINGS.items():
         flags.DEFINE_string(name, default, text, flag_values=FLAGS)
-    for name, (default, least, text) in _INTEGERS.items():
-        flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=FLAGS)
+    for name, (default, least, most, text) in _INTEGERS.items():
+        flags.DEFINE_integer(name, default, text, lower_bound=least, upper_bound=most, flag_values=FLAGS)
     for name, text in _NUMBERS.items():
         flags.DEFINE_float(name, None, text, lower_bound=0, flag_values=FLAGS)
     for name, (default, choices, text) in _CHOICES.items():
@@ -120,8 +122,10 @@ def _command(arguments: list[str]) -> int:
     if FLAGS.list:
         print(_list())
         return 0
-    if FLAGS.workload is None:
+    if not FLAGS.workload:
         raise UserError("--workload is missing; --list shows what there is, as --workload=resnet50.")
+    if not FLAGS.results_dir:
+        raise UserError("--results_dir is empty; name a folder, or leave it out for ./results.")
     platforms.configure(FLAGS.platform, cpu_devices=FLAGS.cpu_devices)
     if FLAGS.scenario:
         return _infer(overrides)
@@ -136,9 +140,20 @@ def _parse(arguments: list[str]) -> None:
     try:
         rest = FLAGS(["main", *arguments])
     except flags.Error as error:
-        raise UserError(str(error).splitlines()[0] + "; --help shows all flags.") from error
+        raise UserError(f"{_mistake(error)}; --help shows all flags.") from error
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag; write --name=value, --help shows all flags.")
+
+
+def _mistake(error: flags.Error) -> str:
+    """absl's words, where they name Python's functions in other ones."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        close = difflib.get_close_matches(error.flagname, [*FLAGS, "config.KEY"], n=1)
+        return f"There is no flag --{error.flagname}" + (f", did you mean --{close[0]}?" if close else "")
+    text = str(error).splitlines()[0]
+    for reason, plainly in (("invalid literal for int", "not an integer"), ("('Non-boolean", "neither true nor false")):
+        text = text.partition(reason)[0] + plainly if reason in text else text
+    return text
 
 
 def _train(overrides: list[str]) -> int:
@@ -167,7 +182,8 @@ def _train(overrides: list[str]) -> int:
 
         jax.config.update("jax_enable_x64", True)
     layout = mesh.make_layout(strategy, asked)
-    layout.rows(config.batch_size)
+    for key in {"batch_size", "eval_batch_size"} & set(config):
+        layout.rows(config[key], key)
     if FLAGS.prepare and not FLAGS.synthetic_data:
         cls.prepare(config, _data_dir())
     workload = cls(config, policy, data_dir=_data_dir(), synthetic=FLAGS.synthetic_data)

@@ -211,13 +211,14 @@ class Workload(abc.ABC):
         not 0, until `max_epochs`. Batches cross the borders of epochs, so a block ends with the
         first step that completes its last epoch.
         """
-        every, epoch = self.config.eval_every_epochs, self.config.eval_offset_epochs
+        due = self.config.eval_offset_epochs or self.config.eval_every_epochs
         start = index = 0
         while start < self._step_after(self.config.max_epochs):
-            epoch = epoch if index == 0 and epoch else epoch + every
-            stop = self._step_after(min(epoch, self.config.max_epochs))
-            yield Block(index, start, stop, self.epochs(start), self.epochs(stop) - self.epochs(start))
-            start, index = stop, index + 1
+            stop = self._step_after(min(due, self.config.max_epochs))
+            if stop > start:  # else one batch completed several epochs
+                yield Block(index, start, stop, self.epochs(start), self.epochs(stop) - self.epochs(start))
+                start, index = stop, index + 1
+            due += self.config.eval_every_epochs
 
     def _step_after(self, epoch: float) -> int:
         return -int(-epoch * self.num_train // self.batch_size)

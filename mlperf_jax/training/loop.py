@@ -34,14 +34,14 @@ class Outcome:
     Attributes:
         status: "success" where the target was reached, else "aborted".
         quality: of the last evaluation, nan if there was none.
-        state: the trained state.
-        step: steps done.
+        state: the trained state; None where a loss was not finite, since nothing is left to keep.
+        step: steps done; where a loss was not finite, that step, counted from 1.
         reason: why it was aborted, "" on success.
     """
 
     status: str
     quality: float
-    state: State
+    state: State | None
     step: int
     reason: str = ""
 
@@ -111,7 +111,7 @@ def train(session: Session, state: State, step: int) -> Outcome:
                 return Outcome("success", quality, state, step)
             session.save(state, step)
     except NotFinite as error:
-        return Outcome("aborted", quality, state, error.step, str(error))
+        return Outcome("aborted", quality, None, error.step, str(error))
     return Outcome("aborted", quality, state, step, f"the target {workload.target} was not reached")
 
 

@@ -1,0 +1,109 @@
+"""Compares sharding strategies on the devices that are there: time, memory, collectives, agreement.
+
+    python -m mlperf_jax.compare --workload=resnet50 --platform=cpu --cpu_devices=8 --sharding=dp,fsdp,tp --steps=50
+    python -m mlperf_jax.compare --workload=resnet50 --platform=tpu --sharding=dp,zero1,fsdp
+
+Data is synthetic, and not in the time. Every strategy is held against dp, which is run first.
+Exit status: 0 all agree with dp, 1 one does not, 2 something to mend (one sentence says what).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from mlperf_jax import config as configs
+from mlperf_jax import platform as platforms
+from mlperf_jax.errors import UserError
+from mlperf_jax.plan import make_workload, parse_flags
+
+FLAGS = flags.FlagValues()
+
+# name, default, help
+_STRINGS = {
+    "workload": (None, "What to run: a name that mlperf_jax.main --list shows, or your own package.module:Name."),
+    "sharding": ("dp,fsdp,tp", "Strategies, separated by commas."),
+    "mesh": (None, "Sizes of the mesh's axes, as data:4,model:2; each strategy takes the axes that it has."),
+    "results_dir": (None, "Where compare.json and compare.svg go; without it they are only printed."),
+}
+_INTEGERS = {
+    "steps": (50, 1, "Timed steps of each strategy."),
+    "batch": (0, 0, "Global batch; 0 for the config's own."),
+    "seed": (0, 0, "Of the parameters and the batch."),
+    "cpu_devices": (0, 0, "Show the CPU as so many virtual devices."),
+}
+
+
+def _define_flags() -> None:
+    for name, (default, text) in _STRINGS.items():
+        flags.DEFINE_string(name, default, text, flag_values=FLAGS)
+    for name, (default, least, text) in _INTEGERS.items():
+        flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=FLAGS)
+    presets = "mini (default on cpu) or closed (default elsewhere)."
+    flags.DEFINE_enum("platform", "cpu", platforms.PLATFORMS, "Where to run.", flag_values=FLAGS)
+    flags.DEFINE_enum("preset", None, configs.PRESETS, presets, flag_values=FLAGS)
+    flags.DEFINE_bool("help", False, "Show this, and end.", flag_values=FLAGS)
+
+
+_define_flags()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        overrides = parse_flags(FLAGS, arguments)
+        if FLAGS.help:
+            print(f"{__doc__.strip()}\n\nFlags:\n{FLAGS.get_help()}")
+            return 0
+        if FLAGS.workload is None:
+            raise UserError("--workload is missing; as in --workload=resnet50.")
+        platforms.configure(FLAGS.platform, cpu_devices=FLAGS.cpu_devices)
+        return _compare(overrides)
+    except UserError as error:
+        print(f"mlperf_jax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mlperf_jax: interrupted.", file=sys.stderr)
+        return 130
+
+
+def _compare(overrides: list[str]) -> int:
+    """Everything from here on may import jax."""
+    from mlperf_jax.parallel import compare, compare_report, mesh
+
+    platforms.require_devices(FLAGS.platform)
+    names = list(dict.fromkeys(["dp", *FLAGS.sharding.split(",")]))
+    strategies = [mesh.find_strategy(name) for name in names]
+    preset = FLAGS.preset or configs.default_preset(FLAGS.platform)
+    workload = make_workload(FLAGS.workload, preset, FLAGS.platform, FLAGS.batch, overrides)
+    check = None
+    if workload.policy.compute not in compare.TOLERANCES:
+        exact = [*overrides, "--config.precision=float32"]
+        check = make_workload(FLAGS.workload, preset, FLAGS.platform, FLAGS.batch, exact)
+    results = compare.compare(
+        workload,
+        check,
+        strategies,
+        steps=FLAGS.steps,
+        seed=FLAGS.seed,
+        asked_mesh=mesh.parse_mesh(FLAGS.mesh) if FLAGS.mesh else {},
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    facts = compare_report.facts(FLAGS.workload, preset, workload, FLAGS.steps, overrides)
+    print(compare_report.text(results, facts))
+    if FLAGS.results_dir:
+        folder = Path(FLAGS.results_dir).expanduser()
+        compare_report.write(folder, results, facts)
+        print(f"\nwritten: {folder / 'compare.json'}, {folder / 'compare.svg'}")
+    wrong = [r.strategy for r in results if not r.agreement["passed"]]
+    if wrong:
+        print(f"mlperf_jax: {', '.join(wrong)} does not agree with dp on the first step.", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

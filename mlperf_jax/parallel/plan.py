@@ -1,0 +1,259 @@
+"""What a sharding strategy costs on a topology: memory, FLOPs, collectives, time; from shapes alone.
+
+`plan_strategy` gives one `Plan`, a tree of plain numbers and texts ready for JSON. Everything is per
+jax device (a TPU v2, v3 or v7x chip has two) and per step unless its name says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType
+
+from mlperf_jax.parallel import (
+    cost,
+    cost_network,
+    cost_time,
+    hlo,
+    mesh,
+    plan_compile,
+    plan_reference,
+    topology,
+)
+from mlperf_jax.parallel.layout import Layout, Strategy
+from mlperf_jax.parallel.plan_compile import Answer
+from mlperf_jax.parallel.topology import Topology
+from mlperf_jax.training.engine import Engine
+from mlperf_jax.workload import Workload
+
+SCHEMA_VERSION = 1
+TOP_OPERATIONS = 12
+
+
+@dataclasses.dataclass
+class Plan:
+    """What is known of one strategy.
+
+    Attributes:
+        strategy, mesh: its name, and the size of every mesh axis.
+        verdict: "fits", "does not fit", or "not compiled".
+        reason: the compiler's words where it does not fit, how to install it where it is missing.
+        hbm: bytes per device: `parameters`, `optimizer`, `other_state` and `batch` from the shardings;
+            `activations` (temporaries of all kinds), `code` and `total` from the compiler; `capacity`.
+        flops: `model` and `program` (counted in the jaxpr) and `rematerialised` in it, per device;
+            `executed`, counted in the compiled program with loops times their trips.
+        collectives: rows of kind, axes, group, count, bytes, seconds.
+        roofline: seconds of `compute`, `hbm`, `network`, the largest as `step`, and its name as `bound`.
+        predicted: `step` seconds from the compiler's estimated `cycles` and the schedule, `throughput` and
+            `throughput_per_chip` in examples/s, `waiting` for collectives, `mfu`, `mfu_bound` (roofline).
+        operations: the dearest, with seconds and share.
+        replicated: tensors that stayed whole though the strategy splits parameters, with bytes.
+        training: of the closed preset, where the benchmark has reference convergence points: `epochs`,
+            `steps`, `minutes` of steps, `evaluation_minutes`, `total_minutes`, `source`.
+        compiler: name, version, `seconds`, `cached`; loops whose trip count is unknown.
+    """
+
+    strategy: str
+    mesh: dict[str, int]
+    verdict: str = "not compiled"
+    reason: str = ""
+    hbm: dict[str, float] = dataclasses.field(default_factory=dict)
+    flops: dict[str, float] = dataclasses.field(default_factory=dict)
+    collectives: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    roofline: dict[str, Any] = dataclasses.field(default_factory=dict)
+    predicted: dict[str, float] = dataclasses.field(default_factory=dict)
+    operations: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    replicated: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    compiler: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def plan_strategy(
+    workload: Workload,
+    strategy: Strategy,
+    where: Topology,
+    *,
+    asked_mesh: dict[str, int] | None = None,
+    cache_dir: Path,
+) -> Plan:
+    """Plans one strategy.
+
+    Args:
+        workload: built for shapes, its data need not be there.
+        strategy: the sharding strategy.
+        where: the topology.
+        asked_mesh: sizes of mesh axes, as `--mesh` has them.
+        cache_dir: where the compiler's answers are kept.
+
+    Raises:
+        UserError: the mesh does not fit the topology, or the batch the mesh.
+    """
+    missing = topology.missing_compiler(where)
+    layout = (
+        _abstract_layout(strategy, where, asked_mesh or {})
+        if missing
+        else _layout(strategy, where, asked_mesh)
+    )
+    plan = Plan(strategy.name, dict(layout.mesh.shape))
+    _shapes(plan, workload, layout, where)
+    if missing:
+        plan.reason = missing
+        _roofline(plan, where, compute=plan.flops["program"], moved=0.0, network=0.0)
+        return plan
+    lowered = Engine(workload, layout).lower("train_step")
+    answer = plan_compile.compile_program(
+        lowered,
+        target=f"{where.name} {dict(layout.mesh.shape)} {','.join(str(d.id) for d in layout.mesh.devices.flat)}",
+        compiler=topology.compiler_version(where),
+        cache_dir=cache_dir,
+        label=f"{strategy.name} for {where.name}",
+    )
+    plan.compiler = {"name": answer.compiler, "seconds": answer.seconds, "cached": answer.cached}
+    if answer.memory is None:
+        plan.verdict, plan.reason = "does not fit", answer.does_not_fit or ""
+        return plan
+    plan.verdict = "fits"
+    _compiled(plan, answer, workload, layout, where)
+    return plan
+
+
+def _layout(strategy: Strategy, where: Topology, asked: dict[str, int] | None) -> Layout:
+    return mesh.make_layout(strategy, asked, topology.devices(where))
+
+
+def _abstract_layout(strategy: Strategy, where: Topology, asked: dict[str, int]) -> Layout:
+    """A layout without devices: enough for shapes."""
+    sizes = mesh.mesh_sizes(strategy, asked, where.num_devices)
+    types = (AxisType.Auto,) * len(sizes)
+    return Layout(strategy, AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=types))
+
+
+def _shapes(plan: Plan, workload: Workload, layout: Layout, where: Topology) -> None:
+    """What follows from shapes and shardings: no compiler."""
+    state = jax.eval_shape(workload.init, jax.ShapeDtypeStruct((), np.uint32))
+    shardings = workload.state_shardings(state, layout)
+    batch = workload.batch_struct(layout)
+    held = {name: _bytes(part, shardings[name]) for name, part in state.items()}
+    parameters, optimizer = held.pop("params", 0), held.pop("opt_state", 0)
+    plan.hbm = {
+        "parameters": parameters,
+        "optimizer": optimizer,
+        "other_state": sum(held.values()),
+        "batch": _bytes(batch, jax.tree.map(lambda x: x.sharding, batch)),
+        "capacity": where.chip.hbm_bytes,
+    }
+    with jax.default_matmul_precision(workload.policy.matmul):
+        counted = cost.jaxpr_flops(jax.make_jaxpr(workload.train_step)(state, batch))
+    devices = where.num_devices
+    model = workload.train_flops_per_example() * workload.batch_size or counted.total - counted.rematerialised
+    plan.flops = {
+        "model": model / devices,
+        "program": counted.total / devices,
+        "rematerialised": counted.rematerialised / devices,
+    }
+    plan.replicated = _replicated(state, shardings, layout)
+
+
+def _bytes(tree: Any, shardings: Any) -> int:
+    """Bytes per device of a tree of structs."""
+    sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, tree, shardings)
+    return sum(jax.tree.leaves(sizes))
+
+
+def _replicated(state: Any, shardings: Any, layout: Layout) -> list[dict[str, Any]]:
+    """Tensors of parameters and optimizer that every device holds whole, the largest first."""
+    strategy = layout.strategy
+    if not (strategy.shard_params or strategy.shard_optimizer):
+        return []
+    parts = ["params", "opt_state"] if strategy.shard_params else ["opt_state"]
+    rows = []
+    for part in parts:
+        leaves = jax.tree_util.tree_leaves_with_path(state.get(part, {}))
+        places = jax.tree.leaves(shardings.get(part, {}))
+        for (path, leaf), place in zip(leaves, places, strict=True):
+            if place.is_fully_replicated:
+                name = part + jax.tree_util.keystr(path)
+                size = math.prod(leaf.shape) * leaf.dtype.itemsize
+                rows.append({"name": name, "shape": list(leaf.shape), "bytes": size})
+    return sorted(rows, key=lambda row: -row["bytes"])
+
+
+def _compiled(plan: Plan, answer: Answer, workload: Workload, layout: Layout, where: Topology) -> None:
+    """What the compiled program says."""
+    memory = answer.memory
+    plan.hbm |= {
+        "arguments": memory.arguments,
+        "outputs": memory.outputs - memory.aliased,
+        "activations": memory.temporaries,
+        "code": memory.code,
+        "total": memory.total,
+    }
+    module = hlo.parse(answer.hlo)
+    collectives = cost_network.collectives(module, cost_network.Network(where, layout.mesh))
+    played = cost_time.timeline(module, where.chip, collectives)
+    plan.flops["executed"] = cost.hlo_flops(module)
+    plan.collectives = cost_network.by_kind_and_axis(collectives)
+    plan.compiler["unknown_loops"] = list(module.unknown_loops)
+    network = sum(row["seconds"] for row in plan.collectives)
+    _roofline(plan, where, compute=plan.flops["executed"], moved=cost.hlo_bytes(module), network=network)
+    throughput = workload.batch_size / played.seconds
+    peak = where.chip.bf16
+    plan.predicted = {
+        "step": played.seconds,
+        "throughput": throughput,
+        "throughput_per_chip": throughput / where.num_chips,
+        "cycles": played.cycles,
+        "operations": played.compute,
+        "waiting": played.waiting,
+        "mfu": plan.flops["model"] / peak / played.seconds,
+        "mfu_bound": plan.flops["model"] / peak / plan.roofline["step"],
+    }
+    plan.operations = [
+        dataclasses.asdict(o) | {"share": o.seconds / played.seconds}
+        for o in played.operations[:TOP_OPERATIONS]
+    ]
+    if workload.config.get("preset") == "closed":
+        plan.training = time_to_train(workload, played.seconds)
+
+
+def _roofline(plan: Plan, where: Topology, *, compute: float, moved: float, network: float) -> None:
+    """The time that each of three resources needs at its peak; the step takes at least the longest."""
+    seconds = {
+        "compute": compute / where.chip.bf16,
+        "hbm": moved / where.chip.hbm_bandwidth,
+        "network": network,
+    }
+    bound = max(seconds, key=seconds.__getitem__)
+    plan.roofline = seconds | {"hbm_bytes": moved, "step": seconds[bound], "bound": bound}
+
+
+def time_to_train(workload: Workload, step_seconds: float) -> dict[str, Any]:
+    """From the reference's epochs to minutes.
+
+    Evaluations are taken to cost a third of training on as many examples (a forward pass without its
+    two gradients); start-up, input and checkpoints are not in it.
+    """
+    reference = plan_reference.convergence(workload.benchmark, workload.batch_size)
+    if reference is None:
+        return {}
+    epochs, source = reference.epochs, reference.how
+    if epochs > 1000:  # these benchmarks count samples
+        epochs /= workload.num_train
+    steps = math.ceil(epochs * workload.num_train / workload.batch_size)
+    minutes = steps * step_seconds / 60
+    blocks = [block for block in workload.blocks() if block.start < steps]
+    evaluation = len(blocks) * workload.num_eval / workload.batch_size * step_seconds / 3 / 60
+    return {
+        "epochs": epochs,
+        "steps": steps,
+        "minutes": minutes,
+        "evaluations": len(blocks),
+        "evaluation_minutes": evaluation,
+        "total_minutes": minutes + evaluation,
+        "source": source,
+    }

@@ -1,0 +1,181 @@
+"""Compiles a program for a topology, once: the compiler's answer is kept on disk.
+
+What is kept is what `plan` reads, the optimised program as text and the memory figures, not the
+executable; so a better reading of it later needs no new compilation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gzip
+import hashlib
+import json
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes per device, as the compiler states them.
+
+    Attributes:
+        arguments: state and batch.
+        outputs: new state and metrics.
+        aliased: outputs that take over the memory of donated arguments.
+        temporaries: activations kept for the backward pass, gradients and scratch.
+        code: the program itself.
+    """
+
+    arguments: int
+    outputs: int
+    aliased: int
+    temporaries: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the compiler said.
+
+    Attributes:
+        hlo: the optimised and scheduled program, "" where it does not fit.
+        memory: None where it does not fit.
+        does_not_fit: the compiler's own words, or None.
+        seconds: what compiling took when it was done.
+        compiler: name and version.
+        cached: whether it was on disk.
+    """
+
+    hlo: str
+    memory: Memory | None
+    does_not_fit: str | None
+    seconds: float
+    compiler: str
+    cached: bool = False
+
+
+def default_cache_dir() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "mlperf_jax" / "plan"
+
+
+def compile_program(lowered: Any, *, target: str, compiler: str, cache_dir: Path, label: str) -> Answer:
+    """Compiles a lowered program, or returns what is kept of the last time.
+
+    Args:
+        lowered: a `jax.stages.Lowered`.
+        target: the topology and the order of its devices in the mesh; part of the key.
+        compiler: name and version; part of the key.
+        cache_dir: where answers are kept.
+        label: what the progress line calls it.
+    """
+    key = hashlib.sha256("\0".join((target, compiler, lowered.as_text())).encode()).hexdigest()
+    path = cache_dir / f"{key}.json.gz"
+    kept = _read(path)
+    if kept is not None:
+        return kept
+    with _progress(label):
+        answer = _compile(lowered, compiler)
+    _write(path, answer)
+    return answer
+
+
+def _compile(lowered: Any, compiler: str) -> Answer:
+    import jax
+
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if not _is_out_of_memory(str(error)):
+            raise
+        return Answer("", None, _out_of_memory(str(error)), time.perf_counter() - start, compiler)
+    seconds = time.perf_counter() - start
+    stats = compiled.memory_analysis()
+    memory = Memory(
+        arguments=stats.argument_size_in_bytes,
+        outputs=stats.output_size_in_bytes,
+        aliased=stats.alias_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        code=stats.generated_code_size_in_bytes,
+    )
+    return Answer(compiled.as_text(), memory, None, seconds, compiler)
+
+
+def _is_out_of_memory(text: str) -> bool:
+    return "RESOURCE_EXHAUSTED" in text or "exceeds available HBM" in text
+
+
+def _out_of_memory(text: str) -> str:
+    """The sentences of the compiler's message that say how much is needed and how much there is."""
+    said = [line.strip() for line in text.splitlines() if re.search(r"(?i)hbm|memory|exceed", line)]
+    return " ".join(said[:3]) or text.strip().splitlines()[0]
+
+
+def _read(path: Path) -> Answer | None:
+    try:
+        record = json.loads(gzip.decompress(path.read_bytes()))
+        if record.pop("schema_version") != SCHEMA_VERSION:
+            return None
+        memory = record.pop("memory")
+        return Answer(memory=Memory(**memory) if memory else None, cached=True, **record)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError):
+        return None  # A damaged entry is compiled again and replaced.
+
+
+def _write(path: Path, answer: Answer) -> None:
+    record = {"schema_version": SCHEMA_VERSION} | dataclasses.asdict(answer)
+    del record["cached"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(gzip.compress(json.dumps(record).encode()))
+    os.replace(file.name, path)
+
+
+@contextlib.contextmanager
+def _progress(label: str) -> Iterator[None]:
+    """Says on the standard error what is compiling: a running clock on a terminal, else two lines."""
+    done = threading.Event()
+    start = time.perf_counter()
+    terminal = sys.stderr.isatty()
+
+    def show() -> None:
+        while not done.wait(1):
+            print(
+                f"\rcompiling {label}: {time.perf_counter() - start:.0f} s ",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    thread = threading.Thread(target=show, daemon=True)
+    if terminal:
+        thread.start()
+    else:
+        print(f"compiling {label}", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        done.set()
+        if terminal:
+            thread.join()
+        print(
+            f"{chr(13) if terminal else ''}compiled {label}: {time.perf_counter() - start:.0f} s",
+            file=sys.stderr,
+        )
