@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from loadgen_py import TestScenario
 from loadgen_py.jax_sut import Samples
+from loadgen_py.official import side_by_side
 from mlperf_jax import config as configs
 from mlperf_jax import platform as platforms
 from mlperf_jax import workload as registry
@@ -120,6 +121,10 @@ def infer_command(options: InferOptions, overrides: list[str]) -> int:
         UserError: see the modules that raise it.
     """
     scenarios = _scenarios(options)
+    if options.official and options.mode not in (None, "performance"):
+        raise UserError(
+            f"--loadgen=official compares performance; it does not go with --mode={options.mode}."
+        )
     session = _session(options, overrides)
     say(f"measuring {session.facts['model']}; compiling")
     session.prepare(scenarios)
@@ -152,7 +157,12 @@ def _runs(session: Session, scenarios: Sequence[TestScenario], options: InferOpt
             yield from session.submission(scenario)
         else:
             if options.mode in (None, "performance"):
-                yield from session.performance(scenario)
+                for outcome in session.performance(scenario):
+                    yield outcome
+                if options.official and outcome.kind == "performance" and not outcome.result.interrupted:
+                    official = session.official(outcome)
+                    yield official
+                    print("\n".join(side_by_side(outcome.result, official.result)), flush=True)
             if options.mode in (None, "accuracy"):
                 yield from session.accuracy(scenario)
 

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import numpy as np
 import loadgen_py as lg
 from loadgen_py import TestMode, TestScenario, TestSettings
 from loadgen_py.jax_sut import BatchingSut, InlineSut, Replica, Samples
+from loadgen_py.official import run_official
+from mlperf_jax.errors import UserError
 from mlperf_jax.inference import accuracy
 from mlperf_jax.inference.settings import Asked, capacity, make_settings
 from mlperf_jax.inference.watch import Watch
@@ -23,8 +25,8 @@ from mlperf_jax.results.folders import write_json
 from mlperf_jax.workload import Workload
 
 _STREAMS = (TestScenario.SingleStream, TestScenario.MultiStream)
-_ATTEMPTS = 4
-_PEAK_ATTEMPTS = 6
+_ATTEMPTS = 5
+_MOST_LONGER = 3
 # Of the rate that the search found: a longer run meets slower moments than a short probe.
 _OF_PEAK = 0.9
 _ACCURACY_SHARE = 0.5  # of the capacity: the rate of Server's accuracy run, where latency does not count
@@ -39,7 +41,7 @@ class Outcome:
     """One run of LoadGen.
 
     Attributes:
-        kind: "performance", "accuracy", "submission" or "find_peak".
+        kind: "performance", "accuracy", "submission", "find_peak", or performance by the official package.
         result: LoadGen's own.
         settings: what was asked of LoadGen.
         folder: where the logs lie.
@@ -144,16 +146,43 @@ class Session:
             )
         yield self._run(settings, "accuracy", "accuracy")
 
-    def find_peak(self) -> Iterator[Outcome]:
-        """Searches the highest rate of Server; yields the outcome and returns the rate, 0.0 if there is none."""
+    def find_peak(self) -> Generator[Outcome, None, float]:
+        """Searches the highest rate of Server; yields the outcome and returns the rate, 0.0 if there is none.
+
+        Raises:
+            UserError: no rate can be low enough.
+        """
         settings = self._settings(TestScenario.Server, TestMode.FindPeakPerformance)
-        for _ in range(_PEAK_ATTEMPTS):
-            outcome = self._run(settings, "find_peak", "find_peak")
-            if outcome.result.valid or outcome.result.errors or self.asked.qps:
-                break
-            settings.server_target_qps /= 2
+        bound_s, alone_s = (
+            settings.server_target_latency_ns / 1e9,
+            min(self.seconds(TestScenario.Server).values()),
+        )
+        if alone_s > bound_s:
+            raise UserError(
+                f"A sample alone takes {1000 * alone_s:.3g} ms, longer than Server's bound of "
+                f"{1000 * bound_s:g} ms, so no rate can be found; give a --max_latency above {alone_s:.2g}."
+            )
+        outcome = self._run(settings, "find_peak", "find_peak")
         yield outcome
         return outcome.result.metrics["result_scheduled_samples_per_sec"] if outcome.result.valid else 0.0
+
+    def official(self, ours: Outcome) -> Outcome:
+        """The same measurement through the official package.
+
+        Raises:
+            UserError: it is not installed.
+        """
+        settings = ours.settings
+        if settings.scenario == TestScenario.Offline:
+            rate = ours.result.metrics["result_samples_per_second"]
+            settings = dataclasses.replace(settings, offline_expected_qps=rate)
+        folder = self.root / settings.scenario.name / "official" / "performance" / "run_1"
+        _empty(folder)
+        with self._system(settings) as sut:
+            result = run_official(sut, self.samples, settings, folder)
+        outcome = Outcome("performance by the official package", result, settings, folder)
+        self._write(outcome)
+        return outcome
 
     def _settings(self, scenario: TestScenario, mode: TestMode) -> TestSettings:
         return make_settings(
@@ -164,7 +193,7 @@ class Session:
         """Runs, and once more with what LoadGen suggests where only a measured setting was off."""
         for attempt in range(_ATTEMPTS):
             outcome = self._run(settings, kind, place)
-            changes = self._suggested(outcome.result)
+            changes = self._suggested(outcome)
             if outcome.result.valid or outcome.result.errors or not changes or attempt == _ATTEMPTS - 1:
                 break
             shown = ", ".join(f"{name}={value:g}" for name, value in changes.items())
@@ -174,8 +203,16 @@ class Session:
             settings = dataclasses.replace(settings, **changes)
         return outcome
 
-    def _suggested(self, result: lg.Result) -> dict[str, int | float]:
-        changes = {name: value for reason in result.reasons for name, value in reason.try_next.items()}
+    def _suggested(self, outcome: Outcome) -> dict[str, int | float]:
+        """What to change, of that which the user did not fix."""
+        changes = {name: value for reason in outcome.result.reasons for name, value in reason.try_next.items()}
+        if outcome.settings.scenario == TestScenario.Server:
+            # A lower rate helps against slow queries; a longer run only against too few of the others.
+            longer = changes.pop("min_duration_ms", 0)
+            if "server_target_qps" not in changes and longer <= _MOST_LONGER * outcome.settings.min_duration_ms:
+                return {"min_duration_ms": longer} if longer else {}
+            lower = _OF_PEAK * outcome.settings.server_target_qps
+            changes["server_target_qps"] = min(changes.get("server_target_qps", lower), lower)
         if self.asked.qps:
             changes.pop("server_target_qps", None)
             changes.pop("offline_expected_qps", None)
@@ -191,7 +228,7 @@ class Session:
         performs = settings.mode != TestMode.AccuracyOnly
         least_s = settings.min_duration_ms / 1000 if performs else 0.0
         trace = folder / "profile" if self.profile and kind == "performance" else None
-        with self.system(settings) as sut:
+        with self._system(settings) as sut:
             what = f"{settings.scenario.name} {kind}"
             with Watch(sut, what, least_s=least_s, stream=sys.stderr, profile_dir=trace) as watched:
                 result = lg.run(watched, self.samples, settings, log_settings)
@@ -203,7 +240,7 @@ class Session:
         return outcome
 
     @contextlib.contextmanager
-    def system(self, settings: TestSettings) -> Iterator[InlineSut | BatchingSut]:
+    def _system(self, settings: TestSettings) -> Iterator[InlineSut | BatchingSut]:
         """The system under test for a scenario."""
         if settings.scenario in _STREAMS:
             yield InlineSut(self.sut_name, self.replicas, self.samples)

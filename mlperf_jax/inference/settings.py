@@ -25,6 +25,7 @@ _SLOW_QUERIES = 3
 _WARMUP_SHARE, _MOST_WARMUP_MS = 0.2, 2000
 _MOST_PROBE_MS = 2000
 _FIRST_PROBE_SHARE = 0.1
+_PEAK_PRECISION = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ def make_settings(
     if mode == TestMode.FindPeakPerformance:
         settings.min_duration_ms = min(settings.min_duration_ms, _MOST_PROBE_MS)
         settings.server_find_peak_early_stopping = True
-        settings.server_find_peak_qps_decimals_of_precision = 0
+        settings.server_find_peak_relative_precision = _PEAK_PRECISION
     return settings
 
 
