@@ -42,6 +42,7 @@ def _closed() -> ConfigDict:
                 bn_span=64,
                 zero_init_last_gamma=False,
                 space_to_depth=False,
+                padding="tf",
             ),
             data=dict(
                 name="imagenet",
@@ -75,6 +76,7 @@ def _closed() -> ConfigDict:
             eval_every_epochs=4,
             steps_per_dispatch=1,
             precision="auto",
+            inference=_inference(min_duration_s=600.0, published_quality=0.7646),
             reference_point=0,
             reference_points={
                 "1632": _point(1632, 7.4, 0.9, 5e-5, 2, 27476, span=204, offset=3, epochs=39),
@@ -121,6 +123,18 @@ def _point(
     )
 
 
+def _inference(*, min_duration_s: float, published_quality: float) -> dict:
+    return dict(
+        loadgen_model="resnet50",  # under this name LoadGen's own defaults (mlperf.conf) apply
+        min_duration_s=min_duration_s,
+        batch_sizes=(1, 2, 4, 8, 16, 32, 64, 128),
+        samples_on_device=False,  # samples lie in host memory, and their transfer is measured
+        quality_share=0.99,  # of the quality that was reached in training
+        published_quality=published_quality,  # of MLPerf's weights for inference; 0 where there are none
+        sut_timeout_s=60.0,  # without any answer, until a run is given up
+    )
+
+
 def _mini() -> ConfigDict:
     return ConfigDict(
         dict(
@@ -137,6 +151,7 @@ def _mini() -> ConfigDict:
                 bn_span=0,
                 zero_init_last_gamma=False,
                 space_to_depth=False,
+                padding="tf",
             ),
             data=dict(
                 name="fashion_mnist", image_size=28, mean=(72.94,), std=(90.02,), num_train=0, num_eval=0
@@ -152,6 +167,7 @@ def _mini() -> ConfigDict:
             eval_every_epochs=1,
             steps_per_dispatch=1,
             precision="auto",
+            inference=_inference(min_duration_s=10.0, published_quality=0.0),
             reference_point=0,
             reference_points={},
         )

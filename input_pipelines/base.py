@@ -9,7 +9,7 @@ state: any number of processes, threads or workers, started at any step, yields 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -69,6 +69,10 @@ class Dataset(Protocol):
 
         What the last batch lacks is zeros, with mask 0.
         """
+        ...
+
+    def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> Batch:
+        """Returns the named fields [N, ...] of eval examples [N], in their order, without a mask."""
         ...
 
 
@@ -192,6 +196,9 @@ class InMemoryDataset:
             return with_mask(fields, rows.stop - rows.start)
 
         return prefetched(make_batch, 0, num_eval_batches(self.num_eval, batch_size))
+
+    def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> Batch:
+        return {name: self._eval[name][indices] for name in fields}
 
 
 def _common_length(fields: Mapping[str, np.ndarray]) -> int:

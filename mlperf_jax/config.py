@@ -35,6 +35,8 @@ def base_config(workload: str, preset: str) -> ConfigDict:
         from mlperf_jax import workload as registry
 
         source: Any = registry.find(workload)
+        if not hasattr(source, "get_config"):
+            raise UserError(f"--workload={workload} has no get_config(preset); add that classmethod, see configs/.")
     else:
         source = importlib.import_module(f"configs.{workload}")
     if preset not in PRESETS:
@@ -55,7 +57,8 @@ def resolve(config: ConfigDict, overrides: list[str]) -> ConfigDict:
         overrides: the arguments, in order.
 
     Raises:
-        UserError: an unknown key (with the nearest known one) or a value of another type.
+        UserError: an unknown key (with the nearest known one), a value of another type, or one that
+            no run can have.
     """
     asked = _typed(config, overrides)
     resolved = ConfigDict(config)
@@ -66,29 +69,48 @@ def resolve(config: ConfigDict, overrides: list[str]) -> ConfigDict:
         _update(resolved, points[str(batch)].to_dict())
     for key, value in asked.items():
         _set(resolved, key, value)
+    _require_positive(resolved)
     resolved.lock()
     return resolved
 
 
 def _typed(config: ConfigDict, arguments: list[str]) -> dict[str, Any]:
-    """Dotted key -> value, typed by ml_collections."""
+    """Dotted key -> value; of two values for one key the later stands."""
+    known = _flatten(config.to_dict())
+    values: dict[str, Any] = {}
     for argument in arguments:
         key, equals, _ = argument.removeprefix("--config.").partition("=")
-        _require_key(config, key)
+        _require_key(config, known, key)
         if not equals:
             raise UserError(f"{argument} has no value; write --config.{key}=value.")
+        values[key] = _parse(config, argument, key, known[key])
+    return values
+
+
+def _parse(config: ConfigDict, argument: str, key: str, default: Any) -> Any:
+    """The value in `--config.KEY=value`, of the type that ml_collections reads for that key."""
     values = flags.FlagValues()
-    argv = ["config", *arguments]
+    # By default ml_collections would look at the process's own command line for overrides.
+    argv = ["config", argument]
     config_flags.DEFINE_config_dict("config", ConfigDict(config), flag_values=values, sys_argv=argv)
     try:
         values(argv)
     except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(f"{' '.join(arguments)}: {str(error).splitlines()[0]}") from error
-    return dict(config_flags.get_override_values(values["config"]))
+        kind = type(default).__name__
+        raise UserError(f"{argument} is of the wrong type: --config.{key} is of type {kind}, as {default!r}.") from error
+    return config_flags.get_override_values(values["config"])[key]
 
 
-def _require_key(config: ConfigDict, key: str) -> None:
-    known = _flatten(config.to_dict())
+_POSITIVE = ("batch_size", "eval_batch_size", "max_epochs", "eval_every_epochs", "steps_per_dispatch")
+
+
+def _require_positive(config: ConfigDict) -> None:
+    for key in _POSITIVE:
+        if key in config and not config[key] > 0:
+            raise UserError(f"--config.{key}={config[key]} cannot be; it must be more than 0.")
+
+
+def _require_key(config: ConfigDict, known: Mapping[str, Any], key: str) -> None:
     if key in known:
         return
     close = difflib.get_close_matches(key, known, n=1)

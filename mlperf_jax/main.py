@@ -1,18 +1,21 @@
-"""Trains a reference model to its quality target and measures how long that takes.
+"""Trains a reference model to its quality target and measures how long that takes; then measures inference.
 
     python -m mlperf_jax.main --workload=resnet50 --platform=cpu            the mini benchmark, minutes
     python -m mlperf_jax.main --workload=resnet50 --platform=tpu            MLPerf's own model and data
     python -m mlperf_jax.main --workload=resnet50 --platform=cpu --runs=3   three runs, and the score
     python -m mlperf_jax.main --workload=resnet50 --platform=cpu --cpu_devices=8 --sharding=fsdp
+    python -m mlperf_jax.main --workload=resnet50 --platform=cpu --scenario=all
+                                        latency and throughput of the trained model, and its accuracy
     python -m mlperf_jax.main --list                                        workloads, presets, targets
 
 The same command again continues an unfinished run; a finished one is kept and the next begins.
-Exit status: 0 the target was reached, 1 it was not, 2 something to mend (one sentence says what),
-128 + N stopped by signal N.
+Exit status: 0 the target was reached (inference: VALID, and accurate enough), 1 it was not,
+2 something to mend (one sentence says what), 128 + N stopped by signal N.
 """
 
 from __future__ import annotations
 
+import difflib
 import signal
 import sys
 from collections.abc import Sequence
@@ -26,7 +29,7 @@ from mlperf_jax.errors import Stopped, UserError
 
 FLAGS = flags.FlagValues()
 
-# name, default, help. A default's type is the flag's; None stands for a string.
+# name -> default, help.
 _STRINGS = {
     "workload": (None, "What to run: a name that --list shows, or your own package.module:Name."),
     "data_dir": (None, "Where prepared data lies; default $MLPERF_JAX_DATA or ~/.cache/mlperf_jax."),
@@ -34,19 +37,42 @@ _STRINGS = {
     "system": (None, "The system's name in results; default from the machine."),
     "sharding": ("dp", "Strategy: dp, zero1, fsdp, tp or fsdp_tp."),
     "mesh": (None, "Sizes of the mesh's axes, as data:4,model:2; default from the devices."),
+    "checkpoint": (None, "Inference: measure the checkpoint in this folder, not the newest trained model."),
+    "weights": (None, "Inference: measure weights that mlperf_jax.import_weights wrote into this folder."),
     "coordinator": (None, "Several processes: host:port of process 0. TPU pods, SLURM and Kubernetes need none."),
 }
+# name -> default, least, most, help.
 _INTEGERS = {
-    "seed": (None, 0, "Seed of the first run, later ones count on; default from the system's entropy."),
-    "runs": (1, 1, "How many runs to make; 3 or more have a score."),
-    "cpu_devices": (0, 0, "Show the CPU as so many virtual devices."),
-    "num_processes": (0, 0, "Several processes: how many."),
-    "process_id": (-1, -1, "Several processes: which one this is, from 0."),
+    "seed": (None, 0, 2**31 - 1, "Seed of the first run, later ones count on; default from the system's entropy."),
+    "runs": (1, 1, None, "How many runs to make; 3 or more have a score."),
+    "count": (0, 0, None, "Inference: use so many samples of the data set; 0 all."),
+    "cpu_devices": (0, 0, None, "Show the CPU as so many virtual devices."),
+    "num_processes": (0, 0, None, "Several processes: how many."),
+    "process_id": (-1, -1, None, "Several processes: which one this is, from 0."),
+}
+_NUMBERS = {
+    "time": "Inference: measure for at least so many seconds.",
+    "qps": "Inference: queries/s of Server (searched if not given), samples/s that Offline is expected to reach.",
+    "max_latency": "Inference: Server's bound on the 99th percentile latency, in seconds.",
+}
+# name -> default, choices, help
+_CHOICES = {
+    "scenario": (
+        None,
+        ("SingleStream", "MultiStream", "Server", "Offline", "all"),
+        "Measure inference under this LoadGen scenario.",
+    ),
+    "mode": (
+        None,
+        ("performance", "accuracy", "submission", "find_peak"),
+        "Inference: what to run; default performance and accuracy, each by itself.",
+    ),
+    "loadgen": ("ours", ("ours", "official"), "Inference: official also runs the official package, and compares."),
 }
 _SWITCHES = {
     "prepare": "First fetch or check the data, where that was not done yet.",
     "synthetic_data": "Random data of the right shape: for throughput, never for quality.",
-    "profile": "Trace a few steps into the run's folder, for TensorBoard or xprof.",
+    "profile": "Trace a few steps, or a second of inference, into the run's folder, for TensorBoard or xprof.",
     "list": "Show workloads, presets and targets, and end.",
     "help": "Show this, and end.",
 }
@@ -58,8 +84,12 @@ def _define_flags() -> None:
     flags.DEFINE_enum("preset", None, configs.PRESETS, presets, flag_values=FLAGS)
     for name, (default, text) in _STRINGS.items():
         flags.DEFINE_string(name, default, text, flag_values=FLAGS)
-    for name, (default, least, text) in _INTEGERS.items():
-        flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=FLAGS)
+    for name, (default, least, most, text) in _INTEGERS.items():
+        flags.DEFINE_integer(name, default, text, lower_bound=least, upper_bound=most, flag_values=FLAGS)
+    for name, text in _NUMBERS.items():
+        flags.DEFINE_float(name, None, text, lower_bound=0, flag_values=FLAGS)
+    for name, (default, choices, text) in _CHOICES.items():
+        flags.DEFINE_enum(name, default, choices, text, flag_values=FLAGS)
     for name, text in _SWITCHES.items():
         flags.DEFINE_bool(name, False, text, flag_values=FLAGS)
 
@@ -92,9 +122,16 @@ def _command(arguments: list[str]) -> int:
     if FLAGS.list:
         print(_list())
         return 0
-    if FLAGS.workload is None:
+    if not FLAGS.workload:
         raise UserError("--workload is missing; --list shows what there is, as --workload=resnet50.")
+    if not FLAGS.results_dir:
+        raise UserError("--results_dir is empty; name a folder, or leave it out for ./results.")
     platforms.configure(FLAGS.platform, cpu_devices=FLAGS.cpu_devices)
+    if FLAGS.scenario:
+        return _infer(overrides)
+    for name in ("mode", "checkpoint", "weights", "count", *_NUMBERS):
+        if FLAGS[name].present:
+            raise UserError(f"--{name} goes with --scenario, as --scenario=SingleStream.")
     return _train(overrides)
 
 
@@ -103,9 +140,20 @@ def _parse(arguments: list[str]) -> None:
     try:
         rest = FLAGS(["main", *arguments])
     except flags.Error as error:
-        raise UserError(str(error).splitlines()[0] + "; --help shows all flags.") from error
+        raise UserError(f"{_mistake(error)}; --help shows all flags.") from error
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag; write --name=value, --help shows all flags.")
+
+
+def _mistake(error: flags.Error) -> str:
+    """absl's words, where they name Python's functions in other ones."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        close = difflib.get_close_matches(error.flagname, [*FLAGS, "config.KEY"], n=1)
+        return f"There is no flag --{error.flagname}" + (f", did you mean --{close[0]}?" if close else "")
+    text = str(error).splitlines()[0]
+    for reason, plainly in (("invalid literal for int", "not an integer"), ("('Non-boolean", "neither true nor false")):
+        text = text.partition(reason)[0] + plainly if reason in text else text
+    return text
 
 
 def _train(overrides: list[str]) -> int:
@@ -134,7 +182,8 @@ def _train(overrides: list[str]) -> int:
 
         jax.config.update("jax_enable_x64", True)
     layout = mesh.make_layout(strategy, asked)
-    layout.rows(config.batch_size)
+    for key in {"batch_size", "eval_batch_size"} & set(config):
+        layout.rows(config[key], key)
     if FLAGS.prepare and not FLAGS.synthetic_data:
         cls.prepare(config, _data_dir())
     workload = cls(config, policy, data_dir=_data_dir(), synthetic=FLAGS.synthetic_data)
@@ -148,6 +197,38 @@ def _train(overrides: list[str]) -> int:
         profile=FLAGS.profile,
     )
     return run.train_command(workload, layout, options)
+
+
+def _infer(overrides: list[str]) -> int:
+    """Like `_train`, from here on jax may be imported."""
+    from mlperf_jax.inference import command
+
+    if FLAGS.coordinator or FLAGS.num_processes > 1:
+        raise UserError("Inference runs in one process; leave --coordinator and --num_processes out.")
+    for name in _NUMBERS:
+        if FLAGS[name].value == 0:
+            raise UserError(f"--{name}=0 leaves nothing to measure; give a number above 0, or leave it out.")
+    options = command.InferOptions(
+        workload=FLAGS.workload,
+        preset=FLAGS.preset or configs.default_preset(FLAGS.platform),
+        platform=FLAGS.platform,
+        data_dir=_data_dir(),
+        synthetic=FLAGS.synthetic_data,
+        prepare=FLAGS.prepare,
+        results_dir=Path(FLAGS.results_dir),
+        sharding=FLAGS.sharding,
+        mesh=FLAGS.mesh,
+        scenario=FLAGS.scenario,
+        mode=FLAGS.mode,
+        asked=command.Asked(duration_s=FLAGS.time, qps=FLAGS.qps, max_latency_s=FLAGS.max_latency),
+        count=FLAGS.count,
+        checkpoint=Path(FLAGS.checkpoint) if FLAGS.checkpoint else None,
+        weights=Path(FLAGS.weights) if FLAGS.weights else None,
+        system=FLAGS.system,
+        official=FLAGS.loadgen == "official",
+        profile=FLAGS.profile,
+    )
+    return command.infer_command(options, overrides)
 
 
 def _data_dir() -> Path:

@@ -72,12 +72,10 @@ def require_devices(platform: str) -> None:
     import jax
 
     try:
-        found = jax.devices()[0].platform
+        found, reason = jax.devices()[0].platform, ""
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"jax finds no {platform} here ({reason}); use --platform=cpu, "
-            f"or install support with: pip install -e '.[{'cuda' if platform == 'gpu' else platform}]'"
-        ) from error
+        found, reason = "cpu", f" ({str(error).splitlines()[0]})"
     if found != platform:
-        raise UserError(f"jax finds {found} here and no {platform}; use --platform={found}.")
+        extra = {"gpu": "cuda", "tpu": "tpu"}.get(platform)
+        install = f", or install what {platform} needs with: pip install -e '.[{extra}]' -c constraints.txt" if extra else ""
+        raise UserError(f"jax finds no {platform} here{reason}; use --platform={found}{install}")

@@ -91,6 +91,13 @@ class SupervisedWorkload(Workload):
         """Logical axes of one entry of a batch, the batch axis first."""
         return ("batch",)
 
+    input_names: tuple[str, ...] = ()
+    """The entries of an evaluation batch that `answer` takes, for a workload that is served."""
+
+    def answer(self, model: nnx.Module, inputs: Batch) -> jax.Array:
+        """`Workload.predict` of a module; for a workload that is served."""
+        raise self._not_served()
+
     # The phases, from those.
 
     @functools.cached_property
@@ -157,6 +164,17 @@ class SupervisedWorkload(Workload):
         for batch in batches:
             totals = engine.run("eval_step", totals, model_state, engine.place(batch, struct))
         return self.eval_result(jax.device_get(totals))
+
+    inference_state = ("params", "model_state")
+
+    def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        return {name: self.dataset.eval_spec[name] for name in self.input_names}
+
+    def read_samples(self, indices: np.ndarray) -> Batch:
+        return self.dataset.read_eval(indices, self.input_names)
+
+    def predict(self, state: State, inputs: Batch) -> jax.Array:
+        return self.answer(self.model(state), inputs)
 
     # Shapes.
 

@@ -6,6 +6,7 @@ A workload supplies phases; the training loop and the inference path only call t
     train_step  one step of training
     data        the batches of a block of steps (a finite set in epochs, or games played just now)
     evaluate    the quality of a state
+    predict     answers to samples, for inference
 
 `mlperf_jax.supervised.SupervisedWorkload` fills in all of them for a model with a loss and a data
 set; most workloads derive from it. Everything that shall be compiled before the clock starts is a
@@ -20,11 +21,12 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel.layout import Layout
@@ -127,6 +129,56 @@ class Workload(abc.ABC):
     def evaluate(self, engine: Engine, state: State) -> dict[str, float]:
         """Measures the state; `quality` is held against the target."""
 
+    # Inference, for a workload that can be served. `predict` is traced; the others run on the host.
+
+    def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape (without batch axis) and dtype of each input of one sample."""
+        raise self._not_served()
+
+    def read_samples(self, indices: np.ndarray) -> Batch:
+        """The inputs [N, ...] of examples [N] of the evaluation set."""
+        raise self._not_served()
+
+    def predict(self, state: State, inputs: Batch) -> jax.Array:
+        """Answers samples.
+
+        Args:
+            state: what `inference_state` names.
+            inputs: [B, ...] by name.
+
+        Returns:
+            [B, ...] one row a sample; its bytes in C order are what the accuracy log holds.
+        """
+        raise self._not_served()
+
+    def answered_quality(self, indices: np.ndarray, answers: Sequence[bytes]) -> float:
+        """The quality of logged answers to examples [N]; comparable with what `evaluate` gives.
+
+        Raises:
+            ValueError: an answer is not of the form that `predict` gives.
+        """
+        raise self._not_served()
+
+    inference_state: tuple[str, ...] = ()
+    """The entries of the state that `predict` needs."""
+
+    def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
+        """Turns published weights into `inference_state`.
+
+        Args:
+            tensors: arrays under the names of the published file.
+
+        Returns:
+            The state (numpy), and the config that goes with it, dotted key -> value.
+
+        Raises:
+            UserError: they are of another model, or this workload has no published weights.
+        """
+        raise UserError(f"There is no import of published weights for {self.benchmark}.")
+
+    def _not_served(self) -> UserError:
+        return UserError(f"{type(self).__name__} has no inference phases, so --scenario cannot measure it.")
+
     # Shapes.
 
     @abc.abstractmethod
@@ -159,13 +211,14 @@ class Workload(abc.ABC):
         not 0, until `max_epochs`. Batches cross the borders of epochs, so a block ends with the
         first step that completes its last epoch.
         """
-        every, epoch = self.config.eval_every_epochs, self.config.eval_offset_epochs
+        due = self.config.eval_offset_epochs or self.config.eval_every_epochs
         start = index = 0
         while start < self._step_after(self.config.max_epochs):
-            epoch = epoch if index == 0 and epoch else epoch + every
-            stop = self._step_after(min(epoch, self.config.max_epochs))
-            yield Block(index, start, stop, self.epochs(start), self.epochs(stop) - self.epochs(start))
-            start, index = stop, index + 1
+            stop = self._step_after(min(due, self.config.max_epochs))
+            if stop > start:  # else one batch completed several epochs
+                yield Block(index, start, stop, self.epochs(start), self.epochs(stop) - self.epochs(start))
+                start, index = stop, index + 1
+            due += self.config.eval_every_epochs
 
     def _step_after(self, epoch: float) -> int:
         return -int(-epoch * self.num_train // self.batch_size)
@@ -227,7 +280,7 @@ def find(name: str) -> type[Workload]:
         sys.path.append(os.getcwd())  # Last: a user's folder of a generic name must not hide one of ours.
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+    except (ImportError, SyntaxError, AttributeError, ValueError) as error:
         raise UserError(f"--workload={name} cannot be loaded ({error}); it must be importable from here.") from error
     if not (isinstance(found, type) and issubclass(found, Workload)):
         raise UserError(f"--workload={name} is no subclass of mlperf_jax.workload.Workload.")

@@ -2,8 +2,8 @@
 
 Source of every choice: mlcommons/training, retired_benchmarks/resnet-tf2/tensorflow2/resnet_model.py.
 Convolutions have no bias and start from He's normal, the classifier from N(0, 0.01); batch norm has
-momentum 0.9 and epsilon 1e-5; strided windows are padded as TensorFlow's SAME, except the 7x7, which
-has 3 on every side. ResNet-50 with 1,000 classes has 25,557,032 parameters.
+momentum 0.9 and epsilon 1e-5; strided windows are padded as TensorFlow's SAME (or as PyTorch's), except
+the 7x7, which has 3 on every side. ResNet-50 with 1,000 classes has 25,557,032 parameters.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jax import lax
 
 from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
-from models.layers import BatchNorm, Conv, Dense, convolve
+from models.layers import BatchNorm, Conv, Dense, Padding, convolve
 
 EXPANSION = 4
 """A bottleneck's output has this many times the channels of its 3x3 convolution."""
@@ -40,6 +40,8 @@ class ResNetConfig:
             starts at one; accepted submissions did either.
         space_to_depth: compute the 7x7/2 stem as a 4x4/1 convolution over 2x2 blocks of pixels, with
             the same kernel and numbers: 12 input channels fill a TPU's matrix unit better than 3.
+        padding: of strided 3x3 windows: "tf" as TensorFlow's SAME, at the end only where sizes are even;
+            "torch" by one on every side, which published PyTorch weights were trained with.
     """
 
     stages: tuple[int, ...] = (3, 4, 6, 3)
@@ -51,13 +53,21 @@ class ResNetConfig:
     bn_span: int = 0
     zero_init_last_gamma: bool = False
     space_to_depth: bool = False
+    padding: str = "tf"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         if self.stem not in ("imagenet", "small"):
             raise ValueError(f"stem {self.stem!r} is neither 'imagenet' nor 'small'")
+        if self.padding not in ("tf", "torch"):
+            raise ValueError(f"padding {self.padding!r} is neither 'tf' nor 'torch'")
         if self.space_to_depth and (self.stem != "imagenet" or self.image_size % 2):
             raise ValueError("space_to_depth needs the imagenet stem and an even image_size")
+
+    @property
+    def padding_3x3(self) -> Padding:
+        """Of 3x3 windows, as `models.layers` takes it."""
+        return "SAME" if self.padding == "tf" else ((1, 1), (1, 1))
 
     @classmethod
     def resnet50(cls) -> ResNetConfig:
@@ -74,7 +84,7 @@ class Stem(nnx.Module):
     """The 7x7/2 convolution, [B, H, W, I] to [B, H/2, W/2, O], optionally over 2x2 blocks of pixels."""
 
     def __init__(self, config: ResNetConfig, *, policy: Policy, rngs: nnx.Rngs) -> None:
-        size, padding = (7, ((3, 3), (3, 3))) if config.stem == "imagenet" else (3, "SAME")
+        size, padding = (7, ((3, 3), (3, 3))) if config.stem == "imagenet" else (3, config.padding_3x3)
         self.conv = Conv(
             config.channels_in, config.width, size, stride=2, padding=padding, policy=policy, rngs=rngs
         )
@@ -121,7 +131,7 @@ class Bottleneck(nnx.Module):
 
         self.conv1 = Conv(features_in, width, 1, policy=policy, rngs=rngs)
         self.norm1 = norm(width)
-        self.conv2 = Conv(width, width, 3, stride=stride, policy=policy, rngs=rngs)
+        self.conv2 = Conv(width, width, 3, stride=stride, padding=config.padding_3x3, policy=policy, rngs=rngs)
         self.norm2 = norm(width)
         self.conv3 = Conv(width, features_out, 1, policy=policy, rngs=rngs)
         self.norm3 = norm(features_out, last_scale)
@@ -182,7 +192,7 @@ class ResNet(nnx.Module):
         """
         x = nnx.relu(self.norm(_pin(self.stem(inputs)), train=train))
         if self.config.stem == "imagenet":
-            x = _pin(_max_pool(x))
+            x = _pin(_max_pool(x, self.config.padding_3x3))
         for name, _, _ in _blocks(self.config):
             x = _pin(self.blocks[name](x, train=train))
         x = x.mean((1, 2), dtype=self.head.dtype)
@@ -202,9 +212,11 @@ def _pin(x: jax.Array) -> jax.Array:
     return constrain(x, "batch", "height", "width", "channels")
 
 
-def _max_pool(x: jax.Array) -> jax.Array:
-    """3x3/2 max-pool, padded as TensorFlow's SAME."""
-    return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+def _max_pool(x: jax.Array, padding: Padding) -> jax.Array:
+    """3x3/2 max-pool."""
+    if padding != "SAME":
+        padding = ((0, 0), *padding, (0, 0))
+    return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
 
 
 def flops_per_image(config: ResNetConfig, *, train: bool) -> int:

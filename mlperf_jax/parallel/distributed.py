@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
+import traceback
 
 from mlperf_jax.errors import UserError
 
 HEARTBEAT_SECONDS = 30
 """A process that has not been heard of for so long is taken for dead, and the others end."""
+
+_GRACE_SECONDS = 2
+"""How much later process 0 leaves, so that the others can say what befell them."""
 
 # Number of tasks as told by SLURM, Open MPI and Kubernetes (indexed jobs).
 _CLUSTER_HINTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JOB_COMPLETIONS")
@@ -42,6 +48,7 @@ def start(platform: str, *, coordinator: str | None, num_processes: int, process
         jax.distributed.initialize(
             **(explicit if all(given) else {}),
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
             initialization_timeout=120,
         )
     except (RuntimeError, ValueError) as error:
@@ -57,3 +64,34 @@ def _in_cluster(platform: str) -> bool:
     if platform == "tpu":
         return True  # One host of a slice cannot run alone; jax asks the TPU's metadata who the others are.
     return any(int(os.environ.get(name, "1") or 1) > 1 for name in _CLUSTER_HINTS)
+
+
+def leave(error: BaseException) -> None:
+    """Ends this process at once, with status 2, if it is one of several and `error` befell it.
+
+    The others notice the closed connections in seconds. The ordinary way out would first wait for
+    all of them, at the barriers of checkpoints and of `jax.distributed`, while they wait for us. Does
+    nothing in a process that runs alone.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        text = (
+            f"the work with the other processes failed in process {jax.process_index()} ({reason}). "
+            "If one of them died, its own output says why; "
+            "the same command in all of them continues from the last checkpoint."
+        )
+    elif isinstance(error, UserError):
+        text = reason
+    else:
+        traceback.print_exception(error)
+        text = f"process {jax.process_index()} ends, and with it the others ({type(error).__name__}: {reason})."
+    print(f"mlperf_jax: {text}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    if jax.process_index() == 0:
+        # It holds the coordination service, without which jax aborts the others in mid-sentence.
+        time.sleep(_GRACE_SECONDS)
+    os._exit(2)

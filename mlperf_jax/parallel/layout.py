@@ -118,8 +118,12 @@ class Layout:
         """The shape, dtype and place of an array that need not exist yet."""
         return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=self.sharding(shape, axes))
 
-    def rows(self, batch_size: int) -> slice:
+    def rows(self, batch_size: int, key: str = "batch_size") -> slice:
         """The rows of every global batch that this process has to provide.
+
+        Args:
+            batch_size: of the global batch.
+            key: the config's name of it, for the message.
 
         Raises:
             UserError: the batch does not divide over the mesh axes that carry it.
@@ -129,7 +133,7 @@ class Layout:
             size = self.mesh.shape[carriers[0]]
             raise UserError(
                 f"A batch of {batch_size} does not divide over {size} devices of mesh axis {carriers[0]!r}; "
-                f"use a multiple of {size}, as --config.batch_size={-(-batch_size // size) * size}, or another --mesh."
+                f"use a multiple of {size}, as --config.{key}={-(-batch_size // size) * size}, or another --mesh."
             )
         where = self.sharding((batch_size,), ("batch",)).addressable_devices_indices_map((batch_size,))
         bounds = [index[0].indices(batch_size) for index in where.values()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import jax
@@ -20,10 +21,10 @@ def parse_mesh(text: str) -> dict[str, int]:
     """
     sizes: dict[str, int] = {}
     for part in text.split(","):
-        name, _, size = part.partition(":")
-        if not name.isidentifier() or not size.lstrip("-").isdigit() or int(size) == 0 or name in sizes:
+        match = re.fullmatch(r"([a-zA-Z_]\w*):(-1|[1-9]\d{0,8})", part, re.ASCII)
+        if not match or match[1] in sizes:
             raise UserError(f"--mesh={text} is not of the form axis:size,axis:size (as data:4,model:2).")
-        sizes[name] = int(size)
+        sizes[match[1]] = int(match[2])
     return sizes
 
 

@@ -221,7 +221,8 @@ class Runs:
         Takes the folder's lock, which lasts until `close` or the end of the process.
 
         Args:
-            config: the resolved config. An unfinished run is continued only under the same.
+            config: the resolved config. An unfinished run is continued only under the same; one whose
+                clock never started (a config that could not be compiled) takes over the new one.
             seed: the seed asked for (None: any).
             versions, devices: what the run's folder records of software and machine.
             may_differ: dotted keys (with all below them) that a continued run may have otherwise,
@@ -235,7 +236,10 @@ class Runs:
         for run in self.all():
             _settle(run)
             if not run.finished:
-                _refuse_other_config(run, {"config": plain(config), "seed": seed}, may_differ)
+                if _has_started(run):
+                    _refuse_other_config(run, {"config": plain(config), "seed": seed}, may_differ)
+                else:
+                    self._replace_config(run, config, seed)
                 run.update("running", starts=run.status.get("starts", 1) + 1)
                 break
         else:
@@ -285,6 +289,11 @@ class Runs:
                 raise
         return run
 
+    def _replace_config(self, run: Run, config: Mapping[str, Any], seed: int | None) -> None:
+        if read_json(run.folder / "config.json").get("seed") != seed:
+            run.status["seed"] = self.choose_seed(seed)
+        write_json(run.folder / "config.json", {"config": config, "seed": seed})
+
     def _indices(self, folder: Path, pattern: str) -> list[int]:
         names = os.listdir(folder) if folder.is_dir() else []
         return sorted(int(m[1]) for m in map(re.compile(pattern).fullmatch, names) if m)
@@ -319,6 +328,11 @@ def _settle(run: Run) -> None:
         return  # a torn last line: the log is cut back when the run continues
     if stops and stops[0].metadata.get("status") in FINISHED:
         run.update(stops[0].metadata["status"])
+
+
+def _has_started(run: Run) -> bool:
+    """Whether the log holds a `run_start`: from there on a run has something to lose."""
+    return run.log_path.exists() and b'"key": "run_start"' in run.log_path.read_bytes()
 
 
 def _refuse_other_config(run: Run, asked: Mapping[str, Any], may_differ: Collection[str]) -> None:

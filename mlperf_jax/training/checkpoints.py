@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import logging
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,12 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.folder = folder.absolute()
+        logging.getLogger("absl").addFilter(_is_not_orbax)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        # Named here, because a manager that has saved nothing itself cannot tell what an item is.
+        handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
         try:
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         except OSError as error:
             raise UserError(f"{self.folder}: {error.strerror}; mend that or use another --results_dir.") from error
 
@@ -72,7 +76,7 @@ class Checkpoints:
         if position.step == self._manager.latest_step():
             return
         extra = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(position)}
-        with self._naming():
+        with self._writing():
             self._manager.save(
                 position.step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(extra)),
@@ -90,16 +94,16 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        with self._naming():
+        with self._reading(step):
             restored = self._manager.restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore()))
             position = dict(restored["position"])
-        version = position.pop("schema_version", None)
-        if version != SCHEMA_VERSION:
-            raise UserError(
-                f"{self.folder / str(step)} has schema_version {version!r} and this version reads {SCHEMA_VERSION}; "
-                "use the version that wrote it, or another --results_dir."
-            )
-        return Position(**position)
+            version = position.pop("schema_version", None)
+            if version != SCHEMA_VERSION:
+                raise UserError(
+                    f"{self.folder / str(step)} has schema_version {version!r} and this version reads "
+                    f"{SCHEMA_VERSION}; use the version that wrote it, or another --results_dir."
+                )
+            return Position(**position)
 
     def restore(self, struct: State) -> State:
         """Reads the newest checkpoint into the shapes and places of `struct`.
@@ -110,13 +114,37 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         step = self._manager.latest_step()
-        with self._naming():
+        with self._reading(step):
             self._refuse_other_model(step, struct)
             restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(struct)))
         return restored["state"]
 
-    def _refuse_other_model(self, step: int, struct: State) -> None:
-        found = _shapes(self._manager.item_metadata(step)["state"])
+    def restore_part(self, struct: State) -> State:
+        """Reads only those entries of the newest checkpoint that `struct` has, as for inference.
+
+        Raises:
+            UserError: it is of another model, or damaged.
+        """
+        import orbax.checkpoint as ocp
+
+        step = self._manager.latest_step()
+        args = ocp.args.PyTreeRestore(
+            struct, restore_args=ocp.checkpoint_utils.construct_restore_args(struct), partial_restore=True
+        )
+        with self._naming(), contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+            self._refuse_other_model(step, struct, entries=struct.keys())
+            return reader.restore(self._state_folder(step), args=args)
+
+    def _state_folder(self, step: int) -> Path:
+        return self.folder / str(step) / "state"
+
+    def _refuse_other_model(self, step: int, struct: State, *, entries: Collection[str] | None = None) -> None:
+        import orbax.checkpoint as ocp
+
+        # The manager itself knows no metadata of what it has not yet saved or restored.
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+            whole = reader.metadata(self._state_folder(step))
+        found = _shapes({entry: whole[entry] for entry in whole if entries is None or entry in entries})
         asked = _shapes(struct)
         for name in sorted(found.keys() | asked.keys()):
             if found.get(name) != asked.get(name):
@@ -131,22 +159,49 @@ class Checkpoints:
         Raises:
             UserError: a write failed.
         """
-        with self._naming():
+        with self._writing():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         self._manager.close()
 
     @contextlib.contextmanager
-    def _naming(self) -> Iterator[None]:
-        """Turns the failures of reading and writing into a sentence that names the folder."""
+    def _writing(self) -> Iterator[None]:
+        """Turns a failure into a sentence. What was half written is under no step's name and not read again."""
         try:
             yield
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(
-                f"A checkpoint in {self.folder} could not be read or written ({str(error).splitlines()[0]}); "
+                f"A checkpoint in {self.folder} could not be written ({_reason(error)}); "
                 "free space or mend the folder and run the same command again."
             ) from error
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Turns a failure into a sentence that says how to go back to the checkpoint before.
+
+        Going back is left to people: a disk that damages files should not go unnoticed.
+        """
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            older = [known for known in self._manager.all_steps() if known < step]
+            then = f"continues from step {max(older)}" if older else "begins again"
+            raise UserError(
+                f"{self.folder / str(step)} is damaged ({_reason(error)}); "
+                f"remove it and run the same command again: the run then {then}."
+            ) from error
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+    """Whether to show a line of absl's log: Orbax logs pages of traceback for what it also raises."""
+    return "/orbax/" not in record.pathname
+
+
+def _reason(error: Exception) -> str:
+    """What storage libraries say in many lines, without its middle: the cause comes last."""
+    text = " ".join(str(error).partition(" [tensorstore_spec")[0].split()) or type(error).__name__
+    return text if len(text) <= 240 else f"{text[:80]} ... {text[-150:]}"
 
 
 def _shapes(tree: Any) -> dict[str, str]:

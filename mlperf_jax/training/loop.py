@@ -13,6 +13,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -34,14 +35,14 @@ class Outcome:
     Attributes:
         status: "success" where the target was reached, else "aborted".
         quality: of the last evaluation, nan if there was none.
-        state: the trained state.
-        step: steps done.
+        state: the trained state; None where a loss was not finite, since nothing is left to keep.
+        step: steps done; where a loss was not finite, that step, counted from 1.
         reason: why it was aborted, "" on success.
     """
 
     status: str
     quality: float
-    state: State
+    state: State | None
     step: int
     reason: str = ""
 
@@ -82,6 +83,11 @@ class Session:
         epoch, example = divmod(step * workload.batch_size, workload.num_train)
         self.checkpoints.save(state, Position(step, epoch, example, self.log.position()))
 
+    def stop_here(self, state: State, step: int) -> NoReturn:
+        """Saves a checkpoint and ends the run."""
+        self.save(state, step)
+        raise Stopped(f"Stopped at step {step}; the same command continues from there.", self.stop.status)
+
 
 def train(session: Session, state: State, step: int) -> Outcome:
     """Trains from `step` to the target or to the last block.
@@ -100,6 +106,8 @@ def train(session: Session, state: State, step: int) -> Outcome:
         for block in workload.blocks():
             if block.stop <= step:
                 continue
+            if session.stop.requested():
+                session.stop_here(state, step)
             span = events.block_metadata(block.first_epoch + 1, block.epochs)
             if step <= block.start:
                 log.start("block_start", metadata=span)
@@ -111,7 +119,7 @@ def train(session: Session, state: State, step: int) -> Outcome:
                 return Outcome("success", quality, state, step)
             session.save(state, step)
     except NotFinite as error:
-        return Outcome("aborted", quality, state, error.step, str(error))
+        return Outcome("aborted", quality, None, error.step, str(error))
     return Outcome("aborted", quality, state, step, f"the target {workload.target} was not reached")
 
 
@@ -130,11 +138,10 @@ def _train_block(session: Session, state: State, block: Block, start: int) -> St
         pending.append((step, metrics["loss"]))
         while len(pending) > _IN_FLIGHT[engine.layout.mesh.devices.flat[0].platform]:
             _look(session.progress, *pending.popleft())
-        if step < block.stop and session.stop.requested(step):
+        if step < block.stop and session.stop.requested():
             while pending:
                 _look(session.progress, *pending.popleft())
-            session.save(state, step)
-            raise Stopped(f"Stopped at step {step}; the same command continues from there.", session.stop.status)
+            session.stop_here(state, step)
     while pending:
         _look(session.progress, *pending.popleft())
     seconds = time.perf_counter() - begin

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import traceback
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from mlperf_jax.errors import Stopped, UserError
+from mlperf_jax.parallel import distributed
 from mlperf_jax.parallel.chips import find_chip
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.results import events, summary, system
@@ -134,8 +136,7 @@ def _one_run(
                 log.start("init_start")
                 _log_facts(log, workload, layout, run, options, system_name)
             say("compiling")
-            engine = Engine(workload, layout, steps_per_dispatch=workload.config.steps_per_dispatch)
-            engine.compile()
+            engine = _compile(workload, layout)
             state = checkpoints.restore(engine.state) if position else engine.init(run.seed)
             jax.block_until_ready(state)
             if not log.resumed:
@@ -150,16 +151,38 @@ def _one_run(
                 profile.close()
             reason = {"reason": outcome.reason} if outcome.reason else {}
             events.log_run_stop(log, outcome.status, step=outcome.step, **reason)
-            session.save(outcome.state, outcome.step)
+            if outcome.state is not None:
+                session.save(outcome.state, outcome.step)
             checkpoints.wait()
         except BaseException as error:
             _record_failure(run, error, first)
+            if not isinstance(error, Stopped):  # those who were asked to stop do so together
+                distributed.leave(error)
             raise
         finally:
             checkpoints.close()
     if first:
         run.update(outcome.status, step=outcome.step, quality=outcome.quality)
     return outcome
+
+
+def _compile(workload: Workload, layout: Layout) -> Engine:
+    """Builds and compiles the workload.
+
+    Raises:
+        UserError: its numbers do not go together, as a model says while it is traced.
+    """
+    try:
+        engine = Engine(workload, layout, steps_per_dispatch=workload.config.steps_per_dispatch)
+        engine.compile()
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        where = [frame for frame in frames if "site-packages" not in frame.filename][-1]
+        raise UserError(
+            f"{type(workload).__name__} cannot be compiled with this config ({str(error).splitlines()[0]}; "
+            f"{where.filename}, line {where.lineno}); change the --config flags that it speaks of."
+        ) from error
+    return engine
 
 
 def _record_failure(run: Run, error: BaseException, first: bool) -> None:

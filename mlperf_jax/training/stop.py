@@ -24,6 +24,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._heard = False
+        self._asked = 0
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
@@ -42,10 +43,13 @@ class StopSignal:
         self.status = 128 + number
         print("\nStopping after this step, and saving; once more Ctrl-C to end at once.", file=sys.stderr, flush=True)
 
-    def requested(self, step: int) -> bool:
-        """Whether to stop after `step`; every process gets the same answer."""
+    def requested(self) -> bool:
+        """Whether to stop now; every process gets the same answer if all ask at the same places."""
         if jax.process_count() == 1:
             return self._heard
         from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(step)
+        # The processes agree on one number at which to stop. Steps would not do: where a dispatch
+        # holds several, or a block ends, nobody asks at the number agreed on.
+        self._asked += 1
+        return multihost_utils.reached_preemption_sync_point(self._asked)

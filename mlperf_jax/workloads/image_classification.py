@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
@@ -18,7 +20,8 @@ from mlperf_jax.metrics import classification
 from mlperf_jax.parallel.layout import LogicalAxes, constrain
 from mlperf_jax.supervised import SupervisedWorkload
 from mlperf_jax.training import optimizers, schedules
-from mlperf_jax.workload import Batch
+from mlperf_jax.weights import resnet as weights
+from mlperf_jax.workload import Batch, State
 from models.resnet import ResNet, ResNetConfig, flops_per_image
 
 
@@ -82,6 +85,17 @@ class ImageClassification(SupervisedWorkload):
         result = classification.compute(totals)
         return result | {"quality": result["accuracy"]}
 
+    input_names = ("image",)
+
+    def answer(self, model: nnx.Module, inputs: Batch) -> jax.Array:
+        """The class of each image, [B] int32."""
+        return model(self.normalise(inputs["image"]), train=False).argmax(1).astype(jnp.int32)
+
+    def answered_quality(self, indices: np.ndarray, answers: Sequence[bytes]) -> float:
+        labels = self.dataset.read_eval(indices, ("label",))["label"]
+        classes = np.array([np.frombuffer(answer, "<i4").item() for answer in answers])
+        return float(np.mean(classes == labels))
+
 
 class ResNet50(ImageClassification):
     """ResNet-50 v1.5 on ImageNet (closed), and a small one of its family on Fashion-MNIST (mini)."""
@@ -100,6 +114,9 @@ class ResNet50(ImageClassification):
 
     def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
         return ResNet(self.model_config, policy=self.policy, rngs=rngs)
+
+    def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
+        return weights.from_torchvision(tensors, self.model_config), dict(weights.CONFIG)
 
     def make_optimizer(self, params: Any) -> optax.GradientTransformation:
         mask = optimizers.decay_mask(params)

@@ -1,0 +1,69 @@
+"""Scores published rounds a second way, and compares with `python -m mlperf_jax.report --csv`.
+
+    python benchmarks/check_published_scores.py REPORT.csv
+
+Short and independent of the report: regular expressions over whole files, folders taken from the CSV's
+`path`. It prints each score that differs by more than a millionth, and what was compared.
+"""
+
+import csv
+import re
+import statistics
+import sys
+from pathlib import Path
+
+TIME = re.compile(
+    rb":::MLPv0\.5\.0 \S+ (?P<v05>[\d.]+) \(.*?\) (?P<k05>run_start|run_stop)\b(?P<r05>.*)"
+    rb"|:::MLL (?P<v06>[\d.]+) (?P<k06>run_start|run_stop):(?P<r06>.*)"
+    rb'|:::MLLOG (?P<r07>\{.*"key": "(?P<k07>run_start|run_stop)".*)'
+)
+BAD = re.compile(rb'"?success"?\'?: "?false|[\'"]status[\'"]: [\'"](?!success)', re.IGNORECASE)
+
+
+def minutes(path):
+    """run_start to run_stop, infinite if the run did not reach its target."""
+    found = {}
+    text = path.read_bytes()
+    if b":::MLL " in text and (offline := re.search(rb"eval_result.*timestamp['\"]: ([\d.]+)", text)):
+        return float(offline[1]) / 60  # MiniGo of v0.6, evaluated after the run
+    for match in TIME.finditer(text):
+        key = match["k05"] or match["k06"] or match["k07"]
+        if key in found:
+            continue
+        if match["k07"]:
+            ms = re.search(rb'"time_ms": ([\d.]+)', match["r07"])
+            seconds = float(ms[1]) / 1000 if ms else float(re.search(rb'"time_s": ([\d.]+)', match["r07"])[1])
+        else:
+            seconds = float(match["v05"] or match["v06"])
+        found[key] = seconds, next(g for g in match.group("r05", "r06", "r07") if g is not None)
+    if len(found) < 2 or BAD.search(found[b"run_stop"][1]):
+        return float("inf")
+    return (found[b"run_stop"][0] - found[b"run_start"][0]) / 60
+
+
+def score(folder, benchmark):
+    files = sorted(folder.glob("result_*.txt"), key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)])
+    times = [minutes(path) for path in files or sorted(folder.glob("*.log"))]
+    if benchmark == "ncf":
+        times = [t for t in times if t < float("inf")][:50]
+    cut = 4 if benchmark == "unet3d" else 1
+    kept = sorted(times)[cut:-cut]
+    return statistics.fmean(kept) if kept and max(kept) < float("inf") else None
+
+
+def main():
+    rows = list(csv.DictReader(open(sys.argv[1], newline="")))
+    differing = 0
+    for row in rows:
+        mine, theirs = score(Path(row["path"]), row["benchmark"]), row["score_minutes"]
+        theirs = float(theirs) if theirs else None
+        if (mine is None) != (theirs is None) or (mine and abs(mine / theirs - 1) > 1e-6):
+            differing += 1
+            print(row["submitter"], row["system"], row["benchmark"], "report:", theirs, "here:", mine, row["reason"])
+    scored = sum(bool(row["score_minutes"]) for row in rows)
+    runs = sum(int(row["runs"]) for row in rows)
+    print(f"{len(rows)} results of {runs} runs, {scored} with a score: {differing} differ")
+    return 1 if differing else 0
+
+
+sys.exit(main())

@@ -1,0 +1,136 @@
+"""Why a result is INVALID: the condition, by how much, and what to try next."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from loadgen_py.settings import TestScenario
+from loadgen_py.statistics import Distribution, Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+    """One condition that a run did not meet.
+
+    Attributes:
+        condition: its short name, such as `min_duration`.
+        text: what was missed, by how much, and what to change, in a sentence or two.
+        try_next: settings to try, by the names of `TestSettings`.
+    """
+
+    condition: str
+    text: str
+    try_next: dict[str, int | float] = dataclasses.field(default_factory=dict)
+
+
+def reasons(verdict: Verdict) -> list[Reason]:
+    """One reason for each condition of a verdict that is not met."""
+    found: list[Reason] = []
+    if not verdict.perf_constraints_met:
+        found += _latency_reasons(verdict)
+    if not verdict.min_duration_met:
+        found.append(_duration_reason(verdict))
+    if not verdict.min_queries_met:
+        found.append(_count_reason(verdict))
+    if not verdict.early_stopping.met:
+        found.append(_evidence_reason(verdict))
+    return found
+
+
+def _latency_reasons(verdict: Verdict) -> list[Reason]:
+    settings, requested = verdict.settings, verdict.settings.requested
+    judged: list[tuple[str, Distribution | None, int]] = [("latency", verdict.samples, settings.target_latency_ns)]
+    if requested.use_token_latencies:
+        judged = [
+            ("time to first token", verdict.first_token, requested.ttft_latency),
+            ("time per output token", verdict.per_token, requested.tpot_latency),
+        ]
+    found = []
+    for name, spread, bound_ns in judged:
+        if spread is None or spread.target <= bound_ns:
+            continue
+        count = len(spread.values)
+        slow = int((spread.values > bound_ns).sum())
+        allowed = count - int(count * settings.target_latency_percentile) - 1
+        qps = _next_qps(verdict)
+        found.append(
+            Reason(
+                "performance_constraints",
+                f"The {settings.target_latency_percentile * 100:g}th percentile {name} is "
+                f"{spread.target / 1e6:.3f} ms, {(spread.target - bound_ns) / 1e6:.3f} ms over the bound of "
+                f"{bound_ns / 1e6:g} ms: {slow} of {count} queries were over it, at most {allowed} may be. "
+                f"Try server_target_qps={qps:g}.",
+                {"server_target_qps": qps},
+            )
+        )
+    return found
+
+
+def _next_qps(verdict: Verdict) -> float:
+    """A rate to try: what the system kept up with, if it fell behind, otherwise a tenth less."""
+    measured, target = verdict.measured, verdict.settings.target_qps
+    completed = verdict.sample_count / measured.final_done_s if measured.final_done_s > 0 else target
+    qps = min(0.9 * target, 0.95 * completed)
+    return float(f"{qps:.3g}")
+
+
+def _duration_reason(verdict: Verdict) -> Reason:
+    measured, settings = verdict.measured, verdict.settings
+    wanted_s = settings.requested.min_duration_ms / 1000
+    scenario = settings.scenario
+    if scenario == TestScenario.Offline:
+        rate = verdict.sample_count / measured.max_latency_s if measured.max_latency_s else 0.0
+        qps = float(f"{rate * 1.02:.4g}")
+        return Reason(
+            "min_duration",
+            f"The run took {measured.max_latency_s:.3f} s, {wanted_s - measured.max_latency_s:.3f} s less than "
+            f"the minimum of {wanted_s:g} s, because {verdict.sample_count} samples were too few. "
+            f"Try offline_expected_qps={qps:g}, or offline_warmup_ms to have the size found.",
+            {"offline_expected_qps": qps},
+        )
+    if scenario == TestScenario.Server:
+        text = (
+            f"The last query was scheduled at {measured.final_scheduled_s:.3f} s, before the minimum of {wanted_s:g} s: "
+            "the run was cut short. Raise or remove max_query_count, max_duration_ms and server_max_async_queries."
+        )
+        return Reason("min_duration", text)
+    count = measured.queries_issued
+    interval_ns = int(measured.final_issued_s * 1e9 / max(count - 1, 1) * 0.9) or 1
+    name = "single_stream" if scenario == TestScenario.SingleStream else "multi_stream"
+    return Reason(
+        "min_duration",
+        f"The last query was issued at {measured.final_issued_s:.3f} s, "
+        f"{wanted_s - measured.final_issued_s:.3f} s before the minimum of {wanted_s:g} s, after all {count} "
+        f"issued queries. Try {name}_expected_latency_ns={interval_ns}.",
+        {f"{name}_expected_latency_ns": interval_ns},
+    )
+
+
+def _count_reason(verdict: Verdict) -> Reason:
+    settings, measured = verdict.settings, verdict.measured
+    if measured.queries_issued < settings.min_query_count:
+        done, wanted, what = measured.queries_issued, settings.min_query_count, "queries were issued"
+    else:
+        done, wanted, what = verdict.sample_count, settings.min_sample_count, "samples were answered"
+    return Reason(
+        "min_queries",
+        f"Only {done} of at least {wanted} {what}, {wanted - done} too few: the run ended early. "
+        "Raise or remove max_query_count and max_duration_ms.",
+    )
+
+
+def _evidence_reason(verdict: Verdict) -> Reason:
+    missing, count = verdict.early_stopping.queries_missing, verdict.measured.queries_issued
+    settings = verdict.settings
+    if settings.scenario != TestScenario.Server:
+        wanted = count + missing
+        text = f"{count} queries are {missing} too few for early stopping. Try min_query_count={wanted}."
+        return Reason("early_stopping", text, {"min_query_count": wanted})
+    duration_ms = math.ceil((count + missing) / settings.target_qps * 1100)
+    why = "are not enough evidence with so many over the bound" if verdict.overlatency_count else "are too few"
+    text = (
+        f"{count} queries {why}: early stopping takes at least {missing} more, all under the bound. "
+        f"Try min_duration_ms={duration_ms}" + (", or a lower server_target_qps." if verdict.overlatency_count else ".")
+    )
+    return Reason("early_stopping", text, {"min_duration_ms": duration_ms})

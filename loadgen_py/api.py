@@ -1,0 +1,236 @@
+"""The official module's names: a script written for `mlperf_loadgen` runs with `loadgen_py`."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from loadgen_py.responses import Responses, as_bytes
+from loadgen_py.run import Result, Run
+from loadgen_py.settings import LogSettings, TestSettings
+from loadgen_py.sut import CallbackLibrary, CallbackSut, FastCallbackSut, QuerySample
+
+ResponseCallback = Callable[["QuerySampleResponse"], Any]
+
+_now = time.perf_counter_ns
+_responses: Responses | None = None  # of the test that runs
+
+
+class SutError(RuntimeError):
+    """The system under test answered wrongly, raised, or hung; the logs are written."""
+
+
+class QuerySampleResponse:
+    """The answer to one sample.
+
+    Attributes:
+        id: the `QuerySample.id` that is answered.
+        data: the address of the answer and `size` its bytes; or bytes, or anything with a
+            buffer, such as a NumPy array, whose `size` is not needed then.
+        n_tokens: tokens of the answer, where tokens are measured.
+
+    An address is read when the response is made, if the answer is to be logged: its memory
+    is there then, while many scripts let go of it before `QuerySamplesComplete`.
+    """
+
+    __slots__ = ("id", "data", "size", "n_tokens", "_copy")
+
+    def __init__(self, id: int = 0, data: Any = 0, size: int = 0, n_tokens: int = 0) -> None:
+        self.id = id
+        self.data = data
+        self.size = size
+        self.n_tokens = n_tokens
+        if size and _responses is not None and _responses.log is not None:
+            self._copy = _copied(self)
+
+    def __getstate__(self) -> tuple[int, Any, int, int]:
+        return self.id, self.data, self.size, self.n_tokens
+
+    def __setstate__(self, state: tuple[int, Any, int, int]) -> None:
+        self.id, self.data, self.size, self.n_tokens = state
+
+    def __repr__(self) -> str:
+        return f"QuerySampleResponse(id={self.id}, size={self.size}, n_tokens={self.n_tokens})"
+
+
+def _copied(response: QuerySampleResponse) -> bytes | None:
+    """The bytes behind an address if the sample's answer is logged, else None."""
+    if not isinstance(response.data, int) or not _responses.wants_answer(response.id):
+        return None
+    return _read_memory(response.data, response.size)
+
+
+@functools.cache
+def _own_memory() -> int | None:
+    try:
+        return os.open("/proc/self/mem", os.O_RDONLY)
+    except OSError:
+        return None
+
+
+def _read_memory(address: int, size: int) -> bytes | None:
+    """A copy of this process's memory, or None where there is none any more.
+
+    Read through the operating system, which refuses an address that is not mapped where a
+    pointer would end the process.
+    """
+    file = _own_memory()
+    if file is None:
+        return ctypes.string_at(address, size)
+    parts, left = [], size
+    while left:
+        try:
+            part = os.pread(file, left, address + size - left)
+        except (OSError, OverflowError):
+            return None
+        if not part:
+            return None
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
+
+
+def _answer(response: QuerySampleResponse, called_back: bool) -> bytes:
+    """The bytes to log for a response; empty, with a warning, if its memory is gone."""
+    if not isinstance(response.data, int):
+        data = as_bytes(response.data)
+        return data[: response.size] if response.size else data
+    if not response.size:
+        return b""
+    data = None if called_back else getattr(response, "_copy", None)
+    if data is None:
+        data = _read_memory(response.data, response.size)
+    if data is None:
+        _responses.record_error(f"The memory of the response to sample {response.id} is gone. Keep it, or pass bytes.")
+        return b""
+    return data
+
+
+def QuerySamplesComplete(responses: Iterable[QuerySampleResponse], response_cb: ResponseCallback | None = None) -> None:
+    """Tells LoadGen that samples are done; from any thread.
+
+    `response_cb(response)` is called, untimed, for each response that is logged, and may
+    bring its data to `response.data` first.
+    """
+    now = _now()
+    active = _responses
+    if active is None:
+        return
+    if active.log is None:
+        if len(responses) == 1:
+            response = responses[0]
+            active.complete_one(now, response.id, response.n_tokens)
+        else:
+            n_tokens = [r.n_tokens for r in responses] if active.n_tokens else None
+            active.complete_at(now, [r.id for r in responses], None, n_tokens)
+        return
+    responses = list(responses)
+    wanted = [active.wants_answer(response.id) for response in responses]
+    if response_cb is not None:
+        for response in (r for r, wants in zip(responses, wanted, strict=True) if wants):
+            response_cb(response)
+    answers = [
+        _answer(response, response_cb is not None) if wants else b""
+        for response, wants in zip(responses, wanted, strict=True)
+    ]
+    active.complete_at(now, [r.id for r in responses], answers, [r.n_tokens for r in responses])
+
+
+def FirstTokenComplete(responses: Iterable[QuerySampleResponse], response_cb: ResponseCallback | None = None) -> None:
+    """Tells LoadGen that the first tokens of samples are there; from any thread.
+
+    As officially, `response_cb` is taken but not called.
+    """
+    active = _responses
+    if active is None:
+        return
+    tokens = None
+    if active.log is not None:
+        tokens = [_answer(r, False) if active.wants_answer(r.id) else b"" for r in responses]
+    active.first_token([r.id for r in responses], tokens)
+
+
+def ConstructSUT(issue_query: Callable[[list[QuerySample]], Any], flush_queries: Callable[[], Any]) -> CallbackSut:
+    """A system under test whose `issue_query` takes a list of `QuerySample`."""
+    return CallbackSut(issue_query, flush_queries)
+
+
+def ConstructFastSUT(
+    issue_query: Callable[[list[int], list[int]], Any], flush_queries: Callable[[], Any]
+) -> FastCallbackSut:
+    """A system under test whose `issue_query` takes a list of ids and one of indices."""
+    return FastCallbackSut(issue_query, flush_queries)
+
+
+def ConstructQDL(
+    issue_query: Callable[[list[QuerySample]], Any], flush_queries: Callable[[], Any], name: Callable[[], str]
+) -> CallbackSut:
+    """A system under test that is reached over a network; `name()` says what it is called there."""
+    sut = CallbackSut(issue_query, flush_queries)
+    sut.name = name()
+    return sut
+
+
+def ConstructQSL(
+    total_sample_count: int,
+    performance_sample_count: int,
+    load_samples_to_ram: Callable[[list[int]], Any],
+    unload_samples_from_ram: Callable[[list[int]], Any],
+) -> CallbackLibrary:
+    """A sample library of callbacks that take lists of indices."""
+    return CallbackLibrary(
+        total_sample_count, performance_sample_count, load_samples_to_ram, unload_samples_from_ram
+    )
+
+
+def DestroySUT(sut: CallbackSut) -> None:
+    """Nothing to do: Python frees it."""
+
+
+DestroyFastSUT = DestroyQDL = DestroySUT
+
+
+def DestroyQSL(qsl: CallbackLibrary) -> None:
+    """Nothing to do: Python frees it."""
+
+
+def StartTest(
+    sut: CallbackSut, qsl: CallbackLibrary, test_settings: TestSettings, audit_config_filename: str = "audit.config"
+) -> Result:
+    """Runs a test with logs in the working directory; see `StartTestWithLogSettings`."""
+    return StartTestWithLogSettings(sut, qsl, test_settings, LogSettings(), audit_config_filename)
+
+
+def StartTestWithLogSettings(
+    sut: CallbackSut,
+    qsl: CallbackLibrary,
+    test_settings: TestSettings,
+    log_settings: LogSettings,
+    audit_config_filename: str = "audit.config",
+) -> Result:
+    """Runs a test and writes the logs; the official function returns nothing, this one the result.
+
+    Raises:
+        SutError: after the logs are written, if the system under test did something wrong.
+        KeyboardInterrupt: likewise, if the user stopped the run.
+        UserError: for settings that cannot be run.
+    """
+    global _responses
+    if _responses is not None:
+        raise SutError("A test is running already; start the next one when it has ended.")
+    test = Run(sut, qsl, test_settings, log_settings, Path(audit_config_filename))
+    _responses = test.responses
+    try:
+        result = test.execute()
+    finally:
+        _responses = None
+    if result.interrupted:
+        raise KeyboardInterrupt
+    if result.errors:
+        raise SutError("; ".join(result.errors))
+    return result

@@ -1,0 +1,123 @@
+"""The peak search of Server: the highest rate at which the latency bound holds.
+
+The base rate must pass; it is multiplied by (1 + step) until a rate fails, and the two are
+bisected to the asked number of decimals (`FindPeakPerformance`, official `loadgen.cc`). With
+`server_find_peak_early_stopping` a base rate that fails is divided by (1 + step) until one passes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+from loadgen_py.schedule import LoadableSet
+from loadgen_py.settings import EffectiveSettings
+from loadgen_py.statistics import Verdict
+
+if TYPE_CHECKING:
+    from loadgen_py.run import Run
+
+_LOWEST_QPS = 1e-3
+
+
+def find_peak(run: Run, base: EffectiveSettings) -> None:
+    """Searches, and reports the verdict at the highest rate that passed."""
+    run.note(
+        f"FindPeakPerformance: Check validity of the base settings field: {base.target_qps:f}"
+    )
+    lower, upper = _passing_base(run, base)
+    if lower is None:
+        return
+    step = 1 + base.requested.server_find_peak_qps_boundary_step_size
+    while upper is None and not run.broken:
+        next_settings = _at(lower.settings, lower.settings.target_qps * step)
+        run.note(f"FindBoundaries: Checking fields {_bounds(lower.settings, next_settings)}")
+        verdict = _probe_with_load(run, next_settings)
+        if _passes(verdict):
+            lower = verdict
+        else:
+            upper = next_settings
+    if upper is not None:
+        run.note(f"FindPeakPerformance: Found boundaries: {_bounds(lower.settings, upper)}")
+        lower = _bisect(run, lower, upper)
+        run.note(f"FindPeakPerformance: Found peak performance field: {lower.settings.target_qps:f}")
+    run.report(lower)
+
+
+def _passing_base(run: Run, base: EffectiveSettings) -> tuple[Verdict | None, EffectiveSettings | None]:
+    """(the verdict at a rate that passes, the settings of one that does not if it is known).
+
+    Without a rate that passes, the last verdict is reported as the run's.
+    """
+    lower, upper = _probe_with_load(run, base), None
+    step = 1 + base.requested.server_find_peak_qps_boundary_step_size
+    while base.requested.server_find_peak_early_stopping and not _passes(lower) and not run.broken:
+        upper = lower.settings
+        if upper.target_qps < _LOWEST_QPS:
+            break
+        run.note(f"FindPeakPerformance: {upper.target_qps:f} does not pass, trying a lower base")
+        lower = _probe_with_load(run, _at(upper, upper.target_qps / step))
+    if _passes(lower) and not run.broken:
+        return lower, upper
+    if not run.broken:
+        run.fail(
+            "FindPeakPerformance: Initial lower bound does not satisfy performance constraints, msg: "
+            + (lower.perf_advice or "early stopping is not satisfied")
+        )
+    run.report(lower)
+    return None, None
+
+
+def _at(settings: EffectiveSettings, qps: float) -> EffectiveSettings:
+    return dataclasses.replace(settings, target_qps=qps)
+
+
+def _bounds(lower: EffectiveSettings, upper: EffectiveSettings) -> str:
+    return f"[{lower.target_qps:f}, {upper.target_qps:f})"
+
+
+def _bisect(run: Run, lower: Verdict, upper: EffectiveSettings) -> Verdict:
+    loaded = run.performance_set(upper)
+    run.load(loaded)
+    while not run.broken and not _finished(lower.settings, upper):
+        low = lower.settings.target_qps
+        middle = _at(upper, low + (upper.target_qps - low) / 2)
+        run.note(
+            "FindPeakPerformanceBinarySearch: Testing the mid value of bounds "
+            f"{_bounds(lower.settings, upper)}: {middle.target_qps:f}"
+        )
+        verdict = _probe(run, middle, loaded)
+        if _passes(verdict):
+            lower = verdict
+        else:
+            upper = middle
+    run.unload(loaded)
+    return lower
+
+
+def _finished(lower: EffectiveSettings, upper: EffectiveSettings) -> bool:
+    scale = 10**upper.requested.server_find_peak_qps_decimals_of_precision
+    close = upper.target_qps <= lower.target_qps * (1 + upper.requested.server_find_peak_relative_precision)
+    return close or math.floor(lower.target_qps * scale) + 1 >= math.floor(upper.target_qps * scale)
+
+
+def _probe_with_load(run: Run, settings: EffectiveSettings) -> Verdict:
+    loaded = run.performance_set(settings)
+    run.load(loaded)
+    verdict = _probe(run, settings, loaded)
+    run.unload(loaded)
+    return verdict
+
+
+def _probe(run: Run, settings: EffectiveSettings, loaded: LoadableSet) -> Verdict:
+    most_slow_share = None
+    if settings.requested.server_find_peak_early_stopping and not settings.requested.use_token_latencies:
+        most_slow_share = 1 - settings.target_latency_percentile
+    return run.measure(settings, loaded, most_slow_share)
+
+
+def _passes(verdict: Verdict) -> bool:
+    if verdict.settings.requested.server_find_peak_early_stopping and not verdict.early_stopping.met:
+        return False
+    return verdict.perf_constraints_met

@@ -1,0 +1,408 @@
+"""Systems under test made of compiled JAX functions. The only module of loadgen_py that imports jax.
+
+A `Replica` is a function compiled ahead of time for a ladder of batch sizes, on one device or on a
+mesh. `Samples` is the library whose loaded samples lie in arrays, from which batches are gathered
+in one step. `InlineSut` answers within the call that issues, for one query at a time; `BatchingSut`
+has threads that form batches of whatever waits. Both stamp an answer once it is on the host.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from loadgen_py.responses import Responses
+
+Arrays = Mapping[str, np.ndarray]
+SampleSpec = Mapping[str, tuple[tuple[int, ...], np.dtype]]
+"""Shape (without batch axis) and dtype of each input of one sample."""
+
+_TIMED_CALLS = 5
+_TIMED_SECONDS = 0.5  # of one batch size; slow models are timed with fewer calls
+
+
+class Replica:
+    """`predict(variables, inputs)` where its variables lie, compiled for some batch sizes.
+
+    Args:
+        predict: traceable; inputs are arrays [B, ...] by name, the result one array [B, ...] whose
+            rows are the answers.
+        variables: a pytree of arrays in their places.
+        spec: the inputs of one sample.
+        capacity: the most samples that are loaded together.
+        place: gives the sharding of an input of a certain shape, batch axis first.
+        on_device: keep the loaded samples in device memory and gather there; otherwise batches are
+            gathered on the host and sent.
+
+    Attributes:
+        batch_sizes: those compiled so far, ascending.
+        seconds: batch size -> what a call takes from host to host, for those that were timed.
+    """
+
+    def __init__(
+        self,
+        predict: Callable[[Any, Mapping[str, jax.Array]], jax.Array],
+        variables: Any,
+        spec: SampleSpec,
+        *,
+        capacity: int,
+        place: Callable[[tuple[int, ...]], jax.sharding.Sharding],
+        on_device: bool = False,
+    ) -> None:
+        self._predict, self._variables, self._spec = predict, variables, dict(spec)
+        self._capacity, self._place, self._on_device = capacity, place, on_device
+        self._compiled: dict[int, jax.stages.Compiled] = {}
+        self._pool: Mapping[str, Any] = {}
+        self.batch_sizes: list[int] = []
+        self.seconds: dict[int, float] = {}
+
+    def compile(self, batch_sizes: Sequence[int]) -> None:
+        """Compiles for these batch sizes too."""
+        for size in sorted(set(batch_sizes) - set(self._compiled)):
+            self._compiled[size] = self._lowered(size).compile()
+        self.batch_sizes = sorted(self._compiled)
+
+    def _lowered(self, size: int) -> jax.stages.Lowered:
+        if not self._on_device:
+            return jax.jit(self._predict).lower(self._variables, self._structs(size))
+
+        def gathered(variables: Any, pool: Mapping[str, jax.Array], slots: jax.Array) -> jax.Array:
+            return self._predict(variables, {name: rows[slots] for name, rows in pool.items()})
+
+        slots = jax.ShapeDtypeStruct((size,), np.int32, sharding=self._place((size,)))
+        return jax.jit(gathered).lower(self._variables, self._structs(self._capacity), slots)
+
+    def _structs(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return {
+            name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=self._place((size, *shape)))
+            for name, (shape, dtype) in self._spec.items()
+        }
+
+    def hold(self, pool: Arrays) -> None:
+        """Takes the loaded samples, [N, ...] each with N at most the capacity; none lets go of them."""
+        if not self._on_device or not pool:
+            self._pool = pool
+            return
+        structs = self._structs(self._capacity)
+        placed = {}
+        for name, rows in pool.items():
+            whole = np.zeros(structs[name].shape, rows.dtype)
+            whole[: len(rows)] = rows
+            placed[name] = jax.device_put(whole, structs[name].sharding)
+        self._pool = jax.block_until_ready(placed)
+
+    def bucket(self, count: int) -> int:
+        """The smallest compiled batch size that holds `count` samples."""
+        return next(size for size in self.batch_sizes if size >= count)
+
+    def start(self, slots: np.ndarray) -> jax.Array:
+        """Sends a batch on its way and returns at once.
+
+        Args:
+            slots: [n] int32 places in the pool, n at most the largest batch size.
+
+        Returns:
+            [B, ...] with B >= n; the rows from n on are padding.
+        """
+        size = self.bucket(len(slots))
+        if size > len(slots):
+            slots = np.resize(slots, size)
+        if self._on_device:
+            return self._compiled[size](self._variables, self._pool, slots)
+        inputs = {name: rows.take(slots, axis=0) for name, rows in self._pool.items()}
+        return self._compiled[size](self._variables, inputs)
+
+    def answer(self, slots: np.ndarray) -> np.ndarray:
+        """The answers [n, ...] to the samples in `slots`, [n] int32, on the host."""
+        return np.asarray(self.start(slots))[: len(slots)]
+
+    def measure(self) -> None:
+        """Runs each batch size a few times, and notes in `seconds` what it takes; samples must be loaded."""
+        for size in self.batch_sizes:
+            slots = np.zeros(size, np.int32)
+            self.answer(slots)
+            taken: list[float] = []
+            while len(taken) < _TIMED_CALLS and sum(taken) < _TIMED_SECONDS:
+                begin = time.perf_counter()
+                self.answer(slots)
+                taken.append(time.perf_counter() - begin)
+            # Whatever else runs on the machine only adds to the time.
+            self.seconds[size] = min(taken)
+
+
+class Samples:
+    """A sample library whose loaded samples lie in arrays, for some replicas.
+
+    Args:
+        name: what the logs call it.
+        total_count, performance_count: as `SampleLibrary` has them.
+        read: gives the inputs [N, ...] of samples [N] by name.
+        replicas: what is to hold them.
+
+    Attributes:
+        slots: [total_count] int32, where in the pool each loaded sample lies.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        total_count: int,
+        performance_count: int,
+        read: Callable[[np.ndarray], Arrays],
+        replicas: Sequence[Replica],
+    ) -> None:
+        self.name, self.total_count, self.performance_count = name, total_count, performance_count
+        self._read, self._replicas = read, list(replicas)
+        self.slots = np.full(total_count, -1, np.int32)
+
+    def load(self, indices: np.ndarray) -> None:
+        """Reads samples [N] into memory, in place of all others."""
+        distinct = np.unique(indices)
+        self.slots[:] = -1
+        self.slots[distinct] = np.arange(len(distinct), dtype=np.int32)
+        pool = self._read(distinct)
+        for replica in self._replicas:
+            replica.hold(pool)
+
+    def unload(self, indices: np.ndarray) -> None:
+        """Lets go of the samples [N]."""
+        self.slots[indices] = -1
+        for replica in self._replicas:
+            replica.hold({})
+
+
+class InlineSut:
+    """Answers each query before `issue` returns: SingleStream and MultiStream.
+
+    A thread of its own would cost two switches of threads a query. With several replicas a query
+    is divided over them.
+    """
+
+    def __init__(self, name: str, replicas: Sequence[Replica], samples: Samples) -> None:
+        self.name = name
+        self._replicas, self._samples = list(replicas), samples
+
+    def start(self, responses: Responses) -> None:
+        self._responses = responses
+
+    def issue(self, ids: Sequence[int], indices: np.ndarray) -> None:
+        slots = self._samples.slots[indices]
+        if len(slots) == 1 or len(self._replicas) == 1:
+            answers = self._replicas[0].answer(slots)
+        else:
+            parts = [part for part in np.array_split(slots, len(self._replicas)) if len(part)]
+            started = [replica.start(part) for replica, part in zip(self._replicas, parts, strict=False)]
+            fetched = zip(started, parts, strict=True)
+            answers = np.concatenate([np.asarray(batch)[: len(part)] for batch, part in fetched])
+        self._responses.complete(ids, answers)
+
+    def flush(self) -> None:
+        pass
+
+
+class BatchingSut:
+    """Threads take what waits, oldest first, as one batch: Server and Offline.
+
+    A free thread waits for nothing: under load batches grow by themselves, for more arrives while
+    all are at work. Each thread waits for its own result, so with two threads to a replica one
+    batch is gathered and sent, or fetched, while the other computes.
+
+    Args:
+        name: what the logs call it.
+        replicas: all compiled and timed for the same batch sizes.
+        samples: the library.
+        threads: batches under way at once on each replica.
+        latency_budget_s: the bound on latencies. Batches are only so large that a sample that just
+            missed one is answered with the next in time: two calls within the budget. None sets no
+            limit.
+        max_wait_s: how long a batch that is not full waits for more samples.
+
+    Attributes:
+        batches: batch size (without padding) -> how many there were, since `start`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        replicas: Sequence[Replica],
+        samples: Samples,
+        *,
+        threads: int = 1,
+        latency_budget_s: float | None = None,
+        max_wait_s: float = 0.0,
+    ) -> None:
+        self.name = name
+        self._samples = samples
+        self._choose = _BatchSize(replicas[0].seconds, latency_budget_s)
+        self._max_wait_ns = int(max_wait_s * 1e9)
+        self._lock = threading.Lock()  # guards all below
+        self._ready = threading.Condition(self._lock)  # something waits
+        self._drained = threading.Condition(self._lock)  # nothing waits, nobody works
+        self._waiting: deque[tuple[Sequence[int], np.ndarray, int]] = deque()
+        self._count = 0  # samples in `_waiting`
+        self._working = 0  # threads with a batch
+        self._flushing = self._closed = False
+        self._failure: Exception | None = None
+        self.batches: dict[int, int] = {}
+        self._threads = [
+            threading.Thread(target=self._work, args=(replica,), name=f"sut-{r}-{t}", daemon=True)
+            for r, replica in enumerate(replicas)
+            for t in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the threads after the batches that they work on."""
+        with self._lock:
+            self._closed = True
+            self._ready.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def start(self, responses: Responses) -> None:
+        with self._lock:
+            self._responses = responses
+            self._waiting.clear()
+            self._count = 0
+            self._flushing, self._failure = False, None
+            self.batches = {}
+
+    def issue(self, ids: Sequence[int], indices: np.ndarray) -> None:
+        slots = self._samples.slots[indices]
+        now = time.perf_counter_ns()
+        with self._lock:
+            self._raise_failure()
+            self._flushing = False
+            self._waiting.append((ids, slots, now))
+            self._count += len(slots)
+            self._ready.notify()
+
+    def flush(self) -> None:
+        """Returns once everything is answered.
+
+        Raises:
+            Exception: what a call raised.
+        """
+        with self._lock:
+            self._flushing = True
+            self._ready.notify_all()
+            while (self._count or self._working) and not self._failure:
+                self._drained.wait()
+            self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self._failure:
+            raise self._failure
+
+    def _work(self, replica: Replica) -> None:
+        worked = False
+        while batch := self._take(worked):
+            worked = True
+            ids, slots = batch
+            responses = self._responses
+            try:
+                responses.complete(ids, replica.answer(slots))
+            except Exception as error:  # told to LoadGen by the next `issue` or `flush`
+                with self._lock:
+                    self._failure = error
+                    self._waiting.clear()
+                    self._count = 0
+                    self._drained.notify()
+
+    def _take(self, worked: bool) -> tuple[Sequence[int], np.ndarray] | None:
+        """Waits for a batch, [n] ids and [n] slots; None at the end."""
+        with self._lock:
+            self._working -= worked
+            if self._flushing and not (self._count or self._working):
+                self._drained.notify()
+            while not (self._closed or self._may_go()):
+                self._ready.wait(self._wait_left_s())
+            if self._closed:
+                return None
+            size = self._choose(self._count)
+            self.batches[size] = self.batches.get(size, 0) + 1
+            self._working += 1
+            batch = self._cut(size)
+            if self._count:
+                self._ready.notify()
+            return batch
+
+    def _may_go(self) -> bool:
+        if not self._count:
+            return False
+        return (
+            self._flushing
+            or self._count >= self._choose.largest
+            or time.perf_counter_ns() - self._waiting[0][2] >= self._max_wait_ns
+        )
+
+    def _wait_left_s(self) -> float | None:
+        """Until the oldest sample may wait no longer; None where nothing waits."""
+        if not self._count:
+            return None
+        return max(self._waiting[0][2] + self._max_wait_ns - time.perf_counter_ns(), 0) / 1e9
+
+    def _cut(self, size: int) -> tuple[Sequence[int], np.ndarray]:
+        """Takes the `size` oldest samples out of those that wait."""
+        self._count -= size
+        ids_parts, slots_parts = [], []
+        while size:
+            ids, slots, since = self._waiting.popleft()
+            if len(slots) > size:
+                self._waiting.appendleft((ids[size:], slots[size:], since))
+                ids, slots = ids[:size], slots[:size]
+            size -= len(slots)
+            ids_parts.append(ids)
+            slots_parts.append(slots)
+        if len(ids_parts) == 1:
+            return ids_parts[0], slots_parts[0]
+        return _joined(ids_parts), np.concatenate(slots_parts)
+
+
+class _BatchSize:
+    """How many of the samples that wait make the next batch.
+
+    Args:
+        seconds: batch size -> what a call takes.
+        budget_s: two calls must fit into it; the smallest batch size is used whatever it takes.
+
+    Attributes:
+        largest: the batch size with the most samples a second, among those that fit.
+    """
+
+    def __init__(self, seconds: Mapping[int, float], budget_s: float | None) -> None:
+        smallest = min(seconds)
+        fits = {b: s for b, s in seconds.items() if budget_s is None or 2 * s <= budget_s or b == smallest}
+        self.largest = max(fits, key=lambda b: b / fits[b])
+        self._seconds = {b: s for b, s in sorted(fits.items()) if b <= self.largest}
+
+    def __call__(self, waiting: int) -> int:
+        """All that wait, padded to the next batch size, or a full one of those below: the faster a sample."""
+        if waiting >= self.largest:
+            return self.largest
+        above = next(b for b in self._seconds if b >= waiting)
+        below = max((b for b in self._seconds if b <= waiting), default=above)
+        padded_rate = waiting / self._seconds[above]
+        return waiting if padded_rate >= below / self._seconds[below] else below
+
+
+def _joined(parts: Sequence[Sequence[int]]) -> Sequence[int]:
+    """Ids of several queries; adjoining ranges stay a range, which LoadGen takes fastest."""
+    if all(isinstance(part, range) for part in parts) and all(
+        a.stop == b.start for a, b in zip(parts, parts[1:], strict=False)
+    ):
+        return range(parts[0].start, parts[-1].stop)
+    return [i for part in parts for i in part]

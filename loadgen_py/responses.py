@@ -1,0 +1,293 @@
+"""Where answers arrive: when each sample was completed, by any thread, exactly once."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+MISSING_TOKENS = -(1 << 63)
+_MESSAGES_KEPT = 10
+_FEW = 64  # up to here plain loops and array slices beat NumPy
+_ZEROS = [array("q", bytes(8 * n)) for n in range(_FEW + 1)]
+
+_now = time.perf_counter_ns
+
+
+class AnswerLog(Protocol):
+    """Takes the answers that are to be logged."""
+
+    def wants(self, position: int) -> bool: ...
+
+    def answer(self, position: int, data: bytes, n_tokens: int) -> None: ...
+
+    def first_token(self, position: int, data: bytes) -> None: ...
+
+
+class Responses:
+    """Takes the answers of the system under test; all methods may be called from any thread.
+
+    One object serves a whole run; `begin` starts each phase. Times are `time.perf_counter_ns`.
+
+    Attributes:
+        issued: samples handed to the system under test in this phase; the issuer sets it
+            before each query, so that an answer to a sample not yet asked for is caught.
+        completed: samples answered in this phase.
+        done: completion time of each sample of the phase, 0 while it is outstanding.
+        first_token_at: the same for first tokens, where they are measured.
+        n_tokens: tokens of each answer, `MISSING_TOKENS` while unknown, where they are measured.
+        errors: what the system under test did wrong: the first few messages.
+        error_count: how often.
+        log: takes the answers that are logged, None in a phase that logs none.
+        warnings: what LoadGen noticed but does not hold against it.
+    """
+
+    __slots__ = (
+        "issued", "completed", "done", "first_token_at", "n_tokens", "errors", "error_count", "warnings",
+        "log", "_lock", "_wake", "_waiting", "_first_id", "_needs_first_token", "_closed",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wake = threading.Lock()  # held, and released once by the answer that is waited for
+        self._wake.acquire()
+        self._waiting = False
+        self._closed = True
+        self._first_id = 0
+        self.log: AnswerLog | None = None
+        self.issued = self.completed = self.error_count = 0
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+        self.done = self.first_token_at = self.n_tokens = array("q")
+
+    def begin(self, count: int, *, log: AnswerLog | None, tokens: bool, needs_first_token: bool) -> int:
+        """Starts a phase of `count` samples and returns the id of the first one."""
+        with self._lock:
+            self.issued = self.completed = 0
+            self.done = array("q", bytes(8 * count))
+            self.first_token_at = array("q", bytes(8 * count if tokens and needs_first_token else 0))
+            self.n_tokens = array("q", [MISSING_TOKENS]) * (count if tokens else 0)
+            self._needs_first_token = needs_first_token
+            self.log = log
+            self._closed = False
+            self._first_id = _reserve_ids(count)
+            return self._first_id
+
+    def end(self) -> None:
+        """Ends the phase: later answers are dropped, the arrays stay as they are."""
+        with self._lock:
+            self._closed = True
+
+    @property
+    def first_id(self) -> int:
+        return self._first_id
+
+    def wants_answer(self, sample_id: int) -> bool:
+        """Whether the answer of this sample will be logged."""
+        position = sample_id - self._first_id
+        return self.log is not None and not self._closed and position >= 0 and self.log.wants(position)
+
+    def complete(
+        self,
+        ids: range | Sequence[int] | np.ndarray,
+        answers: Sequence[Any] | np.ndarray | None = None,
+        n_tokens: Sequence[int] | np.ndarray | None = None,
+    ) -> None:
+        """Records that the samples `ids` are done now.
+
+        Args:
+            ids: `[N]` ids from `issue`, in any order and from any queries. A `range` is fastest.
+            answers: `[N]` what to log for each sample: bytes, or anything with a buffer, such
+                as a NumPy array or one row of it. Copied at once, and only where it is logged.
+            n_tokens: `[N]` tokens of each answer, where tokens are measured.
+        """
+        now = _now()
+        if self.log is None and n_tokens is None and type(ids) is range and ids.step == 1:
+            first = ids.start - self._first_id
+            size = len(ids)
+            with self._lock:
+                if first >= 0 and first + size <= self.issued and not self._closed and not self.n_tokens:
+                    done = self.done
+                    if size == 1:
+                        fresh = not done[first]
+                        if fresh:
+                            done[first] = now
+                    elif size <= _FEW:
+                        fresh = done[first : first + size] == _ZEROS[size]
+                        if fresh:
+                            done[first : first + size] = array("q", [now]) * size
+                    else:
+                        part = np.frombuffer(done, np.int64)[first : first + size]
+                        fresh = not part.any()
+                        if fresh:
+                            part[:] = now
+                    if fresh:
+                        self.completed += size
+                        if self._waiting:
+                            self._wake_issuer()
+                        return
+        self.complete_at(now, ids, answers, n_tokens)
+
+    def complete_one(self, now: int, sample_id: int, n_tokens: int = 0) -> None:
+        """`complete_at` for one sample in a phase that logs no answers."""
+        position = sample_id - self._first_id
+        with self._lock:
+            if 0 <= position < self.issued and not self.done[position] and not self.n_tokens and not self._closed:
+                self.done[position] = now
+                self.completed += 1
+                if self._waiting:
+                    self._wake_issuer()
+                return
+        self.complete_at(now, (sample_id,), None, (n_tokens,))
+
+    def complete_at(
+        self,
+        now: int,
+        ids: Sequence[int] | np.ndarray,
+        answers: Sequence[Any] | np.ndarray | None = None,
+        n_tokens: Sequence[int] | np.ndarray | None = None,
+    ) -> None:
+        """`complete` with everything checked and logged, at a time read before."""
+        first_id = self._first_id
+        with self._lock:
+            if self._closed:
+                return
+            if self.log is None and not self.n_tokens and len(ids) > _FEW and self._complete_many(now, ids):
+                return
+            ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
+            for k, sample_id in enumerate(ids):
+                position = sample_id - first_id
+                if not self._is_outstanding(position, sample_id, self.done, "complete"):
+                    continue
+                count = int(n_tokens[k]) if n_tokens is not None else 0
+                if self.n_tokens:
+                    self.n_tokens[position] = self._checked_tokens(count, position)
+                if self.log is not None and self.log.wants(position):
+                    data = as_bytes(answers[k]) if answers is not None else b""
+                    self.log.answer(position, data, count)
+                self.done[position] = now
+                self.completed += 1
+            self._wake_issuer()
+
+    def _complete_many(self, now: int, ids: Sequence[int] | np.ndarray) -> bool:
+        """Records many samples at once if nothing is wrong with any; otherwise nothing, and False."""
+        positions = np.asarray(ids, np.int64) - self._first_id
+        if positions.min() < 0 or positions.max() >= self.issued:
+            return False
+        done = np.frombuffer(self.done, np.int64)
+        if done[positions].any():
+            return False
+        if not (np.diff(positions) > 0).all() and len(np.unique(positions)) < len(positions):
+            return False
+        done[positions] = now
+        self.completed += len(positions)
+        self._wake_issuer()
+        return True
+
+    def _wake_issuer(self) -> None:
+        if self._waiting and self.completed >= self.issued:
+            self._waiting = False
+            self._wake.release()
+
+    def first_token(self, ids: Iterable[int], tokens: Sequence[Any] | np.ndarray | None = None) -> None:
+        """Records that the first token of each of the samples `ids` is there now.
+
+        Args:
+            ids: `[N]` ids from `issue`.
+            tokens: `[N]` the tokens to log, as `answers` in `complete`.
+        """
+        now = _now()
+        with self._lock:
+            if self._closed or not self.first_token_at:
+                return
+            for k, sample_id in enumerate(ids):
+                position = sample_id - self._first_id
+                if 0 <= position < self.issued and self.done[position]:
+                    self._error("Attempted to record token latency after sample was completed")
+                elif self._is_outstanding(position, sample_id, self.first_token_at, "record the first token of"):
+                    if tokens is not None and self.log is not None and self.log.wants(position):
+                        self.log.first_token(position, as_bytes(tokens[k]))
+                    self.first_token_at[position] = now
+
+    def wait(self, timeout_s: float = -1) -> bool:
+        """Waits until all issued samples are answered, or for `timeout_s`; whether they are.
+
+        For the issuing thread only. -1 waits for ever.
+        """
+        with self._lock:
+            if self.completed >= self.issued:
+                return True
+            self._waiting = True
+        if self._wake.acquire(timeout=timeout_s):
+            return True
+        with self._lock:
+            # An answer may have come between the time-out and here: it has released the lock then.
+            late = not self._waiting
+            self._waiting = False
+        return late and self._wake.acquire()
+
+    def record_error(self, message: str) -> None:
+        """Counts an error of the system under test, keeps the first few and prints the very first."""
+        with self._lock:
+            self._error(message)
+
+    def _error(self, message: str) -> None:
+        self.error_count += 1
+        if len(self.errors) < _MESSAGES_KEPT:
+            self.errors.append(message)
+        if self.error_count == 1:
+            print(f"LoadGen: ERROR: {message}", file=sys.stderr, flush=True)
+
+    def _is_outstanding(self, position: int, sample_id: int, times: array, verb: str) -> bool:
+        if position < 0:
+            self._error(
+                "Received completion for an old sample. "
+                f"Min expected id: {self._first_id} Actual id: {sample_id}"
+            )
+        elif position >= self.issued:
+            self._error(f"Attempted to {verb} a sample that was never issued. Actual id: {sample_id}")
+        elif times[position]:
+            self._error(f"Attempted to {verb} a sample twice. Actual id: {sample_id}")
+        else:
+            return True
+        return False
+
+    def _checked_tokens(self, count: int, position: int) -> int:
+        """The number of tokens to record: anything below 2 is an error, and 0 then, as officially."""
+        if self._needs_first_token and not self.first_token_at[position]:
+            self._error("Attempted to record a sample latency before it's first token latency")
+        if count == 0:
+            self._error("n_tokens argument missing or attempted to record 0 as number of tokens")
+        elif count < 0:
+            self._error("Attempted to record a negative number of tokens")
+        elif count == 1:
+            self._error("Number of tokens need to be greater than 1")
+        return count if count > 1 else 0
+
+
+_next_id = 1  # 0 is reserved, and no id is used twice in a process: late answers find nothing.
+_ids_lock = threading.Lock()
+
+
+def _reserve_ids(count: int) -> int:
+    global _next_id
+    with _ids_lock:
+        first = _next_id
+        _next_id += count
+        return first
+
+
+def as_bytes(data: Any) -> bytes:
+    """A copy of what a bytes-like object or an array holds, in C order."""
+    if isinstance(data, bytes):
+        return data
+    try:
+        view = memoryview(data)
+    except TypeError:
+        return np.ascontiguousarray(data).tobytes()
+    return view.tobytes()

@@ -1,0 +1,121 @@
+"""What a system under test and a sample library must offer, and the callbacks of the official API as such."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from loadgen_py.responses import Responses
+
+
+class SystemUnderTest(Protocol):
+    """A system in loadgen_py's own idiom: arrays of samples in, vectorised answers out.
+
+    Attributes:
+        name: what the logs call it.
+    """
+
+    name: str
+
+    def start(self, responses: Responses) -> None:
+        """Called once before a run. Answers go to `responses.complete(ids, answers)`, from any thread."""
+
+    def issue(self, ids: range, indices: np.ndarray) -> None:
+        """Takes one query; may answer before it returns, or later.
+
+        Args:
+            ids: `[N]` consecutive ids of the samples; `responses.complete` takes any of them.
+            indices: `[N]` int64 indices into the sample library.
+        """
+
+    def flush(self) -> None:
+        """Called when no more queries come in this phase: answer what is still held back."""
+
+
+class SampleLibrary(Protocol):
+    """The samples; LoadGen asks only for indices that are loaded.
+
+    Attributes:
+        name: what the logs call it.
+        total_count: samples there are.
+        performance_count: samples that fit into memory together.
+    """
+
+    name: str
+    total_count: int
+    performance_count: int
+
+    def load(self, indices: np.ndarray) -> None:
+        """Brings `[N]` samples into memory; not timed."""
+
+    def unload(self, indices: np.ndarray) -> None:
+        """Gives `[N]` samples up; not timed."""
+
+
+class QuerySample:
+    """One sample of a query: the `id` to answer to and the `index` into the sample library."""
+
+    __slots__ = ("id", "index")
+
+    def __init__(self, id: int = 0, index: int = 0) -> None:
+        self.id = id
+        self.index = index
+
+    def __repr__(self) -> str:
+        return f"QuerySample(id={self.id}, index={self.index})"
+
+
+class CallbackSut:
+    """A system made of the official callbacks: `issue_query([QuerySample, ...])`, `flush_queries()`."""
+
+    name = "PySUT"
+
+    def __init__(self, issue_query: Callable[[list[QuerySample]], Any], flush_queries: Callable[[], Any]) -> None:
+        self.issue = issue_query
+        self.flush = flush_queries
+
+    def start(self, responses: Responses) -> None:
+        """Nothing to hand over: the callbacks answer through `QuerySamplesComplete`."""
+
+    def query(self, ids: range, indices: np.ndarray) -> tuple[list[QuerySample]]:
+        """The arguments of `issue`, made before the clock is read."""
+        if len(ids) == 1:
+            return ([QuerySample(ids.start, indices.item())],)
+        return (list(map(QuerySample, ids, indices.tolist())),)
+
+
+class FastCallbackSut(CallbackSut):
+    """A system made of the official fast callbacks: `issue_query([id, ...], [index, ...])`."""
+
+    name = "PyFastSUT"
+
+    def query(self, ids: range, indices: np.ndarray) -> tuple[list[int], list[int]]:
+        """The arguments of `issue`, made before the clock is read."""
+        return list(ids), indices.tolist()
+
+
+class CallbackLibrary:
+    """A sample library made of the official callbacks, which take lists of indices."""
+
+    name = "PyQSL"
+
+    def __init__(
+        self,
+        total_count: int,
+        performance_count: int,
+        load: Callable[[list[int]], Any],
+        unload: Callable[[list[int]], Any],
+    ) -> None:
+        self.total_count = total_count
+        self.performance_count = performance_count
+        self._load, self._unload = load, unload
+
+    def load(self, indices: np.ndarray) -> None:
+        """Brings `[N]` samples into memory."""
+        self._load(indices.tolist())
+
+    def unload(self, indices: np.ndarray) -> None:
+        """Gives `[N]` samples up."""
+        self._unload(indices.tolist())

@@ -1,0 +1,302 @@
+"""Measures one scenario after the other: the system under test, LoadGen's runs, their folders."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import shutil
+import sys
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import loadgen_py as lg
+from loadgen_py import TestMode, TestScenario, TestSettings
+from loadgen_py.jax_sut import BatchingSut, InlineSut, Replica, Samples
+from loadgen_py.official import run_official
+from mlperf_jax.errors import UserError
+from mlperf_jax.inference import accuracy
+from mlperf_jax.inference.settings import Asked, capacity, make_settings
+from mlperf_jax.inference.watch import Watch
+from mlperf_jax.results.folders import write_json
+from mlperf_jax.workload import Workload
+
+_STREAMS = (TestScenario.SingleStream, TestScenario.MultiStream)
+_ATTEMPTS = 5
+_MOST_LONGER = 3
+# Of the rate that the search found: a longer run meets slower moments than a short probe.
+_OF_PEAK = 0.9
+_ACCURACY_SHARE = 0.5  # of the capacity: the rate of Server's accuracy run, where latency does not count
+
+# Batches under way at once on a replica: a CPU's "device" is the host's own cores, and two would only
+# slow each other down.
+_THREADS = {"cpu": 1, "gpu": 2, "tpu": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """One run of LoadGen.
+
+    Attributes:
+        kind: "performance", "accuracy", "submission", "find_peak", or performance by the official package.
+        result: LoadGen's own.
+        settings: what was asked of LoadGen.
+        folder: where the logs lie.
+        quality, quality_target: of the logged answers, where they were judged.
+        batches: batch size -> how many were run, where batches were formed.
+    """
+
+    kind: str
+    result: lg.Result
+    settings: TestSettings
+    folder: Path
+    quality: float | None = None
+    quality_target: float | None = None
+    batches: Mapping[int, int] | None = None
+
+    @property
+    def passed(self) -> bool:
+        """VALID, and good enough where quality was judged."""
+        return self.result.valid and (self.quality is None or self.quality >= self.quality_target)
+
+
+@dataclasses.dataclass
+class Session:
+    """What all runs of a command share.
+
+    Attributes:
+        workload: says how good answers are.
+        replicas: the model on the devices.
+        samples: the library.
+        asked: what the user said.
+        quality_target: what the answers must reach.
+        root: RESULTS[/mini]/inference/<system>/<workload>.
+        facts: what every result records of model and machine.
+        sut_name: in LoadGen's logs.
+        profile: whether performance runs are traced.
+    """
+
+    workload: Workload
+    replicas: Sequence[Replica]
+    samples: Samples
+    asked: Asked
+    quality_target: float
+    root: Path
+    facts: Mapping[str, Any]
+    sut_name: str
+    profile: bool = False
+
+    @property
+    def numbers(self) -> Mapping[str, Any]:
+        return self.workload.config.inference
+
+    def prepare(self, scenarios: Sequence[TestScenario]) -> None:
+        """Compiles and times everything that these scenarios call, so that nothing is left for a measured run."""
+        sizes = set()
+        for scenario in scenarios:
+            sizes |= set(self._batch_sizes(scenario))
+        for replica in self.replicas:
+            replica.compile(sorted(sizes))
+        some = np.arange(min(max(sizes), self.samples.performance_count))
+        self.samples.load(some)
+        for replica in self.replicas:
+            replica.measure()
+        self.samples.unload(some)
+
+    def _batch_sizes(self, scenario: TestScenario) -> Sequence[int]:
+        if scenario == TestScenario.SingleStream:
+            return (1,)
+        if scenario == TestScenario.MultiStream:
+            per_query = lg.TestSettings().multi_stream_samples_per_query
+            return tuple({len(part) for part in _parts(per_query, len(self.replicas))})
+        return self.numbers["batch_sizes"]
+
+    def seconds(self, scenario: TestScenario) -> Mapping[int, float]:
+        """Batch size -> what a call takes, of the batch sizes that the scenario uses."""
+        timed = self.replicas[0].seconds
+        return {size: timed[size] for size in self._batch_sizes(scenario)}
+
+    def performance(self, scenario: TestScenario) -> Iterator[Outcome]:
+        """Measures; where no rate was given for Server, searches it first."""
+        settings = self._settings(scenario, TestMode.PerformanceOnly)
+        yield from self._with_rate(settings, "performance", "performance/run_1")
+
+    def submission(self, scenario: TestScenario) -> Iterator[Outcome]:
+        """Accuracy and performance in one run, as LoadGen's SubmissionRun has it."""
+        settings = self._settings(scenario, TestMode.SubmissionRun)
+        yield from self._with_rate(settings, "submission", "submission")
+
+    def _with_rate(self, settings: TestSettings, kind: str, place: str) -> Iterator[Outcome]:
+        if settings.scenario == TestScenario.Server and not self.asked.qps:
+            found = yield from self.find_peak()
+            if not found:
+                return
+            settings.server_target_qps = _OF_PEAK * found
+        yield self._run_until_valid(settings, kind, place)
+
+    def accuracy(self, scenario: TestScenario) -> Iterator[Outcome]:
+        """Answers every sample once, and judges the logged answers."""
+        settings = self._settings(scenario, TestMode.AccuracyOnly)
+        if scenario == TestScenario.Server and not self.asked.qps:
+            settings.server_target_qps = _ACCURACY_SHARE * capacity(
+                self.seconds(scenario), len(self.replicas)
+            )
+        yield self._run(settings, "accuracy", "accuracy")
+
+    def find_peak(self) -> Generator[Outcome, None, float]:
+        """Searches the highest rate of Server; yields the outcome and returns the rate, 0.0 if there is none.
+
+        Raises:
+            UserError: no rate can be low enough.
+        """
+        settings = self._settings(TestScenario.Server, TestMode.FindPeakPerformance)
+        bound_s, alone_s = (
+            settings.server_target_latency_ns / 1e9,
+            min(self.seconds(TestScenario.Server).values()),
+        )
+        if alone_s > bound_s:
+            raise UserError(
+                f"A sample alone takes {1000 * alone_s:.3g} ms, longer than Server's bound of "
+                f"{1000 * bound_s:g} ms, so no rate can be found; give a --max_latency above {alone_s:.2g}."
+            )
+        outcome = self._run(settings, "find_peak", "find_peak")
+        yield outcome
+        return outcome.result.metrics["result_scheduled_samples_per_sec"] if outcome.result.valid else 0.0
+
+    def official(self, ours: Outcome) -> Outcome:
+        """The same measurement through the official package.
+
+        Raises:
+            UserError: it is not installed.
+        """
+        settings = ours.settings
+        if settings.scenario == TestScenario.Offline:
+            rate = ours.result.metrics["result_samples_per_second"]
+            settings = dataclasses.replace(settings, offline_expected_qps=rate)
+        folder = self.root / settings.scenario.name / "official" / "performance" / "run_1"
+        _empty(folder)
+        with self._system(settings) as sut:
+            result = run_official(sut, self.samples, settings, folder)
+        outcome = Outcome("performance by the official package", result, settings, folder)
+        self._write(outcome)
+        return outcome
+
+    def _settings(self, scenario: TestScenario, mode: TestMode) -> TestSettings:
+        return make_settings(
+            scenario, mode, self.numbers, self.asked, self.seconds(scenario), len(self.replicas)
+        )
+
+    def _run_until_valid(self, settings: TestSettings, kind: str, place: str) -> Outcome:
+        """Runs, and once more with what LoadGen suggests where only a measured setting was off."""
+        for attempt in range(_ATTEMPTS):
+            outcome = self._run(settings, kind, place)
+            changes = self._suggested(outcome)
+            if outcome.result.valid or outcome.result.errors or not changes or attempt == _ATTEMPTS - 1:
+                break
+            shown = ", ".join(f"{name}={value:g}" for name, value in changes.items())
+            say(
+                f"{settings.scenario.name} was INVALID: {outcome.result.reasons[0].text} Once more with {shown}."
+            )
+            settings = dataclasses.replace(settings, **changes)
+        return outcome
+
+    def _suggested(self, outcome: Outcome) -> dict[str, int | float]:
+        """What to change, of that which the user did not fix."""
+        changes = {name: value for reason in outcome.result.reasons for name, value in reason.try_next.items()}
+        if outcome.settings.scenario == TestScenario.Server:
+            # A lower rate helps against slow queries; a longer run only against too few of the others.
+            longer = changes.pop("min_duration_ms", 0)
+            if "server_target_qps" not in changes and longer <= _MOST_LONGER * outcome.settings.min_duration_ms:
+                return {"min_duration_ms": longer} if longer else {}
+            lower = _OF_PEAK * outcome.settings.server_target_qps
+            changes["server_target_qps"] = min(changes.get("server_target_qps", lower), lower)
+        if self.asked.qps:
+            changes.pop("server_target_qps", None)
+            changes.pop("offline_expected_qps", None)
+        if "offline_expected_qps" in changes:
+            changes["offline_warmup_ms"] = 0
+        return changes
+
+    def _run(self, settings: TestSettings, kind: str, place: str) -> Outcome:
+        """One run of LoadGen with logs in a folder that holds nothing of an earlier one."""
+        folder = self.root / settings.scenario.name / place
+        _empty(folder)
+        log_settings = lg.LogSettings(log_output=lg.LogOutputSettings(outdir=str(folder)))
+        performs = settings.mode != TestMode.AccuracyOnly
+        least_s = settings.min_duration_ms / 1000 if performs else 0.0
+        trace = folder / "profile" if self.profile and kind == "performance" else None
+        with self._system(settings) as sut:
+            what = f"{settings.scenario.name} {kind}"
+            with Watch(sut, what, least_s=least_s, stream=sys.stderr, profile_dir=trace) as watched:
+                result = lg.run(watched, self.samples, settings, log_settings)
+            batches = dict(sorted(sut.batches.items())) if isinstance(sut, BatchingSut) else None
+        outcome = Outcome(kind, result, settings, folder, batches=batches)
+        if kind in ("accuracy", "submission") and not result.errors:
+            outcome = self._judged(outcome)
+        self._write(outcome)
+        return outcome
+
+    @contextlib.contextmanager
+    def _system(self, settings: TestSettings) -> Iterator[InlineSut | BatchingSut]:
+        """The system under test for a scenario."""
+        if settings.scenario in _STREAMS:
+            yield InlineSut(self.sut_name, self.replicas, self.samples)
+            return
+        bound_s = settings.server_target_latency_ns / 1e9
+        platform = self.facts["devices"]["platform"]
+        with BatchingSut(
+            self.sut_name,
+            self.replicas,
+            self.samples,
+            threads=_THREADS[platform],
+            latency_budget_s=bound_s if settings.scenario == TestScenario.Server else None,
+        ) as sut:
+            yield sut
+
+    def _judged(self, outcome: Outcome) -> Outcome:
+        indices, answers = accuracy.read_answers(outcome.result.logs["accuracy"], self.samples.total_count)
+        quality = self.workload.answered_quality(indices, answers)
+        return dataclasses.replace(outcome, quality=quality, quality_target=self.quality_target)
+
+    def _write(self, outcome: Outcome) -> None:
+        result = dataclasses.asdict(outcome.result)
+        result["logs"] = {kind: path.name for kind, path in outcome.result.logs.items()}
+        record = {
+            "kind": outcome.kind,
+            "passed": outcome.passed,
+            **result,
+            "settings": dataclasses.asdict(outcome.settings),
+        }
+        if outcome.quality is not None:
+            digest = hashlib.sha256(outcome.result.logs["accuracy"].read_bytes()).hexdigest()
+            record |= {
+                "metric": self.workload.metric,
+                "quality": outcome.quality,
+                "quality_target": outcome.quality_target,
+                "accuracy_log_sha256": digest,
+            }
+        if outcome.batches is not None:
+            record["batches"] = outcome.batches
+        write_json(outcome.folder / "result.json", record | dict(self.facts))
+
+
+def _parts(count: int, replicas: int) -> list[range]:
+    """How `InlineSut` divides a query."""
+    bounds = [count * r // replicas for r in range(replicas + 1)]
+    return [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+
+
+def _empty(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*"):
+        if path.name.startswith("mlperf_log_") or path.name == "result.json":
+            path.unlink()
+    shutil.rmtree(folder / "profile", ignore_errors=True)
+
+
+def say(text: str) -> None:
+    """A word to people."""
+    print(f"mlperf_jax: {text}", file=sys.stderr, flush=True)

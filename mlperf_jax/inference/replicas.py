@@ -1,0 +1,78 @@
+"""From a trained model to replicas on the devices: one on each, or one over all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from loadgen_py.jax_sut import Replica
+from mlperf_jax.inference.trained import Trained
+from mlperf_jax.parallel import layout as layouts
+from mlperf_jax.parallel import mesh
+from mlperf_jax.parallel.layout import Layout, Strategy
+from mlperf_jax.workload import State, Workload
+
+
+def make_replicas(
+    workload: Workload,
+    trained: Trained,
+    strategy: Strategy,
+    asked: dict[str, int],
+    *,
+    capacity: int,
+    on_device: bool,
+) -> list[Replica]:
+    """Loads the model and places it; nothing is compiled yet.
+
+    Data parallelism without a mesh of the user's puts a copy on each device, and they answer
+    independently; any other strategy makes one model over the mesh.
+
+    Args:
+        workload: whose model it is.
+        trained: where its state comes from.
+        strategy, asked: as `mesh.make_layout` takes them.
+        capacity: the most samples that are loaded together.
+        on_device: see `Replica`.
+
+    Raises:
+        UserError: the model is another one, or the mesh does not fit the devices.
+    """
+    if strategy.name == "dp" and not asked:
+        places = [mesh.single_device_layout(device) for device in jax.devices()]
+    else:
+        places = [mesh.make_layout(strategy, asked)]
+    structs = [_structs(workload, place) for place in places]
+    state = trained.load(structs[0])
+    replicas = []
+    for place, struct in zip(places, structs, strict=True):
+        here = jax.device_put(state, jax.tree.map(lambda x: x.sharding, struct))
+        replicas.append(_replica(workload, here, place, capacity, on_device))
+    return replicas
+
+
+def _structs(workload: Workload, layout: Layout) -> State:
+    """What `predict` needs of the state, as structs with shardings."""
+    with layouts.use(layout), jax.default_matmul_precision(workload.policy.matmul):
+        shapes = jax.eval_shape(workload.init, layout.struct((), jnp.uint32))
+    shardings = workload.state_shardings(shapes, layout)
+    return {
+        entry: jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes[entry], shardings[entry]
+        )
+        for entry in workload.inference_state
+    }
+
+
+def _replica(workload: Workload, state: State, layout: Layout, capacity: int, on_device: bool) -> Replica:
+    def predict(variables: State, inputs: Any) -> jax.Array:
+        with layouts.use(layout), jax.default_matmul_precision(workload.policy.matmul):
+            return workload.predict(variables, inputs)
+
+    def place(shape: tuple[int, ...]) -> jax.sharding.Sharding:
+        return layout.sharding(shape, ("batch",))
+
+    return Replica(
+        predict, state, workload.sample_spec(), capacity=capacity, place=place, on_device=on_device
+    )

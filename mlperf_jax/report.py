@@ -1,0 +1,123 @@
+"""Scores result folders, ours and every published MLPerf round, and shows them.
+
+    python -m mlperf_jax.report results                                      tables in the terminal
+    python -m mlperf_jax.report results --html=report.html --csv=report.csv
+    python -m mlperf_jax.report results training_results_v0.7 --metric=speedup
+    python -m mlperf_jax.report results --serve                              the page, growing with the runs
+
+Exit status: 0 done, 2 something to mend (one sentence says what).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.results import inference_logs, page, rules, tables
+from mlperf_jax.results.logs import number
+from mlperf_jax.results.rounds import Reader
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("csv", None, "Write all results to this CSV file.", flag_values=FLAGS)
+flags.DEFINE_string("html", None, "Write the page to this file.", flag_values=FLAGS)
+flags.DEFINE_enum("metric", "minutes", page.METRICS, "What the tables show first.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "reference_minutes", None, 'JSON file of P100 minutes beside the confirmed ones: {"ssd": 800}.', flag_values=FLAGS
+)
+flags.DEFINE_bool("serve", False, "Show the page on this machine until Ctrl-C.", flag_values=FLAGS)
+flags.DEFINE_integer("port", 8000, "Where --serve shows it; 0 takes a free one.", 0, 65535, flag_values=FLAGS)
+flags.DEFINE_bool("help", False, "Show this, and end.", flag_values=FLAGS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    try:
+        return _command(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        print(f"mlperf_jax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        sys.stderr.close()
+        return 0
+
+
+def _command(arguments: list[str]) -> int:
+    roots = _parse(arguments)
+    if FLAGS.help:
+        print(f"{__doc__.strip()}\n\nFlags:\n{FLAGS.main_module_help() or FLAGS.get_help()}")
+        return 0
+    if not roots:
+        raise UserError("Name at least one folder of results, as: python -m mlperf_jax.report results.")
+    references = tables.References(_reference_minutes(FLAGS.reference_minutes))
+    if FLAGS.serve:
+        from mlperf_jax.results.live import serve
+
+        return serve(roots, references, FLAGS.metric, FLAGS.port)
+    results, problems = Reader().read(roots)
+    inference, more_problems = inference_logs.read_inference(roots)
+    report = page.Report(results, inference, [*problems, *more_problems])
+    if FLAGS.csv:
+        tables.write_text(Path(FLAGS.csv), tables.to_csv(results, references))
+    if FLAGS.html:
+        tables.write_text(Path(FLAGS.html), page.render(report, references, FLAGS.metric))
+    _tell(report, references)
+    return 0
+
+
+def _parse(arguments: list[str]) -> list[Path]:
+    FLAGS.unparse_flags()
+    try:
+        rest = FLAGS(["report", *arguments])
+    except flags.Error as error:
+        raise UserError(str(error).splitlines()[0] + "; --help shows all flags.") from error
+    return [Path(folder) for folder in rest[1:]]
+
+
+def _reference_minutes(path: str | None) -> dict[str, float]:
+    if path is None:
+        return {}
+    try:
+        raw = json.loads(Path(path).read_bytes())
+        given = {key: number(value) for key, value in raw.items()}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); name a JSON file of minutes.") from None
+    except (ValueError, AttributeError, RecursionError):
+        raise UserError(f'{path} is no JSON object of minutes; write {{"ssd": 800}}, say.') from None
+    for key, minutes in given.items():
+        if minutes is None or minutes <= 0 or key not in rules.BENCHMARKS:
+            raise UserError(
+                f"{path} gives {key!r} the reference {raw[key]!r}; "
+                f"it takes minutes for {', '.join(rules.BENCHMARKS)}."
+            )
+    return given
+
+
+def _tell(report: page.Report, references: tables.References) -> None:
+    groups = tables.group_results(report.results)
+    if groups:
+        unit = "speed-up over one Pascal P100" if FLAGS.metric == "speedup" else "minutes to train"
+        print(f"{tables.to_text(groups, references, FLAGS.metric)}\n\nFigures are {unit}.")
+    for run in report.inference:
+        told = f"{run.model}  {run.scenario}  {run.mode}"
+        value = "" if run.value is None else f"  {run.metric} {run.value:,.4g} {run.unit}"
+        print(f"{told}{value}  {'' if run.valid is None else 'VALID' if run.valid else 'INVALID'}".rstrip())
+    labels = {label for found in (*report.results, *report.inference) for label in found.labels}
+    for label in sorted(labels):
+        print(f"Some of these are: {label}.")
+    if not groups and not report.inference:
+        print("There are no results in these folders.")
+    for problem in report.problems:
+        print(f"not readable, or only in part: {problem.path}: {problem.reason}", file=sys.stderr)
+    for path in filter(None, (FLAGS.csv, FLAGS.html)):
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,327 @@
+"""Reads training result logs of every MLPerf round, fast and without trust.
+
+Three formats, in lines that may carry a prefix and stand among any other output:
+
+    :::MLPv0.5.0 resnet 1541660914.084 (resnet_main.py:523) run_stop: {"success": "true"}       v0.5
+    :::MLL 1558636062.045 run_stop: {"value": null, "metadata": {"status": "success"}}           v0.6
+    :::MLLOG {"key": "run_stop", "time_ms": 1594412166346, "metadata": {"status": "success"}}    from v0.7 on
+
+Only lines with a key from `KEYS` are decoded: trees of thousands of logs hold millions of others.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import gzip
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mlperf_jax.errors import UserError
+
+KEYS = frozenset(
+    b"""run_start run_stop init_start init_stop eval_start eval_stop eval_accuracy eval_error eval_result
+    eval_target quality_target global_batch_size gradient_accumulation_steps train_samples
+    submission_benchmark submission_division submission_org submission_platform submission_status
+    opt_base_learning_rate opt_name seed compile_time run_labels resumed""".split()
+)
+_REPEATED = ("eval_start", "eval_stop", "eval_accuracy", "eval_error", "eval_result")
+_STATS = (b"tracked_stats", b"throughput")
+_CHUNK = 8 << 20
+_LONGEST_LINE = 1 << 20
+_MOST_BYTES = 4 << 30  # of one log, unpacked: a bound for what a packed file may become
+_MOST_STATS = 200  # throughput figures kept of one log
+_KEY = re.compile(rb'"key"\s*:\s*"(\w+)"')
+_V05 = re.compile(rb":::MLPv0\.5\.0\s+(\S+)\s+([0-9.]+)\s+\([^)]*\)\s+(\w+)(?::\s*(.*))?")
+_V06 = re.compile(rb":::MLL\s+([0-9.]+)\s+(\w+)\s*:\s*(.*)")
+_BARE = {"null": None, "true": True, "false": False, "NaN": math.nan, "Infinity": math.inf}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Event:
+    """One line of a log. `time_ms`: milliseconds of the log's own clock, since 1970 if it is right."""
+
+    key: str
+    value: Any
+    metadata: dict[str, Any]
+    time_ms: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One evaluation. minutes: since run_start. epoch: epochs or samples trained, as logged."""
+
+    minutes: float
+    quality: float
+    epoch: float | None
+
+
+@dataclasses.dataclass
+class Throughput:
+    """What training did over time, thinned out evenly where a log holds much of it.
+
+    Attributes:
+        points: (milliseconds of the log's clock, samples/s).
+        input_wait: seconds of waiting for input in all; None where the log does not say (others').
+    """
+
+    points: list[tuple[float, float]] = dataclasses.field(default_factory=list)
+    input_wait: float | None = None
+    _seen: int = 0
+    _stride: int = 1
+
+    def due(self) -> bool:
+        """Whether the next figure is one of those kept; to be asked once for each."""
+        self._seen += 1
+        return (self._seen - 1) % self._stride == 0
+
+    def add(self, time_ms: float, rate: float) -> None:
+        self.points.append((time_ms, rate))
+        if len(self.points) >= _MOST_STATS:
+            self.points = self.points[::2]
+            self._stride *= 2
+
+
+@dataclasses.dataclass
+class RunLog:
+    """One run as its log tells it. Times in minutes; None is what the log does not hold.
+
+    Attributes:
+        format: "MLPv0.5.0", "MLL" or "MLLOG".
+        events: the events of `KEYS` in order of the lines; what happens once is there once, as first logged.
+        minutes: run_start to run_stop.
+        converged: whether the run reached its target; None where the log does not say.
+        evaluations: in order.
+        throughput: from `tracked_stats` or `throughput`.
+        damaged: how many lines looked like events of `KEYS` and were none.
+    """
+
+    path: Path
+    format: str
+    events: list[Event]
+    minutes: float | None = None
+    converged: bool | None = None
+    evaluations: list[Evaluation] = dataclasses.field(default_factory=list)
+    throughput: Throughput = dataclasses.field(default_factory=Throughput)
+    damaged: int = 0
+    _once: dict[str, Event] = dataclasses.field(default_factory=dict)
+
+    def add(self, event: Event) -> None:
+        if event.key not in _REPEATED:
+            self._once[event.key] = event
+        self.events.append(event)
+
+    def has(self, key: bytes) -> bool:
+        """Whether another event of `key` would say nothing new (every process of some submissions logs all)."""
+        return key.decode() in self._once
+
+    def first(self, key: str) -> Event | None:
+        return self._once.get(key)
+
+    def value(self, key: str) -> Any:
+        """Value of the event of `key`, None if there is none."""
+        return self._once[key].value if key in self._once else None
+
+    @property
+    def start_ms(self) -> float | None:
+        return self._once["run_start"].time_ms if "run_start" in self._once else None
+
+    @property
+    def ours(self) -> bool:
+        """Whether this project wrote the log, which then says how it must be labelled."""
+        return "run_labels" in self._once
+
+    @property
+    def resumed(self) -> bool:
+        return "resumed" in self._once
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What must be said with any figure of a run of ours; empty in anybody else's log."""
+        labels = self.value("run_labels")
+        return tuple(map(str, labels)) if isinstance(labels, list) else ()
+
+    @property
+    def batch_size(self) -> int | None:
+        found = number(self.value("global_batch_size"))
+        return int(found) if found else None
+
+
+def read_run(path: Path) -> RunLog:
+    """Reads a log, packed with gzip or not.
+
+    Raises:
+        UserError: it cannot be read or holds no line of any MLPerf format.
+    """
+    log = RunLog(path, "", [])
+    formats: set[str] = set()
+    try:
+        for line in _event_lines(path):
+            try:
+                formats.add(_take(line, log))
+            except (ValueError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError):
+                log.damaged += 1
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({_reason(error)}).") from None
+    if not formats:
+        what = "holds only damaged MLPerf lines" if log.damaged else "holds no MLPerf log line"
+        raise UserError(f"{path} {what}.")
+    log.format = min(formats)
+    _interpret(log)
+    return log
+
+
+def number(value: Any) -> float | None:
+    """`value` as a finite number, None if it is none; of a dict such as {"BBOX": ...} the first number."""
+    if isinstance(value, dict):
+        return next((n for n in map(number, value.values()) if n is not None), None)
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    with contextlib.suppress(ValueError, OverflowError):
+        found = float(value)
+        return found if math.isfinite(found) else None
+    return None
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _event_lines(path: Path) -> Iterator[bytes]:
+    """What follows each ":::ML", to the end of its line."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as file:
+        rest, total = b"", 0
+        while chunk := file.read(_CHUNK):
+            total += len(chunk)
+            if total > _MOST_BYTES:
+                raise OSError(f"more than {_MOST_BYTES >> 30} GiB")
+            chunk = rest + chunk
+            cut = chunk.rfind(b"\n") + 1
+            rest = chunk[cut:][-_LONGEST_LINE:]  # a line without end cannot fill the memory
+            yield from _lines_in(chunk[:cut])
+        yield from _lines_in(rest)
+
+
+def _lines_in(text: bytes) -> Iterator[bytes]:
+    at = text.find(b":::ML")
+    while at >= 0:
+        end = text.find(b"\n", at)
+        end = len(text) if end < 0 else end
+        if end - at <= _LONGEST_LINE:
+            yield text[at:end]
+        at = text.find(b":::ML", end)
+
+
+def _take(line: bytes, log: RunLog) -> str:
+    """Adds what a line says to `log`; returns its format."""
+    if line.startswith(b":::MLLOG"):
+        match = _KEY.search(line)
+        if match is None:
+            raise ValueError("no key")
+        if match[1] in KEYS and not log.has(match[1]):
+            raw = _decode(line[8:])
+            time_ms = raw["time_ms"] if "time_ms" in raw else float(raw["time_s"]) * 1000
+            log.add(_event(raw["key"], raw.get("value"), raw.get("metadata"), time_ms))
+        elif match[1] in _STATS:
+            _take_throughput(line[8:], log)
+        return "MLLOG"
+    if line.startswith(b":::MLL "):
+        match = _V06.match(line)
+        if match is None:
+            raise ValueError("no event")
+        if match[2] in KEYS and not log.has(match[2]):
+            raw = _decode(match[3])
+            time_ms = float(match[1]) * 1000
+            log.add(_event(match[2].decode(), raw.get("value"), raw.get("metadata"), time_ms))
+        return "MLL"
+    match = _V05.match(line)
+    if match is None:
+        raise ValueError("no event")
+    if match[3] in KEYS and not log.has(match[3]):
+        value = _decode(match[4]) if match[4] and match[4].strip() else None
+        log.add(_event(match[3].decode(), value, {}, float(match[2]) * 1000))
+    return "MLPv0.5.0"
+
+
+def _take_throughput(text: bytes, log: RunLog) -> None:
+    """All figures of ours are read, for the sum of waiting; of others' no more than are shown."""
+    due = log.throughput.due()
+    if not (due or log.ours):
+        return
+    raw = _decode(text)
+    told = raw["value"] if isinstance(raw["value"], dict) else {"throughput": raw["value"]}
+    rate, wait = number(told.get("throughput")), number(told.get("input_wait_seconds"))
+    if wait is not None:
+        log.throughput.input_wait = (log.throughput.input_wait or 0.0) + wait
+    if due and rate is not None:
+        log.throughput.add(float(raw["time_ms"]), rate)
+
+
+def _event(key: str, value: Any, metadata: Any, time_ms: Any) -> Event:
+    time = float(time_ms)
+    if not math.isfinite(time):
+        raise ValueError("no time")
+    told = metadata if isinstance(metadata, dict) else {}
+    return Event(key, value, {k: v for k, v in told.items() if k not in ("file", "lineno")}, time)
+
+
+def _decode(text: bytes) -> Any:
+    """JSON, or the mixture of JSON and Python that some submissions logged."""
+    decoded = text.decode("utf-8", "replace").strip()
+    try:
+        return json.loads(decoded)
+    except ValueError:
+        return ast.literal_eval(re.sub(r"\b(null|true|false)\b", lambda m: str(_BARE[m[1]]), decoded))
+
+
+def _interpret(log: RunLog) -> None:
+    """Fills in what the events mean."""
+    start = log.start_ms
+    stop = log.first("run_stop")
+    if start is not None:
+        log.evaluations = list(_evaluations(log.events, start))
+        if stop is not None and stop.time_ms > start:
+            log.minutes = (stop.time_ms - start) / 60_000
+            log.converged = _success(stop)
+    _offline_evaluation(log)
+
+
+def _evaluations(events: list[Event], start: float) -> Iterator[Evaluation]:
+    for event in events:
+        if event.key in ("eval_accuracy", "eval_error"):
+            nested = isinstance(event.value, dict) and "value" in event.value  # v0.5
+            quality = number(event.value["value"] if nested else event.value)
+            told = event.value if nested else event.metadata
+            epochs = (told.get(name) for name in ("samples_count", "epoch_num", "epoch"))
+            if quality is not None:
+                epoch = next((n for n in map(number, epochs) if n is not None), None)
+                yield Evaluation((event.time_ms - start) / 60_000, quality, epoch)
+
+
+def _success(stop: Event) -> bool | None:
+    """What run_stop says of the run, None if nothing."""
+    said = stop.metadata.get("status")
+    if said is None and isinstance(stop.value, dict):  # v0.5
+        said = stop.value.get("success", stop.value.get("status"))
+    if said is None:
+        return None
+    return str(said).strip().lower() in ("success", "true", "1")
+
+
+def _offline_evaluation(log: RunLog) -> None:
+    """MiniGo as logged in v0.6: models are evaluated after the run, and `eval_result` of the first that
+    passes gives the seconds from run_start to when it was made. Later rounds moved run_stop there."""
+    if log.format != "MLL":
+        return
+    for event in log.events:
+        seconds = number(event.metadata.get("timestamp")) if event.key == "eval_result" else None
+        if seconds and seconds > 0:
+            log.minutes, log.converged = seconds / 60, True
+            return

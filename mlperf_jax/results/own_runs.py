@@ -1,0 +1,51 @@
+"""What the folder of a run of ours adds to its log: configuration, software, machine, state, command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from mlperf_jax.results.descriptions import flatten
+from mlperf_jax.results.logs import RunLog
+
+_MOST_BYTES = 4 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnRun:
+    """state: of status.json. command: what repeats the run. facts: everything else, by file."""
+
+    state: str
+    command: str
+    facts: dict[str, tuple[tuple[str, str], ...]]
+
+
+def read_own_run(log: RunLog) -> OwnRun | None:
+    """Reads runs/<system>/<benchmark>/run_<i>/ beside results/.../result_<i>.txt; None if there is none."""
+    parents = log.path.parents
+    number = log.path.name.removeprefix("result_").split(".")[0]
+    if not log.ours or len(parents) < 4 or not number.isdigit():
+        return None
+    folder = parents[3] / "runs" / parents[1].name / parents[0].name / f"run_{number}"
+    files = {name: _read(folder / f"{name}.json") for name in ("config", "versions", "devices", "status")}
+    if not any(files.values()):
+        return None
+    status = files["status"]
+    command = status.get("command") or files["config"].get("command") or ""
+    if isinstance(command, list):
+        command = shlex.join(map(str, command))
+    facts = {name: flatten(files[name]) for name in ("config", "versions", "devices")}
+    return OwnRun(str(status.get("state", "")), str(command), facts)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The object in a file; empty if there is none, for a report is no place to fail on that."""
+    try:
+        with open(path, "rb") as file:
+            found = json.loads(file.read(_MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,148 @@
+"""Published files of weights, by what they hold and not by what they are called; and our own form of them.
+
+Ours is a folder of `weights.safetensors`, names dotted as in the state, and `weights.json`: whose
+weights these are, from which file, and the config that goes with them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.results.folders import read_json, write_json
+from mlperf_jax.weights import onnx_file, torch_file
+from mlperf_jax.workload import State
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file of PyTorch, safetensors, NumPy (.npz) or ONNX.
+
+    Raises:
+        UserError: it is none of these, damaged, or hostile.
+    """
+    try:
+        if not path.is_file():
+            raise UserError(f"There is no file {path}; give a .pth, .safetensors, .npz or .onnx file.")
+        return _read(path)
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} cannot be read as weights: {reason}.") from None
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file:
+        start = file.read(9)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            is_numpy = all(name.endswith(".npy") for name in archive.namelist())
+        if is_numpy:
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        return torch_file.read(path)
+    if start[8:9] == b"{":  # after the length of its JSON header
+        return _read_safetensors(path)
+    if start[:1] == b"\x80":  # the opcode that every pickle of PyTorch's begins with
+        return torch_file.read(path)
+    return onnx_file.read(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    import safetensors
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"it is damaged ({error})") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """Weights in our own form.
+
+    Attributes:
+        state: what inference needs of a workload's state, NumPy arrays.
+        workload: the name of the workload.
+        config: dotted key -> value, what the workload's config must have for them.
+        source: the published file's name, its SHA-256 and how many arrays it held.
+    """
+
+    state: State
+    workload: str
+    config: Mapping[str, Any]
+    source: Mapping[str, Any]
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save(folder: Path, weights: Imported) -> None:
+    """Writes `folder`; the description comes last, so that what has one is whole.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "weights.json").unlink(missing_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".weights.")
+        os.close(handle)
+        try:
+            arrays = {name: np.ascontiguousarray(a) for name, a in _flat(weights.state)}
+            save_file(arrays, temporary)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, folder / "weights.safetensors")
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror or error}; give another --to.") from None
+    record = {"workload": weights.workload, "config": dict(weights.config), "source": dict(weights.source)}
+    write_json(folder / "weights.json", record | {"sha256": sha256(folder / "weights.safetensors")})
+
+
+def load(folder: Path) -> Imported:
+    """Reads what `save` wrote.
+
+    Raises:
+        UserError: it is missing, damaged, or was changed.
+    """
+    if not (folder / "weights.json").is_file():
+        raise UserError(
+            f"There are no imported weights in {folder}; make them with "
+            "`python -m mlperf_jax.import_weights --workload=... --from=FILE --to=DIR`."
+        )
+    record = read_json(folder / "weights.json")
+    path = folder / "weights.safetensors"
+    if not path.is_file() or sha256(path) != record.get("sha256"):
+        raise UserError(f"{path} is not what weights.json describes; import the weights again.")
+    state: State = {}
+    for name, array in _read_safetensors(path).items():
+        *place, last = name.split(".")
+        part = state
+        for key in place:
+            part = part.setdefault(key, {})
+        part[last] = array
+    config = {key: tuple(v) if isinstance(v, list) else v for key, v in record["config"].items()}
+    return Imported(state, record["workload"], config, record["source"])
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

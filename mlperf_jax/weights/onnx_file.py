@@ -1,0 +1,158 @@
+"""Reads the weights of an ONNX file: a protobuf, of which a few fields are needed.
+
+Field numbers are those of onnx.proto (ModelProto, GraphProto, NodeProto, TensorProto). Weights are
+named as in PyTorch: exporters keep the names of parameters, but where they fold a batch norm into
+the convolution before it, only the node still tells the module: `/layer1/layer1.0/conv1/Conv`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
+
+# TensorProto.DataType -> dtype, and the field that holds the numbers where raw_data does not.
+_DTYPES = {
+    1: (np.dtype(np.float32), 4),
+    6: (np.dtype(np.int32), 5),
+    7: (np.dtype(np.int64), 7),
+    10: (np.dtype(np.float16), 0),
+    11: (np.dtype(np.float64), 10),
+    16: (np.dtype(ml_dtypes.bfloat16), 0),
+}
+_WITH_WEIGHTS = ("Conv", "Gemm", "MatMul")
+
+
+class Refused(ValueError):
+    """The file is damaged, or holds its weights in a form that is not read."""
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The weights by PyTorch's names.
+
+    Raises:
+        Refused: see there.
+    """
+    try:
+        (graph,) = (value for field, value in _fields(path.read_bytes()) if field == 7)
+        tensors, nodes = {}, []
+        for field, value in _fields(graph):
+            if field == 5:
+                name, array = _tensor(value)
+                tensors[name] = array
+            elif field == 1:
+                nodes.append(_node(value))
+    except (ValueError, IndexError, UnicodeDecodeError, TypeError) as error:
+        raise Refused(
+            str(error) if isinstance(error, Refused) else "it is no ONNX model, or damaged"
+        ) from None
+    named: dict[str, np.ndarray] = {}
+    for name, operator, inputs in nodes:
+        module = _module(name)
+        if operator not in _WITH_WEIGHTS or not module:
+            continue
+        for suffix, source in zip((".weight", ".bias"), inputs[1:3], strict=False):
+            if source in tensors and source not in (module + ".weight", module + ".bias"):
+                named[module + suffix] = tensors.pop(source)
+    return tensors | named
+
+
+def _fields(data: bytes | memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """(number, value) of every field of a message."""
+    data, position = memoryview(data), 0
+    while position < len(data):
+        key, position = _varint(data, position)
+        kind = key & 7
+        if kind == _VARINT:
+            value, position = _varint(data, position)
+        elif kind in (_EIGHT_BYTES, _FOUR_BYTES, _BYTES):
+            if kind == _BYTES:
+                size, position = _varint(data, position)
+            else:
+                size = 8 if kind == _EIGHT_BYTES else 4
+            if position + size > len(data):
+                raise Refused("it ends in the middle of a field")
+            value = data[position : position + size]
+            position += size
+        else:
+            raise Refused("it is no ONNX model, or damaged")
+        yield key >> 3, value
+
+
+def _varint(data: memoryview, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+    raise Refused("it has a number of more than 64 bits")
+
+
+def _tensor(data: memoryview) -> tuple[str, np.ndarray]:
+    shape: list[int] = []
+    name, kind, raw, lists = "", 0, None, {}
+    for field, value in _fields(data):
+        if field == 1:
+            shape += [value] if isinstance(value, int) else _varints(value)
+        elif field == 2:
+            kind = value
+        elif field == 8:
+            name = bytes(value).decode()
+        elif field == 9:
+            raw = bytes(value)
+        elif field == 14 and value:
+            raise Refused("its weights lie in other files; save it as one file")
+        elif isinstance(value, memoryview):
+            lists[field] = lists.get(field, b"") + bytes(value)
+    if kind not in _DTYPES:
+        return name, np.zeros(0, np.float32)  # text or flags, which are no weights
+    dtype, field = _DTYPES[kind]
+    if raw is not None:
+        array = np.frombuffer(raw, dtype.newbyteorder("<"))
+    elif field in (5, 7):
+        array = np.array(_varints(memoryview(lists.get(field, b""))), np.uint64).astype(dtype)
+    else:
+        array = np.frombuffer(lists.get(field, b""), dtype.newbyteorder("<"))
+    if array.size != math.prod(shape):
+        raise Refused(f"its tensor {name!r} has {array.size} numbers where its shape is {tuple(shape)}")
+    return name, array.reshape(shape)
+
+
+def _varints(data: memoryview) -> list[int]:
+    values, position = [], 0
+    while position < len(data):
+        value, position = _varint(data, position)
+        values.append(value)
+    return values
+
+
+def _node(data: memoryview) -> tuple[str, str, list[str]]:
+    """(name, operator, names of the inputs)"""
+    name, operator, inputs = "", "", []
+    for field, value in _fields(data):
+        if field == 1:
+            inputs.append(bytes(value).decode())
+        elif field == 3:
+            name = bytes(value).decode()
+        elif field == 4:
+            operator = bytes(value).decode()
+    return name, operator, inputs
+
+
+def _module(node: str) -> str:
+    """ "layer1.0.downsample.0" of "/layer1/layer1.0/downsample/downsample.0/Conv"; "" of other names."""
+    *scopes, _ = node.split("/")[1:] or [""]
+    path: list[str] = []
+    for scope in scopes:
+        if path and scope.startswith(path[-1] + "."):
+            path[-1] = scope
+        else:
+            path.append(scope)
+    return ".".join(path)

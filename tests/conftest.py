@@ -1,0 +1,22 @@
+"""The tests' process shows eight virtual CPU devices; that must be decided before jax is imported."""
+
+import os
+import sys
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # also on machines with an accelerator
+
+from mlperf_jax import platform
+
+_flags_before = os.environ.get("XLA_FLAGS")
+assert "jax" not in sys.modules, "something imports jax before its environment is set"
+platform.configure("cpu", cpu_devices=8)
+
+import jax  # noqa: E402
+
+jax.devices()  # The flags are read here, once.
+
+# Commands that the tests start see what a user's would.
+if _flags_before is None:
+    del os.environ["XLA_FLAGS"]
+else:
+    os.environ["XLA_FLAGS"] = _flags_before

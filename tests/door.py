@@ -1,0 +1,91 @@
+"""Runs the commands as people do: in processes of their own, from a folder of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mlperf_jax.results.events import Event, read_events
+
+ROOT = Path(__file__).parents[1]
+
+TINY = (
+    "--workload=resnet50",
+    "--platform=cpu",
+    "--synthetic_data",
+    "--config.data.num_train=2560",
+    "--config.data.num_eval=250",
+    "--config.batch_size=128",
+    "--config.eval_batch_size=100",
+    "--config.model.stages=(1,)",
+    "--config.model.width=8",
+    "--config.optimizer.base_lr=0.05",
+)
+"""Mini's code on random images: 20 steps an epoch, under a second."""
+
+
+# Compiled programs are shared between the commands of a test session: most of a tiny run is compilation.
+_CACHE = tempfile.TemporaryDirectory(prefix="mlperf_jax-compiled-")
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The caller's, without what the tests' own process decided about devices; None removes."""
+    plain = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    shared = {
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return plain | shared | changes
+
+
+def start(cwd: Path, *arguments: str, largest_file: int = 0, **changes: str) -> subprocess.Popen:
+    """Starts `python -m mlperf_jax.main` in a folder, where asked with no room for files of more bytes."""
+    command = [sys.executable, "-P", "-m", "mlperf_jax.main", *arguments]
+    if largest_file:
+        limited = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); "
+        command = [sys.executable, "-c", limited + "os.execv(sys.argv[2], sys.argv[2:])", str(largest_file), *command]
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment(**changes), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run(cwd: Path, *arguments: str, largest_file: int = 0, **changes: str) -> subprocess.CompletedProcess:
+    """Runs it to its end."""
+    process = start(cwd, *arguments, largest_file=largest_file, **changes)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def wait_for(process: subprocess.Popen, condition: Callable[[], bool], seconds: float = 240) -> None:
+    """Returns when the condition holds while the process is still at work."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.005)
+
+
+def logs(results: Path, preset: str = "mini") -> list[Path]:
+    """The result logs of a results folder, by index."""
+    root = results / "mini" if preset == "mini" else results
+    return sorted(root.glob("results/*/*/result_*.txt"))
+
+
+def run_folder(results: Path, index: int = 0, preset: str = "mini") -> Path:
+    root = results / "mini" if preset == "mini" else results
+    (found,) = root.glob(f"runs/*/*/run_{index}")
+    return found
+
+
+def values(events: Sequence[Event], key: str) -> list:
+    return [event.value for event in events if event.key == key]
+
+
+def events_of(results: Path, index: int = 0) -> list[Event]:
+    return read_events(logs(results)[index])

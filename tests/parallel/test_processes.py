@@ -1,0 +1,201 @@
+"""Two processes of four devices through the real door: against one of eight, killed, and stopped."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.parallel import distributed
+from mlperf_jax.parallel.layout import STRATEGIES
+from mlperf_jax.parallel.mesh import make_layout
+from mlperf_jax.results import events
+from mlperf_jax.training.checkpoints import Checkpoints
+from mlperf_jax.training.engine import Engine
+from tests import door, toys
+
+ROOT = Path(__file__).parents[2]
+CHANGES = {"model__stages": (1,), "model__width": 8}
+STEPS, NUM_TRAIN, BATCH, NUM_EVAL = 10, 104, 32, 44
+DEADLINE = 240  # seconds for anything, on a machine that is busy with other tests
+
+
+class Pair:
+    """Two processes of one run."""
+
+    def __init__(self, folder, *overrides, step_seconds=0.0):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.folder = folder
+        command = [
+            *(
+                sys.executable,
+                "-m",
+                "mlperf_jax.main",
+                "--workload=tests.toys:RecordingResNet",
+                "--platform=cpu",
+            ),
+            *("--cpu_devices=4", "--sharding=fsdp", "--seed=1", "--system=box", f"--results_dir={folder}"),
+            *(f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--config.precision=float64"),
+            *("--config.model.stages=(1,)", "--config.model.width=8", *overrides),
+        ]
+        environment = door.environment(TOY_RECORD=f"{folder}/record", TOY_STEP_SECONDS=str(step_seconds))
+        self.processes = [self._start([*command, f"--process_id={i}"], environment, i) for i in range(2)]
+
+    def _start(self, command, environment, i):
+        with open(self.folder / f"stdout.{i}", "w") as out, open(self.folder / f"stderr.{i}", "w") as err:
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=err)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def wait(self):
+        """The exit statuses."""
+        return [process.wait(DEADLINE) for process in self.processes]
+
+    def output(self, i):
+        return "".join((self.folder / f"{name}.{i}").read_text() for name in ("stdout", "stderr"))
+
+    def wait_for(self, happens):
+        end = time.monotonic() + DEADLINE
+        while not happens():
+            assert time.monotonic() < end and all(p.poll() is None for p in self.processes), self.output(0)
+            time.sleep(0.02)
+
+
+def run_folder(folder):
+    return folder / "mini" / "runs" / "box" / "resnet" / "run_0"
+
+
+def log_events(folder):
+    return events.read_events(folder / "mini" / "results" / "box" / "resnet" / "result_0.txt")
+
+
+def records(folder):
+    """Per process: {step: rows it trained on} (the last time it did) and its evaluations."""
+    found = []
+    for i in range(2):
+        lines = [json.loads(line) for line in (folder / f"record.{i}").read_text().splitlines()]
+        rows = {line["step"]: line["rows"] for line in lines if "step" in line}
+        found.append((rows, [line["eval"] for line in lines if "eval" in line]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """One process of eight devices: (engine, final state, losses, evaluation)."""
+    workload = toys.make(toys.SmallResNet, "float64", **CHANGES)
+    with jax.enable_x64(True):
+        engine = Engine(workload, make_layout(STRATEGIES["fsdp"]))
+        engine.compile()
+        state = engine.init(1)
+        batches = workload.dataset.train_batches(seed=1, batch_size=BATCH, start_step=0, rows=engine.rows)
+        for _ in range(STEPS):
+            state, _ = engine.train(state, engine.place(next(batches), engine.batch), steps=1)
+        batches.close()
+        return engine, state, workload.evaluate(engine, state)
+
+
+def assert_same_state(folder, engine, expected):
+    """The last checkpoint that two processes wrote, read by one into its own layout."""
+    with jax.enable_x64(True):
+        checkpoints = Checkpoints(run_folder(folder) / "checkpoints")
+        assert checkpoints.position().step == STEPS
+        actual = checkpoints.restore(engine.state)
+        checkpoints.close()
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(actual), strict=True
+    ):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.dtype == b.dtype
+        error = np.abs(a - b).max() / max(np.abs(a).max(), 1e-30)
+        assert error <= 1e-9, f"{jax.tree_util.keystr(path)} differs by {error:.1e}"
+
+
+def assert_each_example_once(folder):
+    """What both processes read, put together, is the global stream, each example once an epoch."""
+    (first, _), (second, _) = records(folder)
+    assert sorted(first) == sorted(second) == list(range(STEPS))
+    assert all(len(rows[step]) == BATCH // 2 for rows in (first, second) for step in rows)
+    stream = [example for step in range(STEPS) for example in first[step] + second[step]]
+    for begin in range(0, STEPS * BATCH, NUM_TRAIN):
+        epoch = stream[begin : begin + NUM_TRAIN]
+        assert len(set(epoch)) == len(epoch)
+        assert len(epoch) < NUM_TRAIN or set(epoch) == set(range(NUM_TRAIN))
+
+
+def test_two_processes_agree_with_one(tmp_path, alone):
+    engine, expected, evaluation = alone
+    with Pair(tmp_path, "--config.eval_every_epochs=3", "--config.target=0.0") as pair:
+        assert pair.wait() == [0, 0], pair.output(0) + pair.output(1)
+    assert_same_state(tmp_path, engine, expected)
+    assert_each_example_once(tmp_path)
+    # Totals are global in both processes, and padding does not count.
+    for _, (seen,) in records(tmp_path):
+        assert seen["count"] == NUM_EVAL
+        assert seen["accuracy"] == evaluation["accuracy"]
+        np.testing.assert_allclose(seen["loss"], evaluation["loss"], rtol=1e-6)  # its total is float32
+    # Process 0 alone logs and speaks.
+    keys = [event.key for event in log_events(tmp_path)]
+    assert keys.count("run_start") == keys.count("run_stop") == keys.count("eval_accuracy") == 1
+    assert "training" in pair.output(0) and "result_0.txt" in pair.output(0)
+    spoken = [line for line in pair.output(1).splitlines() if line and not line.startswith("[Gloo]")]
+    assert spoken == []
+
+
+def test_killed_and_stopped_processes_end_together_and_the_same_command_resumes(tmp_path, alone):
+    engine, expected, evaluation = alone
+    with Pair(tmp_path, step_seconds=0.8) as pair:
+        pair.wait_for((run_folder(tmp_path) / "checkpoints" / "4").exists)
+        pair.processes[1].send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        status = pair.processes[0].wait(DEADLINE)
+        assert time.monotonic() - killed < 60
+        assert status == 2, pair.output(0)
+    last = pair.output(0).splitlines()[-1]
+    assert re.match(
+        r"mlperf_jax: the work with the other processes failed in process 0 \(.*same command", last
+    )
+    assert "Traceback" not in pair.output(0)
+
+    # SIGTERM to one of them; the two steps of a dispatch must not carry them past their agreement.
+    before = (tmp_path / "record.1").stat().st_size
+    with Pair(tmp_path, "--config.steps_per_dispatch=2", step_seconds=1.5) as pair:
+        pair.wait_for(lambda: (tmp_path / "record.1").stat().st_size > before)
+        pair.processes[1].send_signal(signal.SIGTERM)
+        assert pair.wait() == [143, 143], pair.output(0) + pair.output(1)
+    stops = [re.findall(r"Stopped at step (\d+); the same command", pair.output(i)) for i in range(2)]
+    assert stops[0] == stops[1] and 4 <= int(stops[0][0]) < STEPS
+
+    with Pair(tmp_path) as pair:
+        assert pair.wait() == [1, 1], pair.output(0) + pair.output(1)  # the toy's target is out of reach
+    assert_same_state(tmp_path, engine, expected)
+    assert_each_example_once(tmp_path)
+    log = log_events(tmp_path)
+    keys = [event.key for event in log]
+    assert keys.count("run_start") == keys.count("run_stop") == 1
+    assert keys.count("resumed") == 2
+    qualities = [event.value for event in log if event.key == "eval_accuracy"]
+    assert len(qualities) == 3 and qualities[-1] == evaluation["accuracy"]
+
+
+def test_one_process_alone_starts_nothing_and_half_an_address_is_refused():
+    distributed.start("cpu", coordinator=None, num_processes=0, process_id=-1)
+    assert jax.process_count() == 1
+    distributed.leave(ValueError("nobody else is there to be left"))
+    with pytest.raises(UserError, match="--coordinator, --num_processes and --process_id go together"):
+        distributed.start("cpu", coordinator="127.0.0.1:1", num_processes=2, process_id=-1)
