@@ -130,19 +130,23 @@ def _watch(phase: Phase, worker: threading.Thread, timeout_s: float) -> None:
             return
 
 
+def _enforced_limit_ns(settings: EffectiveSettings) -> int:
+    return settings.max_duration_ns if settings.requested.offline_enforce_max_duration else 0
+
+
 def _wait_for_tail(phase: Phase) -> None:
     """Waits for the last answers; in an enforced Offline run only until `max_duration`."""
     settings = phase.settings
-    if not phase.accuracy and settings.requested.offline_enforce_max_duration and settings.max_duration_ns:
-        if settings.scenario == TestScenario.Offline:
-            left_ns = phase.start_ns + settings.max_duration_ns - _now()
-            if not phase.responses.wait(max(left_ns, 0) / 1e9):
-                phase.errors.append(
-                    f"Ending early: Max test duration reached. {phase.responses.completed} of "
-                    f"{phase.responses.issued} issued samples were answered."
-                )
-            return
-    phase.responses.wait()
+    limit_ns = _enforced_limit_ns(settings)
+    if settings.scenario != TestScenario.Offline or phase.accuracy or not limit_ns:
+        phase.responses.wait()
+        return
+    left_ns = phase.start_ns + limit_ns - _now()
+    if not phase.responses.wait(max(left_ns, 0) / 1e9):
+        phase.errors.append(
+            f"Ending early: Max test duration reached. {phase.responses.completed} of "
+            f"{phase.responses.issued} issued samples were answered."
+        )
 
 
 def _calls(phase: Phase, sut: SystemUnderTest) -> tuple[Callable[[int, int], tuple], Callable[..., Any]]:
@@ -150,8 +154,8 @@ def _calls(phase: Phase, sut: SystemUnderTest) -> tuple[Callable[[int, int], tup
     indices, first_id = phase.queries.indices, phase.responses.first_id
     if isinstance(sut, CallbackSut):
         query = sut.query
-        return lambda first, stop: query(range(first_id + first, first_id + stop), indices[first:stop]), sut.issue
-    return lambda first, stop: (range(first_id + first, first_id + stop), indices[first:stop]), sut.issue
+        return lambda a, b: query(range(first_id + a, first_id + b), indices[a:b]), sut.issue
+    return lambda a, b: (range(first_id + a, first_id + b), indices[a:b]), sut.issue
 
 
 def _one_at_a_time(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable[..., Any]) -> None:
@@ -231,8 +235,8 @@ def _offline(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable
     settings, responses = phase.settings, phase.responses
     size = phase.queries.samples_per_query * phase.queries.count
     part = size
-    limit_ns = settings.max_duration_ns
-    if not phase.accuracy and settings.requested.offline_enforce_max_duration and limit_ns:
+    limit_ns = _enforced_limit_ns(settings)
+    if not phase.accuracy and limit_ns:
         part = settings.performance_sample_count
     arguments = prepare(0, min(part, size))
     phase.issued_at = array("q", [0])
