@@ -21,7 +21,7 @@ from loadgen_py.schedule import Queries
 from loadgen_py.settings import EffectiveSettings, TestScenario
 from loadgen_py.sut import CallbackSut, SystemUnderTest
 
-_SPIN_NS = 100_000  # the most that is spun
+_MOST_OVERSHOOT_NS = 50_000  # of a sleep, that is reckoned with
 _JUDGE_EVERY = 512  # queries between two looks at whether a peak-search probe can still pass
 _POLL_S = 0.02
 
@@ -199,14 +199,14 @@ def _server(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable[
     _start(phase)
     start, wait = phase.start_ns, _Alarm(responses).wait
     due_at = memoryview(queries.due_ns + start)
-    stop = 0
+    stop, inline = 0, False
     while stop < count:
         first, stop = stop, stop + 1
         arguments = None if coalesce else prepare(first, stop)
         due = due_at[first]
         now = clock()
         if now < due:
-            now = wait(due)
+            now = wait(due, inline)
         if coalesce:
             while stop < count and due_at[stop] <= now:
                 issued_at[stop] = now
@@ -215,6 +215,7 @@ def _server(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable[
         issued_at[first] = now
         responses.issued = stop
         issue(*arguments)
+        inline = responses.completed == stop
         if checked:
             if max_async and stop - responses.completed > max_async:
                 phase.errors.append(
@@ -298,26 +299,25 @@ class _Alarm:
 
     def __init__(self, responses: Responses) -> None:
         self._responses = responses
-        self._margin = _SPIN_NS
+        self._overshoot = _MOST_OVERSHOOT_NS // 2  # a running mean
 
-    def wait(self, due: int) -> int:
+    def wait(self, due: int, inline: bool) -> int:
         """Waits for `due` and returns the time.
 
-        The rest is spun only while nothing is outstanding: a spinning thread keeps the
-        interpreter lock from the thread that works on an answer.
+        Where the last query was answered `inline`, before the call returned, twice the usual
+        overshoot is left to spin; else less, because a spinning thread keeps the interpreter
+        lock from the one that works on an answer, and none while an answer is outstanding.
         """
-        while (left := due - _now()) > 0:
-            if left > self._margin:
-                wake_at = due - self._margin
-                time.sleep((left - self._margin) * 1e-9)
-                overshoot = min(2 * (_now() - wake_at), _SPIN_NS)
-                self._margin += (overshoot - self._margin) // 8
-            elif self._responses.completed < self._responses.issued:
-                time.sleep(left * 1e-9)
-            else:
-                break
+        responses = self._responses
+        margin = 2 * self._overshoot if inline else self._overshoot
+        left = due - _now()
+        if left > margin:
+            time.sleep((left - margin) * 1e-9)
+            overshoot = min(_now() - (due - margin), _MOST_OVERSHOOT_NS)
+            self._overshoot += (overshoot - self._overshoot) // 8
         while (now := _now()) < due:
-            pass
+            if responses.completed < responses.issued:
+                time.sleep((due - now) * 1e-9)
         return now
 
 
