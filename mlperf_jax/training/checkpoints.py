@@ -61,7 +61,9 @@ class Checkpoints:
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         except OSError as error:
-            raise UserError(f"{self.folder}: {error.strerror}; mend that or use another --results_dir.") from error
+            raise UserError(
+                f"{self.folder}: {error.strerror}; mend that or use another --results_dir."
+            ) from error
 
     def save(self, state: State, position: Position) -> None:
         """Copies the state off the devices, and writes it while the caller goes on.
@@ -79,7 +81,9 @@ class Checkpoints:
         with self._writing():
             self._manager.save(
                 position.step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(extra)),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(extra)
+                ),
                 force=True,
             )
 
@@ -116,7 +120,9 @@ class Checkpoints:
         step = self._manager.latest_step()
         with self._reading(step):
             self._refuse_other_model(step, struct)
-            restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(struct)))
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(struct))
+            )
         return restored["state"]
 
     def restore_part(self, struct: State) -> State:
@@ -138,7 +144,9 @@ class Checkpoints:
     def _state_folder(self, step: int) -> Path:
         return self.folder / str(step) / "state"
 
-    def _refuse_other_model(self, step: int, struct: State, *, entries: Collection[str] | None = None) -> None:
+    def _refuse_other_model(
+        self, step: int, struct: State, *, entries: Collection[str] | None = None
+    ) -> None:
         import orbax.checkpoint as ocp
 
         # The manager itself knows no metadata of what it has not yet saved or restored.
@@ -184,7 +192,9 @@ class Checkpoints:
         """
         try:
             yield
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # Orbax raises all kinds for damaged files, a bare Exception among them.
             older = [known for known in self._manager.all_steps() if known < step]
             then = f"continues from step {max(older)}" if older else "begins again"
             raise UserError(
