@@ -39,19 +39,11 @@ _STRINGS = {
     "mesh": (None, "Sizes of the mesh's axes, as data:4,model:2; default from the devices."),
     "checkpoint": (None, "Inference: measure the checkpoint in this folder, not the newest trained model."),
     "weights": (None, "Inference: measure weights that mlperf_jax.import_weights wrote into this folder."),
-    "coordinator": (
-        None,
-        "Several processes: host:port of process 0. TPU pods, SLURM and Kubernetes need none.",
-    ),
+    "coordinator": (None, "Several processes: host:port of process 0. TPU pods, SLURM and Kubernetes need none."),
 }
 # name -> default, least, most, help.
 _INTEGERS = {
-    "seed": (
-        None,
-        0,
-        2**31 - 1,
-        "Seed of the first run, later ones count on; default from the system's entropy.",
-    ),
+    "seed": (None, 0, 2**31 - 1, "Seed of the first run, later ones count on; default from the system's entropy."),
     "runs": (1, 1, None, "How many runs to make; 3 or more have a score."),
     "count": (0, 0, None, "Inference: use so many samples of the data set; 0 all."),
     "cpu_devices": (0, 0, None, "Show the CPU as so many virtual devices."),
@@ -75,11 +67,7 @@ _CHOICES = {
         ("performance", "accuracy", "submission", "find_peak"),
         "Inference: what to run; default performance and accuracy, each by itself.",
     ),
-    "loadgen": (
-        "ours",
-        ("ours", "official"),
-        "Inference: official also runs the official package, and compares.",
-    ),
+    "loadgen": ("ours", ("ours", "official"), "Inference: official also runs the official package, and compares."),
 }
 _SWITCHES = {
     "prepare": "First fetch or check the data, where that was not done yet.",
@@ -91,9 +79,7 @@ _SWITCHES = {
 
 
 def _define_flags() -> None:
-    presets = (
-        "mini: laptop-sized, small real data (default on cpu); closed: MLPerf's own (default elsewhere)."
-    )
+    presets = "mini: laptop-sized, small real data (default on cpu); closed: MLPerf's own (default elsewhere)."
     flags.DEFINE_enum("platform", "cpu", platforms.PLATFORMS, "Where to run it.", flag_values=FLAGS)
     flags.DEFINE_enum("preset", None, configs.PRESETS, presets, flag_values=FLAGS)
     for name, (default, text) in _STRINGS.items():
@@ -123,9 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mlperf_jax: {stopped}", file=sys.stderr)
         return stopped.status
     except KeyboardInterrupt:
-        print(
-            "mlperf_jax: interrupted; the same command continues from the last checkpoint.", file=sys.stderr
-        )
+        print("mlperf_jax: interrupted; the same command continues from the last checkpoint.", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
@@ -167,10 +151,7 @@ def _mistake(error: flags.Error) -> str:
         close = difflib.get_close_matches(error.flagname, [*FLAGS, "config.KEY"], n=1)
         return f"There is no flag --{error.flagname}" + (f", did you mean --{close[0]}?" if close else "")
     text = str(error).splitlines()[0]
-    for reason, plainly in (
-        ("invalid literal for int", "not an integer"),
-        ("('Non-boolean", "neither true nor false"),
-    ):
+    for reason, plainly in (("invalid literal for int", "not an integer"), ("('Non-boolean", "neither true nor false")):
         text = text.partition(reason)[0] + plainly if reason in text else text
     return text
 
@@ -265,9 +246,7 @@ def _help() -> str:
         text = flag.help.rpartition(">: ")[2]  # absl writes the choices of an enum before its help
         default = "" if flag.default in (None, False) else f" [{flag.default}]"
         lines.append(f"  {shown:<34} {text}{default}")
-    lines.append(
-        f"  {'--config.KEY=<value>':<34} Change any number of the workload's config (configs/<workload>.py)."
-    )
+    lines.append(f"  {'--config.KEY=<value>':<34} Change any number of the workload's config (configs/<workload>.py).")
     return "\n".join(lines)
 
 
@@ -280,9 +259,7 @@ def _list() -> str:
             config = configs.base_config(name, preset)
             rows.append((name, preset, f"{config.target}", f"{config.batch_size}", config.data.name))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 if __name__ == "__main__":

@@ -64,9 +64,7 @@ def train_command(workload: Workload, layout: Layout, options: TrainOptions) -> 
     runs = Runs(options.results_dir, options.preset, name, workload.benchmark)
     first = jax.process_index() == 0
     if first:
-        description = system.describe_system(
-            jax.devices(), name=name, preset=options.preset, labels=_labels(workload)
-        )
+        description = system.describe_system(jax.devices(), name=name, preset=options.preset, labels=_labels(workload))
         system.write_system(runs.system_path, description)
     finished: list[Run] = []
     reached = True
@@ -142,9 +140,7 @@ def _one_run(
             state = checkpoints.restore(engine.state) if position else engine.init(run.seed)
             jax.block_until_ready(state)
             if not log.resumed:
-                log.event(
-                    "compile_time", sum(engine.compile_seconds.values()), {"seconds": engine.compile_seconds}
-                )
+                log.event("compile_time", sum(engine.compile_seconds.values()), {"seconds": engine.compile_seconds})
                 log.end("init_stop")
                 log.start("run_start")
             say(f"compiled in {sum(engine.compile_seconds.values()):.1f} s; training")
