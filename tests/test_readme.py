@@ -11,7 +11,8 @@ from mlperf_jax.parallel import mesh
 from tests import door
 
 README = (door.ROOT / "README.md").read_text()
-COMMANDS = [line.split("#")[0].split() for line in re.findall(r"^(?:python -m|\./run_).*$", README, re.MULTILINE)]
+LINES = re.findall(r"^(?:python -m|\./run_).*$", README, re.MULTILINE)
+COMMANDS = [line.split("#")[0].split() for line in LINES]
 
 
 def test_there_are_commands():

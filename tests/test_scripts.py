@@ -1,4 +1,4 @@
-"""The two commands, on copies of the checkout's scripts with stand-ins for Python: a real installation takes minutes."""
+"""The two commands, as copies with stand-ins for Python: a real installation takes minutes."""
 
 import os
 import shutil

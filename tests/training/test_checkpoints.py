@@ -119,7 +119,7 @@ def test_another_layout_is_no_other_model(two):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's reads left half-way
 def test_damage_is_named_or_does_not_matter(two, tmp_path):
-    """Each file of the newest checkpoint cut, removed and overwritten: never a traceback, never other numbers."""
+    """Each file of the newest cut, removed and overwritten: never a traceback, never other numbers."""
     named = 0
     for file in sorted(p.relative_to(two) for p in (two / "8").rglob("*") if p.is_file()):
         for how in ("cut", "removed", "overwritten"):

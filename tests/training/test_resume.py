@@ -79,7 +79,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory):
-    """The same command four times: killed before a checkpoint, killed after one, told to stop, and left alone."""
+    """The same command four times: killed before a checkpoint, after one, told to stop, left alone."""
     cwd = tmp_path_factory.mktemp("pieces")
     before = stop(cwd, signal.SIGKILL, lambda: b'"run_start"' in log_text(cwd))
     after = stop(
