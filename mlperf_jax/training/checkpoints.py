@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
+import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.folder = folder.absolute()
-        logging.getLogger("absl").addFilter(_is_not_orbax)
+        _hush()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         # Named here, because a manager that has saved nothing itself cannot tell what an item is.
         handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
@@ -203,9 +205,21 @@ class Checkpoints:
             ) from error
 
 
-def _is_not_orbax(record: logging.LogRecord) -> bool:
-    """Whether to show a line of absl's log: Orbax logs pages of traceback for what it also raises."""
-    return "/orbax/" not in record.pathname
+@functools.cache
+def _hush() -> None:
+    """Leaves out the pages of traceback that Orbax shows for what it also raises.
+
+    It logs every failure through absl; and when one of its writes fails, the others of the same
+    checkpoint call back into an event loop that is closed by then.
+    """
+    logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
+    show = sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = show_others
 
 
 def _reason(error: Exception) -> str:

@@ -175,7 +175,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_the_earlier_checkpoint(tmp_path):
-    """Files may not outgrow 100 kB from the second checkpoint on, which would be 4 MB."""
+    """Files may not outgrow 100 kB from the second checkpoint on, which would be 7 MB."""
     script = """
 import pathlib, resource, sys
 import jax
@@ -187,7 +187,8 @@ checkpoints.save(make_state(4), position(4))
 checkpoints.wait()
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 try:
-    checkpoints.save({"w": jax.random.normal(jax.random.key(0), (1000, 1000))}, position(8))
+    big = {f"w{i}": jax.random.normal(jax.random.key(i), (300, 300)) for i in range(20)}
+    checkpoints.save(big, position(8))
     checkpoints.wait()
 except UserError as error:
     print(error)
