@@ -5,6 +5,7 @@ They take colour of text and axes from the page, so that one drawing serves ligh
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import re
@@ -26,24 +27,24 @@ _INK = "#010203"  # stands for the page's own colour, put in at the end
 _BLUE, _ORANGE, _GREY = "#3b74b4", "#d0752a", "#9aa3ad"
 _PHASE_COLOURS = ("#b8c4d0", "#7f96ad", "#3b74b4", "#d0a54a", "#c25b4e")
 _SIZE = (4.6, 2.7)  # inches; the page scales them
-_MOST_POINTS = 300
+_MOST_POINTS = 200  # of a line
+_MOST_MARKS = 150  # of a drawing
 _numbers = itertools.count()
 
 
 def quality(logs: Sequence[RunLog], target: float | None, converged: Sequence[bool]) -> Markup:
     """Quality against minutes since run_start, a line per run, the target dashed."""
     axes, finish = _figure("minutes since run_start", "quality")
-    shown = False
+    total = sum(len(log.evaluations) for log in logs)
+    if not total:
+        return Markup("")
+    mark = {"marker": "o", "markersize": 2.5} if total < _MOST_MARKS else {}
     for log, good in zip(logs, converged, strict=True):
         points = [(e.minutes, e.quality) for e in log.evaluations]
         points = points[:: max(1, len(points) // _MOST_POINTS)]
         if points:
-            shown = True
-            mark = {"marker": "o", "markersize": 2.5} if len(points) < 40 else {}
             colour = _BLUE if good else _ORANGE
             axes.plot(*zip(*points, strict=True), color=colour, linewidth=1, alpha=0.75, **mark)
-    if not shown:
-        return Markup("")
     if target is not None:
         axes.axhline(target, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
         axes.annotate(
@@ -60,7 +61,7 @@ def quality(logs: Sequence[RunLog], target: float | None, converged: Sequence[bo
 
 def time_split(splits: Sequence[tuple[str, TimeSplit]]) -> Markup:
     """Where each run's time went, in minutes."""
-    axes, finish = _figure("minutes", "", height=0.9 + 0.3 * len(splits))
+    axes, finish = _figure("minutes", "", height=1.1 + 0.3 * len(splits))
     rows = range(len(splits))
     left = np.zeros(len(splits))
     for phase, colour in zip(PHASES, _PHASE_COLOURS, strict=True):
@@ -69,7 +70,7 @@ def time_split(splits: Sequence[tuple[str, TimeSplit]]) -> Markup:
         left += widths
     axes.set_yticks(list(rows), [name for name, _ in splits])
     axes.invert_yaxis()
-    axes.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.45, 1), frameon=False, labelcolor=_INK, columnspacing=1)
+    axes.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.42, 1), frameon=False, labelcolor=_INK, columnspacing=1)
     return finish("Time split of each run: init, compile, train, evaluation, waiting for input")
 
 
@@ -168,14 +169,14 @@ def server_curve(runs: Sequence[InferenceRun]) -> Markup:
 
 def _figure(x: str, y: str, height: float = _SIZE[1]):
     """Axes in the page's manner, and the function that makes an SVG of them with a title to be read aloud."""
-    import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    mpl.rcParams.update(_STYLE)
-    figure = Figure(figsize=(_SIZE[0], min(height, 12)), layout="constrained")
+    _use_style()
+    figure = Figure(figsize=(_SIZE[0], min(height, 12)))
     FigureCanvasSVG(figure)
-    axes: Axes = figure.add_subplot()
+    # Fixed margins: fitting them to the text would draw everything twice, and there are hundreds of drawings.
+    axes: Axes = figure.add_axes((0.13, 0.45 / figure.get_figheight(), 0.85, 1 - 0.65 / figure.get_figheight()))
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.margins(x=0.03)
@@ -183,6 +184,13 @@ def _figure(x: str, y: str, height: float = _SIZE[1]):
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return axes, lambda title: _svg(figure, title)
+
+
+@functools.cache
+def _use_style() -> None:
+    import matplotlib as mpl
+
+    mpl.rcParams.update(_STYLE)
 
 
 _STYLE = {
