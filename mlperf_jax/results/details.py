@@ -101,7 +101,7 @@ def _figures(result: Result, verdict: Verdict | None, splits: Sequence[TimeSplit
     points = load_points(result.rules.key, result.round) if verdict and verdict.point else None
     if points:
         unit = "samples" if points.points[-1].mean > 10_000 else "epochs to converge"
-        caption = "Convergence: reference black, what its test lets pass grey, each run blue, their mean a bar."
+        caption = "Convergence: the reference a line, what its test lets pass grey; runs blue, their mean a bar."
         drawn.append(drawing(figures.convergence(points, verdict, unit), caption))
     return drawn
 

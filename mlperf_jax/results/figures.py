@@ -110,7 +110,7 @@ def convergence(points: ReferencePoints, verdict: Verdict, unit: str) -> Markup:
     if min(every) > 0 and max(every) / min(every) > 8:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    return finish("Convergence: reference (black, its test's margin grey), runs (blue), their mean (bar)")
+    return finish("Epochs to converge by batch size: reference, what its test lets pass, and each run")
 
 
 def latency_histogram(run: InferenceRun) -> Markup:
