@@ -3,7 +3,8 @@
     python benchmarks/check_published_scores.py REPORT.csv [COMPARED.json]
 
 Short and independent of the report: regular expressions over whole files, folders taken from the CSV's
-`path`. It prints each score that differs by more than a millionth, and how many were compared; the JSON holds both.
+`path`. It prints each score that differs by more than a millionth, and how many were compared; the JSON
+holds both.
 """
 
 import csv
@@ -53,7 +54,8 @@ def score(folder, benchmark):
 
 
 def main():
-    rows = list(csv.DictReader(open(sys.argv[1], newline="")))
+    with open(sys.argv[1], newline="") as file:
+        rows = list(csv.DictReader(file))
     compared, differing = [], 0
     for row in rows:
         mine, theirs = score(Path(row["path"]), row["benchmark"]), row["score_minutes"]
@@ -69,7 +71,9 @@ def main():
     print(f"{len(rows)} results of {runs} runs, {scored} with a score: {differing} differ")
     if len(sys.argv) > 2:
         lines = ",\n  ".join(json.dumps(one) for one in compared)
-        Path(sys.argv[2]).write_text(f'{{"schema_version": 1, "differ": {differing}, "results": [\n  {lines}\n]}}\n')
+        Path(sys.argv[2]).write_text(
+            f'{{"schema_version": 1, "differ": {differing}, "results": [\n  {lines}\n]}}\n'
+        )
     return 1 if differing else 0
 
 

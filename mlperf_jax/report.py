@@ -27,7 +27,10 @@ flags.DEFINE_string("csv", None, "Write all results to this CSV file.", flag_val
 flags.DEFINE_string("html", None, "Write the page to this file.", flag_values=FLAGS)
 flags.DEFINE_enum("metric", "minutes", page.METRICS, "What the tables show first.", flag_values=FLAGS)
 flags.DEFINE_string(
-    "reference_minutes", None, 'JSON file of P100 minutes beside the confirmed ones: {"ssd": 800}.', flag_values=FLAGS
+    "reference_minutes",
+    None,
+    'JSON file of P100 minutes beside the confirmed ones: {"ssd": 800}.',
+    flag_values=FLAGS,
 )
 flags.DEFINE_bool("serve", False, "Show the page on this machine until Ctrl-C.", flag_values=FLAGS)
 flags.DEFINE_integer("port", 8000, "Where --serve shows it; 0 takes a free one.", 0, 65535, flag_values=FLAGS)

@@ -70,7 +70,9 @@ def time_split(splits: Sequence[tuple[str, TimeSplit]]) -> Markup:
         left += widths
     axes.set_yticks(list(rows), [name for name, _ in splits])
     axes.invert_yaxis()
-    axes.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.42, 1), frameon=False, labelcolor=_INK, columnspacing=1)
+    axes.legend(
+        ncols=5, loc="lower center", bbox_to_anchor=(0.42, 1), frameon=False, labelcolor=_INK, columnspacing=1
+    )
     return finish("Time split of each run: init, compile, train, evaluation, waiting for input")
 
 
@@ -80,7 +82,9 @@ def throughput(logs: Sequence[RunLog]) -> Markup:
     shown = False
     for log in logs:
         start = log.start_ms
-        points = [((t - start) / 60_000, rate) for t, rate in log.throughput.points] if start is not None else []
+        points = (
+            [((t - start) / 60_000, rate) for t, rate in log.throughput.points] if start is not None else []
+        )
         if len(points) > 1:
             shown = True
             axes.plot(*zip(*points, strict=True), color=_BLUE, linewidth=1, alpha=0.75)
@@ -96,7 +100,9 @@ def convergence(points: ReferencePoints, verdict: Verdict, unit: str) -> Markup:
     axes, finish = _figure("global batch size", unit)
     pruned = points.pruned
     sizes = [p.batch_size for p in pruned]
-    axes.fill_between(sizes, [p.fastest for p in pruned], [p.mean for p in pruned], color=_GREY, alpha=0.3, linewidth=0)
+    axes.fill_between(
+        sizes, [p.fastest for p in pruned], [p.mean for p in pruned], color=_GREY, alpha=0.3, linewidth=0
+    )
     axes.plot(sizes, [p.mean for p in pruned], color=_INK, linewidth=1, marker="o", markersize=3)
     left_out = [p for p in points.points if p not in pruned]
     axes.plot([p.batch_size for p in left_out], [p.mean for p in left_out], "o", color=_GREY, markersize=3)
@@ -105,7 +111,9 @@ def convergence(points: ReferencePoints, verdict: Verdict, unit: str) -> Markup:
         axes.plot([verdict.batch_size] * n, verdict.epochs, "o", color=_BLUE, markersize=4, alpha=0.5)
         if verdict.mean is not None:
             colour = _BLUE if verdict.passed else _ORANGE
-            axes.plot([verdict.batch_size], [verdict.mean], "_", color=colour, markersize=16, markeredgewidth=2)
+            axes.plot(
+                [verdict.batch_size], [verdict.mean], "_", color=colour, markersize=16, markeredgewidth=2
+            )
     every = [*sizes, *([verdict.batch_size] if verdict.batch_size else [])]
     if min(every) > 0 and max(every) / min(every) > 8:
         axes.set_xscale("log", base=2)
@@ -120,7 +128,9 @@ def latency_histogram(run: InferenceRun) -> Markup:
     axes, finish = _figure("latency, ms", "samples")
     milliseconds = run.latencies * 1e3
     top = float(np.quantile(milliseconds, 0.999))
-    axes.hist(milliseconds, bins=np.linspace(milliseconds[0], max(top, milliseconds[0] + 1e-6), 50), color=_BLUE)
+    axes.hist(
+        milliseconds, bins=np.linspace(milliseconds[0], max(top, milliseconds[0] + 1e-6), 50), color=_BLUE
+    )
     if run.bound:
         axes.axvline(run.bound * 1e3, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
     return finish("Latency histogram up to the 99.9th percentile; dashed: the bound")
@@ -133,7 +143,9 @@ def percentile_curve(run: InferenceRun) -> Markup:
     axes, finish = _figure("percentile", "latency, ms")
     if len(run.latencies):
         n = len(run.latencies)
-        shares = np.unique(np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1 / max(n, 2), 60)]))
+        shares = np.unique(
+            np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1 / max(n, 2), 60)])
+        )
         latencies = run.latencies[np.minimum((shares * n).astype(int), n - 1)] * 1e3
         axes.plot(_tail(shares), latencies, color=_BLUE, linewidth=1.2)
     if run.percentiles:
@@ -176,7 +188,9 @@ def _figure(x: str, y: str, height: float = _SIZE[1]):
     figure = Figure(figsize=(_SIZE[0], min(height, 12)))
     FigureCanvasSVG(figure)
     # Fixed margins: fitting them to the text would draw everything twice, and there are hundreds of drawings.
-    axes: Axes = figure.add_axes((0.13, 0.45 / figure.get_figheight(), 0.85, 1 - 0.65 / figure.get_figheight()))
+    axes: Axes = figure.add_axes(
+        (0.13, 0.45 / figure.get_figheight(), 0.85, 1 - 0.65 / figure.get_figheight())
+    )
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.margins(x=0.03)
@@ -228,4 +242,3 @@ def _svg(figure, title: str) -> Markup:
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     head = f'<svg role="img" aria-label="{title}" viewBox="0 0 {width:g} {height:g}" {names}>'
     return Markup(re.sub(r"<svg[^>]*?>", head, drawn, count=1))
-
