@@ -151,7 +151,7 @@ def _run_table(result: Result, splits: Sequence[TimeSplit], own: dict) -> Markup
         named += [tag("td", c, class_="number", data_label=n) for c, n in zip(cells, names[1:], strict=True)]
         rows.append(tag("tr", named))
     table = tag("table", tag("thead", head), tag("tbody", rows), class_="cards")
-    summary = tag("summary", f"{len(result.logs)} runs, one by one (phases in minutes)")
+    summary = tag("summary", f"Run by run ({len(result.logs)}; phases in minutes)")
     return tag("details", summary, tag("div", table, class_="wide"), class_="more")
 
 
@@ -230,7 +230,11 @@ def inference_details(run: InferenceRun, identifier: str) -> Markup:
 def inference_value(run: InferenceRun) -> str:
     if run.value is None:
         return "accuracy only" if run.mode == "AccuracyOnly" else "none"
-    return f"{run.value:,.4g} {run.unit}, {run.metric}"
+    return f"{amount(run.value)} {run.unit}, {run.metric}"
+
+
+def amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def verdict_of(run: InferenceRun) -> str:

@@ -61,7 +61,9 @@ def quality(logs: Sequence[RunLog], target: float | None, converged: Sequence[bo
 
 def time_split(splits: Sequence[tuple[str, TimeSplit]]) -> Markup:
     """Where each run's time went, in minutes."""
-    axes, finish = _figure("minutes", "", height=1.1 + 0.3 * len(splits))
+    if not any(getattr(split, phase) for _, split in splits for phase in PHASES):
+        return Markup("")
+    axes, finish = _figure("minutes", "", height=0.9 + 0.3 * len(splits), top=0.4)
     rows = range(len(splits))
     left = np.zeros(len(splits))
     for phase, colour in zip(PHASES, _PHASE_COLOURS, strict=True):
@@ -179,18 +181,20 @@ def server_curve(runs: Sequence[InferenceRun]) -> Markup:
     return finish("Server: latency against the rate asked for; orange was INVALID, dashed: the bound")
 
 
-def _figure(x: str, y: str, height: float = _SIZE[1]):
-    """Axes in the page's manner, and the function that makes an SVG of them with a title to be read aloud."""
+def _figure(x: str, y: str, height: float = _SIZE[1], top: float = 0.2):
+    """Axes in the page's manner, and the function that makes an SVG of them with a title to be read aloud.
+
+    height, top: of the drawing and of the margin above the axes, in inches.
+    """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     _use_style()
-    figure = Figure(figsize=(_SIZE[0], min(height, 12)))
+    height = min(height, 12) + top - 0.2
+    figure = Figure(figsize=(_SIZE[0], height))
     FigureCanvasSVG(figure)
     # Fixed margins: fitting them to the text would draw everything twice, and there are hundreds of drawings.
-    axes: Axes = figure.add_axes(
-        (0.13, 0.45 / figure.get_figheight(), 0.85, 1 - 0.65 / figure.get_figheight())
-    )
+    axes: Axes = figure.add_axes((0.13, 0.45 / height, 0.85, 1 - (0.45 + top) / height))
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.margins(x=0.03)

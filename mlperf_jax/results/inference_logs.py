@@ -218,7 +218,9 @@ def _latencies(path: Path) -> np.ndarray:
 
 def _accuracy(folder: Path) -> tuple[str, ...]:
     """How good the answers were: of this run, or of the accuracy run beside it."""
-    for place in (folder, folder.parent / "accuracy", folder.parent.parent / "accuracy"):
+    above = list(folder.parents)[:3]
+    depth = next((i for i, place in enumerate(above) if place.name in SCENARIOS), -1)
+    for place in (folder, *(place / "accuracy" for place in above[: depth + 1])):
         own = _own_record(place)
         quality, target = number(own.get("quality")), number(own.get("quality_target"))
         if quality is not None:
