@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(arguments: list[str]) -> int:
     roots = _parse(arguments)
     if FLAGS.help:
-        print(f"{__doc__.strip()}\n\nFlags:\n{FLAGS.main_module_help() or FLAGS.get_help()}")
+        print(_help())
         return 0
     if not roots:
         raise UserError("Name at least one folder of results, as: python -m mlperf_jax.report results.")
@@ -72,6 +72,17 @@ def _command(arguments: list[str]) -> int:
         tables.write_text(Path(FLAGS.html), page.render(report, references, FLAGS.metric))
     _tell(report, references)
     return 0
+
+
+def _help() -> str:
+    lines = [__doc__.strip(), "", "Flags:"]
+    for name in FLAGS:
+        flag = FLAGS[name]
+        kind = "|".join(flag.parser.enum_values) if hasattr(flag.parser, "enum_values") else flag.flag_type()
+        shown = f"--{name}" if flag.boolean else f"--{name}=<{kind}>"
+        default = "" if flag.default in (None, False) else f" [{flag.default}]"
+        lines.append(f"  {shown:<30} {flag.help.rpartition('>: ')[2]}{default}")
+    return "\n".join(lines)
 
 
 def _parse(arguments: list[str]) -> list[Path]:

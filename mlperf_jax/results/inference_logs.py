@@ -20,7 +20,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.results.descriptions import flatten
 from mlperf_jax.results.events import UNVERIFIED
 from mlperf_jax.results.logs import number
-from mlperf_jax.results.rounds import Problem
+from mlperf_jax.results.rounds import NOT_RESULTS, Problem
 
 SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline")
 _DETAIL = "mlperf_log_detail.txt"
@@ -104,7 +104,7 @@ def read_inference(roots: Iterable[Path]) -> tuple[list[InferenceRun], list[Prob
 
 def _folders(root: Path) -> Iterator[Path]:
     for folder, names, files in os.walk(root, followlinks=False):
-        names[:] = sorted(name for name in names if name not in (".git", "checkpoints", "tensorboard"))
+        names[:] = sorted(name for name in names if name not in NOT_RESULTS)
         if _DETAIL in files:
             yield Path(folder)
 

@@ -32,7 +32,7 @@ _ROUND_FOLDER = re.compile(
 )
 _DEEPEST = 24
 # Folders beside the results in which nothing is a result, and which can be huge.
-_NOT_RESULTS = {
+NOT_RESULTS = {
     "benchmarks",
     "benchmark",
     "code",
@@ -263,7 +263,7 @@ def _walk(
     if depth == _DEEPEST:
         return
     for entry in entries:
-        if _is(entry, os.DirEntry.is_dir) and (in_results or entry.name not in _NOT_RESULTS):
+        if _is(entry, os.DirEntry.is_dir) and (in_results or entry.name not in NOT_RESULTS):
             inside = in_results or entry.name == "results"
             yield from _walk(folder / entry.name, inside, below_results + in_results, depth + 1)
 

@@ -56,6 +56,19 @@ def test_speedups_in_the_terminal_and_references_of_the_users(tmp_path, capsys):
     assert "10.0×" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "minutes", "speedup"),
+    # As published: DGX-1 and 4 TPU v2 on ResNet, Intel's CPU on NCF; and ResNet on 640 V100.
+    [("resnet", 134.56, "65.6×"), ("resnet", 301.58, "29.3×"), ("ncf", 29.80, "1.6×"), ("resnet", 6.2, "1,424.4×")],
+)
+def test_speedups_are_those_published_with_v05(tmp_path, capsys, benchmark, minutes, speedup):
+    folder = tmp_path / "v0.5.0" / "acme" / "results" / "system" / benchmark
+    for i in range(100 if benchmark == "ncf" else 5):
+        trees.write(folder / f"result_{i}.txt", trees.v05_run(minutes, benchmark=benchmark))
+    assert report.main([str(tmp_path), "--metric=speedup"]) == 0
+    assert speedup in capsys.readouterr().out
+
+
 def test_labels_and_unreadable_files_are_told(tmp_path, capsys):
     trees.ours(tmp_path / "tree")
     trees.write(tmp_path / "tree" / "results" / "cpu-1x" / "resnet" / "result_9.txt", "nothing")
