@@ -159,7 +159,7 @@ def _server_peak(variant: str) -> dict[str, float]:
         values, _ = _run_once(variant, "Server", False, server_target_qps=qps, min_duration_ms=3000)
         return values["result_validity"] == "VALID"
 
-    low, high = 50_000.0, 75_000.0
+    low, high = 100_000.0, 150_000.0
     while valid(high):
         low, high = high, 1.5 * high
     while high / low > 1.05:
@@ -260,6 +260,9 @@ def main() -> None:
             "repeats": arguments.repeats,
             "results": results,
         }
+        if arguments.out.exists():  # keep what was not measured this time
+            before = json.loads(arguments.out.read_text())["results"]
+            record["results"] = {n: (before | results)[n] for n in MEASUREMENTS if n in before or n in results}
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
         arguments.out.with_suffix(".md").write_text(table(record))
 
