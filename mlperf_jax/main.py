@@ -132,7 +132,7 @@ def _command(arguments: list[str]) -> int:
     for name in ("mode", "checkpoint", "weights", "count", *_NUMBERS):
         if FLAGS[name].present:
             raise UserError(f"--{name} goes with --scenario, as --scenario=SingleStream.")
-    return _train(overrides)
+    return _train(overrides, arguments)
 
 
 def _parse(arguments: list[str]) -> None:
@@ -156,7 +156,7 @@ def _mistake(error: flags.Error) -> str:
     return text
 
 
-def _train(overrides: list[str]) -> int:
+def _train(overrides: list[str], arguments: list[str]) -> int:
     """Everything from here on may import jax: platform and XLA flags are decided."""
     from mlperf_jax import workload as registry
     from mlperf_jax.parallel import distributed, mesh
@@ -195,6 +195,7 @@ def _train(overrides: list[str]) -> int:
         seed=FLAGS.seed,
         runs=FLAGS.runs,
         profile=FLAGS.profile,
+        command=("python", "-m", "mlperf_jax.main", *arguments),
     )
     return run.train_command(workload, layout, options)
 

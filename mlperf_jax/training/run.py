@@ -41,6 +41,7 @@ class TrainOptions:
         seed: base of the seeds; None draws from the system's entropy.
         runs: how many runs to finish.
         profile: whether to trace a few steps.
+        command: what was typed, for whoever wants to repeat it.
     """
 
     preset: str
@@ -49,6 +50,7 @@ class TrainOptions:
     seed: int | None = None
     runs: int = 1
     profile: bool = False
+    command: tuple[str, ...] = ()
 
 
 def train_command(workload: Workload, layout: Layout, options: TrainOptions) -> int:
@@ -71,6 +73,8 @@ def train_command(workload: Workload, layout: Layout, options: TrainOptions) -> 
     with StopSignal() as stop, runs:
         for _ in range(options.runs):
             run = _claim(runs, workload, layout, options)
+            if first:
+                run.update(command=options.command)
             outcome = _one_run(workload, layout, run, options, name, stop)
             reached &= outcome.status == "success"
             finished.append(run)
