@@ -67,7 +67,7 @@ _CHOICES = {
         ("performance", "accuracy", "submission", "find_peak"),
         "Inference: what to run; default performance and accuracy, each by itself.",
     ),
-    "loadgen": ("ours", ("ours", "official"), "Inference: official also runs the official package, and compares."),
+    "loadgen": ("ours", ("ours", "official"), "Inference: official also runs the official package and shows both results."),
 }
 _SWITCHES = {
     "prepare": "First fetch or check the data, where that was not done yet.",
@@ -242,12 +242,14 @@ def _help() -> str:
     lines = [__doc__.strip(), "", "Flags:"]
     for name in FLAGS:
         flag = FLAGS[name]
-        kind = "|".join(flag.parser.enum_values) if hasattr(flag.parser, "enum_values") else flag.flag_type()
-        shown = f"--{name}" if flag.boolean else f"--{name}=<{kind}>"
+        choices = getattr(flag.parser, "enum_values", ())
+        kind = "|".join(choices) if sum(map(len, choices)) < 16 else "choice"
+        shown = f"--{name}" if flag.boolean else f"--{name}=<{kind if choices else flag.flag_type()}>"
         text = flag.help.rpartition(">: ")[2]  # absl writes the choices of an enum before its help
+        named = f" {', '.join(choices)}." if kind == "choice" else ""
         default = "" if flag.default in (None, False) else f" [{flag.default}]"
-        lines.append(f"  {shown:<34} {text}{default}")
-    lines.append(f"  {'--config.KEY=<value>':<34} Change any number of the workload's config (configs/<workload>.py).")
+        lines.append(f"  {shown:<28} {text}{named}{default}")
+    lines.append(f"  {'--config.KEY=<value>':<28} Change any number of the workload's config (configs/<workload>.py).")
     return "\n".join(lines)
 
 
