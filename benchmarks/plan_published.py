@@ -93,13 +93,22 @@ def run(name: str, cache_dir: str | None) -> dict:
     """Plans one point; returns what goes into the record."""
     point = POINTS[name]
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ["--workload=resnet50", f"--topology={name}", f"--batch={point['batch']}", *point["settings"]]
+        arguments = [
+            "--workload=resnet50",
+            f"--topology={name}",
+            f"--batch={point['batch']}",
+            *point["settings"],
+        ]
         extra = [f"--cache_dir={cache_dir}"] if cache_dir else []
         status = plan.main([*arguments, f"--results_dir={folder}", *extra])
         if status:
             raise SystemExit(status)
         record = json.loads((Path(folder) / "plan.json").read_text())
-    return {"command": " ".join(["python -m mlperf_jax.plan", *arguments]), "published": published(point), **record}
+    return {
+        "command": " ".join(["python -m mlperf_jax.plan", *arguments]),
+        "published": published(point),
+        **record,
+    }
 
 
 def published(point: dict) -> dict:

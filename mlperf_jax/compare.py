@@ -1,6 +1,6 @@
 """Compares sharding strategies on the devices that are there: time, memory, collectives, agreement.
 
-    python -m mlperf_jax.compare --workload=resnet50 --platform=cpu --cpu_devices=8 --sharding=dp,fsdp,tp --steps=50
+    python -m mlperf_jax.compare --workload=resnet50 --platform=cpu --cpu_devices=8 --sharding=dp,fsdp,tp
     python -m mlperf_jax.compare --workload=resnet50 --platform=tpu --sharding=dp,zero1,fsdp
 
 Data is synthetic, and not in the time. Every strategy is held against dp, which is run first.
@@ -24,7 +24,10 @@ FLAGS = flags.FlagValues()
 
 # name, default, help
 _STRINGS = {
-    "workload": (None, "What to run: a name that mlperf_jax.main --list shows, or your own package.module:Name."),
+    "workload": (
+        None,
+        "What to run: a name that mlperf_jax.main --list shows, or your own package.module:Name.",
+    ),
     "sharding": ("dp,fsdp,tp", "Strategies, separated by commas."),
     "mesh": (None, "Sizes of the mesh's axes, as data:4,model:2; each strategy takes the axes that it has."),
     "results_dir": (None, "Where compare.json and compare.svg go; without it they are only printed."),

@@ -40,7 +40,7 @@ _FLAGS = {
 def _define_flags() -> None:
     for name, (default, text) in _FLAGS.items():
         flags.DEFINE_string(name, default, text, flag_values=FLAGS)
-    text = "Global batch; takes the numbers of MLPerf's reference convergence point of that batch, where there is one."
+    text = "Global batch; with it come the numbers of MLPerf's reference convergence point, if there is one."
     flags.DEFINE_integer("batch", 0, text, lower_bound=0, flag_values=FLAGS)
     flags.DEFINE_enum("preset", "closed", configs.PRESETS, "closed: MLPerf's own; mini.", flag_values=FLAGS)
     flags.DEFINE_bool("help", False, "Show this, and end.", flag_values=FLAGS)
@@ -101,8 +101,9 @@ def _plan(overrides: list[str]) -> int:
     workload = make_workload(FLAGS.workload, FLAGS.preset, where.platform, FLAGS.batch, overrides)
     cache_dir = Path(FLAGS.cache_dir).expanduser() if FLAGS.cache_dir else plan_compile.default_cache_dir()
     print(
-        f"{FLAGS.workload} ({FLAGS.preset}), global batch {workload.batch_size:,} on {where.name}: {where.num_chips} chips, "
-        f"{where.num_devices} devices. Predicted, not measured; not reviewed by MLCommons.\n"
+        f"{FLAGS.workload} ({FLAGS.preset}), global batch {workload.batch_size:,} on {where.name}: "
+        f"{where.num_chips} chips, {where.num_devices} devices. "
+        "Predicted, not measured; not reviewed by MLCommons.\n"
     )
     plans = []
     for strategy in strategies:

@@ -202,7 +202,9 @@ def first_step(engine: Engine, seed: int, batch: Any) -> tuple[float, list[np.nd
             changes = [a - b for a, b in zip(after[part], before[part], strict=True)]
             if any(np.any(change) for change in changes):
                 return loss, changes
-    raise UserError(f"The first {MOST_IDLE_STEPS + 1} steps change no parameter, so there is nothing to compare.")
+    raise UserError(
+        f"The first {MOST_IDLE_STEPS + 1} steps change no parameter, so there is nothing to compare."
+    )
 
 
 def _floats(state: State) -> dict[str, list[np.ndarray]]:

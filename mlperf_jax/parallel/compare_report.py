@@ -37,7 +37,8 @@ def text(results: Sequence[Measured], about: dict[str, Any]) -> str:
     devices = about["devices"]
     head = (
         f"{about['workload']} ({about['preset']}), synthetic data, global batch {about['batch_size']:,} on "
-        f"{devices['count']} x {devices['kind']}; {about['steps']} steps each, in turns. Not reviewed by MLCommons."
+        f"{devices['count']} x {devices['kind']}; {about['steps']} steps each, in turns. "
+        "Not reviewed by MLCommons."
     )
     rows = [
         ("strategy", "mesh", "step", "quartiles", f"{about['unit']}/s", "memory/device", "state/device")
@@ -63,7 +64,9 @@ def text(results: Sequence[Measured], about: dict[str, Any]) -> str:
         )
     lines = [head, "", columns(rows), "", "Differences from dp are relative. Collectives a step:"]
     for r in results:
-        sent = [f"{c['count']} {c['kind']} over {'+'.join(c['axes'])}, {size(c['bytes'])}" for c in r.collectives]
+        sent = [
+            f"{c['count']} {c['kind']} over {'+'.join(c['axes'])}, {size(c['bytes'])}" for c in r.collectives
+        ]
         lines.append(f"  {r.strategy}: {'; '.join(sent) or 'none'}")
     return "\n".join(lines)
 
@@ -83,17 +86,22 @@ def write(folder: Path, results: Sequence[Measured], about: dict[str, Any]) -> N
         [m - r.step_seconds["low"] * 1e3 for m, r in zip(middle, results, strict=True)],
         [r.step_seconds["high"] * 1e3 - m for m, r in zip(middle, results, strict=True)],
     ]
-    times.bar([p - 0.2 for p in places], middle, width=0.4, yerr=spread, capsize=3, label="measured, quartiles")
+    times.bar(
+        [p - 0.2 for p in places], middle, width=0.4, yerr=spread, capsize=3, label="measured, quartiles"
+    )
     predicted = [(r.predicted_step or 0.0) * 1e3 for r in results]
     times.bar([p + 0.2 for p in places], predicted, width=0.4, label="predicted")
     times.set_xticks(list(places), names)
     times.set_ylabel("ms per step")
     times.legend(fontsize="small")
     for shift, part in ((-0.2, "state"), (0.2, "total")):
-        memory.bar([p + shift for p in places], [r.memory[part] / 2**20 for r in results], width=0.4, label=part)
+        memory.bar(
+            [p + shift for p in places], [r.memory[part] / 2**20 for r in results], width=0.4, label=part
+        )
     memory.set_xticks(list(places), names)
     memory.set_ylabel("MiB per device")
     memory.legend(fontsize="small")
     devices = about["devices"]
-    figure.suptitle(f"{about['workload']} ({about['preset']}), batch {about['batch_size']:,}, {devices['count']} x {devices['kind']}")
+    where = f"{devices['count']} x {devices['kind']}"
+    figure.suptitle(f"{about['workload']} ({about['preset']}), batch {about['batch_size']:,}, {where}")
     save_figure(figure, folder / "compare.svg")

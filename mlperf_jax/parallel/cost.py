@@ -191,9 +191,31 @@ def _window(text: str) -> list[dict[str, int]]:
 
 # Instructions that move no data: names for what is already there, or control.
 _FREE = frozenset(
-    "parameter constant get-tuple-element tuple bitcast while conditional call after-all opt-barrier "
-    "partition-id replica-id iota copy-done slice-done all-reduce-done all-gather-done collective-permute-done "
-    "async-done async-update send-done recv-done domain".split()
+    [
+        "parameter",
+        "constant",
+        "get-tuple-element",
+        "tuple",
+        "bitcast",
+        "while",
+        "conditional",
+        "call",
+        "after-all",
+        "opt-barrier",
+        "iota",
+        "partition-id",
+        "replica-id",
+        "copy-done",
+        "slice-done",
+        "all-reduce-done",
+        "all-gather-done",
+        "collective-permute-done",
+        "async-done",
+        "async-update",
+        "send-done",
+        "recv-done",
+        "domain",
+    ]
 )
 
 

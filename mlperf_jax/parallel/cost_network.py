@@ -182,7 +182,7 @@ def collectives(module: Module, network: Network) -> list[Collective]:
 
 
 def by_kind_and_axis(found: Sequence[Collective]) -> list[dict[str, Any]]:
-    """Sums over collectives of one kind and axis, the largest first: count and bytes a step, seconds a step."""
+    """Sums over collectives of one kind and axis, the largest first: count, bytes and seconds a step."""
     rows: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
     for c in found:
         row = rows.setdefault(

@@ -163,7 +163,7 @@ class Module:
 
     @functools.cached_property
     def scheduled(self) -> tuple[str, ...]:
-        """Computations whose instructions run one by one: the entry, loops, branches and calls; no fusions."""
+        """Computations whose instructions run one by one: the entry, loops, branches, calls; no fusions."""
         found: dict[str, None] = {}
 
         def visit(name: str) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.parallel import strategy_file
 from mlperf_jax.parallel.layout import STRATEGIES, Layout, Strategy
 
 
@@ -29,13 +33,15 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def find_strategy(name: str) -> Strategy:
-    """Returns the strategy of that name.
+    """Returns the strategy of that name, or the one that a file ending in .toml describes.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the file says something else.
     """
+    if name.endswith(".toml"):
+        return strategy_file.load(Path(name).expanduser())
     if name not in STRATEGIES:
-        raise UserError(f"There is no --sharding={name}; use {', '.join(STRATEGIES)}.")
+        raise UserError(f"There is no --sharding={name}; use {', '.join(STRATEGIES)}, or a file as mine.toml.")
     return STRATEGIES[name]
 
 
@@ -75,10 +81,29 @@ def make_layout(strategy: Strategy, asked: dict[str, int] | None = None, devices
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = mesh_sizes(strategy, asked or {}, len(devices))
-    mesh = jax.make_mesh(
-        tuple(sizes.values()), tuple(sizes), devices=devices, axis_types=(AxisType.Auto,) * len(sizes)
-    )
+    types = (AxisType.Auto,) * len(sizes)
+    if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
+        return Layout(strategy, Mesh(_hybrid(sizes, devices), tuple(sizes), axis_types=types))
+    mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices, axis_types=types)
     return Layout(strategy, mesh)
+
+
+def _hybrid(sizes: dict[str, int], devices: Sequence) -> np.ndarray:
+    """Devices of several TPU slices: only the first mesh axis, which carries least, crosses between them.
+
+    Raises:
+        UserError: the slices do not divide the first axis.
+    """
+    slices = len({device.slice_index for device in devices})
+    axis, size = next(iter(sizes.items()))
+    if size % slices:
+        raise UserError(
+            f"Mesh axis {axis!r} of {size} does not divide over {slices} slices; "
+            f"give --mesh with a multiple of {slices}."
+        )
+    inside = (size // slices, *list(sizes.values())[1:])
+    across = (slices, *[1] * (len(sizes) - 1))
+    return mesh_utils.create_hybrid_device_mesh(inside, across, devices)
 
 
 def single_device_layout(device: jax.Device | None = None) -> Layout:

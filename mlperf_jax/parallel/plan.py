@@ -19,6 +19,7 @@ from mlperf_jax.parallel import (
     cost,
     cost_network,
     cost_time,
+    fallback,
     hlo,
     mesh,
     plan_compile,
@@ -106,9 +107,10 @@ def plan_strategy(
         _roofline(plan, where, compute=plan.flops["program"], moved=0.0, network=0.0)
         return plan
     lowered = Engine(workload, layout).lower("train_step")
+    order = ",".join(str(device.id) for device in layout.mesh.devices.flat)
     answer = plan_compile.compile_program(
         lowered,
-        target=f"{where.name} {dict(layout.mesh.shape)} {','.join(str(d.id) for d in layout.mesh.devices.flat)}",
+        target=f"{where.name} {dict(layout.mesh.shape)} {order}",
         compiler=topology.compiler_version(where),
         cache_dir=cache_dir,
         label=f"{strategy.name} for {where.name}",
@@ -156,31 +158,14 @@ def _shapes(plan: Plan, workload: Workload, layout: Layout, where: Topology) -> 
         "program": counted.total / devices,
         "rematerialised": counted.rematerialised / devices,
     }
-    plan.replicated = _replicated(state, shardings, layout)
+    placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+    plan.replicated = fallback.stayed_whole(placed, layout.strategy)
 
 
 def _bytes(tree: Any, shardings: Any) -> int:
     """Bytes per device of a tree of structs."""
     sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, tree, shardings)
     return sum(jax.tree.leaves(sizes))
-
-
-def _replicated(state: Any, shardings: Any, layout: Layout) -> list[dict[str, Any]]:
-    """Tensors of parameters and optimizer that every device holds whole, the largest first."""
-    strategy = layout.strategy
-    if not (strategy.shard_params or strategy.shard_optimizer):
-        return []
-    parts = ["params", "opt_state"] if strategy.shard_params else ["opt_state"]
-    rows = []
-    for part in parts:
-        leaves = jax.tree_util.tree_leaves_with_path(state.get(part, {}))
-        places = jax.tree.leaves(shardings.get(part, {}))
-        for (path, leaf), place in zip(leaves, places, strict=True):
-            if place.is_fully_replicated:
-                name = part + jax.tree_util.keystr(path)
-                size = math.prod(leaf.shape) * leaf.dtype.itemsize
-                rows.append({"name": name, "shape": list(leaf.shape), "bytes": size})
-    return sorted(rows, key=lambda row: -row["bytes"])
 
 
 def _compiled(plan: Plan, answer: Answer, workload: Workload, layout: Layout, where: Topology) -> None:
@@ -211,7 +196,7 @@ def _compiled(plan: Plan, answer: Answer, workload: Workload, layout: Layout, wh
         "operations": played.compute,
         "waiting": played.waiting,
         "mfu": plan.flops["model"] / peak / played.seconds,
-        "mfu_bound": plan.flops["model"] / peak / plan.roofline["step"],
+        "mfu_bound": min(plan.flops["model"] / peak / plan.roofline["step"], 1.0),
     }
     plan.operations = [
         dataclasses.asdict(o) | {"share": o.seconds / played.seconds}

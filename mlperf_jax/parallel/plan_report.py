@@ -26,7 +26,8 @@ def describe(plan: Plan, where: Topology, unit: str) -> str:
         lines += _collectives(plan) + _times(plan, unit) + _operations(plan)
     elif plan.roofline and plan.verdict == "not compiled":
         lines.append(
-            f"  compute at its peak    {seconds(plan.roofline['compute'])} a step, a lower bound of the analytic part alone"
+            f"  compute at its peak    {seconds(plan.roofline['compute'])} a step; "
+            "without the compiler that is all that can be said of time"
         )
     lines += _replicated(plan)
     return "\n".join(lines)
@@ -58,8 +59,8 @@ def _flops(plan: Plan) -> list[str]:
 
 def _collectives(plan: Plan) -> list[str]:
     lines = [
-        f"  {row['kind']:<22} over {'+'.join(row['axes']) or 'nothing'} ({row['group']} devices): {row['count']} a step, "
-        f"{size(row['bytes'])}, {seconds(row['seconds'])} at best"
+        f"  {row['kind']:<22} over {'+'.join(row['axes']) or 'nothing'} ({row['group']} devices): "
+        f"{row['count']} a step, {size(row['bytes'])}, {seconds(row['seconds'])} at best"
         for row in plan.collectives
     ]
     return lines or ["  collectives            none"]
@@ -69,15 +70,17 @@ def _times(plan: Plan, unit: str) -> list[str]:
     roofline, predicted = plan.roofline, plan.predicted
     lines = [
         f"  roofline               compute {seconds(roofline['compute'])}, HBM {seconds(roofline['hbm'])}, "
-        f"network {seconds(roofline['network'])}: bound by {roofline['bound']}, MFU at most {predicted['mfu_bound']:.1%}",
-        f"  predicted step         {seconds(predicted['step'])} (waiting for the network {seconds(predicted['waiting'])}), "
-        f"{predicted['throughput']:,.0f} {unit}/s, {predicted['throughput_per_chip']:,.0f} a chip, MFU {predicted['mfu']:.1%}",
+        f"network {seconds(roofline['network'])}: bound by {roofline['bound']}, "
+        f"MFU at most {predicted['mfu_bound']:.1%}",
+        f"  predicted step         {seconds(predicted['step'])}, {seconds(predicted['waiting'])} of it waiting "
+        f"for the network; {predicted['throughput']:,.0f} {unit}/s, "
+        f"{predicted['throughput_per_chip']:,.0f} a chip, MFU {predicted['mfu']:.1%}",
     ]
     if training := plan.training:
         lines.append(
-            f"  time to train          {training['total_minutes']:.2f} min: {training['epochs']:.2f} epochs, {training['steps']:,} steps "
-            f"{training['minutes']:.2f} min, {training['evaluations']} evaluations about {training['evaluation_minutes']:.2f} min "
-            f"({training['source']})"
+            f"  time to train          {training['total_minutes']:.2f} min: {training['epochs']:.2f} epochs, "
+            f"{training['steps']:,} steps {training['minutes']:.2f} min, {training['evaluations']} evaluations "
+            f"about {training['evaluation_minutes']:.2f} min ({training['source']})"
         )
     if loops := plan.compiler.get("unknown_loops"):
         lines.append(f"  loops of unknown length, counted once: {', '.join(loops)}")
@@ -89,7 +92,8 @@ def _operations(plan: Plan) -> list[str]:
     for row in plan.operations[:6]:
         times = f" x{row['times']}" if row["times"] > 1 else ""
         lines.append(
-            f"    {row['share']:>6.1%} {seconds(row['seconds']):>9}{times}  {row['opcode']:<12} {row['source'] or row['name']}"
+            f"    {row['share']:>6.1%} {seconds(row['seconds']):>9}{times}  {row['opcode']:<12} "
+            f"{row['source'] or row['name']}"
         )
     return lines
 
@@ -97,11 +101,10 @@ def _operations(plan: Plan) -> list[str]:
 def _replicated(plan: Plan) -> list[str]:
     if not plan.replicated:
         return []
-    total = sum(row["bytes"] for row in plan.replicated)
-    first = plan.replicated[0]
+    total, first = sum(row["bytes"] for row in plan.replicated), plan.replicated[0]
     return [
-        f"  stayed whole           {len(plan.replicated)} tensors, {size(total)} on every device; the largest {first['name']} "
-        f"{tuple(first['shape'])}, {size(first['bytes'])}"
+        f"  stayed whole           {len(plan.replicated)} tensors, {size(total)} on every device; "
+        f"the largest {first['name']} {tuple(first['shape'])}, {size(first['bytes'])}"
     ]
 
 

@@ -92,7 +92,8 @@ def missing_compiler(topology: Topology) -> str | None:
         package, extra = "jax's CUDA plugin", "cuda"
     if found:
         return None
-    return f"Compiling for {topology.name} needs {package}; install it with: pip install -e '.[{extra}]' -c constraints.txt"
+    command = f"pip install -e '.[{extra}]' -c constraints.txt"
+    return f"Compiling for {topology.name} needs {package}; install it with: {command}"
 
 
 def compiler_version(topology: Topology) -> str:

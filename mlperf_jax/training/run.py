@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from mlperf_jax.errors import Stopped, UserError
-from mlperf_jax.parallel import distributed
+from mlperf_jax.parallel import distributed, fallback
 from mlperf_jax.parallel.chips import find_chip
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.results import events, summary, system
@@ -141,6 +141,8 @@ def _one_run(
                 _log_facts(log, workload, layout, run, options, system_name)
             say("compiling")
             engine = _compile(workload, layout)
+            if text := fallback.sentence(fallback.stayed_whole(engine.state, layout.strategy), layout.strategy):
+                say(text)
             state = checkpoints.restore(engine.state) if position else engine.init(run.seed)
             jax.block_until_ready(state)
             seconds = sum(engine.compile_seconds.values())

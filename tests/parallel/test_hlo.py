@@ -244,7 +244,9 @@ def test_compiled_count_agrees_with_the_jaxpr():
     assert cost.hlo_flops(hlo.parse(text)) == 3 * FORWARD
 
 
-@pytest.mark.parametrize("chip", [chip for chip in CHIPS if chip.platform == "tpu"], ids=lambda chip: chip.name)
+@pytest.mark.parametrize(
+    "chip", [chip for chip in CHIPS if chip.platform == "tpu"], ids=lambda chip: chip.name
+)
 def test_clock_and_matrix_units_make_up_the_peak(chip):
     """Units per device: v2 1, v3 2, v4 and v5p 8 (two cores), v5e 4; of 128 x 128, since v6e of 256 x 256."""
     units = {"v2": 1, "v3": 2, "v4": 8, "v5e": 4, "v5p": 8, "v6e": 4, "tpu7x": 4}[chip.name]
@@ -268,7 +270,11 @@ def test_ring_all_reduce_takes_two_passes(devices):
 def test_torus_that_closes_is_used_both_ways():
     where = topology.parse("v5e:16x16")
     places = list(itertools.product(range(16), range(16)))
-    mesh = type("M", (), {"shape": {"data": 256}, "devices": np.array([Device(i, (*p, 0)) for i, p in enumerate(places)])})
+    mesh = type(
+        "M",
+        (),
+        {"shape": {"data": 256}, "devices": np.array([Device(i, (*p, 0)) for i, p in enumerate(places)])},
+    )
     seconds = cost_network.Network(where, mesh).seconds("all-reduce", 1e9, range(256))
     assert seconds == pytest.approx(2 * 255 / 256 * 1e9 / (4 * 50e9))
     assert math.isclose(cost_network.Network(where, mesh).seconds("all-reduce", 4, range(256)), 2 * 16 * 1e-6)

@@ -34,7 +34,9 @@ def test_topology_names():
     assert topology.parse("h200:4x8").platform == "gpu"
 
 
-@pytest.mark.parametrize("name", ["v5e", "v5e:0x4", "v9:2x2", "v5e:ax4", "h200:2x2x2", "2xh200:1x8", "v5e:2x2 x", ""])
+@pytest.mark.parametrize(
+    "name", ["v5e", "v5e:0x4", "v9:2x2", "v5e:ax4", "h200:2x2x2", "2xh200:1x8", "v5e:2x2 x", ""]
+)
 def test_wrong_topologies_get_a_sentence(name):
     with pytest.raises(UserError, match="--topology="):
         topology.parse(name)
@@ -69,7 +71,8 @@ def test_without_the_compiler_the_analytic_part_remains(monkeypatch, tmp_path):
     where = topology.parse("h200:1x8")
     workload = tiny("gpu", batch=64)
     whole, split = (
-        plan.plan_strategy(workload, mesh.find_strategy(name), where, cache_dir=tmp_path) for name in ("dp", "fsdp")
+        plan.plan_strategy(workload, mesh.find_strategy(name), where, cache_dir=tmp_path)
+        for name in ("dp", "fsdp")
     )
     assert (whole.verdict, whole.reason) == ("not compiled", "install it")
     sizes = [math.prod(p.shape) for p in jax.tree.leaves(_params(workload))]
@@ -119,7 +122,9 @@ def _compile(lowered, folder):
 
 
 def test_out_of_memory_is_an_answer_and_is_kept(tmp_path):
-    lowered = Refusing("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.1G of 15.75G hbm.\nmore")
+    lowered = Refusing(
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.1G of 15.75G hbm.\nmore"
+    )
     answers = [_compile(lowered, tmp_path) for _ in range(2)]
     assert lowered.times == 1
     assert [a.cached for a in answers] == [False, True]
@@ -149,7 +154,13 @@ def test_too_large_for_the_real_compiler(tmp_path):
 @needs_libtpu
 def test_plan_of_a_tiny_model(tmp_path, capsys):
     """One compilation for four v5e chips, and the same again from disk."""
-    arguments = ["--workload=resnet50", "--preset=mini", "--topology=v5e:2x2", "--sharding=fsdp", "--batch=32"]
+    arguments = [
+        "--workload=resnet50",
+        "--preset=mini",
+        "--topology=v5e:2x2",
+        "--sharding=fsdp",
+        "--batch=32",
+    ]
     arguments += [f"--cache_dir={tmp_path / 'cache'}", f"--results_dir={tmp_path}", *TINY]
     assert command.main(arguments) == 0
     first = json.loads((tmp_path / "plan.json").read_text())
@@ -167,7 +178,9 @@ def test_plan_of_a_tiny_model(tmp_path, capsys):
     assert one["flops"]["executed"] == pytest.approx(one["flops"]["program"], rel=0.05)
     assert {tuple(row["axes"]) for row in one["collectives"]} == {("data",)}
     assert one["predicted"]["step"] >= one["roofline"]["step"] > 0
-    assert one["predicted"]["cycles"] > 0 and 0 < one["predicted"]["mfu"] <= one["predicted"]["mfu_bound"] <= 1
+    assert (
+        one["predicted"]["cycles"] > 0 and 0 < one["predicted"]["mfu"] <= one["predicted"]["mfu_bound"] <= 1
+    )
     shown = capsys.readouterr().out
     assert "Predicted, not measured" in shown and "fits" in shown
 
