@@ -194,7 +194,10 @@ def measure(names: list[str], repeats: int) -> dict[str, dict[str, dict[str, Any
     return {
         name: {
             variant: {
-                figure: {"median": statistics.median(r[figure] for r in runs), "all": [r[figure] for r in runs]}
+                figure: {
+                    "median": statistics.median(r[figure] for r in runs),
+                    "all": [r[figure] for r in runs],
+                }
                 for figure in runs[0]
             }
             for variant, runs in variants.items()
@@ -215,7 +218,7 @@ def table(record: dict[str, Any]) -> str:
         "",
         "    python benchmarks/loadgen_speed.py --out=benchmarks/loadgen_speed.json",
         "",
-        "| measurement | official | official fast | drop-in | drop-in fast | native | drop-in ratio | native ratio |",
+        "| median | official | official fast | drop-in | drop-in fast | native | drop-in ratio | native ratio |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, variants in record["results"].items():
@@ -235,7 +238,9 @@ def table(record: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default=",".join(MEASUREMENTS), help="measurements, by comma")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="JSON file for the results")

@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import inference_logs, page, rules, tables
+from mlperf_jax.results import details, inference_logs, page, rules, tables
 from mlperf_jax.results.logs import number
 from mlperf_jax.results.rounds import Reader
 
@@ -27,7 +27,10 @@ flags.DEFINE_string("csv", None, "Write all results to this CSV file.", flag_val
 flags.DEFINE_string("html", None, "Write the page to this file.", flag_values=FLAGS)
 flags.DEFINE_enum("metric", "minutes", page.METRICS, "What the tables show first.", flag_values=FLAGS)
 flags.DEFINE_string(
-    "reference_minutes", None, 'JSON file of P100 minutes beside the confirmed ones: {"ssd": 800}.', flag_values=FLAGS
+    "reference_minutes",
+    None,
+    'JSON file of P100 minutes beside the confirmed ones: {"ssd": 800}.',
+    flag_values=FLAGS,
 )
 flags.DEFINE_bool("serve", False, "Show the page on this machine until Ctrl-C.", flag_values=FLAGS)
 flags.DEFINE_integer("port", 8000, "Where --serve shows it; 0 takes a free one.", 0, 65535, flag_values=FLAGS)
@@ -106,11 +109,10 @@ def _tell(report: page.Report, references: tables.References) -> None:
         print(f"{tables.to_text(groups, references, FLAGS.metric)}\n\nFigures are {unit}.")
     for run in report.inference:
         told = f"{run.model}  {run.scenario}  {run.mode}"
-        value = "" if run.value is None else f"  {run.metric} {run.value:,.4g} {run.unit}"
-        print(f"{told}{value}  {'' if run.valid is None else 'VALID' if run.valid else 'INVALID'}".rstrip())
+        print(f"{told}  {details.inference_value(run)}  {details.verdict_of(run)}".rstrip())
     labels = {label for found in (*report.results, *report.inference) for label in found.labels}
     for label in sorted(labels):
-        print(f"Some of these are: {label}.")
+        print(f"Said of some of these: {label}.")
     if not groups and not report.inference:
         print("There are no results in these folders.")
     for problem in report.problems:

@@ -118,7 +118,7 @@ class RunLog:
         self.events.append(event)
 
     def has(self, key: bytes) -> bool:
-        """Whether another event of `key` would say nothing new (every process of some submissions logs all)."""
+        """Whether another event of `key` would say nothing new: some submissions log from every process."""
         return key.decode() in self._once
 
     def first(self, key: str) -> Event | None:

@@ -79,7 +79,14 @@ class Engine:
     def lower(self, name: str) -> jax.stages.Lowered:
         """Traces one program against its shapes and places."""
         program = self.programs[name]
-        jitted = jax.jit(program.function, donate_argnums=program.donate, out_shardings=program.out_shardings)
+
+        # A function of its own for every lowering: jax keeps traces by function, and a bound method of the
+        # same workload would bring back the constraints of the layout that it was first traced under.
+        @functools.wraps(program.function)
+        def traced(*args: Any) -> Any:
+            return program.function(*args)
+
+        jitted = jax.jit(traced, donate_argnums=program.donate, out_shardings=program.out_shardings)
         with self._tracing():
             return jitted.lower(*program.args)
 

@@ -139,12 +139,13 @@ def _one_run(
             engine = _compile(workload, layout)
             state = checkpoints.restore(engine.state) if position else engine.init(run.seed)
             jax.block_until_ready(state)
-            if not log.resumed:
-                log.event("compile_time", sum(engine.compile_seconds.values()), {"seconds": engine.compile_seconds})
-                log.end("init_stop")
-                log.start("run_start")
-            say(f"compiled in {sum(engine.compile_seconds.values()):.1f} s; training")
-            with _progress(workload, layout, run, log, step) as progress:
+            seconds = sum(engine.compile_seconds.values())
+            with _progress(workload, layout, run, log, step) as progress:  # its imports take a second
+                if not log.resumed:
+                    log.event("compile_time", seconds, {"seconds": engine.compile_seconds})
+                    log.end("init_stop")
+                    log.start("run_start")
+                say(f"compiled in {seconds:.1f} s; training")
                 profile = Profile(run.folder / "profile" if options.profile else None)
                 session = Session(engine, log, progress, checkpoints, stop, profile)
                 outcome = train(session, state, step)

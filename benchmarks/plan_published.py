@@ -1,0 +1,145 @@
+"""Holds plan's predictions for ResNet-50 against published results of the same chips.
+
+    python -m benchmarks.plan_published            every point; those that are cached take seconds
+    python -m benchmarks.plan_published v3:2x2     one
+
+Each point is compiled by the chip's own compiler on this machine (4 to 10 minutes on 2 cores, kept by
+`mlperf_jax.plan`'s cache) and goes into benchmarks/plan_resnet50.json as soon as it is done; the table
+is written from that into benchmarks/plan_resnet50.md. The GPU points need the `cuda` extra.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from mlperf_jax import plan
+
+FOLDER = Path(__file__).parent
+IMAGES = 1_281_167
+
+# topology: batch, what else is set, published images/s, published minutes, epochs of those runs, source.
+# Images/s of MLPerf logs are the median over blocks between two evaluations, evaluation included.
+POINTS: dict[str, dict] = {
+    "v2:2x2": dict(
+        batch=1024,
+        settings=["--config.model.bn_span=0"],
+        throughput=4418,
+        minutes=301.58,
+        epochs=62,
+        source="training_results_v0.5, google/cloud_v2.8, TPUv2.8, 5 runs",
+    ),
+    "v3:2x2": dict(
+        batch=1024,
+        settings=["--config.model.bn_span=0"],
+        throughput=7312,
+        minutes=183.40,
+        epochs=62,
+        source="training_results_v0.5, google/cloud_v3.8, TPUv3.8, 5 runs",
+    ),
+    "v3:4x4": dict(
+        batch=4096,
+        settings=[],
+        throughput=23622,
+        minutes=59.89,
+        epochs=64,
+        source="training_results_v0.5, google/research_v3.32, TPUv3.32, 5 runs",
+    ),
+    "v3:16x16": dict(
+        batch=16384,
+        settings=["--config.model.bn_span=32"],
+        throughput=281322,
+        minutes=7.08,
+        epochs=72,
+        source="training_results_v0.5, google/research_v3.512, TPUv3.512, 5 runs",
+    ),
+    "v3:128x32": dict(
+        batch=65536,
+        settings=["--config.model.bn_span=64"],
+        throughput=4.50e6,
+        minutes=0.472,
+        epochs=88,
+        source="training_results_v0.7, Google, tpu-v3-8192-JAX, 5 runs",
+    ),
+    "a100:1x8": dict(
+        batch=2048,
+        settings=["--config.model.bn_span=0"],
+        throughput=27185,
+        minutes=28.7,
+        source="training_results_v2.0, NVIDIA, DGX A100 (another framework)",
+    ),
+    "h100:1x8": dict(
+        batch=2048,
+        settings=["--config.model.bn_span=0"],
+        throughput=57295,
+        minutes=13.27,
+        source="training_results_v4.0, NVIDIA, DGX H100 (another framework)",
+    ),
+    "h200:1x8": dict(
+        batch=2048,
+        settings=["--config.model.bn_span=0"],
+        throughput=63599,
+        minutes=12.03,
+        source="training_results_v4.0, NVIDIA, 8 x H200 (another framework)",
+    ),
+    "v5e:16x16": dict(batch=32768, settings=[]),
+    "v5p:4x4x4": dict(batch=4096, settings=[]),
+}
+
+
+def run(name: str, cache_dir: str | None) -> dict:
+    """Plans one point; returns what goes into the record."""
+    point = POINTS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ["--workload=resnet50", f"--topology={name}", f"--batch={point['batch']}", *point["settings"]]
+        extra = [f"--cache_dir={cache_dir}"] if cache_dir else []
+        status = plan.main([*arguments, f"--results_dir={folder}", *extra])
+        if status:
+            raise SystemExit(status)
+        record = json.loads((Path(folder) / "plan.json").read_text())
+    return {"command": " ".join(["python -m mlperf_jax.plan", *arguments]), "published": published(point), **record}
+
+
+def published(point: dict) -> dict:
+    return {key: point[key] for key in ("throughput", "minutes", "epochs", "source") if key in point}
+
+
+def row(name: str, entry: dict) -> str:
+    """One line of the table."""
+    (done,) = entry["plans"]
+    predicted, known = done["predicted"], entry["published"]
+    cells = [
+        name,
+        f"{entry['batch_size']:,}",
+        f"{done['hbm']['total'] / 2**30:.2f} of {done['hbm']['capacity'] / 2**30:.0f} GiB",
+        f"{predicted['step'] * 1e3:.2f} ms",
+        f"{done['roofline']['step'] * 1e3:.2f} ms ({done['roofline']['bound']})",
+        f"{predicted['throughput']:,.0f}",
+    ]
+    if known:
+        error = predicted["throughput"] / known["throughput"] - 1
+        cells += [f"{known['throughput']:,.0f}", f"{error:+.1%}"]
+        minutes = known.get("epochs", 0) * IMAGES / predicted["throughput"] / 60
+        cells += [f"{minutes:.2f} / {known['minutes']}" if minutes else f"- / {known['minutes']}"]
+    else:
+        cells += ["none published", "", ""]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main(arguments: list[str]) -> None:
+    cache = next((a.partition("=")[2] for a in arguments if a.startswith("--cache_dir=")), None)
+    path = FOLDER / "plan_resnet50.json"
+    for name in [a for a in arguments if not a.startswith("--")] or POINTS:
+        entry = run(name, cache)
+        record = json.loads(path.read_text()) if path.exists() else {"schema_version": 1, "points": {}}
+        record["points"][name] = entry
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    points = json.loads(path.read_text())["points"]
+    lines = [row(name, points[name]) for name in POINTS if name in points]
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
