@@ -52,7 +52,7 @@ _INTEGERS = {
 }
 _NUMBERS = {
     "time": "Inference: measure for at least so many seconds.",
-    "qps": "Inference: queries/s of Server (searched if not given), samples/s that Offline is expected to reach.",
+    "qps": "Inference: queries/s of Server; default searched for.",
     "max_latency": "Inference: Server's bound on the 99th percentile latency, in seconds.",
 }
 # name -> default, choices, help

@@ -139,22 +139,13 @@ class Checkpoints:
         args = ocp.args.PyTreeRestore(
             struct, restore_args=ocp.checkpoint_utils.construct_restore_args(struct), partial_restore=True
         )
-        with self._naming(), contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        with self._reading(step), contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
             self._refuse_other_model(step, struct, entries=struct.keys())
-            return reader.restore(self._state_folder(step), args=args)
+            return reader.restore(self.folder / str(step) / "state", args=args)
 
-    def _state_folder(self, step: int) -> Path:
-        return self.folder / str(step) / "state"
-
-    def _refuse_other_model(
-        self, step: int, struct: State, *, entries: Collection[str] | None = None
-    ) -> None:
-        import orbax.checkpoint as ocp
-
-        # The manager itself knows no metadata of what it has not yet saved or restored.
-        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-            whole = reader.metadata(self._state_folder(step))
-        found = _shapes({entry: whole[entry] for entry in whole if entries is None or entry in entries})
+    def _refuse_other_model(self, step: int, struct: State, *, entries: Collection[str] | None = None) -> None:
+        found = self._manager.item_metadata(step)["state"]
+        found = _shapes({entry: found[entry] for entry in found if entries is None or entry in entries})
         asked = _shapes(struct)
         for name in sorted(found.keys() | asked.keys()):
             if found.get(name) != asked.get(name):
