@@ -17,6 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
+from mlperf_jax import cli
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import details, inference_logs, page, rules, tables
 from mlperf_jax.results.logs import number
@@ -40,21 +41,19 @@ flags.DEFINE_bool("help", False, "Show this, and end.", flag_values=FLAGS)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     try:
-        return _command(list(sys.argv[1:] if argv is None else argv))
-    except UserError as error:
-        print(f"mlperf_jax: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 0
+        return cli.run("mlperf_jax", _command, argv, interrupted="nothing half written is left")
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         sys.stderr.close()
         return 0
 
 
 def _command(arguments: list[str]) -> int:
-    roots = _parse(arguments)
+    overrides, folders = cli.parse(FLAGS, arguments)
+    if overrides:
+        raise UserError(f"{overrides[0]} is for runs, not for reports of them; leave it out.")
+    roots = [Path(folder) for folder in folders]
     if FLAGS.help:
-        print(_help())
+        print(cli.help_text(__doc__, FLAGS))
         return 0
     if not roots:
         raise UserError("Name at least one folder of results, as: python -m mlperf_jax.report results.")
@@ -62,7 +61,10 @@ def _command(arguments: list[str]) -> int:
     if FLAGS.serve:
         from mlperf_jax.results.live import serve
 
-        return serve(roots, references, FLAGS.metric, FLAGS.port)
+        try:
+            return serve(roots, references, FLAGS.metric, FLAGS.port)
+        except KeyboardInterrupt:  # the way to end it
+            return 0
     results, problems = Reader().read(roots)
     inference, more_problems = inference_logs.read_inference(roots)
     report = page.Report(results, inference, [*problems, *more_problems])
@@ -72,26 +74,6 @@ def _command(arguments: list[str]) -> int:
         tables.write_text(Path(FLAGS.html), page.render(report, references, FLAGS.metric))
     _tell(report, references)
     return 0
-
-
-def _help() -> str:
-    lines = [__doc__.strip(), "", "Flags:"]
-    for name in FLAGS:
-        flag = FLAGS[name]
-        kind = "|".join(flag.parser.enum_values) if hasattr(flag.parser, "enum_values") else flag.flag_type()
-        shown = f"--{name}" if flag.boolean else f"--{name}=<{kind}>"
-        default = "" if flag.default in (None, False) else f" [{flag.default}]"
-        lines.append(f"  {shown:<30} {flag.help.rpartition('>: ')[2]}{default}")
-    return "\n".join(lines)
-
-
-def _parse(arguments: list[str]) -> list[Path]:
-    FLAGS.unparse_flags()
-    try:
-        rest = FLAGS(["report", *arguments])
-    except flags.Error as error:
-        raise UserError(str(error).splitlines()[0] + "; --help shows all flags.") from error
-    return [Path(folder) for folder in rest[1:]]
 
 
 def _reference_minutes(path: str | None) -> dict[str, float]:
