@@ -1,12 +1,14 @@
 """Scores published rounds a second way, and compares with `python -m mlperf_jax.report --csv`.
 
-    python benchmarks/check_published_scores.py REPORT.csv
+    python benchmarks/check_published_scores.py REPORT.csv [COMPARED.json]
 
 Short and independent of the report: regular expressions over whole files, folders taken from the CSV's
-`path`. It prints each score that differs by more than a millionth, and what was compared.
+`path`. It prints each score that differs by more than a millionth, and how many were compared; the JSON
+holds both.
 """
 
 import csv
+import json
 import re
 import statistics
 import sys
@@ -52,17 +54,26 @@ def score(folder, benchmark):
 
 
 def main():
-    rows = list(csv.DictReader(open(sys.argv[1], newline="")))
-    differing = 0
+    with open(sys.argv[1], newline="") as file:
+        rows = list(csv.DictReader(file))
+    compared, differing = [], 0
     for row in rows:
         mine, theirs = score(Path(row["path"]), row["benchmark"]), row["score_minutes"]
         theirs = float(theirs) if theirs else None
-        if (mine is None) != (theirs is None) or (mine and abs(mine / theirs - 1) > 1e-6):
+        same = (mine is None) == (theirs is None) and (not mine or abs(mine / theirs - 1) <= 1e-6)
+        named = {key: row[key] for key in ("round", "submitter", "system", "benchmark")}
+        compared.append({**named, "report_minutes": theirs, "here_minutes": mine and round(mine, 7)})
+        if not same:
             differing += 1
-            print(row["submitter"], row["system"], row["benchmark"], "report:", theirs, "here:", mine, row["reason"])
+            print(*named.values(), "report:", theirs, "here:", mine, row["reason"])
     scored = sum(bool(row["score_minutes"]) for row in rows)
     runs = sum(int(row["runs"]) for row in rows)
     print(f"{len(rows)} results of {runs} runs, {scored} with a score: {differing} differ")
+    if len(sys.argv) > 2:
+        lines = ",\n  ".join(json.dumps(one) for one in compared)
+        Path(sys.argv[2]).write_text(
+            f'{{"schema_version": 1, "differ": {differing}, "results": [\n  {lines}\n]}}\n'
+        )
     return 1 if differing else 0
 
 

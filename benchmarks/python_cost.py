@@ -103,7 +103,7 @@ def report(engine: Any, times: dict[str, list[float]]) -> dict[str, Any]:
         "schema_version": 1,
         "command": " ".join(["python", *sys.argv]),
         "machine": system.describe_devices(jax.devices())
-        | {"cores": os.cpu_count(), "load_average_at_end": os.getloadavg()},
+        | {"cores": os.cpu_count(), "load_average_at_end": os.getloadavg(), "niceness": os.nice(0)},
         "versions": system.versions(),
         "policy": dataclasses.asdict(engine.workload.policy),
         "leaves": leaves,

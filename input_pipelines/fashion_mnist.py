@@ -135,12 +135,12 @@ def _open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarr
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); run `python -m mlperf_jax.prepare` again."
+            f"{path} cannot be read ({error}); prepare it again (--prepare, or python -m mlperf_jax.prepare)."
         ) from None
     if array.shape != shape or array.dtype != dtype:
         raise UserError(
             f"{path} holds {array.dtype} {array.shape} where {dtype} {shape} belongs; "
-            "run `python -m mlperf_jax.prepare` again."
+            "prepare it again (--prepare, or python -m mlperf_jax.prepare)."
         )
     return array
 

@@ -77,16 +77,16 @@ def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
         files = {name: (facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items()}
     except FileNotFoundError:
         raise UserError(
-            f"There is no prepared data set in {folder}; run `python -m mlperf_jax.prepare`."
+            f"There is no prepared data set in {folder}; prepare it (--prepare, or python -m mlperf_jax.prepare)."
         ) from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} cannot be read ({error!r}); run `python -m mlperf_jax.prepare` again."
+            f"{path} cannot be read ({error!r}); prepare it again (--prepare, or python -m mlperf_jax.prepare)."
         ) from None
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{path} has schema version {version!r} where this program reads {SCHEMA_VERSION}; "
-            "run `python -m mlperf_jax.prepare` again."
+            "prepare it again (--prepare, or python -m mlperf_jax.prepare)."
         )
     for name, (size, sha256) in files.items():
         _check_file(folder, name, size, sha256 if verify else None)
@@ -95,7 +95,7 @@ def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
 
 def _check_file(folder: Path, name: str, size: int, sha256: str | None) -> None:
     path = folder / name
-    mend = "run `python -m mlperf_jax.prepare` again."
+    mend = "prepare it again (--prepare, or python -m mlperf_jax.prepare)."
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{folder / _MANIFEST} names {name!r}, which is outside its folder; {mend}")
     if not path.is_file():

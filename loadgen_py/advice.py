@@ -40,7 +40,9 @@ def reasons(verdict: Verdict) -> list[Reason]:
 
 def _latency_reasons(verdict: Verdict) -> list[Reason]:
     settings, requested = verdict.settings, verdict.settings.requested
-    judged: list[tuple[str, Distribution | None, int]] = [("latency", verdict.samples, settings.target_latency_ns)]
+    judged: list[tuple[str, Distribution | None, int]] = [
+        ("latency", verdict.samples, settings.target_latency_ns)
+    ]
     if requested.use_token_latencies:
         judged = [
             ("time to first token", verdict.first_token, requested.ttft_latency),
@@ -82,17 +84,18 @@ def _duration_reason(verdict: Verdict) -> Reason:
     if scenario == TestScenario.Offline:
         rate = verdict.sample_count / measured.max_latency_s if measured.max_latency_s else 0.0
         qps = float(f"{rate * 1.02:.4g}")
-        return Reason(
-            "min_duration",
-            f"The run took {measured.max_latency_s:.3f} s, {wanted_s - measured.max_latency_s:.3f} s less than "
-            f"the minimum of {wanted_s:g} s, because {verdict.sample_count} samples were too few. "
-            f"Try offline_expected_qps={qps:g}, or offline_warmup_ms to have the size found.",
-            {"offline_expected_qps": qps},
+        took_s = measured.max_latency_s
+        text = (
+            f"The run took {took_s:.3f} s, {wanted_s - took_s:.3f} s less than the minimum of {wanted_s:g} s, "
+            f"because {verdict.sample_count} samples were too few. "
+            f"Try offline_expected_qps={qps:g}, or offline_warmup_ms to have the size found."
         )
+        return Reason("min_duration", text, {"offline_expected_qps": qps})
     if scenario == TestScenario.Server:
         text = (
-            f"The last query was scheduled at {measured.final_scheduled_s:.3f} s, before the minimum of {wanted_s:g} s: "
-            "the run was cut short. Raise or remove max_query_count, max_duration_ms and server_max_async_queries."
+            f"The last query was scheduled at {measured.final_scheduled_s:.3f} s, before the minimum of "
+            f"{wanted_s:g} s: the run was cut short. "
+            "Raise or remove max_query_count, max_duration_ms and server_max_async_queries."
         )
         return Reason("min_duration", text)
     count = measured.queries_issued
@@ -127,10 +130,12 @@ def _evidence_reason(verdict: Verdict) -> Reason:
         wanted = count + missing
         text = f"{count} queries are {missing} too few for early stopping. Try min_query_count={wanted}."
         return Reason("early_stopping", text, {"min_query_count": wanted})
+    if not verdict.perf_constraints_met:
+        text = f"{count} queries with {verdict.overlatency_count} over the bound prove nothing: lower the rate first."
+        return Reason("early_stopping", text)
     duration_ms = math.ceil((count + missing) / settings.target_qps * 1100)
-    why = "are not enough evidence with so many over the bound" if verdict.overlatency_count else "are too few"
     text = (
-        f"{count} queries {why}: early stopping takes at least {missing} more, all under the bound. "
-        f"Try min_duration_ms={duration_ms}" + (", or a lower server_target_qps." if verdict.overlatency_count else ".")
+        f"{count} queries, {verdict.overlatency_count} of them over the bound, are {missing} too few for early "
+        f"stopping, if all more are under it. Try min_duration_ms={duration_ms}."
     )
     return Reason("early_stopping", text, {"min_duration_ms": duration_ms})

@@ -106,12 +106,16 @@ def _answer(response: QuerySampleResponse, called_back: bool) -> bytes:
     if data is None:
         data = _read_memory(response.data, response.size)
     if data is None:
-        _responses.record_error(f"The memory of the response to sample {response.id} is gone. Keep it, or pass bytes.")
+        _responses.record_error(
+            f"The memory of the response to sample {response.id} is gone. Keep it, or pass bytes."
+        )
         return b""
     return data
 
 
-def QuerySamplesComplete(responses: Iterable[QuerySampleResponse], response_cb: ResponseCallback | None = None) -> None:
+def QuerySamplesComplete(
+    responses: Iterable[QuerySampleResponse], response_cb: ResponseCallback | None = None
+) -> None:
     """Tells LoadGen that samples are done; from any thread.
 
     `response_cb(response)` is called, untimed, for each response that is logged, and may
@@ -141,7 +145,9 @@ def QuerySamplesComplete(responses: Iterable[QuerySampleResponse], response_cb: 
     active.complete_at(now, [r.id for r in responses], answers, [r.n_tokens for r in responses])
 
 
-def FirstTokenComplete(responses: Iterable[QuerySampleResponse], response_cb: ResponseCallback | None = None) -> None:
+def FirstTokenComplete(
+    responses: Iterable[QuerySampleResponse], response_cb: ResponseCallback | None = None
+) -> None:
     """Tells LoadGen that the first tokens of samples are there; from any thread.
 
     As officially, `response_cb` is taken but not called.
@@ -155,7 +161,9 @@ def FirstTokenComplete(responses: Iterable[QuerySampleResponse], response_cb: Re
     active.first_token([r.id for r in responses], tokens)
 
 
-def ConstructSUT(issue_query: Callable[[list[QuerySample]], Any], flush_queries: Callable[[], Any]) -> CallbackSut:
+def ConstructSUT(
+    issue_query: Callable[[list[QuerySample]], Any], flush_queries: Callable[[], Any]
+) -> CallbackSut:
     """A system under test whose `issue_query` takes a list of `QuerySample`."""
     return CallbackSut(issue_query, flush_queries)
 
@@ -200,7 +208,10 @@ def DestroyQSL(qsl: CallbackLibrary) -> None:
 
 
 def StartTest(
-    sut: CallbackSut, qsl: CallbackLibrary, test_settings: TestSettings, audit_config_filename: str = "audit.config"
+    sut: CallbackSut,
+    qsl: CallbackLibrary,
+    test_settings: TestSettings,
+    audit_config_filename: str = "audit.config",
 ) -> Result:
     """Runs a test with logs in the working directory; see `StartTestWithLogSettings`."""
     return StartTestWithLogSettings(sut, qsl, test_settings, LogSettings(), audit_config_filename)

@@ -135,7 +135,9 @@ class _LookUp:
                 return found
         return None
 
-    def integer(self, settings: TestSettings, field: str, key: str, scenario: str | None = None, unit: int = 1) -> None:
+    def integer(
+        self, settings: TestSettings, field: str, key: str, scenario: str | None = None, unit: int = 1
+    ) -> None:
         found = self.text(key, scenario)
         if found is not None:
             setattr(settings, field, _unsigned(found) * unit % _UINT64)
@@ -147,8 +149,15 @@ class _LookUp:
         if found is not None:
             setattr(settings, field, _double(found) * unit)
 
-    def switch(self, settings: TestSettings, field: str, *, only_one: bool, scenario: str | None = None,
-               key: str | None = None) -> None:
+    def switch(
+        self,
+        settings: TestSettings,
+        field: str,
+        *,
+        only_one: bool,
+        scenario: str | None = None,
+        key: str | None = None,
+    ) -> None:
         """A flag; some official keys are true only for 1, others for anything but 0."""
         found = self.text(key or field, scenario)
         if found is not None:
@@ -178,7 +187,11 @@ def _set_fields(settings: TestSettings, look_up: _LookUp, conf_type: int) -> Non
     if settings.infer_token_latencies:
         look_up.integer(settings, "token_latency_scaling_factor", "token_latency_scaling_factor")
 
-    for prefix, scenario in (("single_stream", "SingleStream"), ("multi_stream", "MultiStream"), ("server", "Server")):
+    for prefix, scenario in (
+        ("single_stream", "SingleStream"),
+        ("multi_stream", "MultiStream"),
+        ("server", "Server"),
+    ):
         field = f"{prefix}_target_latency_percentile"
         look_up.number(settings, field, "target_latency_percentile", scenario, 0.01)
     look_up.integer(settings, "multi_stream_samples_per_query", "samples_per_query", "MultiStream")
@@ -187,7 +200,9 @@ def _set_fields(settings: TestSettings, look_up: _LookUp, conf_type: int) -> Non
     look_up.switch(settings, "performance_issue_unique", only_one=False)
     look_up.switch(settings, "performance_issue_same", only_one=False)
     look_up.switch(settings, "sample_concatenate_permutation", only_one=True)
-    look_up.switch(settings, "server_coalesce_queries", only_one=False, scenario="Server", key="coalesce_queries")
+    look_up.switch(
+        settings, "server_coalesce_queries", only_one=False, scenario="Server", key="coalesce_queries"
+    )
     look_up.switch(settings, "print_timestamps", only_one=False)
     look_up.integer(settings, "server_max_async_queries", "max_async_queries", "Server")
     for name in (
@@ -202,7 +217,9 @@ def _set_fields(settings: TestSettings, look_up: _LookUp, conf_type: int) -> Non
         look_up.integer(settings, name, name)
     look_up.integer(settings, "min_duration_ms", "min_duration")
     look_up.integer(settings, "max_duration_ms", "max_duration")
-    look_up.number(settings, "single_stream_expected_latency_ns", "target_latency", "SingleStream", _NS_PER_MS)
+    look_up.number(
+        settings, "single_stream_expected_latency_ns", "target_latency", "SingleStream", _NS_PER_MS
+    )
     look_up.number(settings, "multi_stream_expected_latency_ns", "target_latency", "MultiStream", _NS_PER_MS)
     look_up.number(settings, "server_target_qps", "target_qps", "Server")
     look_up.number(settings, "offline_expected_qps", "target_qps", "Offline")

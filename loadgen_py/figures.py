@@ -176,7 +176,9 @@ def _scenario_results(verdict: Verdict) -> dict[str, Value]:
         case TestScenario.Server:
             return {
                 "result_overlatency_query_count": verdict.overlatency_count,
-                "result_scheduled_samples_per_sec": _ratio(verdict.sample_count - 1, measured.final_scheduled_s),
+                "result_scheduled_samples_per_sec": _ratio(
+                    verdict.sample_count - 1, measured.final_scheduled_s
+                ),
                 "result_completed_samples_per_sec": _ratio(verdict.sample_count - 1, measured.final_done_s),
             }
         case TestScenario.Offline:

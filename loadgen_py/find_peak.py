@@ -23,9 +23,7 @@ _LOWEST_QPS = 1e-3
 
 def find_peak(run: Run, base: EffectiveSettings) -> None:
     """Searches, and reports the verdict at the highest rate that passed."""
-    run.note(
-        f"FindPeakPerformance: Check validity of the base settings field: {base.target_qps:f}"
-    )
+    run.note(f"FindPeakPerformance: Check validity of the base settings field: {base.target_qps:f}")
     lower, upper = _passing_base(run, base)
     if lower is None:
         return

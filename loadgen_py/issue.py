@@ -21,7 +21,7 @@ from loadgen_py.schedule import Queries
 from loadgen_py.settings import EffectiveSettings, TestScenario
 from loadgen_py.sut import CallbackSut, SystemUnderTest
 
-_SPIN_NS = 100_000  # the most that is spun
+_MOST_OVERSHOOT_NS = 50_000  # of a sleep, that is reckoned with
 _JUDGE_EVERY = 512  # queries between two looks at whether a peak-search probe can still pass
 _POLL_S = 0.02
 
@@ -130,19 +130,23 @@ def _watch(phase: Phase, worker: threading.Thread, timeout_s: float) -> None:
             return
 
 
+def _enforced_limit_ns(settings: EffectiveSettings) -> int:
+    return settings.max_duration_ns if settings.requested.offline_enforce_max_duration else 0
+
+
 def _wait_for_tail(phase: Phase) -> None:
     """Waits for the last answers; in an enforced Offline run only until `max_duration`."""
     settings = phase.settings
-    if not phase.accuracy and settings.requested.offline_enforce_max_duration and settings.max_duration_ns:
-        if settings.scenario == TestScenario.Offline:
-            left_ns = phase.start_ns + settings.max_duration_ns - _now()
-            if not phase.responses.wait(max(left_ns, 0) / 1e9):
-                phase.errors.append(
-                    f"Ending early: Max test duration reached. {phase.responses.completed} of "
-                    f"{phase.responses.issued} issued samples were answered."
-                )
-            return
-    phase.responses.wait()
+    limit_ns = _enforced_limit_ns(settings)
+    if settings.scenario != TestScenario.Offline or phase.accuracy or not limit_ns:
+        phase.responses.wait()
+        return
+    left_ns = phase.start_ns + limit_ns - _now()
+    if not phase.responses.wait(max(left_ns, 0) / 1e9):
+        phase.errors.append(
+            f"Ending early: Max test duration reached. {phase.responses.completed} of "
+            f"{phase.responses.issued} issued samples were answered."
+        )
 
 
 def _calls(phase: Phase, sut: SystemUnderTest) -> tuple[Callable[[int, int], tuple], Callable[..., Any]]:
@@ -150,8 +154,8 @@ def _calls(phase: Phase, sut: SystemUnderTest) -> tuple[Callable[[int, int], tup
     indices, first_id = phase.queries.indices, phase.responses.first_id
     if isinstance(sut, CallbackSut):
         query = sut.query
-        return lambda first, stop: query(range(first_id + first, first_id + stop), indices[first:stop]), sut.issue
-    return lambda first, stop: (range(first_id + first, first_id + stop), indices[first:stop]), sut.issue
+        return lambda a, b: query(range(first_id + a, first_id + b), indices[a:b]), sut.issue
+    return lambda a, b: (range(first_id + a, first_id + b), indices[a:b]), sut.issue
 
 
 def _one_at_a_time(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable[..., Any]) -> None:
@@ -195,14 +199,14 @@ def _server(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable[
     _start(phase)
     start, wait = phase.start_ns, _Alarm(responses).wait
     due_at = memoryview(queries.due_ns + start)
-    stop = 0
+    stop, inline = 0, False
     while stop < count:
         first, stop = stop, stop + 1
         arguments = None if coalesce else prepare(first, stop)
         due = due_at[first]
         now = clock()
         if now < due:
-            now = wait(due)
+            now = wait(due, inline)
         if coalesce:
             while stop < count and due_at[stop] <= now:
                 issued_at[stop] = now
@@ -211,6 +215,7 @@ def _server(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable[
         issued_at[first] = now
         responses.issued = stop
         issue(*arguments)
+        inline = responses.completed == stop
         if checked:
             if max_async and stop - responses.completed > max_async:
                 phase.errors.append(
@@ -231,8 +236,8 @@ def _offline(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable
     settings, responses = phase.settings, phase.responses
     size = phase.queries.samples_per_query * phase.queries.count
     part = size
-    limit_ns = settings.max_duration_ns
-    if not phase.accuracy and settings.requested.offline_enforce_max_duration and limit_ns:
+    limit_ns = _enforced_limit_ns(settings)
+    if not phase.accuracy and limit_ns:
         part = settings.performance_sample_count
     arguments = prepare(0, min(part, size))
     phase.issued_at = array("q", [0])
@@ -294,26 +299,25 @@ class _Alarm:
 
     def __init__(self, responses: Responses) -> None:
         self._responses = responses
-        self._margin = _SPIN_NS
+        self._overshoot = _MOST_OVERSHOOT_NS // 2  # a running mean
 
-    def wait(self, due: int) -> int:
+    def wait(self, due: int, inline: bool) -> int:
         """Waits for `due` and returns the time.
 
-        The rest is spun only while nothing is outstanding: a spinning thread keeps the
-        interpreter lock from the thread that works on an answer.
+        Where the last query was answered `inline`, before the call returned, twice the usual
+        overshoot is left to spin; else less, because a spinning thread keeps the interpreter
+        lock from the one that works on an answer, and none while an answer is outstanding.
         """
-        while (left := due - _now()) > 0:
-            if left > self._margin:
-                wake_at = due - self._margin
-                time.sleep((left - self._margin) * 1e-9)
-                overshoot = min(2 * (_now() - wake_at), _SPIN_NS)
-                self._margin += (overshoot - self._margin) // 8
-            elif self._responses.completed < self._responses.issued:
-                time.sleep(left * 1e-9)
-            else:
-                break
+        responses = self._responses
+        margin = 2 * self._overshoot if inline else self._overshoot
+        left = due - _now()
+        if left > margin:
+            time.sleep((left - margin) * 1e-9)
+            overshoot = min(_now() - (due - margin), _MOST_OVERSHOOT_NS)
+            self._overshoot += (overshoot - self._overshoot) // 8
         while (now := _now()) < due:
-            pass
+            if responses.completed < responses.issued:
+                time.sleep((due - now) * 1e-9)
         return now
 
 

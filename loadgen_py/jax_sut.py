@@ -394,9 +394,10 @@ class _BatchSize:
         if waiting >= self.largest:
             return self.largest
         above = next(b for b in self._seconds if b >= waiting)
-        below = max((b for b in self._seconds if b <= waiting), default=above)
-        padded_rate = waiting / self._seconds[above]
-        return waiting if padded_rate >= below / self._seconds[below] else below
+        below = max((b for b in self._seconds if b <= waiting), default=None)
+        if below is None or waiting / self._seconds[above] >= below / self._seconds[below]:
+            return waiting
+        return below
 
 
 def _joined(parts: Sequence[Sequence[int]]) -> Sequence[int]:

@@ -167,13 +167,15 @@ class Logs:
                 scheduled = phase.start_ns + int(phase.queries.due_ns[position])
                 out.write(
                     f'{{"name":"Latency","ph": "C","pid":{self._pid},"ts":{self._micros(scheduled)},'
-                    f'"args":{{ "issue_delay":{issued_at - scheduled},"issue_to_done":{done - issued_at}}}}},\n'
+                    f'"args":{{ "issue_delay":{issued_at - scheduled},'
+                    f'"issue_to_done":{done - issued_at}}}}},\n'
                 )
             elif phase.settings.scenario == TestScenario.Offline:
                 scheduled = phase.start_ns
             common = f'"name":"Sample","cat":"default","pid":{self._pid},"id":{first_seq + position}'
             out.write(
-                f'{{{common},"ph":"b","ts":{self._micros(scheduled)},"args":{{"sample_seq":{first_seq + position},'
+                f'{{{common},"ph":"b","ts":{self._micros(scheduled)},'
+                f'"args":{{"sample_seq":{first_seq + position},'
                 f'"query_seq":{first_query + query},"sample_idx":{phase.queries.indices[position]},'
                 f'"issue_start_ns":{issued_at - scheduled},"complete_ns":{done - scheduled}}}}},\n'
                 f'{{{common},"ph":"e","ts":{self._micros(done)}}},\n'

@@ -79,7 +79,12 @@ def side_by_side(ours: Result, theirs: Result) -> list[str]:
             rows.append((name, f"{value:,.6g}", f"{other:,.6g}", ratio))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
         for row in rows
     ]
 
@@ -89,7 +94,8 @@ def _official_module() -> ModuleType:
         import mlperf_loadgen
     except ImportError:
         raise UserError(
-            "The official LoadGen is not installed; run `pip install mlcommons-loadgen`, or leave --loadgen=official out."
+            "The official LoadGen is not installed; run `pip install mlcommons-loadgen`, "
+            "or leave --loadgen=official out."
         ) from None
     return mlperf_loadgen
 
@@ -150,7 +156,9 @@ class _Bridge:
             try:
                 official_ids = [self._official_ids.pop(int(i)) for i in ids]
             except KeyError as unknown:
-                self.error = f"Attempted to complete a sample twice, or one never issued. Actual id: {unknown}"
+                self.error = (
+                    f"Attempted to complete a sample twice, or one never issued. Actual id: {unknown}"
+                )
                 return
         responses, keep = self._responses(official_ids, answers, n_tokens)
         self._lg.QuerySamplesComplete(responses)
@@ -168,7 +176,11 @@ class _Bridge:
         """The official responses and the memory that they point to."""
         responses, keep = [], []
         for k, official_id in enumerate(official_ids):
-            data = np.frombuffer(as_bytes(answers[k]), np.uint8) if answers is not None else np.empty(0, np.uint8)
+            data = (
+                np.frombuffer(as_bytes(answers[k]), np.uint8)
+                if answers is not None
+                else np.empty(0, np.uint8)
+            )
             keep.append(data)
             count = int(n_tokens[k]) if n_tokens is not None else 0
             responses.append(self._lg.QuerySampleResponse(official_id, data.ctypes.data, data.size, count))

@@ -137,7 +137,12 @@ class Responses:
         """`complete_at` for one sample in a phase that logs no answers."""
         position = sample_id - self._first_id
         with self._lock:
-            if 0 <= position < self.issued and not self.done[position] and not self.n_tokens and not self._closed:
+            if (
+                0 <= position < self.issued
+                and not self.done[position]
+                and not self.n_tokens
+                and not self._closed
+            ):
                 self.done[position] = now
                 self.completed += 1
                 if self._waiting:
@@ -209,7 +214,9 @@ class Responses:
                 position = sample_id - self._first_id
                 if 0 <= position < self.issued and self.done[position]:
                     self._error("Attempted to record token latency after sample was completed")
-                elif self._is_outstanding(position, sample_id, self.first_token_at, "record the first token of"):
+                elif self._is_outstanding(
+                    position, sample_id, self.first_token_at, "record the first token of"
+                ):
                     if tokens is not None and self.log is not None and self.log.wants(position):
                         self.log.first_token(position, as_bytes(tokens[k]))
                     self.first_token_at[position] = now

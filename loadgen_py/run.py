@@ -193,7 +193,9 @@ class Run:
         for problem in effective.problems:
             self._logs.error(problem, "error_invalid_test_settings")
         if effective.requested.server_num_issue_query_threads:
-            self._logs.error("server_num_issue_query_threads is not supported: one thread issues all queries.")
+            self._logs.error(
+                "server_num_issue_query_threads is not supported: one thread issues all queries."
+            )
         self._logs.details(requested_fields(effective.requested))
         self._logs.details(effective_fields(effective))
         return effective
@@ -277,7 +279,11 @@ class Run:
         wanted = self._sequence.logged(settings, len(queries.indices))
         most_slow = None if most_slow_share is None else int(queries.count * most_slow_share)
         phase = self._issue(
-            settings, queries, Answers(wanted) if wanted is not None else None, accuracy=False, most_slow=most_slow
+            settings,
+            queries,
+            Answers(wanted) if wanted is not None else None,
+            accuracy=False,
+            most_slow=most_slow,
         )
         return judge(settings, measure(phase))
 
@@ -391,7 +397,10 @@ class Run:
 
     def _check_clocks(self, settings: EffectiveSettings, perf_start: float, wall_start: float) -> None:
         """Compares the two clocks, as officially: the one that measures and the one on the wall."""
-        perf_ms, wall_ms = int((time.perf_counter() - perf_start) * 1000), int((time.time() - wall_start) * 1000)
+        perf_ms, wall_ms = (
+            int((time.perf_counter() - perf_start) * 1000),
+            int((time.time() - wall_start) * 1000),
+        )
         ratio = perf_ms / wall_ms if wall_ms > 0 else 1.0
         if settings.requested.print_timestamps:
             print(f"Loadgen :: Perf mode stop. systme_clock Timestamp = {int(time.time())}")
@@ -402,7 +411,9 @@ class Run:
         if off > 0.01 and abs(perf_ms - wall_ms) > 1:
             self._logs.error(f"PerfClock and system_clock differ by more than 1%!  pc_sc_ratio: {ratio:g}")
         elif off > 0.001 and abs(perf_ms - wall_ms) > 1:
-            self._logs.warning(f"PerfClock and system_clock differ by more than 0.1%!  pc_sc_ratio: {ratio:g}")
+            self._logs.warning(
+                f"PerfClock and system_clock differ by more than 0.1%!  pc_sc_ratio: {ratio:g}"
+            )
 
     # The end.
 

@@ -228,7 +228,7 @@ def _whole_numbers(settings: TestSettings) -> TestSettings:
 
 
 def resolve(requested: TestSettings, performance_count: int, total_count: int) -> EffectiveSettings:
-    """The effective settings for a sample library of `total_count` samples, `performance_count` in memory.
+    """The effective settings for a library of `total_count` samples, `performance_count` in memory.
 
     Raises `UserError` where the official package would loop for ever or crash.
     """
@@ -256,10 +256,11 @@ def resolve(requested: TestSettings, performance_count: int, total_count: int) -
         min_query_count = max(min_query_count, int(2.0 * seconds * target_qps))
         min_query_count += performance_count - min_query_count % performance_count
 
-    if requested.performance_issue_same and requested.performance_issue_same_index >= performance_sample_count:
+    same_index = requested.performance_issue_same_index
+    if requested.performance_issue_same and same_index >= performance_sample_count:
         problems.append(
             "Sample Idx to be repeated in performance_issue_same mode cannot be greater than loaded "
-            f"performance_sample_count. performance_issue_same_index: {requested.performance_issue_same_index} "
+            f"performance_sample_count. performance_issue_same_index: {same_index} "
             f"performance_sample_count: {performance_sample_count}"
         )
     if requested.performance_issue_unique and requested.performance_issue_same:
@@ -297,7 +298,12 @@ def _scenario_targets(requested: TestSettings, problems: list[str]) -> tuple[flo
         case TestScenario.Server:
             qps = _rate("server_target_qps", requested.server_target_qps, problems)
             latency_ns = requested.server_target_latency_ns
-            return qps, requested.server_target_latency_percentile, latency_ns, requested.server_max_async_queries
+            return (
+                qps,
+                requested.server_target_latency_percentile,
+                latency_ns,
+                requested.server_max_async_queries,
+            )
         case TestScenario.Offline:
             return _rate("offline_expected_qps", requested.offline_expected_qps, problems), 0.99, 0, 1
 
@@ -329,7 +335,9 @@ def _check_usable(
     if requested.scenario == TestScenario.MultiStream and requested.multi_stream_samples_per_query < 1:
         raise UserError("TestSettings.multi_stream_samples_per_query is 0; give at least 1.")
     if requested.scenario == TestScenario.Server and not 0.0 < target_qps <= 1e9:
-        raise UserError(f"TestSettings.server_target_qps is {target_qps!r}; give a rate above 0, at most 1e9.")
+        raise UserError(
+            f"TestSettings.server_target_qps is {target_qps!r}; give a rate above 0, at most 1e9."
+        )
     for name in ("single_stream", "multi_stream", "server"):
         percentile = getattr(requested, f"{name}_target_latency_percentile")
         if not 0.0 < percentile < 1.0:

@@ -145,7 +145,9 @@ def measure(phase: Phase) -> Measurement:
         sample_latencies=latencies,
         queries_issued=count,
         max_latency_s=int(latencies.max(initial=0)) / 1e9,
-        final_scheduled_s=int(queries.due_ns[count - 1]) / 1e9 if scenario == TestScenario.Server and count else 0.0,
+        final_scheduled_s=int(queries.due_ns[count - 1]) / 1e9
+        if scenario == TestScenario.Server and count
+        else 0.0,
         final_issued_s=int(issued_at[-1] - phase.start_ns) / 1e9 if count else 0.0,
         final_done_s=(last_done - phase.start_ns) / 1e9,
         query_latencies=query_latencies,
@@ -298,13 +300,15 @@ def _evidence(
     needed = fast_queries_needed(1, percentile) + 1
     if count < needed or len(values) < count:
         text = (
-            f" * Only processed {count} queries.\n * Need to process at least {needed} queries for early stopping."
+            f" * Only processed {count} queries.\n"
+            f" * Need to process at least {needed} queries for early stopping."
         )
         return EarlyStopping(False, (text,), queries_missing=max(needed - count, 0))
     slow = slow_queries_allowed(count, percentile)
     estimate = int(values[count - slow])
     text = (
-        f" * Processed at least {needed} queries ({count}).\n * Would discard {slow - 1} highest latency queries.\n"
+        f" * Processed at least {needed} queries ({count}).\n"
+        f" * Would discard {slow - 1} highest latency queries.\n"
         f" * Early stopping {percentile * 100:.1f}th percentile estimate: {estimate}"
     )
     if settings.scenario == TestScenario.MultiStream:
@@ -315,8 +319,8 @@ def _evidence(
     needed = fast_queries_needed(1, _MULTI_STREAM_PERCENTILE) + 1
     if count < needed:
         text += (
-            f"\n * Not enough queries processed for {share}\n early stopping estimate (would need to process at\n"
-            f" least {needed} total queries)."
+            f"\n * Not enough queries processed for {share}\n"
+            f" early stopping estimate (would need to process at\n least {needed} total queries)."
         )
     else:
         multi_stream_ns = int(values[count - slow_queries_allowed(count, _MULTI_STREAM_PERCENTILE)])

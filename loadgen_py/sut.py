@@ -72,7 +72,9 @@ class CallbackSut:
 
     name = "PySUT"
 
-    def __init__(self, issue_query: Callable[[list[QuerySample]], Any], flush_queries: Callable[[], Any]) -> None:
+    def __init__(
+        self, issue_query: Callable[[list[QuerySample]], Any], flush_queries: Callable[[], Any]
+    ) -> None:
         self.issue = issue_query
         self.flush = flush_queries
 

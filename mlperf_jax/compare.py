@@ -15,10 +15,11 @@ from pathlib import Path
 
 from absl import flags
 
+from mlperf_jax import cli
 from mlperf_jax import config as configs
 from mlperf_jax import platform as platforms
 from mlperf_jax.errors import UserError
-from mlperf_jax.plan import make_workload, parse_flags
+from mlperf_jax.plan import make_workload
 
 FLAGS = flags.FlagValues()
 
@@ -56,22 +57,18 @@ _define_flags()
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        overrides = parse_flags(FLAGS, arguments)
-        if FLAGS.help:
-            print(f"{__doc__.strip()}\n\nFlags:\n{FLAGS.get_help()}")
-            return 0
-        if FLAGS.workload is None:
-            raise UserError("--workload is missing; as in --workload=resnet50.")
-        platforms.configure(FLAGS.platform, cpu_devices=FLAGS.cpu_devices)
-        return _compare(overrides)
-    except UserError as error:
-        print(f"mlperf_jax: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("mlperf_jax: interrupted.", file=sys.stderr)
-        return 130
+    return cli.run("mlperf_jax", _command, argv)
+
+
+def _command(arguments: list[str]) -> int:
+    overrides = cli.parse_flags(FLAGS, arguments)
+    if FLAGS.help:
+        print(cli.help_text(__doc__, FLAGS, config=True))
+        return 0
+    if FLAGS.workload is None:
+        raise UserError("--workload is missing; as in --workload=resnet50.")
+    platforms.configure(FLAGS.platform, cpu_devices=FLAGS.cpu_devices)
+    return _compare(overrides)
 
 
 def _compare(overrides: list[str]) -> int:

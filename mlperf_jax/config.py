@@ -36,7 +36,9 @@ def base_config(workload: str, preset: str) -> ConfigDict:
 
         source: Any = registry.find(workload)
         if not hasattr(source, "get_config"):
-            raise UserError(f"--workload={workload} has no get_config(preset); add that classmethod, see configs/.")
+            raise UserError(
+                f"--workload={workload} has no get_config(preset); add that classmethod, see configs/."
+            )
     else:
         source = importlib.import_module(f"configs.{workload}")
     if preset not in PRESETS:
@@ -61,11 +63,12 @@ def resolve(config: ConfigDict, overrides: list[str]) -> ConfigDict:
             no run can have.
     """
     asked = _typed(config, overrides)
-    resolved = ConfigDict(config)
+    resolved = _copy(config)
     points = config.get("reference_points", {})
     if batch := asked.get("reference_point", config.get("reference_point", 0)):
         if str(batch) not in points:
-            raise UserError(f"There is no reference point at batch {batch}; there are {', '.join(points) or 'none'}.")
+            known = ", ".join(sorted(points, key=int)) or "none"
+            raise UserError(f"There is no reference point at batch {batch}; there are {known}.")
         _update(resolved, points[str(batch)].to_dict())
     for key, value in asked.items():
         _set(resolved, key, value)
@@ -87,17 +90,24 @@ def _typed(config: ConfigDict, arguments: list[str]) -> dict[str, Any]:
     return values
 
 
+def _copy(config: ConfigDict) -> ConfigDict:
+    """A deep copy; `ConfigDict(config)` would share what is nested in it."""
+    return config.copy_and_resolve_references()
+
+
 def _parse(config: ConfigDict, argument: str, key: str, default: Any) -> Any:
     """The value in `--config.KEY=value`, of the type that ml_collections reads for that key."""
     values = flags.FlagValues()
     # By default ml_collections would look at the process's own command line for overrides.
     argv = ["config", argument]
-    config_flags.DEFINE_config_dict("config", ConfigDict(config), flag_values=values, sys_argv=argv)
+    config_flags.DEFINE_config_dict("config", _copy(config), flag_values=values, sys_argv=argv)
     try:
         values(argv)
     except (flags.Error, TypeError, ValueError) as error:
         kind = type(default).__name__
-        raise UserError(f"{argument} is of the wrong type: --config.{key} is of type {kind}, as {default!r}.") from error
+        raise UserError(
+            f"{argument} is of the wrong type: --config.{key} is of type {kind}, as {default!r}."
+        ) from error
     return config_flags.get_override_values(values["config"])[key]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
+from mlperf_jax import cli
 from mlperf_jax import config as configs
 from mlperf_jax.errors import UserError
 
@@ -23,33 +24,25 @@ flags.DEFINE_string("workload", None, "Whose weights these are.", flag_values=FL
 flags.DEFINE_string("from", None, "The published file.", flag_values=FLAGS)
 flags.DEFINE_string("to", None, "Folder to write; default weights/<workload>.", flag_values=FLAGS)
 flags.DEFINE_enum("preset", "closed", configs.PRESETS, "Which model they are for.", flag_values=FLAGS)
+flags.DEFINE_bool("help", False, "Show this, and end.", flag_values=FLAGS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status: 0, or 2 where there is something to mend."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    overrides = [a for a in arguments if a.startswith("--config.")]
-    try:
-        _parse([a for a in arguments if not a.startswith("--config.")])
-        folder = Path(FLAGS.to or f"weights/{FLAGS.workload}")
-        print(import_weights(FLAGS.workload, FLAGS.preset, Path(FLAGS["from"].value), folder, overrides))
-    except UserError as error:
-        print(f"mlperf_jax.import_weights: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return cli.run("mlperf_jax.import_weights", _command, argv)
 
 
-def _parse(arguments: list[str]) -> None:
-    FLAGS.unparse_flags()
-    try:
-        rest = FLAGS(["import_weights", *arguments])
-    except flags.Error as error:
-        raise UserError(str(error).splitlines()[0] + ".") from error
-    if len(rest) > 1:
-        raise UserError(f"{rest[1]!r} is not a flag; write --name=value.")
+def _command(arguments: list[str]) -> int:
+    overrides = cli.parse_flags(FLAGS, arguments)
+    if FLAGS.help:
+        print(cli.help_text(__doc__, FLAGS, config=True))
+        return 0
     for name in ("workload", "from"):
         if not FLAGS[name].value:
             raise UserError(f"--{name} is missing, as in --workload=resnet50 --from=resnet50-19c8e357.pth.")
+    folder = Path(FLAGS.to or f"weights/{FLAGS.workload}")
+    print(import_weights(FLAGS.workload, FLAGS.preset, Path(FLAGS["from"].value), folder, overrides))
+    return 0
 
 
 def import_weights(

@@ -15,17 +15,16 @@ Exit status: 0 the target was reached (inference: VALID, and accurate enough), 1
 
 from __future__ import annotations
 
-import difflib
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
+from mlperf_jax import cli
 from mlperf_jax import config as configs
 from mlperf_jax import platform as platforms
-from mlperf_jax.errors import Stopped, UserError
+from mlperf_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
 
@@ -52,7 +51,7 @@ _INTEGERS = {
 }
 _NUMBERS = {
     "time": "Inference: measure for at least so many seconds.",
-    "qps": "Inference: queries/s of Server (searched if not given), samples/s that Offline is expected to reach.",
+    "qps": "Inference: queries/s of Server; default searched for.",
     "max_latency": "Inference: Server's bound on the 99th percentile latency, in seconds.",
 }
 # name -> default, choices, help
@@ -67,7 +66,7 @@ _CHOICES = {
         ("performance", "accuracy", "submission", "find_peak"),
         "Inference: what to run; default performance and accuracy, each by itself.",
     ),
-    "loadgen": ("ours", ("ours", "official"), "Inference: official also runs the official package, and compares."),
+    "loadgen": ("ours", ("ours", "official"), "Inference: official also runs the official package and shows both results."),
 }
 _SWITCHES = {
     "prepare": "First fetch or check the data, where that was not done yet.",
@@ -99,25 +98,14 @@ _define_flags()
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _command(arguments)
-    except UserError as error:
-        print(f"mlperf_jax: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(f"mlperf_jax: {stopped}", file=sys.stderr)
-        return stopped.status
-    except KeyboardInterrupt:
-        print("mlperf_jax: interrupted; the same command continues from the last checkpoint.", file=sys.stderr)
-        return 128 + signal.SIGINT
+    again = "the same command continues from the last checkpoint"
+    return cli.run("mlperf_jax", _command, argv, interrupted=again)
 
 
 def _command(arguments: list[str]) -> int:
-    overrides = [a for a in arguments if a.startswith("--config.")]
-    _parse([a for a in arguments if not a.startswith("--config.")])
+    overrides = cli.parse_flags(FLAGS, arguments)
     if FLAGS.help:
-        print(_help())
+        print(cli.help_text(__doc__, FLAGS, config=True))
         return 0
     if FLAGS.list:
         print(_list())
@@ -132,31 +120,10 @@ def _command(arguments: list[str]) -> int:
     for name in ("mode", "checkpoint", "weights", "count", *_NUMBERS):
         if FLAGS[name].present:
             raise UserError(f"--{name} goes with --scenario, as --scenario=SingleStream.")
-    return _train(overrides)
+    return _train(overrides, arguments)
 
 
-def _parse(arguments: list[str]) -> None:
-    FLAGS.unparse_flags()
-    try:
-        rest = FLAGS(["main", *arguments])
-    except flags.Error as error:
-        raise UserError(f"{_mistake(error)}; --help shows all flags.") from error
-    if len(rest) > 1:
-        raise UserError(f"{rest[1]!r} is not a flag; write --name=value, --help shows all flags.")
-
-
-def _mistake(error: flags.Error) -> str:
-    """absl's words, where they name Python's functions in other ones."""
-    if isinstance(error, flags.UnrecognizedFlagError):
-        close = difflib.get_close_matches(error.flagname, [*FLAGS, "config.KEY"], n=1)
-        return f"There is no flag --{error.flagname}" + (f", did you mean --{close[0]}?" if close else "")
-    text = str(error).splitlines()[0]
-    for reason, plainly in (("invalid literal for int", "not an integer"), ("('Non-boolean", "neither true nor false")):
-        text = text.partition(reason)[0] + plainly if reason in text else text
-    return text
-
-
-def _train(overrides: list[str]) -> int:
+def _train(overrides: list[str], arguments: list[str]) -> int:
     """Everything from here on may import jax: platform and XLA flags are decided."""
     from mlperf_jax import workload as registry
     from mlperf_jax.parallel import distributed, mesh
@@ -195,6 +162,7 @@ def _train(overrides: list[str]) -> int:
         seed=FLAGS.seed,
         runs=FLAGS.runs,
         profile=FLAGS.profile,
+        command=("python", "-m", "mlperf_jax.main", *arguments),
     )
     return run.train_command(workload, layout, options)
 
@@ -235,19 +203,6 @@ def _data_dir() -> Path:
     import input_pipelines
 
     return Path(FLAGS.data_dir).expanduser() if FLAGS.data_dir else input_pipelines.default_data_dir()
-
-
-def _help() -> str:
-    lines = [__doc__.strip(), "", "Flags:"]
-    for name in FLAGS:
-        flag = FLAGS[name]
-        kind = "|".join(flag.parser.enum_values) if hasattr(flag.parser, "enum_values") else flag.flag_type()
-        shown = f"--{name}" if flag.boolean else f"--{name}=<{kind}>"
-        text = flag.help.rpartition(">: ")[2]  # absl writes the choices of an enum before its help
-        default = "" if flag.default in (None, False) else f" [{flag.default}]"
-        lines.append(f"  {shown:<34} {text}{default}")
-    lines.append(f"  {'--config.KEY=<value>':<34} Change any number of the workload's config (configs/<workload>.py).")
-    return "\n".join(lines)
 
 
 def _list() -> str:

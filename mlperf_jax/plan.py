@@ -17,6 +17,7 @@ from typing import Any
 
 from absl import flags
 
+from mlperf_jax import cli
 from mlperf_jax import config as configs
 from mlperf_jax import platform as platforms
 from mlperf_jax.errors import UserError
@@ -51,44 +52,19 @@ _define_flags()
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _command(arguments)
-    except UserError as error:
-        print(f"mlperf_jax: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("mlperf_jax: interrupted; strategies that were compiled are kept.", file=sys.stderr)
-        return 130
+    return cli.run("mlperf_jax", _command, argv, interrupted="strategies that were compiled are kept")
 
 
 def _command(arguments: list[str]) -> int:
-    overrides = parse_flags(FLAGS, arguments)
+    overrides = cli.parse_flags(FLAGS, arguments)
     if FLAGS.help:
-        print(f"{__doc__.strip()}\n\nFlags:\n{FLAGS.get_help()}")
+        print(cli.help_text(__doc__, FLAGS, config=True))
         return 0
     for name in ("workload", "topology"):
         if FLAGS[name].value is None:
             raise UserError(f"--{name} is missing; as in --workload=resnet50 --topology=v5e:16x16.")
     platforms.configure("cpu")  # Only compilers are wanted, no devices.
     return _plan(overrides)
-
-
-def parse_flags(values: flags.FlagValues, arguments: list[str]) -> list[str]:
-    """Parses a command's flags; returns the `--config.KEY=value` arguments among them.
-
-    Raises:
-        UserError: one is unknown or has a wrong value.
-    """
-    overrides = [a for a in arguments if a.startswith("--config.")]
-    values.unparse_flags()
-    try:
-        rest = values(["mlperf_jax", *(a for a in arguments if a not in overrides)])
-    except flags.Error as error:
-        raise UserError(str(error).splitlines()[0] + "; --help shows all flags.") from error
-    if len(rest) > 1:
-        raise UserError(f"{rest[1]!r} is not a flag; write --name=value, --help shows all flags.")
-    return overrides
 
 
 def _plan(overrides: list[str]) -> int:

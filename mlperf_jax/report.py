@@ -17,8 +17,9 @@ from pathlib import Path
 
 from absl import flags
 
+from mlperf_jax import cli
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import inference_logs, page, rules, tables
+from mlperf_jax.results import details, inference_logs, page, rules, tables
 from mlperf_jax.results.logs import number
 from mlperf_jax.results.rounds import Reader
 
@@ -27,7 +28,10 @@ flags.DEFINE_string("csv", None, "Write all results to this CSV file.", flag_val
 flags.DEFINE_string("html", None, "Write the page to this file.", flag_values=FLAGS)
 flags.DEFINE_enum("metric", "minutes", page.METRICS, "What the tables show first.", flag_values=FLAGS)
 flags.DEFINE_string(
-    "reference_minutes", None, 'JSON file of P100 minutes beside the confirmed ones: {"ssd": 800}.', flag_values=FLAGS
+    "reference_minutes",
+    None,
+    'JSON file of P100 minutes beside the confirmed ones: {"ssd": 800}.',
+    flag_values=FLAGS,
 )
 flags.DEFINE_bool("serve", False, "Show the page on this machine until Ctrl-C.", flag_values=FLAGS)
 flags.DEFINE_integer("port", 8000, "Where --serve shows it; 0 takes a free one.", 0, 65535, flag_values=FLAGS)
@@ -37,21 +41,19 @@ flags.DEFINE_bool("help", False, "Show this, and end.", flag_values=FLAGS)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     try:
-        return _command(list(sys.argv[1:] if argv is None else argv))
-    except UserError as error:
-        print(f"mlperf_jax: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 0
+        return cli.run("mlperf_jax", _command, argv, interrupted="nothing half written is left")
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         sys.stderr.close()
         return 0
 
 
 def _command(arguments: list[str]) -> int:
-    roots = _parse(arguments)
+    overrides, folders = cli.parse(FLAGS, arguments)
+    if overrides:
+        raise UserError(f"{overrides[0]} is for runs, not for reports of them; leave it out.")
+    roots = [Path(folder) for folder in folders]
     if FLAGS.help:
-        print(f"{__doc__.strip()}\n\nFlags:\n{FLAGS.main_module_help() or FLAGS.get_help()}")
+        print(cli.help_text(__doc__, FLAGS))
         return 0
     if not roots:
         raise UserError("Name at least one folder of results, as: python -m mlperf_jax.report results.")
@@ -59,7 +61,10 @@ def _command(arguments: list[str]) -> int:
     if FLAGS.serve:
         from mlperf_jax.results.live import serve
 
-        return serve(roots, references, FLAGS.metric, FLAGS.port)
+        try:
+            return serve(roots, references, FLAGS.metric, FLAGS.port)
+        except KeyboardInterrupt:  # the way to end it
+            return 0
     results, problems = Reader().read(roots)
     inference, more_problems = inference_logs.read_inference(roots)
     report = page.Report(results, inference, [*problems, *more_problems])
@@ -69,15 +74,6 @@ def _command(arguments: list[str]) -> int:
         tables.write_text(Path(FLAGS.html), page.render(report, references, FLAGS.metric))
     _tell(report, references)
     return 0
-
-
-def _parse(arguments: list[str]) -> list[Path]:
-    FLAGS.unparse_flags()
-    try:
-        rest = FLAGS(["report", *arguments])
-    except flags.Error as error:
-        raise UserError(str(error).splitlines()[0] + "; --help shows all flags.") from error
-    return [Path(folder) for folder in rest[1:]]
 
 
 def _reference_minutes(path: str | None) -> dict[str, float]:
@@ -106,11 +102,10 @@ def _tell(report: page.Report, references: tables.References) -> None:
         print(f"{tables.to_text(groups, references, FLAGS.metric)}\n\nFigures are {unit}.")
     for run in report.inference:
         told = f"{run.model}  {run.scenario}  {run.mode}"
-        value = "" if run.value is None else f"  {run.metric} {run.value:,.4g} {run.unit}"
-        print(f"{told}{value}  {'' if run.valid is None else 'VALID' if run.valid else 'INVALID'}".rstrip())
+        print(f"{told}  {details.inference_value(run)}  {details.verdict_of(run)}".rstrip())
     labels = {label for found in (*report.results, *report.inference) for label in found.labels}
     for label in sorted(labels):
-        print(f"Some of these are: {label}.")
+        print(f"Said of some of these: {label}.")
     if not groups and not report.inference:
         print("There are no results in these folders.")
     for problem in report.problems:

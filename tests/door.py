@@ -48,10 +48,23 @@ def start(cwd: Path, *arguments: str, largest_file: int = 0, **changes: str) -> 
     """Starts `python -m mlperf_jax.main` in a folder, where asked with no room for files of more bytes."""
     command = [sys.executable, "-P", "-m", "mlperf_jax.main", *arguments]
     if largest_file:
-        limited = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); "
-        command = [sys.executable, "-c", limited + "os.execv(sys.argv[2], sys.argv[2:])", str(largest_file), *command]
+        limited = (
+            "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); "
+        )
+        command = [
+            sys.executable,
+            "-c",
+            limited + "os.execv(sys.argv[2], sys.argv[2:])",
+            str(largest_file),
+            *command,
+        ]
     return subprocess.Popen(
-        command, cwd=cwd, env=environment(**changes), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=cwd,
+        env=environment(**changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 

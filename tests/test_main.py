@@ -63,7 +63,10 @@ def refused(capsys, *arguments: str) -> str:
         (["--profile=perhaps"], "flag --profile=perhaps: neither true nor false"),
         ([*RESNET, "--results_dir="], "--results_dir is empty; name a folder"),
         ([*RESNET, "--cpu_devices=-1"], "flag --cpu_devices=-1: "),
-        (["--workload=resnet50", "--platform=gpu", "--cpu_devices=2"], "--cpu_devices=2 goes with --platform=cpu"),
+        (
+            ["--workload=resnet50", "--platform=gpu", "--cpu_devices=2"],
+            "--cpu_devices=2 goes with --platform=cpu",
+        ),
         ([*RESNET, "--sharding=ddp"], "There is no --sharding=ddp; use dp, zero1"),
         ([*RESNET, "--mesh=data"], "--mesh=data is not of the form axis:size"),
         ([*RESNET, "--mesh=data:0"], "--mesh=data:0 is not of the form axis:size"),
@@ -86,9 +89,15 @@ def test_flags(capsys, arguments, said):
         ("=3", "The config has no key ''"),
         ("batch_size", "--config.batch_size has no value; write --config.batch_size=value."),
         ("batch_size=", "--config.batch_size= is of the wrong type"),
-        ("batch_size=many", "--config.batch_size=many is of the wrong type: --config.batch_size is of type int, as "),
+        (
+            "batch_size=many",
+            "--config.batch_size=many is of the wrong type: --config.batch_size is of type int, as ",
+        ),
         ("batch_size=1.5", "--config.batch_size=1.5 is of the wrong type"),
-        ("model.stages=(1,", "--config.model.stages=(1, is of the wrong type: --config.model.stages is of type tuple"),
+        (
+            "model.stages=(1,",
+            "--config.model.stages=(1, is of the wrong type: --config.model.stages is of type tuple",
+        ),
         ("batch_size=0", "--config.batch_size=0 "),
         ("batch_size=-4", "--config.batch_size=-4 "),
         ("max_epochs=0", "--config.max_epochs=0 "),
@@ -102,7 +111,9 @@ def test_flags(capsys, arguments, said):
 )
 def test_configs(capsys, tmp_path, override, said):
     results = tmp_path / "results"
-    assert said in refused(capsys, *RESNET, f"--results_dir={results}", "--synthetic_data", f"--config.{override}")
+    assert said in refused(
+        capsys, *RESNET, f"--results_dir={results}", "--synthetic_data", f"--config.{override}"
+    )
     assert not results.exists()
 
 
@@ -146,8 +157,17 @@ def test_workloads_of_ones_own(capsys, tmp_path, monkeypatch, name, source, said
 
 
 def test_closed_without_data_says_how_to_get_it_and_what_to_run_instead(capsys, tmp_path):
-    sentence = refused(capsys, *RESNET, "--preset=closed", f"--data_dir={tmp_path}", f"--results_dir={tmp_path / 'r'}")
-    for part in ("ImageNet is not in", "image-net.org", "--preset=mini", "--synthetic_data", "mlperf_jax.prepare", "--fake"):
+    sentence = refused(
+        capsys, *RESNET, "--preset=closed", f"--data_dir={tmp_path}", f"--results_dir={tmp_path / 'r'}"
+    )
+    for part in (
+        "ImageNet is not in",
+        "image-net.org",
+        "--preset=mini",
+        "--synthetic_data",
+        "mlperf_jax.prepare",
+        "--fake",
+    ):
         assert part in sentence
     assert not (tmp_path / "r").exists()
 
@@ -164,7 +184,11 @@ def fake_imagenet(tmp_path_factory):
     data = tmp_path_factory.mktemp("data")
     command = [sys.executable, "-P", "-m", "mlperf_jax.prepare", "--workload=resnet50", "--preset=closed"]
     done = subprocess.run(
-        [*command, "--fake=16", f"--data_dir={data}"], env=door.environment(), capture_output=True, text=True, timeout=120
+        [*command, "--fake=16", f"--data_dir={data}"],
+        env=door.environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert "Fake ImageNet" in done.stdout and "16 train" in done.stdout
@@ -174,7 +198,13 @@ def fake_imagenet(tmp_path_factory):
 def test_damaged_data(capsys, tmp_path, fake_imagenet):
     folder = tmp_path / "imagenet_fake_16"
     shutil.copytree(fake_imagenet / "imagenet_fake_16", folder)
-    arguments = (*RESNET, "--preset=closed", f"--data_dir={tmp_path}", "--config.data.fake=16", "--results_dir=unused")
+    arguments = (
+        *RESNET,
+        "--preset=closed",
+        f"--data_dir={tmp_path}",
+        "--config.data.fake=16",
+        "--results_dir=unused",
+    )
     image = next(folder.glob("train/*/*.JPEG"))
     image.write_bytes(image.read_bytes()[:100])
     assert str(image.relative_to(tmp_path)) in refused(capsys, *arguments)
@@ -189,7 +219,9 @@ def test_results_that_cannot_be_written(capsys, tmp_path):
     arguments = (*RESNET, "--synthetic_data")
     sentence = refused(capsys, *arguments, f"--results_dir={tmp_path / 'file'}")
     assert f"{tmp_path / 'file'}" in sentence and "another --results_dir" in sentence
-    assert "cannot name a folder" in refused(capsys, *arguments, f"--results_dir={tmp_path}", "--system=../../x")
+    assert "cannot name a folder" in refused(
+        capsys, *arguments, f"--results_dir={tmp_path}", "--system=../../x"
+    )
     assert "/proc/" in refused(capsys, *arguments, "--results_dir=/proc/mlperf_jax")
 
 
@@ -220,7 +252,11 @@ def test_a_gpu_that_is_not_there(tmp_path):
     assert time.monotonic() - began < 60  # at once, not after a timeout of minutes
     assert ended.returncode == 2 and ended.stdout == "" and "Traceback" not in ended.stderr
     last = ended.stderr.splitlines()[-1]
-    assert last.startswith("mlperf_jax: jax finds no gpu here") and "--platform=cpu" in last and ".[cuda]" in last
+    assert (
+        last.startswith("mlperf_jax: jax finds no gpu here")
+        and "--platform=cpu" in last
+        and ".[cuda]" in last
+    )
     assert not (tmp_path / "results").exists()
 
 
@@ -233,7 +269,12 @@ def test_help_says_every_flag(capsys):
     assert text.startswith("Trains a reference model")
     for flag in [*door_module.FLAGS, "config.KEY"]:
         assert re.search(rf"^  --{flag}(=<[^>]+>)? +\S", text, re.MULTILINE), flag
-    for part in ("Exit status: 0", "--list", "--platform=tpu", "the same command again continues".capitalize()):
+    for part in (
+        "Exit status: 0",
+        "--list",
+        "--platform=tpu",
+        "the same command again continues".capitalize(),
+    ):
         assert part in text
     assert max(map(len, text.splitlines())) <= 140
 
@@ -258,7 +299,9 @@ platform.configure = configure
 assert main.main(["--help"]) == 0 and "jax" not in sys.modules
 main.main(["--workload=resnet50", "--config.batch_size=64"])
 """
-    done = subprocess.run([sys.executable, "-c", script], env=door.environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=door.environment(), capture_output=True, text=True
+    )
     assert done.returncode == 7, done.stderr
 
 
@@ -291,7 +334,11 @@ def test_three_runs_end_with_a_score(three):
     out = ended.stdout
     for log in door.logs(results):
         assert f"result file    results/{log.relative_to(results)}" in out
-    for part in ("mini: not MLPerf's data or model", "unverified, not reviewed by MLCommons", "synthetic data"):
+    for part in (
+        "mini: not MLPerf's data or model",
+        "unverified, not reviewed by MLCommons",
+        "synthetic data",
+    ):
         assert out.count(part) == 3
     for label in ("quality", "time to train", "whole time", "throughput"):
         assert len(re.findall(rf"^  {label} ", out, re.MULTILINE)) == 3, label
@@ -312,7 +359,10 @@ def test_the_run_folder_holds_what_ran(three):
     folder = door.run_folder(results)
     config = read_json(folder / "config.json")["config"]
     assert config["batch_size"] == 128 and config["optimizer"]["base_lr"] == 0.05
-    assert config["precision"]["compute"] == "float32" and config["layout"] == {"strategy": "dp", "mesh": {"data": 1}}
+    assert config["precision"]["compute"] == "float32" and config["layout"] == {
+        "strategy": "dp",
+        "mesh": {"data": 1},
+    }
     assert {"jax", "flax", "optax", "orbax-checkpoint"} <= read_json(folder / "versions.json").keys()
     assert read_json(folder / "devices.json")["platform"] == "cpu"
     status = read_json(folder / "status.json")
@@ -387,12 +437,16 @@ def test_closed_on_made_up_data_lacks_nothing_but_the_target(fake_imagenet, tmp_
         "--config.max_epochs=1",
     )
     assert ended.returncode == 1, ended.stderr
-    assert "Fake ImageNet (random images, not MLPerf's data)" in ended.stdout and "not reached" in ended.stdout
+    assert (
+        "Fake ImageNet (random images, not MLPerf's data)" in ended.stdout and "not reached" in ended.stdout
+    )
     assert not (tmp_path / "results/mini").exists()
     (log,) = door.logs(tmp_path / "results", "closed")
     passed, said = checked(log, monkeypatch)
     assert not passed
-    complaints = [line for line in said.splitlines() if "WARNING" in line or "Required" in line or "Failed" in line]
+    complaints = [
+        line for line in said.splitlines() if "WARNING" in line or "Required" in line or "Failed" in line
+    ]
     assert len(complaints) == 1 and "eval_accuracy" in complaints[0] and "0.7590" in complaints[0], said
 
 
@@ -404,5 +458,7 @@ def test_mini_reaches_its_target_on_real_data(tmp_path):
     assert ended.returncode == 0, ended.stderr
     events = door.events_of(tmp_path / "results")
     assert door.values(events, "eval_accuracy")[-1] >= 0.90
-    assert door.values(events, "train_samples") == [60_000] and door.values(events, "eval_samples") == [10_000]
+    assert door.values(events, "train_samples") == [60_000] and door.values(events, "eval_samples") == [
+        10_000
+    ]
     assert [e.metadata["status"] for e in events if e.key == "run_stop"] == ["success"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import os
 import shutil
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +100,10 @@ class Session:
         sizes = set()
         for scenario in scenarios:
             sizes |= set(self._batch_sizes(scenario))
-        for replica in self.replicas:
-            replica.compile(sorted(sizes))
+        # XLA compiles without the interpreter's lock.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(lambda replica: replica.compile(sizes), self.replicas):
+                pass
         some = np.arange(min(max(sizes), self.samples.performance_count))
         self.samples.load(some)
         for replica in self.replicas:
@@ -205,17 +209,21 @@ class Session:
 
     def _suggested(self, outcome: Outcome) -> dict[str, int | float]:
         """What to change, of that which the user did not fix."""
-        changes = {name: value for reason in outcome.result.reasons for name, value in reason.try_next.items()}
+        changes = {
+            name: value for reason in outcome.result.reasons for name, value in reason.try_next.items()
+        }
         if outcome.settings.scenario == TestScenario.Server:
             # A lower rate helps against slow queries; a longer run only against too few of the others.
             longer = changes.pop("min_duration_ms", 0)
-            if "server_target_qps" not in changes and longer <= _MOST_LONGER * outcome.settings.min_duration_ms:
+            if (
+                "server_target_qps" not in changes
+                and longer <= _MOST_LONGER * outcome.settings.min_duration_ms
+            ):
                 return {"min_duration_ms": longer} if longer else {}
             lower = _OF_PEAK * outcome.settings.server_target_qps
             changes["server_target_qps"] = min(changes.get("server_target_qps", lower), lower)
         if self.asked.qps:
             changes.pop("server_target_qps", None)
-            changes.pop("offline_expected_qps", None)
         if "offline_expected_qps" in changes:
             changes["offline_warmup_ms"] = 0
         return changes

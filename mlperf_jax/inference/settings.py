@@ -34,7 +34,7 @@ class Asked:
 
     Attributes:
         duration_s: at least so long.
-        qps: the rate of Server, and what Offline is expected to reach.
+        qps: the rate of Server.
         max_latency_s: Server's bound.
     """
 
@@ -76,8 +76,8 @@ def make_settings(
         settings.server_target_latency_ns = round(1e9 * asked.max_latency_s)
     _expect(settings, seconds, replicas)
     if asked.qps:
-        settings.server_target_qps = settings.offline_expected_qps = asked.qps
-    elif scenario == TestScenario.Offline:
+        settings.server_target_qps = asked.qps
+    if scenario == TestScenario.Offline:
         settings.offline_warmup_ms = min(round(_WARMUP_SHARE * settings.min_duration_ms), _MOST_WARMUP_MS)
     if scenario != TestScenario.Offline:
         settings.min_query_count = max(settings.min_query_count, _enough_evidence(settings))

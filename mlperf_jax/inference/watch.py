@@ -13,7 +13,7 @@ from loadgen_py.responses import Responses
 
 _LINE_SECONDS = 10.0
 _REWRITE_SECONDS = 1.0
-_PROFILE_AFTER_SECONDS, _PROFILE_SECONDS = 1.0, 1.0
+_PROFILE_SECONDS = 1.0  # and as long, or a quarter of the run, before it begins
 
 
 class Watch:
@@ -74,7 +74,7 @@ class Watch:
             print("\r\x1b[K", end="", file=self._stream, flush=True)
 
     def _trace(self) -> None:
-        if self._end.wait(_PROFILE_AFTER_SECONDS):
+        if self._end.wait(min(_PROFILE_SECONDS, self._least_s / 4)):
             return
         jax.profiler.start_trace(self._profile_dir)
         self._end.wait(_PROFILE_SECONDS)

@@ -118,7 +118,9 @@ def _entry(raw: dict[str, Any]) -> System:
     sockets = re.match(r"(\d{1,3})\s*x\s+", processor)
     per_node = sockets or re.search(r"\b(\d{1,3})x\s", _text(raw.get("hardware")))
     counts = [_count(kind.get("num_nodes")) or 1 for kind in kinds]
-    accelerators = sum(n * _count(kind.get("num_accelerators")) for n, kind in zip(counts, kinds, strict=True))
+    accelerators = sum(
+        n * _count(kind.get("num_accelerators")) for n, kind in zip(counts, kinds, strict=True)
+    )
     # A TPU of v0.5 is named after all its cores, "tpuv2-512", two of which make a chip.
     if tpu := re.fullmatch(r"tpu(v\d)-(\d{1,6})", accelerator):
         accelerator, accelerators = f"TPU {tpu[1]}", int(tpu[2]) // 2
@@ -159,5 +161,7 @@ def flatten(raw: Any, prefix: str = "") -> tuple[tuple[str, str], ...]:
         text = _text(raw)
         return ((prefix, text),) if text else ()
     return tuple(
-        pair for name, item in list(pairs)[:200] for pair in flatten(item, f"{prefix}.{name}" if prefix else str(name))
+        pair
+        for name, item in list(pairs)[:200]
+        for pair in flatten(item, f"{prefix}.{name}" if prefix else str(name))
     )

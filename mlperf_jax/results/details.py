@@ -67,22 +67,34 @@ def _score_facts(result: Result, references: References, verdict: Verdict | None
     if score.minutes is None:
         told.append(("No score", score.reason))
         if score.mean_minutes is not None:
-            told.append(("Mean of the runs that converged", f"{figure(score.mean_minutes)} min, which is no score"))
+            told.append(
+                ("Mean of the runs that converged", f"{figure(score.mean_minutes)} min, which is no score")
+            )
     else:
-        ends = "fastest and the slowest" if rules.dropped == 1 else f"{rules.dropped} fastest and {rules.dropped} slowest"
+        ends = (
+            "fastest and the slowest"
+            if rules.dropped == 1
+            else f"{rules.dropped} fastest and {rules.dropped} slowest"
+        )
         dropped = f"mean without the {ends} of {score.runs} runs"
         if rules.key == "ncf":
             dropped = "mean of the first 50 runs that converged, without the fastest and the slowest"
         told.append(("Score", f"{figure(score.minutes)} min ({dropped})"))
     speedup = references.speedup(result)
     if speedup is not None:
-        told.append(("Speed-up", f"{times(speedup)} over one Pascal P100 ({references.minutes(result):,.1f} min)"))
+        told.append(
+            ("Speed-up", f"{times(speedup)} over one Pascal P100 ({references.minutes(result):,.1f} min)")
+        )
     if score.normalization > 1 and score.minutes is not None:
         published = figure(score.minutes * score.normalization)
-        told.append(("Published as", f"{published} min: scaled by {score.normalization:.4f}, for converging too fast"))
+        told.append(
+            ("Published as", f"{published} min: scaled by {score.normalization:.4f}, for converging too fast")
+        )
     if score.spread is not None:
         known = f"from one set of runs to the next about {100 * rules.variance:g} % is known"
-        told.append(("Spread", f"{100 * score.spread:.1f} % (standard deviation of the runs counted); {known}"))
+        told.append(
+            ("Spread", f"{100 * score.spread:.1f} % (standard deviation of the runs counted); {known}")
+        )
     if verdict is not None:
         word = {True: "passes", False: "does not pass", None: "not judged"}[verdict.passed]
         told.append(("Convergence", f"{word}: {verdict.text}"))
@@ -92,23 +104,38 @@ def _score_facts(result: Result, references: References, verdict: Verdict | None
 def _figures(result: Result, verdict: Verdict | None, splits: Sequence[TimeSplit]) -> list[Markup]:
     logs = result.logs
     converged = [reached(log, result.rules, result.round) for log in logs]
-    target = next((t for log in logs if (t := quality_target(log, result.rules, result.round)) is not None), None)
-    drawn = [drawing(figures.quality(logs, target, converged), "Quality against time; orange: did not converge.")]
+    target = next(
+        (t for log in logs if (t := quality_target(log, result.rules, result.round)) is not None), None
+    )
+    drawn = [
+        drawing(figures.quality(logs, target, converged), "Quality against time; orange: did not converge.")
+    ]
     ours = [(log.path.name.split(".")[0], split) for log, split in zip(logs, splits, strict=True) if log.ours]
     if ours:  # others' runs have the same figures in the table, and there are thousands of them
-        drawn.append(drawing(figures.time_split(ours[:40]), "Where the time went; run_start comes after compilation."))
+        drawn.append(
+            drawing(figures.time_split(ours[:40]), "Where the time went; run_start comes after compilation.")
+        )
         drawn.append(drawing(figures.throughput(logs), "Training throughput, evaluation not included."))
     points = load_points(result.rules.key, result.round) if verdict and verdict.point else None
     if points:
         unit = "samples" if points.points[-1].mean > 10_000 else "epochs to converge"
-        caption = "Convergence: reference black, what its test lets pass grey, each run blue, their mean a bar."
+        caption = (
+            "Convergence: the reference a line, what its test lets pass grey; runs blue, their mean a bar."
+        )
         drawn.append(drawing(figures.convergence(points, verdict, unit), caption))
     return drawn
 
 
 def _run_table(result: Result, splits: Sequence[TimeSplit], own: dict) -> Markup:
     phases = [phase for phase in PHASES if any(getattr(split, phase) is not None for split in splits)]
-    names = ["run", "minutes", "ended", "last quality", "epochs or samples", *(p.replace("_", " ") for p in phases)]
+    names = [
+        "run",
+        "minutes",
+        "ended",
+        "last quality",
+        "epochs or samples",
+        *(p.replace("_", " ") for p in phases),
+    ]
     head = tag("tr", [tag("th", name, class_="number" if name != "run" else None) for name in names])
     rows = []
     for log, split in zip(result.logs, splits, strict=True):
@@ -124,7 +151,7 @@ def _run_table(result: Result, splits: Sequence[TimeSplit], own: dict) -> Markup
         named += [tag("td", c, class_="number", data_label=n) for c, n in zip(cells, names[1:], strict=True)]
         rows.append(tag("tr", named))
     table = tag("table", tag("thead", head), tag("tbody", rows), class_="cards")
-    summary = tag("summary", f"{len(result.logs)} runs, one by one (phases in minutes)")
+    summary = tag("summary", f"Run by run ({len(result.logs)}; phases in minutes)")
     return tag("details", summary, tag("div", table, class_="wide"), class_="more")
 
 
@@ -164,10 +191,17 @@ def _words(name: str) -> str:
 def inference_details(run: InferenceRun, identifier: str) -> Markup:
     """Everything about one LoadGen run, folded up."""
     drawn = [
-        drawing(figures.latency_histogram(run), "Latency histogram up to the 99.9th percentile; dashed: the bound."),
+        drawing(
+            figures.latency_histogram(run),
+            "Latency histogram up to the 99.9th percentile; dashed: the bound.",
+        ),
         drawing(figures.percentile_curve(run), "Latency by percentile; dots as logged, dashed: the bound."),
     ]
-    without = "The run wrote no trace, so that only the logged percentiles are known." if not len(run.latencies) else ""
+    without = (
+        "The run wrote no trace, so that only the logged percentiles are known."
+        if not len(run.latencies)
+        else ""
+    )
     told = [
         ("Result", inference_value(run)),
         ("Verdict", verdict_of(run)),
@@ -177,6 +211,9 @@ def inference_details(run: InferenceRun, identifier: str) -> Markup:
         ("Note", without if run.mode != "AccuracyOnly" else ""),
     ]
     fields = tag("details", tag("summary", "All settings and results"), facts(run.fields), class_="more")
+    if run.facts:
+        environment = facts([(_words(name), value) for name, value in run.facts])
+        fields = join([fields, tag("details", tag("summary", "Environment"), environment, class_="more")])
     heading = f"{run.model}, {run.system or _NAMELESS}, {run.scenario} ({run.mode})"
     return tag(
         "details",
@@ -193,7 +230,11 @@ def inference_details(run: InferenceRun, identifier: str) -> Markup:
 def inference_value(run: InferenceRun) -> str:
     if run.value is None:
         return "accuracy only" if run.mode == "AccuracyOnly" else "none"
-    return f"{run.value:,.4g} {run.unit}, {run.metric}"
+    return f"{amount(run.value)} {run.unit}, {run.metric}"
+
+
+def amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def verdict_of(run: InferenceRun) -> str:

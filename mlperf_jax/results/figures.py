@@ -5,6 +5,7 @@ They take colour of text and axes from the page, so that one drawing serves ligh
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import re
@@ -26,24 +27,24 @@ _INK = "#010203"  # stands for the page's own colour, put in at the end
 _BLUE, _ORANGE, _GREY = "#3b74b4", "#d0752a", "#9aa3ad"
 _PHASE_COLOURS = ("#b8c4d0", "#7f96ad", "#3b74b4", "#d0a54a", "#c25b4e")
 _SIZE = (4.6, 2.7)  # inches; the page scales them
-_MOST_POINTS = 300
+_MOST_POINTS = 200  # of a line
+_MOST_MARKS = 150  # of a drawing
 _numbers = itertools.count()
 
 
 def quality(logs: Sequence[RunLog], target: float | None, converged: Sequence[bool]) -> Markup:
     """Quality against minutes since run_start, a line per run, the target dashed."""
     axes, finish = _figure("minutes since run_start", "quality")
-    shown = False
+    total = sum(len(log.evaluations) for log in logs)
+    if not total:
+        return Markup("")
+    mark = {"marker": "o", "markersize": 2.5} if total < _MOST_MARKS else {}
     for log, good in zip(logs, converged, strict=True):
         points = [(e.minutes, e.quality) for e in log.evaluations]
         points = points[:: max(1, len(points) // _MOST_POINTS)]
         if points:
-            shown = True
-            mark = {"marker": "o", "markersize": 2.5} if len(points) < 40 else {}
             colour = _BLUE if good else _ORANGE
             axes.plot(*zip(*points, strict=True), color=colour, linewidth=1, alpha=0.75, **mark)
-    if not shown:
-        return Markup("")
     if target is not None:
         axes.axhline(target, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
         axes.annotate(
@@ -60,7 +61,9 @@ def quality(logs: Sequence[RunLog], target: float | None, converged: Sequence[bo
 
 def time_split(splits: Sequence[tuple[str, TimeSplit]]) -> Markup:
     """Where each run's time went, in minutes."""
-    axes, finish = _figure("minutes", "", height=0.9 + 0.3 * len(splits))
+    if not any(getattr(split, phase) for _, split in splits for phase in PHASES):
+        return Markup("")
+    axes, finish = _figure("minutes", "", height=0.9 + 0.3 * len(splits), top=0.4)
     rows = range(len(splits))
     left = np.zeros(len(splits))
     for phase, colour in zip(PHASES, _PHASE_COLOURS, strict=True):
@@ -69,7 +72,9 @@ def time_split(splits: Sequence[tuple[str, TimeSplit]]) -> Markup:
         left += widths
     axes.set_yticks(list(rows), [name for name, _ in splits])
     axes.invert_yaxis()
-    axes.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.45, 1), frameon=False, labelcolor=_INK, columnspacing=1)
+    axes.legend(
+        ncols=5, loc="lower center", bbox_to_anchor=(0.42, 1), frameon=False, labelcolor=_INK, columnspacing=1
+    )
     return finish("Time split of each run: init, compile, train, evaluation, waiting for input")
 
 
@@ -79,7 +84,9 @@ def throughput(logs: Sequence[RunLog]) -> Markup:
     shown = False
     for log in logs:
         start = log.start_ms
-        points = [((t - start) / 60_000, rate) for t, rate in log.throughput.points] if start is not None else []
+        points = (
+            [((t - start) / 60_000, rate) for t, rate in log.throughput.points] if start is not None else []
+        )
         if len(points) > 1:
             shown = True
             axes.plot(*zip(*points, strict=True), color=_BLUE, linewidth=1, alpha=0.75)
@@ -95,7 +102,9 @@ def convergence(points: ReferencePoints, verdict: Verdict, unit: str) -> Markup:
     axes, finish = _figure("global batch size", unit)
     pruned = points.pruned
     sizes = [p.batch_size for p in pruned]
-    axes.fill_between(sizes, [p.fastest for p in pruned], [p.mean for p in pruned], color=_GREY, alpha=0.3, linewidth=0)
+    axes.fill_between(
+        sizes, [p.fastest for p in pruned], [p.mean for p in pruned], color=_GREY, alpha=0.3, linewidth=0
+    )
     axes.plot(sizes, [p.mean for p in pruned], color=_INK, linewidth=1, marker="o", markersize=3)
     left_out = [p for p in points.points if p not in pruned]
     axes.plot([p.batch_size for p in left_out], [p.mean for p in left_out], "o", color=_GREY, markersize=3)
@@ -104,12 +113,14 @@ def convergence(points: ReferencePoints, verdict: Verdict, unit: str) -> Markup:
         axes.plot([verdict.batch_size] * n, verdict.epochs, "o", color=_BLUE, markersize=4, alpha=0.5)
         if verdict.mean is not None:
             colour = _BLUE if verdict.passed else _ORANGE
-            axes.plot([verdict.batch_size], [verdict.mean], "_", color=colour, markersize=16, markeredgewidth=2)
+            axes.plot(
+                [verdict.batch_size], [verdict.mean], "_", color=colour, markersize=16, markeredgewidth=2
+            )
     every = [*sizes, *([verdict.batch_size] if verdict.batch_size else [])]
     if min(every) > 0 and max(every) / min(every) > 8:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    return finish("Convergence: reference (black, its test's margin grey), runs (blue), their mean (bar)")
+    return finish("Epochs to converge by batch size: reference, what its test lets pass, and each run")
 
 
 def latency_histogram(run: InferenceRun) -> Markup:
@@ -119,7 +130,9 @@ def latency_histogram(run: InferenceRun) -> Markup:
     axes, finish = _figure("latency, ms", "samples")
     milliseconds = run.latencies * 1e3
     top = float(np.quantile(milliseconds, 0.999))
-    axes.hist(milliseconds, bins=np.linspace(milliseconds[0], max(top, milliseconds[0] + 1e-6), 50), color=_BLUE)
+    axes.hist(
+        milliseconds, bins=np.linspace(milliseconds[0], max(top, milliseconds[0] + 1e-6), 50), color=_BLUE
+    )
     if run.bound:
         axes.axvline(run.bound * 1e3, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
     return finish("Latency histogram up to the 99.9th percentile; dashed: the bound")
@@ -132,7 +145,9 @@ def percentile_curve(run: InferenceRun) -> Markup:
     axes, finish = _figure("percentile", "latency, ms")
     if len(run.latencies):
         n = len(run.latencies)
-        shares = np.unique(np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1 / max(n, 2), 60)]))
+        shares = np.unique(
+            np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1 / max(n, 2), 60)])
+        )
         latencies = run.latencies[np.minimum((shares * n).astype(int), n - 1)] * 1e3
         axes.plot(_tail(shares), latencies, color=_BLUE, linewidth=1.2)
     if run.percentiles:
@@ -166,16 +181,20 @@ def server_curve(runs: Sequence[InferenceRun]) -> Markup:
     return finish("Server: latency against the rate asked for; orange was INVALID, dashed: the bound")
 
 
-def _figure(x: str, y: str, height: float = _SIZE[1]):
-    """Axes in the page's manner, and the function that makes an SVG of them with a title to be read aloud."""
-    import matplotlib as mpl
+def _figure(x: str, y: str, height: float = _SIZE[1], top: float = 0.2):
+    """Axes in the page's manner, and the function that makes an SVG of them with a title to be read aloud.
+
+    height, top: of the drawing and of the margin above the axes, in inches.
+    """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    mpl.rcParams.update(_STYLE)
-    figure = Figure(figsize=(_SIZE[0], min(height, 12)), layout="constrained")
+    _use_style()
+    height = min(height, 12) + top - 0.2
+    figure = Figure(figsize=(_SIZE[0], height))
     FigureCanvasSVG(figure)
-    axes: Axes = figure.add_subplot()
+    # Fixed margins: fitting them to the text would draw everything twice, and there are hundreds of drawings.
+    axes: Axes = figure.add_axes((0.13, 0.45 / height, 0.85, 1 - (0.45 + top) / height))
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.margins(x=0.03)
@@ -183,6 +202,13 @@ def _figure(x: str, y: str, height: float = _SIZE[1]):
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return axes, lambda title: _svg(figure, title)
+
+
+@functools.cache
+def _use_style() -> None:
+    import matplotlib as mpl
+
+    mpl.rcParams.update(_STYLE)
 
 
 _STYLE = {
@@ -220,4 +246,3 @@ def _svg(figure, title: str) -> Markup:
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     head = f'<svg role="img" aria-label="{title}" viewBox="0 0 {width:g} {height:g}" {names}>'
     return Markup(re.sub(r"<svg[^>]*?>", head, drawn, count=1))
-

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.results.descriptions import flatten
 from mlperf_jax.results.events import UNVERIFIED
 from mlperf_jax.results.logs import number
-from mlperf_jax.results.rounds import Problem
+from mlperf_jax.results.rounds import NOT_RESULTS, Problem
 
 SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline")
 _DETAIL = "mlperf_log_detail.txt"
@@ -52,9 +53,10 @@ class InferenceRun:
         latencies: [samples] seconds, sorted; empty without a trace.
         bound: Server's latency bound in seconds. bound_percentile: the share that must keep it.
         target_qps: as asked.
-        accuracy: lines of accuracy.txt.
+        accuracy: as our result.json or the lines of accuracy.txt have it.
         errors: how many error lines the log holds.
         fields: all settings and results, as logged.
+        facts: of runs of ours, model, machine and software.
         labels: what must be said with every figure.
     """
 
@@ -77,6 +79,7 @@ class InferenceRun:
     accuracy: tuple[str, ...]
     errors: int
     fields: tuple[tuple[str, str], ...]
+    facts: tuple[tuple[str, str], ...]
     labels: tuple[str, ...]
 
     @property
@@ -101,7 +104,7 @@ def read_inference(roots: Iterable[Path]) -> tuple[list[InferenceRun], list[Prob
 
 def _folders(root: Path) -> Iterator[Path]:
     for folder, names, files in os.walk(root, followlinks=False):
-        names[:] = sorted(name for name in names if name not in (".git", "checkpoints", "tensorboard"))
+        names[:] = sorted(name for name in names if name not in NOT_RESULTS)
         if _DETAIL in files:
             yield Path(folder)
 
@@ -120,6 +123,7 @@ def read_run(folder: Path, root: Path) -> InferenceRun:
     field, metric, unit, factor = _METRICS[scenario]
     found = number(fields.get(field)) if performance else None
     submitter, system, model = _names(folder, root)
+    own = _own_record(folder)
     bound = number(fields.get("effective_target_latency_ns")) if scenario == "Server" else None
     return InferenceRun(
         path=folder,
@@ -129,7 +133,7 @@ def read_run(folder: Path, root: Path) -> InferenceRun:
         scenario=scenario,
         mode=mode,
         valid=fields.get("result_validity") == "VALID" if performance else None,
-        reason=_reason(fields),
+        reason=_reason(fields, own),
         metric=metric,
         value=found * factor if found else None,  # 0 stands for none: too few queries for an estimate
         unit=unit,
@@ -141,12 +145,13 @@ def read_run(folder: Path, root: Path) -> InferenceRun:
         accuracy=_accuracy(folder),
         errors=errors,
         fields=tuple((k, _text(v)) for k, v in fields.items()),
-        labels=_labels(folder, root),
+        facts=_facts(own),
+        labels=_labels(folder, own),
     )
 
 
 def _detail(path: Path) -> tuple[dict[str, Any], int]:
-    """The first value of each key, and how many lines are errors."""
+    """The last value of each key (a search for the peak logs many), and how many lines are errors."""
     try:
         with open(path, "rb") as file:
             text = file.read(_MOST_BYTES)
@@ -166,15 +171,22 @@ def _detail(path: Path) -> tuple[dict[str, Any], int]:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
         if isinstance(key, str):
-            fields.setdefault(key, event.get("value"))
+            fields[key] = event.get("value")
     return fields, errors
 
 
-def _reason(fields: dict[str, Any]) -> str:
-    """Why a run is invalid; of early stopping LoadGen says it elsewhere."""
+def _reason(fields: dict[str, Any], own: dict[str, Any]) -> str:
+    """Why a run is invalid. Ours say it in full; of early stopping the official LoadGen says it elsewhere."""
+    reasons = own.get("reasons")
+    if isinstance(reasons, list):
+        return " ".join(
+            str(reason["text"]) for reason in reasons if isinstance(reason, dict) and "text" in reason
+        )
     told = " ".join(str(fields.get("result_invalid_reason", "")).split())
     if not told and fields.get("early_stopping_met") is False:
-        told = "Too few queries: " + " ".join(str(fields.get("early_stopping_result", "")).replace("*", "").split())
+        told = "Too few queries: " + " ".join(
+            str(fields.get("early_stopping_result", "")).replace("*", "").split()
+        )
     return told
 
 
@@ -205,8 +217,15 @@ def _latencies(path: Path) -> np.ndarray:
 
 
 def _accuracy(folder: Path) -> tuple[str, ...]:
-    """accuracy.txt of this run, or of the accuracy run beside a performance run's folder."""
-    for place in (folder, *([folder.parent.parent / "accuracy"] if folder.parent.name == "performance" else [])):
+    """How good the answers were: of this run, or of the accuracy run beside it."""
+    above = list(folder.parents)[:3]
+    depth = next((i for i, place in enumerate(above) if place.name in SCENARIOS), -1)
+    for place in (folder, *(place / "accuracy" for place in above[: depth + 1])):
+        own = _own_record(place)
+        quality, target = number(own.get("quality")), number(own.get("quality_target"))
+        if quality is not None:
+            wanted = "" if target is None else f", target {target:.4g}"
+            return (f"{own.get('metric', 'quality')} {quality:.4g}{wanted}",)
         try:
             with open(place / "accuracy.txt", "rb") as file:
                 lines = file.read(8192).decode("utf-8", "replace").splitlines()
@@ -216,34 +235,42 @@ def _accuracy(folder: Path) -> tuple[str, ...]:
     return ()
 
 
+def _own_record(folder: Path) -> dict[str, Any]:
+    """The result.json with which our runs say what they are; empty with anybody else's."""
+    try:
+        with open(folder / "result.json", "rb") as file:
+            found = json.loads(file.read(_MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _names(folder: Path, root: Path) -> tuple[str, str, str]:
-    """Submitter, system and model of ORG/results/SYSTEM/MODEL/SCENARIO/..., else from what path there is."""
+    """Submitter, system and model of ORG/results/SYSTEM/MODEL/SCENARIO/... or of our
+    RESULTS/inference/SYSTEM/MODEL/SCENARIO/..., else from what path there is."""
     parts = folder.parts
-    at = max((i for i, part in enumerate(parts) if part == "results"), default=None)
-    if at is not None and len(parts) > at + 2:
-        return parts[at - 1], parts[at + 1], parts[at + 2]
+    for name in ("inference", "results"):
+        at = max((i for i, part in enumerate(parts) if part == name), default=None)
+        if at is not None and len(parts) > at + 3:
+            return parts[at - 1] if name == "results" else "", parts[at + 1], parts[at + 2]
     inside = parts[len(root.parts) :]
     before = inside[: next((i for i, part in enumerate(inside) if part in SCENARIOS), 0)]
     return "", root.name, before[-1] if before else root.name
 
 
-def _labels(folder: Path, root: Path) -> tuple[str, ...]:
-    """`labels` of a run.json in or above the run's folder, which is where our runs say what they are.
+def _labels(folder: Path, own: dict[str, Any]) -> tuple[str, ...]:
+    """What our runs say of themselves; others' are called unverified unless they lie in a published round."""
+    labels = own.get("labels")
+    if isinstance(labels, list) and labels:
+        return tuple(map(str, labels))
+    published = any(re.match(r"inference_results_v\d", part) for part in folder.parts)
+    return () if published else (UNVERIFIED,)
 
-    Others' are called unverified unless they lie in a published round.
-    """
-    for place in (folder, *folder.parents):
-        path = place / "run.json"
-        if path.is_file():
-            try:
-                with open(path, "rb") as file:
-                    labels = json.loads(file.read(_MOST_BYTES)).get("labels")
-            except (OSError, ValueError, AttributeError, RecursionError):
-                return (UNVERIFIED,)
-            return tuple(map(str, labels)) if isinstance(labels, list) else ()
-        if place == root:
-            break
-    return () if any(re.match(r"inference_results_v\d", part) for part in folder.parts) else (UNVERIFIED,)
+
+def _facts(own: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Model, machine and software of a run of ours."""
+    names = ("model", "precision", "sharding", "replicas", "devices", "versions")
+    return flatten({name: own[name] for name in names if name in own})
 
 
 def _text(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import http.server
@@ -51,7 +52,10 @@ class Source:
     def _look(self) -> None:
         results, problems = self._reader.read(self._roots)
         inference, more = read_inference(self._roots)
-        marks = [(str(r.path), r.score, [(len(log.events), len(log.throughput.points)) for log in r.logs]) for r in results]
+        marks = [
+            (str(r.path), r.score, [(len(log.events), len(log.throughput.points)) for log in r.logs])
+            for r in results
+        ]
         marks += [(str(run.path), run.fields, len(run.latencies)) for run in inference]
         version = hashlib.sha256(repr((marks, problems, more)).encode("utf-8", "replace")).hexdigest()[:16]
         if version != self._shown.version:
@@ -96,7 +100,9 @@ def make_server(source: Source, port: int) -> http.server.ThreadingHTTPServer:
     try:
         return http.server.ThreadingHTTPServer((HOST, port), Handler)
     except OSError as error:
-        raise UserError(f"Port {port} cannot be used ({error.strerror}); choose another with --port.") from None
+        raise UserError(
+            f"Port {port} cannot be used ({error.strerror}); choose another with --port."
+        ) from None
 
 
 def serve(roots: Sequence[Path], references: References, metric: str, port: int) -> int:
@@ -105,8 +111,6 @@ def serve(roots: Sequence[Path], references: References, metric: str, port: int)
     source.version()  # what is wrong with the folders is said before there is a server
     with make_server(source, port) as server:
         print(f"http://{HOST}:{server.server_address[1]}/ (Ctrl-C ends it)", flush=True)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
-        except KeyboardInterrupt:
-            pass
     return 0

@@ -37,6 +37,20 @@ _CHUNK = 8 << 20
 _LONGEST_LINE = 1 << 20
 _MOST_BYTES = 4 << 30  # of one log, unpacked: a bound for what a packed file may become
 _MOST_STATS = 200  # throughput figures kept of one log
+_MOST_EVENTS = 100_000  # kept of one log
+_MOST_PYTHON = 10_000  # characters of a line that is no JSON
+_LARGEST = 1e15  # of times, in milliseconds, and of figures: beyond it nothing means anything
+# All that a line which is no event can raise where it is taken for one.
+_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    KeyError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 _KEY = re.compile(rb'"key"\s*:\s*"(\w+)"')
 _V05 = re.compile(rb":::MLPv0\.5\.0\s+(\S+)\s+([0-9.]+)\s+\([^)]*\)\s+(\w+)(?::\s*(.*))?")
 _V06 = re.compile(rb":::MLL\s+([0-9.]+)\s+(\w+)\s*:\s*(.*)")
@@ -115,10 +129,11 @@ class RunLog:
     def add(self, event: Event) -> None:
         if event.key not in _REPEATED:
             self._once[event.key] = event
-        self.events.append(event)
+        if len(self.events) < _MOST_EVENTS:
+            self.events.append(event)
 
     def has(self, key: bytes) -> bool:
-        """Whether another event of `key` would say nothing new (every process of some submissions logs all)."""
+        """Whether another event of `key` would say nothing new: some submissions log from every process."""
         return key.decode() in self._once
 
     def first(self, key: str) -> Event | None:
@@ -165,7 +180,7 @@ def read_run(path: Path) -> RunLog:
         for line in _event_lines(path):
             try:
                 formats.add(_take(line, log))
-            except (ValueError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError):
+            except _DAMAGE:
                 log.damaged += 1
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({_reason(error)}).") from None
@@ -178,14 +193,14 @@ def read_run(path: Path) -> RunLog:
 
 
 def number(value: Any) -> float | None:
-    """`value` as a finite number, None if it is none; of a dict such as {"BBOX": ...} the first number."""
+    """`value` as a number that can mean something, None if it is none; of {"BBOX": ...} the first in it."""
     if isinstance(value, dict):
         return next((n for n in map(number, value.values()) if n is not None), None)
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     with contextlib.suppress(ValueError, OverflowError):
         found = float(value)
-        return found if math.isfinite(found) else None
+        return found if abs(found) <= _LARGEST else None
     return None
 
 
@@ -228,6 +243,8 @@ def _take(line: bytes, log: RunLog) -> str:
         if match[1] in KEYS and not log.has(match[1]):
             raw = _decode(line[8:])
             time_ms = raw["time_ms"] if "time_ms" in raw else float(raw["time_s"]) * 1000
+            if raw["key"] != match[1].decode():
+                raise ValueError("another key")
             log.add(_event(raw["key"], raw.get("value"), raw.get("metadata"), time_ms))
         elif match[1] in _STATS:
             _take_throughput(line[8:], log)
@@ -266,7 +283,7 @@ def _take_throughput(text: bytes, log: RunLog) -> None:
 
 def _event(key: str, value: Any, metadata: Any, time_ms: Any) -> Event:
     time = float(time_ms)
-    if not math.isfinite(time):
+    if not abs(time) <= _LARGEST:
         raise ValueError("no time")
     told = metadata if isinstance(metadata, dict) else {}
     return Event(key, value, {k: v for k, v in told.items() if k not in ("file", "lineno")}, time)
@@ -278,6 +295,8 @@ def _decode(text: bytes) -> Any:
     try:
         return json.loads(decoded)
     except ValueError:
+        if len(decoded) > _MOST_PYTHON:
+            raise
         return ast.literal_eval(re.sub(r"\b(null|true|false)\b", lambda m: str(_BARE[m[1]]), decoded))
 
 

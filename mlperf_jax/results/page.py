@@ -39,7 +39,9 @@ class Report:
 def render(report: Report, references: References, metric: str, *, live: str | None = None) -> str:
     """The page. `live`: the version of what is shown, where a server can be asked for a newer one."""
     groups = group_results(report.results)
-    identifiers = {result.path: f"result-{i}" for i, result in enumerate(r for g in groups for r in _results(g))}
+    identifiers = {
+        result.path: f"result-{i}" for i, result in enumerate(r for g in groups for r in _results(g))
+    }
     parts = [
         _header(report, groups, metric),
         *(_group_section(group, i, identifiers, references) for i, group in enumerate(groups)),
@@ -48,7 +50,13 @@ def render(report: Report, references: References, metric: str, *, live: str | N
         _problems_section(report.problems),
         _notes(),
     ]
-    body = tag("body", tag("main", parts), Markup(f"<script>{_asset('page.js')}</script>"), data_metric=metric, data_live=live)
+    body = tag(
+        "body",
+        tag("main", parts),
+        Markup(f"<script>{_asset('page.js')}</script>"),
+        data_metric=metric,
+        data_live=live,
+    )
     return f"<!doctype html>\n{tag('html', _head(live), body, lang='en')}\n"
 
 
@@ -106,12 +114,16 @@ def _results(group: Group) -> list[Result]:
 
 
 def _group_section(group: Group, number: int, identifiers: dict, references: References) -> Markup:
-    has = {name: any(getattr(row.one.description, name) for row in group.rows) for name in ("cloud_scale", "power")}
+    has = {
+        name: any(getattr(row.one.description, name) for row in group.rows)
+        for name in ("cloud_scale", "power")
+    }
     fixed = ["Round", "Submitter", "System", "Chips", "Software"]
     fixed += [word for name, word in (("cloud_scale", "Cloud scale"), ("power", "Power")) if has[name]]
     heads = [tag("th", tag("button", word, type="button"), scope="col") for word in fixed]
     heads += [
-        tag("th", tag("button", column.title, type="button"), scope="col", class_="number") for column in group.columns
+        tag("th", tag("button", column.title, type="button"), scope="col", class_="number")
+        for column in group.columns
     ]
     rows = [_row(row, group, fixed, identifiers, references) for row in group.rows]
     table = tag("table", tag("thead", tag("tr", heads)), tag("tbody", rows), class_="cards")
@@ -133,7 +145,13 @@ def _row(row: Row, group: Group, fixed: Sequence[str], identifiers: dict, refere
     }
     sort_by = {"Chips": what.accelerators or what.processors}
     cells = [
-        tag("td", values[word], data_label=word, data_value=sort_by.get(word), class_="name" if word == "System" else None)
+        tag(
+            "td",
+            values[word],
+            data_label=word,
+            data_value=sort_by.get(word),
+            class_="name" if word == "System" else None,
+        )
         for word in fixed
     ]
     for column in group.columns:
@@ -141,22 +159,33 @@ def _row(row: Row, group: Group, fixed: Sequence[str], identifiers: dict, refere
         if result is None:
             cells.append(tag("td", class_="number", data_minutes="", data_speedup=""))
         else:
-            cells.append(_score_cell(result, column.title, group.leading, identifiers[result.path], references))
+            cells.append(
+                _score_cell(result, column.title, group.leading, identifiers[result.path], references)
+            )
     return tag("tr", cells)
 
 
 def _score_cell(result: Result, label: str, leading: dict, identifier: str, references: References) -> Markup:
     minutes, speedup = result.score.minutes, references.speedup(result)
-    keys = {"data_minutes": "" if minutes is None else minutes, "data_speedup": "" if speedup is None else speedup}
+    keys = {
+        "data_minutes": "" if minutes is None else minutes,
+        "data_speedup": "" if speedup is None else speedup,
+    }
     if minutes is None:
         content = tag("a", result.score.reason, href=f"#{identifier}", class_="none")
         return tag("td", content, class_="number none", data_label=label, **keys)
     shown = [tag("span", figure(minutes), class_="minutes")]
-    shown.append(tag("span", "no reference" if speedup is None else times(speedup), class_="speedup" + (" none" if speedup is None else "")))
+    shown.append(
+        tag(
+            "span",
+            "no reference" if speedup is None else times(speedup),
+            class_="speedup" + (" none" if speedup is None else ""),
+        )
+    )
     word = leading.get(result.path)
     why = {
         "fastest": "fastest of its round here",
-        "tied": f"within {100 * result.rules.variance:g} % of the fastest, the known run-to-run variance: no win",
+        "tied": f"within {100 * result.rules.variance:g} % of the fastest, as runs are known to vary: no win",
         None: None,
     }[word]
     link = tag("a", shown, href=f"#{identifier}", title=why)
@@ -175,10 +204,13 @@ def _inference_section(runs: Sequence[InferenceRun]) -> Markup:
         cells = [model, run.system, run.scenario, run.mode, value, verdict_of(run), "; ".join(run.accuracy)]
         sort_by = ["", "", "", "", "" if run.value is None else run.value, "", ""]
         rows.append(
-            tag("tr", [
-                _inference_cell(name, cell, key)
-                for cell, name, key in zip(cells, names, sort_by, strict=True)
-            ])
+            tag(
+                "tr",
+                [
+                    _inference_cell(name, cell, key)
+                    for cell, name, key in zip(cells, names, sort_by, strict=True)
+                ],
+            )
         )
     table = tag("table", tag("thead", tag("tr", heads)), tag("tbody", rows), class_="cards")
     curves = [drawing(figures.server_curve(those), f"Server: {name}") for name, those in _server_runs(runs)]
@@ -200,7 +232,12 @@ def _server_runs(runs: Sequence[InferenceRun]) -> list[tuple[str, list[Inference
     """Server runs of one model on one system at more than one rate."""
     found: dict[tuple[str, str], list[InferenceRun]] = {}
     for run in runs:
-        if run.scenario == "Server" and run.target_qps and run.server_p99 is not None and run.valid is not None:
+        if (
+            run.scenario == "Server"
+            and run.target_qps
+            and run.server_p99 is not None
+            and run.valid is not None
+        ):
             found.setdefault((run.model, run.system), []).append(run)
     return [
         (f"{model} on {system or UNKNOWN}", those)
@@ -221,7 +258,12 @@ def _problems_section(problems: Sequence[Problem]) -> Markup:
     if not problems:
         return Markup("")
     lines = [tag("li", tag("code", str(problem.path)), " ", problem.reason) for problem in problems]
-    told = tag("details", tag("summary", f"{len(problems)} files"), tag("ul", lines, class_="problems"), class_="more")
+    told = tag(
+        "details",
+        tag("summary", f"{len(problems)} files"),
+        tag("ul", lines, class_="problems"),
+        class_="more",
+    )
     return tag("section", tag("h2", "Not readable, or only in part"), told)
 
 
@@ -229,11 +271,20 @@ def _notes() -> Markup:
     variances = "vision benchmarks about 2.5 %, others about 5 %"
     return tag(
         "footer",
-        tag("p", "Scores by MLPerf's rules: the mean of the runs without the fastest and the slowest. "
-                 f"From one set of runs to the next they vary ({variances}): “≈” stands before scores that "
-                 "differ from the fastest by less, which is no win."),
-        tag("p", "Speed-ups are over the v0.5 reference on one Pascal P100, where its time is confirmed. From v0.6 on "
-                 "ResNet-50 trains to 75.9 % instead of 74.9 %, so that there they are too small rather than too large."),
-        tag("p", "Rounds v0.5 to v6.1 as MLCommons published them; “local” are runs of this project, "
-                 "unverified, not reviewed by MLCommons. The MLPerf name is a trademark of MLCommons."),
+        tag(
+            "p",
+            "Scores by MLPerf's rules: the mean of the runs without the fastest and the slowest. "
+            f"From one set of runs to the next they vary ({variances}): “≈” stands before scores that "
+            "differ from the fastest by less, which is no win.",
+        ),
+        tag(
+            "p",
+            "Speed-ups are over the v0.5 reference on one Pascal P100, where its time is confirmed. From "
+            "v0.6 ResNet-50 trains to 75.9 %, not 74.9 %: there they are rather too small than too large.",
+        ),
+        tag(
+            "p",
+            "Rounds v0.5 to v6.1 as MLCommons published them; “local” are runs of this project, "
+            "unverified, not reviewed by MLCommons. The MLPerf name is a trademark of MLCommons.",
+        ),
     )

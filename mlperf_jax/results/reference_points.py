@@ -125,8 +125,12 @@ class ReferencePoints:
         exact = next((p for p in self.pruned if p.batch_size == batch_size), None)
         if exact:
             return exact, "the reference point of this batch size"
-        low = max((p for p in self.pruned if p.batch_size < batch_size), key=lambda p: p.batch_size, default=None)
-        high = min((p for p in self.pruned if p.batch_size > batch_size), key=lambda p: p.batch_size, default=None)
+        low = max(
+            (p for p in self.pruned if p.batch_size < batch_size), key=lambda p: p.batch_size, default=None
+        )
+        high = min(
+            (p for p in self.pruned if p.batch_size > batch_size), key=lambda p: p.batch_size, default=None
+        )
         if low and high:
             return self._between(batch_size, low, high), f"between {low.batch_size} and {high.batch_size}"
         if high:
@@ -148,14 +152,16 @@ class ReferencePoints:
         mean = olympic_mean(ordered, dropped)
         point, how = self.find(batch_size)
         if point is None:
-            missing = f"no reference point at or above batch size {batch_size}: the rules want one from the submitter"
+            missing = f"no reference point at or above batch size {batch_size}; the submitter owes one"
             return Verdict(False, missing, batch_size, finite, mean)
         passed = mean >= point.fastest - self._grace()
         text = (
             f"{_epochs(mean)} {'≥' if passed else '<'} {_epochs(point.fastest)}, the fastest that passes "
             f"(reference mean {_epochs(point.mean)}; {how})"
         )
-        return Verdict(passed, text, batch_size, finite, mean, point, max(point.mean / mean, 1.0) if mean else 1.0)
+        return Verdict(
+            passed, text, batch_size, finite, mean, point, max(point.mean / mean, 1.0) if mean else 1.0
+        )
 
     def _grace(self) -> float:
         return _GRACE.get(self._benchmark.key, 0)
@@ -172,14 +178,16 @@ def olympic_mean(values: Sequence[float], dropped: int) -> float:
 
 @functools.cache
 def load_points(benchmark_key: str, round_name: str) -> ReferencePoints | None:
-    """The points for a round (for runs of our own the latest that has the benchmark), None if there are none."""
+    """The points for a round, for runs of our own the latest that has the benchmark; None if none has."""
     rounds = [round_name] if round_name in rules.ROUNDS else list(reversed(rules.ROUNDS))
     benchmark = rules.BENCHMARKS.get(benchmark_key)
     for name in rounds:
         path = _folder() / f"training_{name.removeprefix('v')}.0" / f"rcps_{benchmark_key}.json"
         if benchmark and path.is_file():
             raw = json.loads(path.read_bytes())
-            return ReferencePoints([_raw_point(r) for r in raw.values()], benchmark, benchmark.required_runs(name))
+            return ReferencePoints(
+                [_raw_point(r) for r in raw.values()], benchmark, benchmark.required_runs(name)
+            )
     return None
 
 

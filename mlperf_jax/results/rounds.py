@@ -27,10 +27,21 @@ from mlperf_jax.results.scoring import Score, score_runs
 
 _RESULT_FILE = re.compile(r"result_.*\.txt(\.gz)?")
 _OTHER_LOG = re.compile(r".*\.(log|txt|out)(\.gz)?")
-_ROUND_FOLDER = re.compile(r"(?:training_results_|submission_training_|training_)?v(\d+\.\d+)(?:\.0)?", re.IGNORECASE)
+_ROUND_FOLDER = re.compile(
+    r"(?:training_results_|submission_training_|training_)?v(\d+\.\d+)(?:\.0)?", re.IGNORECASE
+)
 _DEEPEST = 24
 # Folders beside the results in which nothing is a result, and which can be huge.
-_NOT_RESULTS = {"benchmarks", "benchmark", "code", "src", "implementations", ".git", "checkpoints", "tensorboard"}
+NOT_RESULTS = {
+    "benchmarks",
+    "benchmark",
+    "code",
+    "src",
+    "implementations",
+    ".git",
+    "checkpoints",
+    "tensorboard",
+}
 _MOST_BYTES = 1 << 20
 # A tree that does not name its round is of the first round that was published after its runs.
 _PUBLISHED = (
@@ -170,7 +181,11 @@ class Reader:
             rules=benchmark,
             logs=tuple(logs),
             score=score_runs(
-                logs, benchmark, round_name, unreadable=failed, normalization=_normalization(place.folder, problems)
+                logs,
+                benchmark,
+                round_name,
+                unreadable=failed,
+                normalization=_normalization(place.folder, problems),
             ),
             description=description,
             labels=next((log.labels for log in logs if log.ours), ()),
@@ -211,7 +226,9 @@ class _Place:
             return
         above = self.results_folder.parent
         for folder in (above / "systems", above.parent / "systems"):
-            files = {_plain(path.stem): path for path in sorted(folder.glob("*.json"))} if folder.is_dir() else {}
+            files = (
+                {_plain(path.stem): path for path in sorted(folder.glob("*.json"))} if folder.is_dir() else {}
+            )
             if _plain(self.system) in files:
                 yield files[_plain(self.system)]
 
@@ -229,7 +246,9 @@ def result_folders(root: Path) -> Iterator[tuple[Path, list[Path]]]:
     yield from _walk(root, root.parts[-1] == "results", 0, 0)
 
 
-def _walk(folder: Path, in_results: bool, below_results: int, depth: int) -> Iterator[tuple[Path, list[Path]]]:
+def _walk(
+    folder: Path, in_results: bool, below_results: int, depth: int
+) -> Iterator[tuple[Path, list[Path]]]:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
@@ -244,7 +263,7 @@ def _walk(folder: Path, in_results: bool, below_results: int, depth: int) -> Ite
     if depth == _DEEPEST:
         return
     for entry in entries:
-        if _is(entry, os.DirEntry.is_dir) and (in_results or entry.name not in _NOT_RESULTS):
+        if _is(entry, os.DirEntry.is_dir) and (in_results or entry.name not in NOT_RESULTS):
             inside = in_results or entry.name == "results"
             yield from _walk(folder / entry.name, inside, below_results + in_results, depth + 1)
 
@@ -301,7 +320,10 @@ def _round_of_dates(logs: Sequence[RunLog]) -> str:
 
 
 def _division_and_category(description: System, logs: Sequence[RunLog], ours: bool) -> tuple[str, str]:
-    logged = division_of(_logged(logs, "submission_division")), category_of(_logged(logs, "submission_status"))
+    logged = (
+        division_of(_logged(logs, "submission_division")),
+        category_of(_logged(logs, "submission_status")),
+    )
     described = description.division, description.category
     # Mini and closed runs of ours share one description, so that there the log knows better.
     first, second = (logged, described) if ours else (described, logged)

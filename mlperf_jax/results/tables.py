@@ -85,7 +85,8 @@ class Group:
 
     @property
     def title(self) -> str:
-        return f"{_DIVISIONS[self.division]}, {self.category if self.category != 'unknown' else 'category not stated'}"
+        category = "category not stated" if self.category == "unknown" else self.category
+        return f"{_DIVISIONS[self.division]}, {category}"
 
 
 def group_results(results: Sequence[Result]) -> list[Group]:
@@ -105,7 +106,15 @@ def _group(division: str, category: str, results: list[Result]) -> Group:
         column = Column(result.rules.key, result.title)
         columns.setdefault(column, []).append(result)
         what = result.description
-        identity = (result.round, result.submitter, result.system, what.name, what.chips, what.software, result.labels)
+        identity = (
+            result.round,
+            result.submitter,
+            result.system,
+            what.name,
+            what.chips,
+            what.software,
+            result.labels,
+        )
         row = rows.setdefault(identity, Row({}))
         while column in row.results:  # two of one name: both are shown
             row = rows.setdefault(identity := (*identity, "again"), Row({}))
@@ -234,7 +243,9 @@ def to_text(groups: Sequence[Group], references: References, metric: str) -> str
         body = [_text_row(row, group, references, metric) for row in group.rows]
         widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
         lines += [group.title, "  ".join(h.ljust(w) for h, w in zip(head, widths, strict=True)).rstrip()]
-        lines += ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in body] + [""]
+        lines += [
+            "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in body
+        ] + [""]
     return "\n".join(lines).rstrip()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mlperf_jax.results.logs import RunLog
+from mlperf_jax.results.logs import RunLog, number
 
 PHASES = ("init", "compile", "train", "evaluate", "input_wait")
 
@@ -26,8 +26,8 @@ def split_time(log: RunLog) -> TimeSplit:
     begin, end = log.first("init_start"), log.first("init_stop") or log.first("run_start")
     compiling = log.first("compile_time")
     compile_minutes = None
-    if compiling is not None and isinstance(compiling.value, (int, float)):
-        compile_minutes = max(compiling.value, 0.0) / 60
+    if compiling is not None and (seconds := number(compiling.value)) is not None:
+        compile_minutes = max(seconds, 0.0) / 60
     init = None
     if begin is not None and end is not None and end.time_ms >= begin.time_ms:
         init = max((end.time_ms - begin.time_ms) / 60_000 - (compile_minutes or 0.0), 0.0)

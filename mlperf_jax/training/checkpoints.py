@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
+import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,14 +56,16 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.folder = folder.absolute()
-        logging.getLogger("absl").addFilter(_is_not_orbax)
+        _hush()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         # Named here, because a manager that has saved nothing itself cannot tell what an item is.
         handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         except OSError as error:
-            raise UserError(f"{self.folder}: {error.strerror}; mend that or use another --results_dir.") from error
+            raise UserError(
+                f"{self.folder}: {error.strerror}; mend that or use another --results_dir."
+            ) from error
 
     def save(self, state: State, position: Position) -> None:
         """Copies the state off the devices, and writes it while the caller goes on.
@@ -79,7 +83,9 @@ class Checkpoints:
         with self._writing():
             self._manager.save(
                 position.step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(extra)),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(extra)
+                ),
                 force=True,
             )
 
@@ -116,7 +122,9 @@ class Checkpoints:
         step = self._manager.latest_step()
         with self._reading(step):
             self._refuse_other_model(step, struct)
-            restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(struct)))
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(struct))
+            )
         return restored["state"]
 
     def restore_part(self, struct: State) -> State:
@@ -131,20 +139,13 @@ class Checkpoints:
         args = ocp.args.PyTreeRestore(
             struct, restore_args=ocp.checkpoint_utils.construct_restore_args(struct), partial_restore=True
         )
-        with self._naming(), contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        with self._reading(step), contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
             self._refuse_other_model(step, struct, entries=struct.keys())
-            return reader.restore(self._state_folder(step), args=args)
-
-    def _state_folder(self, step: int) -> Path:
-        return self.folder / str(step) / "state"
+            return reader.restore(self.folder / str(step) / "state", args=args)
 
     def _refuse_other_model(self, step: int, struct: State, *, entries: Collection[str] | None = None) -> None:
-        import orbax.checkpoint as ocp
-
-        # The manager itself knows no metadata of what it has not yet saved or restored.
-        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-            whole = reader.metadata(self._state_folder(step))
-        found = _shapes({entry: whole[entry] for entry in whole if entries is None or entry in entries})
+        found = self._manager.item_metadata(step)["state"]
+        found = _shapes({entry: found[entry] for entry in found if entries is None or entry in entries})
         asked = _shapes(struct)
         for name in sorted(found.keys() | asked.keys()):
             if found.get(name) != asked.get(name):
@@ -184,7 +185,9 @@ class Checkpoints:
         """
         try:
             yield
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # Orbax raises all kinds for damaged files, a bare Exception among them.
             older = [known for known in self._manager.all_steps() if known < step]
             then = f"continues from step {max(older)}" if older else "begins again"
             raise UserError(
@@ -193,9 +196,21 @@ class Checkpoints:
             ) from error
 
 
-def _is_not_orbax(record: logging.LogRecord) -> bool:
-    """Whether to show a line of absl's log: Orbax logs pages of traceback for what it also raises."""
-    return "/orbax/" not in record.pathname
+@functools.cache
+def _hush() -> None:
+    """Leaves out the pages of traceback that Orbax shows for what it also raises.
+
+    It logs every failure through absl; and when one of its writes fails, the others of the same
+    checkpoint call back into an event loop that is closed by then.
+    """
+    logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
+    show = sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = show_others
 
 
 def _reason(error: Exception) -> str:

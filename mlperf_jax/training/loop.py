@@ -101,12 +101,13 @@ def train(session: Session, state: State, step: int) -> Outcome:
         Stopped: the run was asked to stop and has saved a checkpoint.
     """
     workload, log = session.engine.workload, session.log
-    quality = math.nan
+    quality, first = math.nan, step
     try:
         for block in workload.blocks():
             if block.stop <= step:
                 continue
-            if session.stop.requested():
+            # Not before the first step: a start that saves nothing would leave no mark in the log.
+            if step > first and session.stop.requested():
                 session.stop_here(state, step)
             span = events.block_metadata(block.first_epoch + 1, block.epochs)
             if step <= block.start:

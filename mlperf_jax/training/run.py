@@ -41,6 +41,7 @@ class TrainOptions:
         seed: base of the seeds; None draws from the system's entropy.
         runs: how many runs to finish.
         profile: whether to trace a few steps.
+        command: what was typed, for whoever wants to repeat it.
     """
 
     preset: str
@@ -49,6 +50,7 @@ class TrainOptions:
     seed: int | None = None
     runs: int = 1
     profile: bool = False
+    command: tuple[str, ...] = ()
 
 
 def train_command(workload: Workload, layout: Layout, options: TrainOptions) -> int:
@@ -71,6 +73,8 @@ def train_command(workload: Workload, layout: Layout, options: TrainOptions) -> 
     with StopSignal() as stop, runs:
         for _ in range(options.runs):
             run = _claim(runs, workload, layout, options)
+            if first:
+                run.update(command=options.command)
             outcome = _one_run(workload, layout, run, options, name, stop)
             reached &= outcome.status == "success"
             finished.append(run)
@@ -141,12 +145,13 @@ def _one_run(
                 say(text)
             state = checkpoints.restore(engine.state) if position else engine.init(run.seed)
             jax.block_until_ready(state)
-            if not log.resumed:
-                log.event("compile_time", sum(engine.compile_seconds.values()), {"seconds": engine.compile_seconds})
-                log.end("init_stop")
-                log.start("run_start")
-            say(f"compiled in {sum(engine.compile_seconds.values()):.1f} s; training")
-            with _progress(workload, layout, run, log, step) as progress:
+            seconds = sum(engine.compile_seconds.values())
+            with _progress(workload, layout, run, log, step) as progress:  # its imports take a second
+                if not log.resumed:
+                    log.event("compile_time", seconds, {"seconds": engine.compile_seconds})
+                    log.end("init_stop")
+                    log.start("run_start")
+                say(f"compiled in {seconds:.1f} s; training")
                 profile = Profile(run.folder / "profile" if options.profile else None)
                 session = Session(engine, log, progress, checkpoints, stop, profile)
                 outcome = train(session, state, step)

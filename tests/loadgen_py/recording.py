@@ -15,6 +15,7 @@ from array import array
 from pathlib import Path
 from typing import Any
 
+
 def record(lg: Any, case: dict, folder: Path) -> dict:
     """Runs a case through module `lg` and returns what was loaded, asked, logged and judged.
 
@@ -93,7 +94,11 @@ def _lines(folder: Path) -> list[dict]:
     lines = (folder / "mlperf_log_detail.txt").read_text().splitlines()
     # The official package writes nan and inf bare, and version texts with raw control characters.
     lines = [re.sub(r'"value": -?(nan|inf)', '"value": null', line) for line in lines]
-    return [json.loads(line.removeprefix(":::MLLOG "), strict=False) for line in lines if line.startswith(":::MLLOG")]
+    return [
+        json.loads(line.removeprefix(":::MLLOG "), strict=False)
+        for line in lines
+        if line.startswith(":::MLLOG")
+    ]
 
 
 def read_detail(folder: Path) -> dict[str, list]:
@@ -132,7 +137,9 @@ def read_trace(folder: Path) -> list[dict]:
 def read_server_first_tokens(folder: Path) -> dict[str, int]:
     """First-token latencies of a Server trace, by when the query was scheduled as the trace writes it."""
     text = (folder / "mlperf_log_trace.json").read_text()
-    pattern = r'"name":"Token_Latency",.*?"ts":([-0-9.]+),"args":\{ "issue_delay":(-?\d+),"issue_to_done":(-?\d+)'
+    pattern = (
+        r'"name":"Token_Latency",.*?"ts":([-0-9.]+),"args":\{ "issue_delay":(-?\d+),"issue_to_done":(-?\d+)'
+    )
     return {match[1]: int(match[2]) + int(match[3]) for match in re.finditer(pattern, text)}
 
 

@@ -23,12 +23,16 @@ import loadgen_py as lg
 from mlperf_jax.errors import UserError
 
 
-def _start(tmp_path: Path, issue, scenario="Offline", mode="AccuracyOnly", *, fast=False, **fields) -> list[dict]:
+def _start(
+    tmp_path: Path, issue, scenario="Offline", mode="AccuracyOnly", *, fast=False, **fields
+) -> list[dict]:
     """Runs a test through the official names and returns the accuracy log."""
     sut = (lg.ConstructFastSUT if fast else lg.ConstructSUT)(issue, lambda: None)
     library = lg.ConstructQSL(8, 8, lambda _: None, lambda _: None)
     settings = systems.settings(scenario, mode, **fields)
-    lg.StartTestWithLogSettings(sut, library, settings, systems.log_to(tmp_path), str(tmp_path / "audit.config"))
+    lg.StartTestWithLogSettings(
+        sut, library, settings, systems.log_to(tmp_path), str(tmp_path / "audit.config")
+    )
     lg.DestroyQSL(library)
     lg.DestroySUT(sut)
     return json.loads((tmp_path / "mlperf_log_accuracy.json").read_text())
@@ -64,7 +68,9 @@ def test_has_the_official_names_and_defaults():
         lg.TestSettings().min_duration = 5
 
 
-@pytest.mark.parametrize("field, value", [("min_duration_ms", 1.5), ("min_query_count", -1), ("server_target_qps", "x")])
+@pytest.mark.parametrize(
+    "field, value", [("min_duration_ms", 1.5), ("min_query_count", -1), ("server_target_qps", "x")]
+)
 def test_a_field_of_the_wrong_kind_is_named(field, value, tmp_path):
     with pytest.raises(UserError, match=field):
         _start(tmp_path, lambda samples: None, "Server", **{field: value})
@@ -280,7 +286,9 @@ def _token_work(samples, *, tokens: bool = True, first: bool = True) -> None:
     lg.QuerySamplesComplete(responses)
 
 
-@pytest.mark.parametrize("scenario, parts", [("SingleStream", 1), ("MultiStream", 8), ("Server", 1), ("Offline", 3)])
+@pytest.mark.parametrize(
+    "scenario, parts", [("SingleStream", 1), ("MultiStream", 8), ("Server", 1), ("Offline", 3)]
+)
 @pytest.mark.parametrize("mode", ["PerformanceOnly", "AccuracyOnly"])
 def test_token_clients(scenario, parts, mode, tmp_path):
     offline = scenario == "Offline"
@@ -307,12 +315,18 @@ def test_token_clients(scenario, parts, mode, tmp_path):
 
 @pytest.mark.parametrize("scenario", ["Server", "Offline"])
 def test_inferred_token_clients(scenario, tmp_path):
-    fields = dict(infer_token_latencies=1, token_latency_scaling_factor=21, min_duration_ms=0, server_target_qps=300)
-    work = _threaded(3 if scenario == "Offline" else 1, lambda samples: _token_work(samples, tokens=False, first=False))
+    fields = dict(
+        infer_token_latencies=1, token_latency_scaling_factor=21, min_duration_ms=0, server_target_qps=300
+    )
+    work = _threaded(
+        3 if scenario == "Offline" else 1, lambda samples: _token_work(samples, tokens=False, first=False)
+    )
     try:
         _start(tmp_path, work, scenario, "PerformanceOnly", offline_expected_qps=1, **fields)
     finally:
-        key = {"Server": "result_inferred_completed_tokens_per_second"}.get(scenario, "result_inferred_tokens_per_second")
+        key = {"Server": "result_inferred_completed_tokens_per_second"}.get(
+            scenario, "result_inferred_tokens_per_second"
+        )
         (rate,) = systems.values(tmp_path, key)
         name = "result_completed_samples_per_sec" if scenario == "Server" else "result_samples_per_second"
         assert rate == pytest.approx(21 * systems.values(tmp_path, name)[0], rel=1e-6)
@@ -355,7 +369,9 @@ _DEMOS = {
 }
 
 
-@pytest.mark.skipif(not _OFFICIAL_CHECKOUT, reason="set MLPERF_INFERENCE to a checkout of mlcommons/inference")
+@pytest.mark.skipif(
+    not _OFFICIAL_CHECKOUT, reason="set MLPERF_INFERENCE to a checkout of mlcommons/inference"
+)
 def test_the_official_demos_end_valid(tmp_path):
     running = {}
     for demo, arguments in _DEMOS.items():

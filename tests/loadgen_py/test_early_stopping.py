@@ -23,7 +23,9 @@ def test_odds_are_the_binomial_sum(percentile):
     for fast in (1, 2, 7, 44, 150, 400):
         for slow in (0, 1, 2, 5, 12):
             if slow <= fast:
-                assert odds(fast, slow, percentile) == pytest.approx(_exact_odds(fast, slow, percentile), rel=1e-8)
+                assert odds(fast, slow, percentile) == pytest.approx(
+                    _exact_odds(fast, slow, percentile), rel=1e-8
+                )
 
 
 @pytest.mark.parametrize(

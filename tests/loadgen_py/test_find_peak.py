@@ -6,7 +6,7 @@ import random
 import threading
 import time
 
-import official
+import official_runs
 import pytest
 import recording
 import systems
@@ -38,12 +38,14 @@ def test_the_same_probes_in_the_same_order(tmp_path):
     pytest.importorskip("mlperf_loadgen", reason="the official package is the judge")
     rng = random.Random(3)
     cases = [_case(rng) for _ in range(8)]
-    theirs = official.run_official(cases, tmp_path)
+    theirs = official_runs.run_official(cases, tmp_path)
     for number, case in enumerate(cases):
         folder = tmp_path / f"ours_{number}"
         folder.mkdir()
         ours = recording.record(lg, case, folder)
-        messages = [text for text in theirs[number]["detail"]["generic_message"] if "Peak" in text or "Find" in text]
+        messages = [
+            text for text in theirs[number]["detail"]["generic_message"] if "Peak" in text or "Find" in text
+        ]
         assert [t for t in ours["detail"]["generic_message"] if "Peak" in t or "Find" in t] == messages
         assert ours["issued"] == theirs[number]["issued"]
         assert ours["loaded"] == theirs[number]["loaded"]

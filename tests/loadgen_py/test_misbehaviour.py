@@ -154,7 +154,9 @@ def test_answers_from_many_threads_at_once(scenario, tmp_path):
         for thread in threads:
             thread.start()
 
-    fields = dict(server_target_qps=300, server_target_latency_ns=10**9, min_duration_ms=0, min_query_count=700)
+    fields = dict(
+        server_target_qps=300, server_target_latency_ns=10**9, min_duration_ms=0, min_query_count=700
+    )
     if scenario == "Server":
         fields["min_query_count"] = 60
     result = _run_clean(tmp_path, answer, scenario, **fields)
@@ -223,9 +225,23 @@ def test_ctrl_c_leaves_complete_logs(tmp_path):
     for number, (scenario, timeout_ms, mode) in enumerate(runs):
         folder = tmp_path / str(number)
         folder.mkdir()
-        command = [sys.executable, "-c", script, folder, root, Path(__file__).parent, scenario, timeout_ms, mode]
+        command = [
+            sys.executable,
+            "-c",
+            script,
+            folder,
+            root,
+            Path(__file__).parent,
+            scenario,
+            timeout_ms,
+            mode,
+        ]
         process = subprocess.Popen(
-            [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+            [str(part) for part in command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
         )
         running.append((folder, mode, process))
     for folder, mode, process in running:

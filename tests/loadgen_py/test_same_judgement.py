@@ -6,7 +6,7 @@ import random
 import re
 
 import numpy as np
-import official
+import official_runs
 import pytest
 
 from loadgen_py.figures import result_fields, summary_lines
@@ -44,7 +44,14 @@ def _case(rng: random.Random, scenario: str, count: int, percentile: float, *, t
     for name in ("single_stream", "multi_stream", "server"):
         settings[f"{name}_target_latency_percentile"] = percentile
     mean_us = rng.choice([0, 3, 15]) if count < 3000 else 0
-    return {"settings": settings, "total": 50, "performance": 50, "trace": True, "mean_us": mean_us, "seed": count}
+    return {
+        "settings": settings,
+        "total": 50,
+        "performance": 50,
+        "trace": True,
+        "mean_us": mean_us,
+        "seed": count,
+    }
 
 
 def _cases() -> list[dict]:
@@ -67,7 +74,7 @@ def _cases() -> list[dict]:
 def judged(tmp_path_factory) -> list[tuple]:
     """(case, official record, our verdict on the official latencies)."""
     cases = _cases()
-    records = official.run_official(cases, tmp_path_factory.mktemp("official"))
+    records = official_runs.run_official(cases, tmp_path_factory.mktemp("official"))
     return [
         (case, theirs, judge(_settings(case), _measured(case, theirs)))
         for case, theirs in zip(cases, records, strict=True)
@@ -99,7 +106,11 @@ def _measured(case: dict, theirs: dict) -> Measurement:
             first = np.array([sample["latency"] for sample in theirs["trace"] if sample["kind"] == "Token"])
         n_tokens = np.array([counts[sample["seq"]] for sample in samples])
         per_token = (latencies - first) // (n_tokens - 1)
-        tokens = {"first_token_latencies": first, "time_per_output_token": per_token, "tokens_per_sample": n_tokens}
+        tokens = {
+            "first_token_latencies": first,
+            "time_per_output_token": per_token,
+            "tokens_per_sample": n_tokens,
+        }
     queries = None
     if scenario == "MultiStream":
         size = case["settings"]["multi_stream_samples_per_query"]
@@ -129,7 +140,9 @@ def test_every_result_field(judged):
     for case, theirs, verdict in judged:
         fields = result_fields(verdict, verdict.valid)
         scenario = case["settings"]["scenario"]
-        for key, (expected,) in ((k, v) for k, v in theirs["detail"].items() if k.startswith(("result_", "early_"))):
+        for key, (expected,) in (
+            (k, v) for k, v in theirs["detail"].items() if k.startswith(("result_", "early_"))
+        ):
             ours = fields[key]
             if expected is None:
                 assert not np.isfinite(ours), (key, case)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import re
 
-import draw
-import official
+import drawn_cases
+import official_runs
 import pytest
 import recording
 
@@ -20,16 +20,15 @@ _ONE_AT_A_TIME = ("SingleStream", "MultiStream")
 
 def _cases() -> list[dict]:
     rng = random.Random(20250806)
-    return [
-        draw.draw_case(rng, draw.SCENARIOS[i % 4], draw.MODES[i // 4 % len(draw.MODES)]) for i in range(CASES)
-    ]
+    scenarios, modes = drawn_cases.SCENARIOS, drawn_cases.MODES
+    return [drawn_cases.draw_case(rng, scenarios[i % 4], modes[i // 4 % 3]) for i in range(CASES)]
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> list[tuple[dict, dict, dict]]:
     """(case, official record, our record)."""
     cases = _cases()
-    theirs = official.run_official(cases, tmp_path_factory.mktemp("official"))
+    theirs = official_runs.run_official(cases, tmp_path_factory.mktemp("official"))
     folder = tmp_path_factory.mktemp("ours")
     ours = []
     for number, case in enumerate(cases):
@@ -79,7 +78,10 @@ def test_stops_by_the_same_rules(pairs):
             elif reasons == ["Ran out of generated queries"]:
                 assert issued == generated
             else:
-                assert "Ending naturally: Minimum query count and test duration met." in detail["generic_message"]
+                assert (
+                    "Ending naturally: Minimum query count and test duration met."
+                    in detail["generic_message"]
+                )
                 assert issued >= detail["effective_min_query_count"][0]
 
 
@@ -124,14 +126,18 @@ def test_logs_the_same_answers(pairs):
     """In accuracy mode all of them, in performance mode the sampled ones."""
     sampled = 0
     for case, theirs, ours in pairs:
-        issued = [min(sum(map(len, record["issued"])), 10**9) for record in (theirs, ours)]
-
-        def entries(record, shared=min(issued)):
-            found = {(e["seq_id"], e["qsl_idx"], e["data"]) for e in record["accuracy"]}
-            assert len(found) == len(record["accuracy"])
-            return {entry for entry in found if entry[0] < shared}
-
-        assert entries(ours) == entries(theirs), case
-        if case["settings"]["mode"] == "PerformanceOnly" and case["settings"].get("accuracy_log_probability", 1) < 1:
-            sampled += len(entries(ours))
+        shared = min(sum(map(len, record["issued"])) for record in (theirs, ours))
+        assert _entries(ours, shared) == _entries(theirs, shared), case
+        if (
+            case["settings"]["mode"] == "PerformanceOnly"
+            and case["settings"].get("accuracy_log_probability", 1) < 1
+        ):
+            sampled += len(_entries(ours, shared))
     assert sampled > 100
+
+
+def _entries(record: dict, shared: int) -> set[tuple[int, int, str]]:
+    """The accuracy log up to a sequence number that both packages reached."""
+    found = {(entry["seq_id"], entry["qsl_idx"], entry["data"]) for entry in record["accuracy"]}
+    assert len(found) == len(record["accuracy"])
+    return {entry for entry in found if entry[0] < shared}

@@ -28,7 +28,12 @@ _FLAGS = [
     "about:blank",
 ]
 # The pipe is file descriptors 3 and 4 of the browser.
-_LAUNCH = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+_LAUNCH = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 _PATIENCE = 60.0  # seconds
 
 
@@ -69,14 +74,20 @@ class Page:
 
     def resize(self, width: int, height: int) -> None:
         self._call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
         )
 
     def open(self, url: str) -> None:
         """Loads a page and waits until it is there."""
         self._call("Page.navigate", url=url)
         deadline = time.monotonic() + _PATIENCE
-        while not self.run(f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'"):
+        while not self.run(
+            f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'"
+        ):
             assert time.monotonic() < deadline, f"{url} did not load"
             time.sleep(0.05)
 
@@ -94,7 +105,15 @@ class Browser:
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
         theirs = [fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in (to_read, to_write)]
-        command = [sys.executable, "-c", _LAUNCH, *map(str, theirs), CHROMIUM, f"--user-data-dir={profile}", *_FLAGS]
+        command = [
+            sys.executable,
+            "-c",
+            _LAUNCH,
+            *map(str, theirs),
+            CHROMIUM,
+            f"--user-data-dir={profile}",
+            *_FLAGS,
+        ]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen(command, pass_fds=theirs, start_new_session=True, **quiet)
         for fd in (*theirs, to_read, to_write):
@@ -105,7 +124,12 @@ class Browser:
 
     def call(self, method: str, session: str | None = None, **parameters: Any) -> dict:
         number = next(self._ids)
-        message = {"id": number, "method": method, "params": parameters, **({"sessionId": session} if session else {})}
+        message = {
+            "id": number,
+            "method": method,
+            "params": parameters,
+            **({"sessionId": session} if session else {}),
+        }
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while True:
             message = self._message()

@@ -18,7 +18,9 @@ def write(path: Path, text: str) -> Path:
 
 def mllog(key: str, time_ms: float, value=None, **metadata) -> str:
     event = {"namespace": "", "time_ms": time_ms, "event_type": "POINT_IN_TIME", "key": key, "value": value}
-    return ":::MLLOG " + json.dumps({**event, "metadata": {"file": "train.py", "lineno": 1, **metadata}}) + "\n"
+    return (
+        ":::MLLOG " + json.dumps({**event, "metadata": {"file": "train.py", "lineno": 1, **metadata}}) + "\n"
+    )
 
 
 def mllog_run(
@@ -38,28 +40,34 @@ def mllog_run(
         at = start + 60_000 + i * minutes * 60_000 / len(qualities)
         epoch = round(epochs * i / len(qualities), 3)
         lines += mllog("eval_start", at - 500, epoch_num=epoch)
-        lines += mllog("eval_accuracy", at, quality, epoch_num=epoch) + mllog("eval_stop", at, epoch_num=epoch)
+        lines += mllog("eval_accuracy", at, quality, epoch_num=epoch) + mllog(
+            "eval_stop", at, epoch_num=epoch
+        )
     return lines + mllog("run_stop", start + 60_000 + minutes * 60_000, status=status)
 
 
 def mll_run(minutes: float, status: str = "success") -> str:
     """v0.6, with the prefix and the quotes that some logs have."""
     start = 1_558_000_000.0
+    quality = '{"value": 0.7601, "metadata": {"epoch_num": 61}}'
     return (
         f':::MLL {start:.3f} run_start: {{"value": null, "metadata": {{"file": "a.py", "lineno": 1}}}}\n'
-        f'[1,0]<stdout>::::MLL {start + 30:.3f} eval_accuracy: {{"value": 0.7601, "metadata": {{"epoch_num": 61}}}}\n'
+        f"[1,0]<stdout>::::MLL {start + 30:.3f} eval_accuracy: {quality}\n"
         f":::MLL {start + minutes * 60:.3f} run_stop: "
         f"""{{"value": null, "metadata": {{'lineno': 2, 'status': '{status}'}}}}\n"""
     )
 
 
-def v05_run(minutes: float, success: str | None = "true", quality: float = 0.751, benchmark: str = "resnet") -> str:
+def v05_run(
+    minutes: float, success: str | None = "true", quality: float = 0.751, benchmark: str = "resnet"
+) -> str:
     start = 1_541_660_914.084755421
+    evaluated = f'{{"value": {quality}, "epoch": 61}}'
     said = "" if success is None else f': {{"success": {success}}}'
     return (
         f":::MLPv0.5.0 {benchmark} {start:.9f} (main.py:1) run_start\n"
         f":::MLPv0.5.0 {benchmark} {start:.9f} (main.py:1) eval_target: 0.749\n"
-        f':::MLPv0.5.0 {benchmark} {start + 30:.9f} (main.py:1) eval_accuracy: {{"value": {quality}, "epoch": 61}}\n'
+        f":::MLPv0.5.0 {benchmark} {start + 30:.9f} (main.py:1) eval_accuracy: {evaluated}\n"
         f":::MLPv0.5.0 {benchmark} {start + 60 * minutes:.9f} (main.py:1) run_stop{said}\n"
     )
 
@@ -91,7 +99,9 @@ def published(root: Path) -> Path:
         write(org / "results" / "acme-2" / "resnet" / f"result_{i}.txt", mllog_run(minutes))
     for i in range(10):  # one aborted: it is the slowest; mean of 2..9 is 5.5
         status = "aborted" if i == 9 else "success"
-        log = mllog_run(i + 1.0, status=status, benchmark="bert", batch_size=448, epochs=2.4e6, qualities=(0.5, 0.72))
+        log = mllog_run(
+            i + 1.0, status=status, benchmark="bert", batch_size=448, epochs=2.4e6, qualities=(0.5, 0.72)
+        )
         write(org / "results" / "acme-1" / "bert" / f"result_{i}.txt", log)
     write(org / "results" / "acme-1" / "bert" / "README.md", "notes")
     write(org / "results" / "acme-1" / "resnet" / "raw_logs" / "result_0.txt", mllog_run(1.0))
@@ -106,10 +116,21 @@ def ours(root: Path) -> Path:
             run = top / "runs" / "cpu-1x" / "resnet" / f"run_{i}"
             _own_log(top / "results" / "cpu-1x" / "resnet" / f"result_{i}.txt", preset, length)
             command = ["python", "-m", "mlperf_jax.main", "--workload=resnet50", f"--preset={preset}"]
-            write(run / "status.json", json.dumps({"schema_version": 1, "state": "success", "command": command}))
-            write(run / "config.json", json.dumps({"schema_version": 1, "config": {"batch_size": 4096}, "seed": i}))
+            write(
+                run / "status.json", json.dumps({"schema_version": 1, "state": "success", "command": command})
+            )
+            write(
+                run / "config.json",
+                json.dumps({"schema_version": 1, "config": {"batch_size": 4096}, "seed": i}),
+            )
             write(run / "versions.json", json.dumps({"schema_version": 1, "jax": "0.10.0"}))
-    system(root / "systems" / "cpu-1x.json", submitter="mlperf_jax", status="RDI", system_name="cpu-1x", division="open")
+    system(
+        root / "systems" / "cpu-1x.json",
+        submitter="mlperf_jax",
+        status="RDI",
+        system_name="cpu-1x",
+        division="open",
+    )
     return root
 
 
@@ -140,7 +161,12 @@ def _own_log(path: Path, preset: str, minutes: float, *, resumed: bool = False) 
             log.event("resumed", metadata={"step": 3}, time_ms=begin + 1)
         for i in range(1, 9):
             at = begin + i * minutes * 60_000 / 8
-            stats = {"throughput": 900 + 10 * i, "samples": 100, "seconds": minutes * 6, "input_wait_seconds": minutes}
+            stats = {
+                "throughput": 900 + 10 * i,
+                "samples": 100,
+                "seconds": minutes * 6,
+                "input_wait_seconds": minutes,
+            }
             log.event("tracked_stats", stats, {"step": i}, time_ms=at - 1000)
             log.start("eval_start", metadata={"epoch_num": 4.5 * i}, time_ms=at - minutes * 600)
             log.event("eval_accuracy", 0.76 - 0.5 / i**2, {"epoch_num": 4.5 * i}, time_ms=at)
@@ -157,7 +183,9 @@ def inference(root: Path) -> Path:
     """Logs in LoadGen's format: SingleStream with a trace, Server at two rates, an accuracy run."""
     latencies = [1_000_000 + 10_000 * i for i in range(100)]
     fields = {"result_validity": "VALID", "early_stopping_latency_ss": 1_900_000, "early_stopping_met": True}
-    _loadgen(root / "sys" / "bert" / "SingleStream" / "performance" / "run_1", "SingleStream", fields, latencies)
+    _loadgen(
+        root / "sys" / "bert" / "SingleStream" / "performance" / "run_1", "SingleStream", fields, latencies
+    )
     write(root / "sys" / "bert" / "SingleStream" / "accuracy" / "accuracy.txt", "F1=90.1\nhash=abc\n")
     for qps, validity in ((100, "VALID"), (200, "INVALID")):
         fields = {
@@ -170,15 +198,23 @@ def inference(root: Path) -> Path:
             "result_99.00_percentile_latency_ns": qps * 70_000,
         }
         folder = root / "sys" / "bert" / "Server" / f"qps{qps}"
-        _loadgen(folder, "Server", fields if validity == "INVALID" else {**fields, "result_invalid_reason": ""}, latencies)
+        _loadgen(
+            folder,
+            "Server",
+            fields if validity == "INVALID" else {**fields, "result_invalid_reason": ""},
+            latencies,
+        )
     return root
 
 
-def _loadgen(folder: Path, scenario: str, fields: dict, latencies: list[int], mode: str = "PerformanceOnly") -> None:
+def _loadgen(
+    folder: Path, scenario: str, fields: dict, latencies: list[int], mode: str = "PerformanceOnly"
+) -> None:
     told = {"effective_scenario": scenario, "effective_test_mode": mode, **fields}
     metadata = {"is_error": False, "is_warning": False, "file": "a.cc", "line_no": 1, "pid": 1, "tid": 1}
     lines = [
-        ":::MLLOG " + json.dumps({"key": k, "value": v, "time_ms": 0.1, "metadata": metadata}) for k, v in told.items()
+        ":::MLLOG " + json.dumps({"key": k, "value": v, "time_ms": 0.1, "metadata": metadata})
+        for k, v in told.items()
     ]
     write(folder / "mlperf_log_detail.txt", "\n".join(lines) + "\n")
     events = ['{"traceEvents":[']
@@ -194,8 +230,16 @@ def hostile(root: Path) -> Path:
     """Every text that a stranger can write is an attempt at markup."""
     name = HOSTILE.replace("/", "\u2215")
     org = root / "training_results_v2.1" / name
-    attack = {key: HOSTILE for key in ("submitter", "system_name", "accelerator_model_name", "framework", "power")}
-    system(org / "systems" / f"{name}.json", **attack, cloud_scale=HOSTILE, hw_notes="x" * 3000, **{HOSTILE: HOSTILE})
+    attack = {
+        key: HOSTILE for key in ("submitter", "system_name", "accelerator_model_name", "framework", "power")
+    }
+    system(
+        org / "systems" / f"{name}.json",
+        **attack,
+        cloud_scale=HOSTILE,
+        hw_notes="x" * 3000,
+        **{HOSTILE: HOSTILE},
+    )
     for benchmark in ("resnet", name):
         for i in range(5):
             log = mllog_run(3.0 + i, benchmark=HOSTILE) + mllog("submission_org", 1, HOSTILE)
@@ -205,7 +249,10 @@ def hostile(root: Path) -> Path:
     for i in range(5):
         labels = mllog("run_labels", 1, [HOSTILE, HOSTILE])
         log = mllog_run(9.0 + i).replace(":::MLLOG", labels.strip() + "\n:::MLLOG", 1)
-        write(own / f"result_{i}.txt", log + mllog("tracked_stats", 1, {"throughput": 5, "input_wait_seconds": 1}))
+        write(
+            own / f"result_{i}.txt",
+            log + mllog("tracked_stats", 1, {"throughput": 5, "input_wait_seconds": 1}),
+        )
         run = root / "ours" / "runs" / name / "resnet" / f"run_{i}"
         write(run / "status.json", json.dumps({"command": HOSTILE, "state": HOSTILE}))
         write(run / "config.json", json.dumps({HOSTILE: {HOSTILE: HOSTILE}}))

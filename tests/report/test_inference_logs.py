@@ -25,14 +25,32 @@ def test_names_verdicts_and_figures(tmp_path):
     assert (slow.valid, slow.bound, slow.server_p99) == (False, 0.01, pytest.approx(0.014))
     assert "Reduce target QPS" in slow.reason
     assert single.labels == ("unverified, not reviewed by MLCommons",)
-    for svg in (latency_histogram(single), percentile_curve(slow), server_curve([r for r in runs if r.bound])):
+    for svg in (
+        latency_histogram(single),
+        percentile_curve(slow),
+        server_curve([r for r in runs if r.bound]),
+    ):
         assert svg.startswith("<svg") and "script" not in svg
 
 
 def test_our_runs_say_themselves_what_they_are(tmp_path):
-    trees.inference(tmp_path)
-    trees.write(tmp_path / "run.json", json.dumps({"schema_version": 1, "labels": ["mini: x"]}))
-    assert {run.labels for run in read_inference([tmp_path])[0]} == {("mini: x",)}
+    trees.inference(tmp_path / "mini" / "inference")
+    record = {
+        "labels": ["mini: x"],
+        "metric": "F1",
+        "quality": 0.9,
+        "quality_target": 0.8,
+        "versions": {"jax": "0.10"},
+    }
+    record["reasons"] = [{"condition": "latency", "text": "7 queries were late; ask for fewer."}]
+    for log in tmp_path.rglob("mlperf_log_detail.txt"):
+        trees.write(log.parent / "result.json", json.dumps({"schema_version": 1, **record}))
+    runs, _ = read_inference([tmp_path])
+    assert {(run.system, run.model) for run in runs} == {("sys", "bert")}
+    assert {run.labels for run in runs} == {("mini: x",)}
+    assert {run.accuracy for run in runs} == {("F1 0.9, target 0.8",)}
+    assert {run.reason for run in runs} == {"7 queries were late; ask for fewer."}
+    assert runs[0].facts == (("versions.jax", "0.10"),)
 
 
 def test_what_cannot_be_read_is_listed(tmp_path):
@@ -47,7 +65,9 @@ def test_without_a_trace_the_logged_percentiles_remain(tmp_path):
     for trace in tmp_path.rglob("mlperf_log_trace.json"):
         trace.unlink()
     run = next(run for run in read_inference([tmp_path])[0] if run.bound)
-    assert len(run.latencies) == 0 and latency_histogram(run) == "" and percentile_curve(run).startswith("<svg")
+    assert (
+        len(run.latencies) == 0 and latency_histogram(run) == "" and percentile_curve(run).startswith("<svg")
+    )
 
 
 def test_against_the_official_loadgen(tmp_path):

@@ -15,7 +15,14 @@ from mlperf_jax.results.reference_points import judge_result, load_points
 
 official = pytest.importorskip("mlperf_logging.rcp_checker.rcp_checker")
 pytest.importorskip("scipy")
-ROUNDS = {"resnet": "v4.0", "bert": "v2.1", "unet3d": "v2.0", "rnnt": "v3.1", "maskrcnn": "v1.0", "llama2_70b_lora": "v4.1"}
+ROUNDS = {
+    "resnet": "v4.0",
+    "bert": "v2.1",
+    "unet3d": "v2.0",
+    "rnnt": "v3.1",
+    "maskrcnn": "v1.0",
+    "llama2_70b_lora": "v4.1",
+}
 ROUNDS |= {"llama31_405b": "v5.0", "gpt3": "v3.1", "ssd": "v1.1", "flux1": "v5.1"}
 
 
@@ -52,7 +59,9 @@ def test_verdicts_agree(benchmark, tmp_path):
         if generator.random() < 0.3:
             epochs[0] = math.inf
         verdict = ours.judge(size, epochs)
-        expected, norm = _official_verdict(theirs, size, [1e18 if e == math.inf else e for e in epochs], str(tmp_path))
+        expected, norm = _official_verdict(
+            theirs, size, [1e18 if e == math.inf else e for e in epochs], str(tmp_path)
+        )
         if verdict.mean is not None and point and abs(verdict.mean - point.fastest) < 3e-4:
             continue  # they search the border to 1e-4
         assert verdict.passed == expected, (size, epochs, verdict)
@@ -66,7 +75,10 @@ def _official_verdict(theirs, size, epochs, folder):
     """As check_directory decides once it has read the logs."""
     if record := theirs._find_rcp(size, "pruned_rcps"):
         return theirs._eval_submission_record(dict(record), epochs, folder)
-    low, high = theirs._find_top_min_rcp(size, "pruned_rcps"), theirs._find_bottom_max_rcp(size, "pruned_rcps")
+    low, high = (
+        theirs._find_top_min_rcp(size, "pruned_rcps"),
+        theirs._find_bottom_max_rcp(size, "pruned_rcps"),
+    )
     if low and high:
         return theirs._eval_submission_record(theirs._create_interp_rcp(size, low, high)[1], epochs, folder)
     if high:
@@ -81,7 +93,9 @@ def test_from_logs_as_the_official_command_judges(tmp_path, epochs, batch_size):
     for i in range(5):
         text = trees.mllog_run(30.0 + i, epochs=epochs + i % 2, batch_size=batch_size)
         logs.append(read_run(trees.write(tmp_path / f"result_{i}.txt", text)))
-    passed, _, _ = official.check_directory(str(tmp_path), "training", "2.1.0", False, False, rcp_pass="pruned_rcps")
+    passed, _, _ = official.check_directory(
+        str(tmp_path), "training", "2.1.0", False, False, rcp_pass="pruned_rcps"
+    )
     assert judge_result(logs, rules.BENCHMARKS["resnet"], "v2.1").passed == passed
 
 

@@ -27,11 +27,13 @@ def test_csv_has_the_agreed_columns_first(tmp_path, capsys):
     trees.published(tmp_path / "tree")
     assert report.main([str(tmp_path / "tree"), f"--csv={tmp_path}/out.csv"]) == 0
     found = rows(tmp_path / "out.csv")
-    columns = "round, division, category, submitter, system, benchmark, runs, converged, score_minutes, speedup"
+    columns = (
+        "round, division, category, submitter, system, benchmark, runs, converged, score_minutes, speedup"
+    )
     assert list(found[0])[:10] == columns.split(", ")
     bert, resnet, _ = found
     assert [resnet[c] for c in columns.split(", ")] == (
-        "v2.1,closed,on premise,Acme,acme-1,resnet,5,5,30,294.376111".split(",")
+        ["v2.1", "closed", "on premise", "Acme", "acme-1", "resnet", "5", "5", "30", "294.376111"]
     )
     assert (bert["runs"], bert["converged"], bert["score_minutes"], bert["speedup"]) == ("10", "9", "5.5", "")
     assert "30.00" in capsys.readouterr().out
@@ -54,12 +56,27 @@ def test_speedups_in_the_terminal_and_references_of_the_users(tmp_path, capsys):
     assert "10.0×" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "minutes", "speedup"),
+    # As published: DGX-1 and 4 TPU v2 on ResNet, Intel's CPU on NCF.
+    [("resnet", 134.56, "65.6×"), ("resnet", 301.58, "29.3×"), ("ncf", 29.80, "1.6×")],
+)
+def test_speedups_are_those_published_with_v05(tmp_path, capsys, benchmark, minutes, speedup):
+    folder = tmp_path / "v0.5.0" / "acme" / "results" / "system" / benchmark
+    for i in range(100 if benchmark == "ncf" else 5):
+        trees.write(folder / f"result_{i}.txt", trees.v05_run(minutes, benchmark=benchmark))
+    assert report.main([str(tmp_path), "--metric=speedup"]) == 0
+    assert speedup in capsys.readouterr().out
+
+
 def test_labels_and_unreadable_files_are_told(tmp_path, capsys):
     trees.ours(tmp_path / "tree")
     trees.write(tmp_path / "tree" / "results" / "cpu-1x" / "resnet" / "result_9.txt", "nothing")
     assert report.main([str(tmp_path / "tree")]) == 0
     told = capsys.readouterr()
-    assert "mini: not MLPerf's data or model" in told.out and "unverified, not reviewed by MLCommons" in told.out
+    assert (
+        "mini: not MLPerf's data or model" in told.out and "unverified, not reviewed by MLCommons" in told.out
+    )
     assert "result_9.txt: holds no MLPerf log line" in told.err
 
 
@@ -118,6 +135,44 @@ def test_hostile_text_is_text_everywhere(tmp_path, capsys):
     assert all("\u202e" not in value for row in rows(tmp_path / "p.csv") for value in row.values())
 
 
+_NASTY = [
+    1e308,
+    -1e308,
+    10**400,
+    -1,
+    0,
+    [],
+    {},
+    None,
+    "x",
+    True,
+    [[1]],
+    {"BBOX": "a"},
+    "NaN",
+    float("nan"),
+    float("inf"),
+]
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_figures_that_are_none_do_no_harm(tmp_path, ours):
+    keys = ("eval_accuracy", "global_batch_size", "quality_target", "compile_time", "submission_benchmark")
+    at = 1_665_000_000_000
+    for place, nasty in enumerate(_NASTY):
+        for i in range(5):
+            text = trees.mllog("run_labels", 1, ["ours"]) if ours else ""
+            text += "".join(trees.mllog(key, at, nasty) for key in (*keys, "tracked_stats"))
+            text += trees.mllog("tracked_stats", 5, {"throughput": nasty, "input_wait_seconds": nasty})
+            text += trees.mllog("init_start", nasty) + trees.mllog("run_labels", 1, nasty)
+            text += trees.mllog_run(5.0 + i).replace('"epoch_num": 12.0', f'"epoch_num": {json.dumps(nasty)}')
+            text += f":::MLL 1558000000.0 run_start: {json.dumps(nasty)}\n"
+            text += f":::MLPv0.5.0 a 1 (x) seed: {json.dumps(nasty)}\n"
+            folder = tmp_path / "v2.1" / "org" / "results" / f"system_{place}" / "resnet"
+            trees.write(folder / f"result_{i}.txt", text)
+    assert report.main([str(tmp_path), f"--html={tmp_path}/p.html", f"--csv={tmp_path}/p.csv"]) == 0
+    assert [row["converged"] for row in rows(tmp_path / "p.csv")] == ["5"] * len(_NASTY)
+
+
 def test_a_spreadsheet_takes_no_cell_for_a_formula(tmp_path):
     org = tmp_path / "tree" / "training_results_v2.1" / "=cmd()"
     trees.write(org / "results" / "s" / "resnet" / "result_0.txt", trees.mllog_run(1.0))
@@ -156,7 +211,10 @@ def test_the_live_page_follows_a_growing_folder(server, tmp_path):
 
 def test_the_live_page_is_for_this_machine_alone(server):
     assert server.startswith("http://127.0.0.1:")
-    for url, headers, code in ((f"{server}/", {"Host": "evil.example"}, 403), (f"{server}/../etc/passwd", {}, 404)):
+    for url, headers, code in (
+        (f"{server}/", {"Host": "evil.example"}, 403),
+        (f"{server}/../etc/passwd", {}, 404),
+    ):
         with pytest.raises(urllib.error.HTTPError) as error:
             _get(url, **headers)
         assert error.value.code == code

@@ -46,7 +46,9 @@ def test_an_old_time_key_in_seconds_is_known(tmp_path):
     assert log.minutes == pytest.approx((228.379 + 8.388 - 0) / 60, abs=1e-3)
 
 
-@pytest.mark.parametrize(("said", "converged"), [('"true"', True), ("true", True), ("false", False), ('"false"', False)])
+@pytest.mark.parametrize(
+    ("said", "converged"), [('"true"', True), ("true", True), ("false", False), ('"false"', False)]
+)
 def test_v05_says_success_in_the_value(tmp_path, said, converged):
     assert read_run(trees.write(tmp_path / "r.txt", trees.v05_run(1, said))).converged is converged
     assert read_run(trees.write(tmp_path / "r.txt", trees.v05_run(1, None))).converged is None
@@ -54,7 +56,10 @@ def test_v05_says_success_in_the_value(tmp_path, said, converged):
 
 def test_minigo_of_v06_counts_to_the_model_that_passed(tmp_path):
     # Evaluated after the run, so that the time of the line says nothing.
-    text = trees.mll_run(50) + ":::MLL 1558009999.0 eval_result: {'value': null, 'metadata': {'timestamp': 746.014}}\n"
+    text = (
+        trees.mll_run(50)
+        + ":::MLL 1558009999.0 eval_result: {'value': null, 'metadata': {'timestamp': 746.014}}\n"
+    )
     log = read_run(trees.write(tmp_path / "result_0.txt", text))
     assert (log.minutes, log.converged) == (pytest.approx(746.014 / 60), True)
 
@@ -66,7 +71,9 @@ def test_evaluations_have_their_minute_quality_and_epoch(tmp_path):
         (20, 0.6, 24),
         (30, 0.7593, 36),
     ]
-    two = trees.mllog("run_start", 0) + trees.mllog("eval_accuracy", 1, {"BBOX": 0.38, "SEGM": 0.34}, epoch_num=3)
+    two = trees.mllog("run_start", 0) + trees.mllog(
+        "eval_accuracy", 1, {"BBOX": 0.38, "SEGM": 0.34}, epoch_num=3
+    )
     assert read_run(trees.write(tmp_path / "m.txt", two)).evaluations[0].quality == 0.38
 
 
@@ -84,20 +91,43 @@ def test_what_is_once_in_a_run_counts_as_first_logged(tmp_path):
 
 
 def test_damaged_lines_are_counted_not_fatal(tmp_path):
-    text = trees.mllog_run(30) + ':::MLLOG {"key": "eval_accuracy", "value": \n:::MLLOG {"key": "seed", "time_ms": "x"}\n'
+    text = (
+        trees.mllog_run(30)
+        + ':::MLLOG {"key": "eval_accuracy", "value": \n:::MLLOG {"key": "seed", "time_ms": "x"}\n'
+    )
     log = read_run(trees.write(tmp_path / "r.txt", text))
     assert (log.minutes, log.damaged) == (30, 2)
 
 
-@pytest.mark.parametrize("text", ["", "no log\n" * 100, "MLPerf: resnet [06/13/19 03:52:41], run_start\n", "\0" * 4096])
+@pytest.mark.parametrize(
+    "text", ["", "no log\n" * 100, "MLPerf: resnet [06/13/19 03:52:41], run_start\n", "\0" * 4096]
+)
 def test_what_is_no_log_is_refused_in_a_sentence(tmp_path, text):
     with pytest.raises(UserError, match="holds no MLPerf log line"):
         read_run(trees.write(tmp_path / "r.txt", text))
 
 
 _PIECES = st.sampled_from(
-    [b":::MLLOG ", b":::MLL ", b":::MLPv0.5.0 ", b'{"key": "run_start"', b', "time_ms": ', b"1e999", b"1593", b"}", b"\n"]
-    + [b'"metadata": {"status": "success"}', b"run_stop: ", b"[" * 3000, b"{'a': null}", b"\xff\xfe", b" ", b'"value": ']
+    [
+        b":::MLLOG ",
+        b":::MLL ",
+        b":::MLPv0.5.0 ",
+        b'{"key": "run_start"',
+        b', "time_ms": ',
+        b"1e999",
+        b"1593",
+        b"}",
+        b"\n",
+    ]
+    + [
+        b'"metadata": {"status": "success"}',
+        b"run_stop: ",
+        b"[" * 3000,
+        b"{'a': null}",
+        b"\xff\xfe",
+        b" ",
+        b'"value": ',
+    ]
 )
 
 

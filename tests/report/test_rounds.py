@@ -33,7 +33,9 @@ def test_a_published_round(tmp_path):
 def test_v05_with_its_own_depth_and_descriptions(tmp_path):
     base = tmp_path / "v0.5.0" / "google" / "cloud_v2.8" / "resnet-tpuv2-8" / "results" / "tpu"
     nodes = '"nodes": [{"num_nodes": 1, "cpu": "Intel", "accelerator": "tpuv2-8", "num_accelerators": 8}]'
-    trees.write(base / "entry.json", f'{{"division": "closed", "status": "cloud", "hardware": "tpuv2-8", {nodes}}}')
+    trees.write(
+        base / "entry.json", f'{{"division": "closed", "status": "cloud", "hardware": "tpuv2-8", {nodes}}}'
+    )
     for i, minutes in enumerate((300.0, 301.58, 303.16, 200.0, 400.0)):
         trees.write(base / "resnet" / f"result_{i}.txt", trees.v05_run(minutes))
     results, _ = read(tmp_path)
@@ -83,7 +85,11 @@ def test_runs_of_ours_are_local_labelled_and_apart(tmp_path):
     closed, mini = sorted(results, key=lambda r: r.mini)
     assert (closed.round, closed.division, closed.score.minutes) == ("local", "closed", 52.0)
     assert closed.labels == ("unverified, not reviewed by MLCommons",)
-    assert mini.mini and mini.score.reason == "2 of 5 runs" and mini.labels[0] == "mini: not MLPerf's data or model"
+    assert (
+        mini.mini
+        and mini.score.reason == "2 of 5 runs"
+        and mini.labels[0] == "mini: not MLPerf's data or model"
+    )
 
 
 def test_a_round_that_the_path_does_not_name_is_taken_from_format_or_dates(tmp_path):
@@ -123,7 +129,12 @@ def test_a_second_look_reads_only_what_has_changed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("said", "category"),
     [("cloud", "cloud"), ("Available cloud", "cloud"), ("on-premise", "on premise"), ("onprem", "on premise")]
-    + [("Available on-premise", "on premise"), ("Preview", "preview"), ("research", "research"), ("R&D", "research")]
+    + [
+        ("Available on-premise", "on premise"),
+        ("Preview", "preview"),
+        ("research", "research"),
+        ("R&D", "research"),
+    ]
     + [("Research, Development, or Internal (RDI)", "research"), ("RDO", "research"), (None, "unknown")],
 )
 def test_categories(said, category):

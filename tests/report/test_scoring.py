@@ -17,7 +17,9 @@ RESNET, BERT, UNET, NCF = (rules.BENCHMARKS[key] for key in ("resnet", "bert", "
 
 
 def run(minutes: float | None, number: int = 0, converged: bool | None = True, **once) -> RunLog:
-    log = RunLog(Path(f"result_{number}.txt"), "MLLOG", [], minutes, converged if minutes is not None else None)
+    log = RunLog(
+        Path(f"result_{number}.txt"), "MLLOG", [], minutes, converged if minutes is not None else None
+    )
     for key, value in once.items():
         log.add(Event(key, value, {}, 0.0))
     return log
@@ -60,7 +62,9 @@ def test_unet_drops_four_at_each_end():
 
 def test_ncf_takes_the_first_fifty_that_converge_by_number():
     # Runs 0 to 19 fail; 20 to 69 take 1, ..., 50; what comes later is faster and does not count.
-    logs = [run(m, i, i >= 20) for i, m in enumerate([9.0] * 20 + [float(n) for n in range(1, 51)] + [0.1] * 30)]
+    logs = [
+        run(m, i, i >= 20) for i, m in enumerate([9.0] * 20 + [float(n) for n in range(1, 51)] + [0.1] * 30)
+    ]
     assert score_runs(logs[::-1], NCF, "v0.5").minutes == sum(range(2, 50)) / 48
     few = score_runs(logs[:60], NCF, "v0.5")
     assert few.minutes is None and few.reason == "40 of 60 runs converged, the rules take 50"
@@ -79,8 +83,20 @@ def test_a_run_of_ours_that_goes_on_does_not_count_yet():
 
 @pytest.mark.parametrize(
     ("key", "round_name", "required"),
-    [("resnet", "v0.5", 5), ("gnmt", "v0.6", 10), ("minigo", "v0.5", 20), ("minigo", "v0.7", 10), ("ncf", "v0.5", 50)]
-    + [("unet3d", "v2.1", 40), ("gpt3", "v3.0", 3), ("dlrm", "v1.0", 5), ("dlrm_dcnv2", "v3.0", 10), ("bert", "v0.7", 10)],
+    [
+        ("resnet", "v0.5", 5),
+        ("gnmt", "v0.6", 10),
+        ("minigo", "v0.5", 20),
+        ("minigo", "v0.7", 10),
+        ("ncf", "v0.5", 50),
+    ]
+    + [
+        ("unet3d", "v2.1", 40),
+        ("gpt3", "v3.0", 3),
+        ("dlrm", "v1.0", 5),
+        ("dlrm_dcnv2", "v3.0", 10),
+        ("bert", "v0.7", 10),
+    ],
 )
 def test_the_number_of_runs_is_that_of_benchmark_and_round(key, round_name, required):
     assert rules.BENCHMARKS[key].required_runs(round_name) == required
@@ -134,4 +150,7 @@ def test_benchmarks_are_known_by_the_names_of_real_folders():
     assert rules.find_benchmark("mask").key == "maskrcnn"
     assert rules.find_benchmark("dlrm-dcnv2").key == "dlrm_dcnv2"
     assert rules.find_benchmark("results") is None
-    assert rules.BENCHMARKS["ssd"].title("v1.1") == "SSD" and rules.BENCHMARKS["ssd"].title("v2.0") == "RetinaNet"
+    assert (
+        rules.BENCHMARKS["ssd"].title("v1.1") == "SSD"
+        and rules.BENCHMARKS["ssd"].title("v2.0") == "RetinaNet"
+    )

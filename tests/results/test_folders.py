@@ -78,8 +78,12 @@ def test_a_result_without_its_run_folder_is_not_overwritten(tmp_path):
     assert begin(tmp_path).index == 4
 
 
+def start_clock(run):
+    run.log_path.write_text(':::MLLOG {"key": "run_start", "value": null, "metadata": {}, "time_ms": 1}\n')
+
+
 def test_another_config_is_refused_with_the_difference_named(tmp_path):
-    begin(tmp_path, seed=1)
+    start_clock(begin(tmp_path, seed=1))
     changed = {
         "optimizer": {"name": "sgd", "lr": 7.4},
         "global_batch_size": 1632,
@@ -98,7 +102,7 @@ def test_another_config_is_refused_with_the_difference_named(tmp_path):
 
 
 def test_what_may_differ_may(tmp_path):
-    begin(tmp_path)
+    start_clock(begin(tmp_path))
     other = {**CONFIG, "mesh": {"data": 2, "model": 2}}
     assert begin(tmp_path, other, may_differ=["mesh"]).index == 0
     with pytest.raises(UserError, match=r"mesh\.data is 2 and was 4, mesh\.model is 2"):

@@ -1,4 +1,4 @@
-"""The native idiom: results, reasons, what goes beyond the official package, and the official package itself."""
+"""The native idiom: results, reasons, what goes beyond the official package, and that package itself."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _paced(samples_per_s: float):
 
 
 def test_imports_no_jax():
-    code = "import sys, loadgen_py; sys.exit(any(name.split('.')[0] in ('jax', 'mlperf_loadgen') for name in sys.modules))"
+    code = "import sys, loadgen_py; sys.exit(bool({'jax', 'mlperf_loadgen'} & set(sys.modules)))"
     root = Path(lg.__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
@@ -90,7 +90,11 @@ def test_a_result_is_saved_as_strict_json(tmp_path):
         (
             "Server",
             _paced(400),
-            dict(server_target_qps=900, server_target_latency_ns=30_000_000, server_target_latency_percentile=0.8),
+            dict(
+                server_target_qps=900,
+                server_target_latency_ns=30_000_000,
+                server_target_latency_percentile=0.8,
+            ),
             "performance_constraints",
         ),
     ],
@@ -154,7 +158,11 @@ class _Queue:
 @pytest.mark.parametrize("make", [_Queue, lambda: systems.System(_paced(10_000))], ids=["thread", "inline"])
 def test_offline_stops_at_the_maximum_duration(make, tmp_path):
     settings = systems.settings(
-        "Offline", min_query_count=100_000, min_duration_ms=0, max_duration_ms=300, offline_enforce_max_duration=True
+        "Offline",
+        min_query_count=100_000,
+        min_duration_ms=0,
+        max_duration_ms=300,
+        offline_enforce_max_duration=True,
     )
     start = time.monotonic()
     result = lg.run(make(), systems.Library(), settings, systems.log_to(tmp_path))
@@ -215,15 +223,16 @@ def test_through_the_official_package(tmp_path):
         def twice(responses, ids, indices):
             systems.echo(responses, ids, indices)
             systems.echo(responses, ids, indices)
-        for name, answer, mode in [("good", systems.echo, "SubmissionRun"), ("broken", broken, "PerformanceOnly"),
-                                   ("twice", twice, "PerformanceOnly")]:
+        for name, answer in [("good", systems.echo), ("broken", broken), ("twice", twice)]:
             (root / name).mkdir()
+            mode = "SubmissionRun" if name == "good" else "PerformanceOnly"
             settings = systems.settings("Server", mode, min_duration_ms=0, min_query_count=700)
             result = lg.run_official(systems.System(answer), systems.Library(), settings, root / name)
             result.save(root / f"{name}.json")
         (root / "ours").mkdir()
         settings = systems.settings("Server", "SubmissionRun", min_duration_ms=0, min_query_count=700)
-        ours = lg.run(systems.System(systems.echo), systems.Library(), settings, systems.log_to(root / "ours"))
+        logs = systems.log_to(root / "ours")
+        ours = lg.run(systems.System(systems.echo), systems.Library(), settings, logs)
         theirs = lg.run_official(systems.System(systems.echo), systems.Library(), settings, root / "good")
         print("\\n".join(lg.side_by_side(ours, theirs)))
         """
@@ -231,7 +240,9 @@ def test_through_the_official_package(tmp_path):
     paths = [str(tmp_path), str(Path(lg.__file__).parent.parent), str(Path(__file__).parent)]
     done = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    good, broken, twice = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("good", "broken", "twice"))
+    good, broken, twice = (
+        json.loads((tmp_path / f"{n}.json").read_text()) for n in ("good", "broken", "twice")
+    )
     assert good["valid"], good["reasons"]
     assert good["metrics"]["result_query_count"] == 700
     assert not broken["valid"] and "no such model" in broken["errors"][0]

@@ -7,7 +7,7 @@ import json
 import random
 import subprocess
 import sys
-import textwrap
+from pathlib import Path
 
 import pytest
 import systems
@@ -19,7 +19,9 @@ from loadgen_py.official_defaults import DEFAULTS
 FIELDS = [
     field.name
     for field in dataclasses.fields(lg.TestSettings)
-    if not field.name.startswith(("sut_", "offline_warmup", "offline_enforce", "server_find_peak_early", "server_find_peak_rel"))
+    if not field.name.startswith(
+        ("sut_", "offline_warmup", "offline_enforce", "server_find_peak_early", "server_find_peak_rel")
+    )
 ]
 SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline")
 KEYS = (
@@ -27,14 +29,17 @@ KEYS = (
     "token_latency_scaling_factor", "target_latency_percentile", "samples_per_query", "target_latency",
     "performance_issue_unique", "performance_issue_same", "performance_issue_same_index",
     "sample_concatenate_permutation", "coalesce_queries", "max_async_queries", "min_duration", "max_duration",
-    "min_query_count", "max_query_count", "performance_sample_count_override", "accuracy_sample_count_override",
-    "target_qps", "print_timestamps", "accuracy_log_rng_seed", "accuracy_log_sampling_target", "nonsense",
+    "min_query_count", "max_query_count", "performance_sample_count_override", "target_qps",
+    "accuracy_sample_count_override", "print_timestamps", "accuracy_log_rng_seed", "accuracy_log_sampling_target", "nonsense",
 )  # fmt: skip
-VALUES = ("0", "1", "2", "3", "7", "90", "99.9", "0x10", "010", "1e3", "2.5", "600000", "0.5", "18446744073709551615")
+VALUES = (
+    "0", "1", "2", "3", "7", "90", "99.9", "0x10", "010", "1e3", "2.5", "600000", "0.5", "18446744073709551615",
+)  # fmt: skip
 ODD_LINES = (
     "# a comment", "#comment", "*.*.min_duration=5", "*.*.min_duration 5", "*.*.min_duration = abc",
-    "*.*.min_query_count = 5 # inline", "*.*.min_query_count = 5 6", "*.*.min_query_count = 5 x", "alone", "", "a # b",
-    "*.*.min_query_count =", "*.*.target_qps = inf", "*.*.target_qps = 0x1p3", "*.*.mode = 9", "*.*.max_duration = +5",
+    "*.*.min_query_count = 5 # inline", "*.*.min_query_count = 5 6", "*.*.min_query_count = 5 x", "alone",
+    "*.*.min_query_count =", "*.*.target_qps = inf", "*.*.target_qps = 0x1p3", "*.*.mode = 9", "", "a # b",
+    "*.*.max_duration = +5",
 )  # fmt: skip
 
 _OFFICIAL = """
@@ -101,7 +106,7 @@ def test_random_files(tmp_path):
     expected = _official(calls, tmp_path)
     assert {status for status, _ in expected} == {0, -22}
     for call, theirs in zip(calls, expected, strict=True):
-        assert _ours(*call) == theirs, open(call[0]).read()
+        assert _ours(*call) == theirs, Path(call[0]).read_text()
 
 
 @pytest.mark.parametrize("line", ODD_LINES)
@@ -126,7 +131,9 @@ def test_the_first_user_file_comes_after_the_defaults(tmp_path):
 def test_errors_in_files_reach_the_log_of_the_next_run(tmp_path):
     for _ in range(2):
         lg.TestSettings().FromConfig(str(tmp_path / "missing.conf"), "resnet50", "Server")
-    lg.run(systems.System(systems.echo), systems.Library(), systems.settings("Offline"), systems.log_to(tmp_path))
+    lg.run(
+        systems.System(systems.echo), systems.Library(), systems.settings("Offline"), systems.log_to(tmp_path)
+    )
     found = " ".join(systems.errors(tmp_path))
     assert "can't open file" in found
     assert "Multiple conf files are used" in found

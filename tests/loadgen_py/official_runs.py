@@ -25,7 +25,9 @@ def run_official(cases: list[dict], folder: Path, processes: int = 8) -> list[di
     for part, process in enumerate(started):
         target = folder / f"part_{part}"
         status = process.wait(timeout=240)
-        assert status == 0, f"the official package ended with {status}: {(target / 'errors').read_text()[-2000:]}"
+        assert status == 0, (
+            f"the official package ended with {status}: {(target / 'errors').read_text()[-2000:]}"
+        )
         lines = (target / "records").read_text().splitlines()
         records[part::processes] = [json.loads(line) for line in lines]
     return records

@@ -1,0 +1,104 @@
+"""What the commands have in common: absl flags, help worth reading, mistakes in a sentence, exit statuses."""
+
+from __future__ import annotations
+
+import difflib
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from mlperf_jax.errors import Stopped, UserError
+
+_CONFIG = "--config."
+
+
+def run(
+    name: str,
+    command: Callable[[list[str]], int],
+    argv: Sequence[str] | None,
+    *,
+    interrupted: str = "the same command begins again",
+) -> int:
+    """Runs a command and returns its exit status.
+
+    Args:
+        name: what its sentences begin with.
+        command: takes the arguments, returns the status.
+        argv: the arguments; None for the process's own.
+        interrupted: what to know after Ctrl-C.
+    """
+    try:
+        return command(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(f"{name}: {stopped}", file=sys.stderr)
+        return stopped.status
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; {interrupted}.", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def parse(values: flags.FlagValues, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Parses a command's flags into `values`.
+
+    Returns:
+        The `--config.KEY=value` arguments, and those that are no flags.
+
+    Raises:
+        UserError: a flag is unknown (with the nearest known one) or has a wrong value.
+    """
+    overrides = [a for a in arguments if a.startswith(_CONFIG)]
+    values.unparse_flags()
+    try:
+        rest = values(["mlperf_jax", *(a for a in arguments if not a.startswith(_CONFIG))])
+    except flags.Error as error:
+        raise UserError(f"{_mistake(values, error)}; --help shows all flags.") from error
+    return overrides, rest[1:]
+
+
+def parse_flags(values: flags.FlagValues, arguments: list[str]) -> list[str]:
+    """As `parse`, for a command that takes flags alone; returns the `--config.KEY=value` arguments."""
+    overrides, rest = parse(values, arguments)
+    if rest:
+        raise UserError(f"{rest[0]!r} is not a flag; write --name=value, --help shows all flags.")
+    return overrides
+
+
+def _mistake(values: flags.FlagValues, error: flags.Error) -> str:
+    """absl's words, where they name Python's functions in other ones."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        close = difflib.get_close_matches(error.flagname, [*values, "config.KEY"], n=1)
+        return f"There is no flag --{error.flagname}" + (f", did you mean --{close[0]}?" if close else "")
+    text = str(error).splitlines()[0]
+    for reason, plainly in (("invalid literal for int", "not an integer"), ("('Non-boolean", "neither true nor false")):
+        text = text.partition(reason)[0] + plainly if reason in text else text
+    return text
+
+
+def help_text(doc: str, values: flags.FlagValues, *, config: bool = False) -> str:
+    """The module's docstring and a line for each flag.
+
+    Args:
+        doc: the docstring.
+        values: the flags.
+        config: whether the command takes `--config.KEY=value`.
+    """
+    rows = [_help_row(values[name]) for name in values]
+    if config:
+        rows.append(("--config.KEY=<value>", "Change any number of the workload's config (configs/<workload>.py)."))
+    width = max(len(shown) for shown, _ in rows)
+    return "\n".join([doc.strip(), "", "Flags:", *(f"  {shown:<{width}}  {text}" for shown, text in rows)])
+
+
+def _help_row(flag: flags.Flag) -> tuple[str, str]:
+    choices = getattr(flag.parser, "enum_values", ())
+    kind = "|".join(choices) if sum(map(len, choices)) < 16 else "choice"
+    shown = f"--{flag.name}" if flag.boolean else f"--{flag.name}=<{kind if choices else flag.flag_type()}>"
+    text = flag.help.rpartition(">: ")[2]  # absl writes the choices of an enum before its help
+    named = f" {', '.join(choices)}." if kind == "choice" else ""
+    default = "" if flag.default in (None, False) else f" [{flag.default}]"
+    return shown, f"{text}{named}{default}"

@@ -1,0 +1,184 @@
+"""Inference through the door: what training left is served in four scenarios, and mistakes get a sentence."""
+
+import json
+
+import jax
+import pytest
+
+from configs.resnet50 import get_config
+from loadgen_py import TestMode, TestScenario
+from mlperf_jax import main
+from mlperf_jax.errors import UserError
+from mlperf_jax.inference.accuracy import read_answers
+from mlperf_jax.inference.settings import Asked, make_settings
+from mlperf_jax.results.folders import read_json
+from tests import door
+
+WORKLOAD = ("--workload=tests.inference.served:Served", "--platform=cpu", "--system=here")
+PLACE = "mini/inference/here/tests.inference.served.Served"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A results folder in which a small model was trained."""
+    folder = tmp_path_factory.mktemp("trained")
+    ended = door.run(door.ROOT, *WORKLOAD, f"--results_dir={folder}", "--seed=1")
+    assert ended.returncode == 1, ended.stderr  # it has no target that can be reached
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained_quality(results):
+    return read_json(door.run_folder(results) / "status.json")["quality"]
+
+
+def infer(results, *arguments):
+    return main.main([*WORKLOAD, f"--results_dir={results}", "--time=0.3", *arguments])
+
+
+def result(results, scenario, kind):
+    return read_json(results / PLACE / scenario / kind / "result.json")
+
+
+def test_the_trained_model_serves_in_four_scenarios(results, trained_quality):
+    ended = door.run(
+        door.ROOT, *WORKLOAD, f"--results_dir={results}", "--scenario=all", "--qps=400", "--max_latency=1", "--time=0.5"
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    for scenario in TestScenario.__members__:
+        assert f"{scenario} performance: VALID" in ended.stdout
+        performance, accuracy = (
+            result(results, scenario, "performance/run_1"),
+            result(results, scenario, "accuracy"),
+        )
+        assert performance["valid"] and performance["passed"] and accuracy["passed"]
+        assert accuracy["quality"] == pytest.approx(trained_quality)
+        assert accuracy["quality_target"] == pytest.approx(0.99 * trained_quality)
+        folder = results / PLACE / scenario / "performance" / "run_1"
+        assert "Result is : VALID" in (folder / "mlperf_log_summary.txt").read_text()
+        entries = json.loads(
+            (results / PLACE / scenario / "accuracy" / "mlperf_log_accuracy.json").read_text()
+        )
+        assert {entry["qsl_idx"] for entry in entries} == set(range(44))
+    assert "unverified, not reviewed by MLCommons" in ended.stdout
+
+
+@pytest.mark.parametrize("sharding, replicas, sizes", [("dp", 8, "(1,)"), ("fsdp", 1, "(1,8)")])
+def test_eight_devices_as_replicas_and_as_one_model(results, trained_quality, sharding, replicas, sizes, capsys):
+    assert jax.device_count() == 8
+    sizes = f"--config.inference.batch_sizes={sizes}"
+    status = infer(results, "--scenario=all", "--mode=accuracy", f"--sharding={sharding}", "--qps=500", sizes)
+    assert status == 0, capsys.readouterr()
+    for scenario in TestScenario.__members__:
+        found = result(results, scenario, "accuracy")
+        assert found["replicas"] == replicas
+        assert found["quality"] == pytest.approx(trained_quality)
+
+
+def test_samples_in_device_memory_get_the_same_answers(results, trained_quality):
+    switch = "--config.inference.samples_on_device=True"
+    assert infer(results, "--scenario=Offline", "--mode=accuracy", "--mesh=data:8", switch) == 0
+    assert result(results, "Offline", "accuracy")["quality"] == pytest.approx(trained_quality)
+
+
+def test_the_rate_of_server_is_found_and_both_packages_compared(results, capsys):
+    pytest.importorskip("mlperf_loadgen", reason="the official package is compared with")
+    arguments = (
+        "--scenario=Server",
+        "--mesh=data:8",
+        "--mode=performance",
+        "--max_latency=0.5",
+        "--loadgen=official",
+    )
+    status = infer(results, *arguments, "--config.inference.batch_sizes=(1,8)")
+    out = capsys.readouterr().out
+    assert status == 0, out
+    assert result(results, "Server", "find_peak")["valid"]
+    assert (
+        result(results, "Server", "performance/run_1")["settings"]["server_target_latency_ns"] == 500_000_000
+    )
+    assert "loadgen_py" in out and "Server performance by the official package: VALID" in out
+
+
+def test_submission_mode_and_fewer_samples(results):
+    assert infer(results, "--scenario=SingleStream", "--mode=submission", "--count=20", "--mesh=data:8") in (
+        0,
+        1,
+    )
+    found = result(results, "SingleStream", "submission")
+    assert found["valid"] and found["metrics"]["result_query_count"] >= 64
+    answers = json.loads(
+        (results / PLACE / "SingleStream" / "submission" / "mlperf_log_accuracy.json").read_text()
+    )
+    assert {entry["qsl_idx"] for entry in answers} == set(range(20))
+
+
+def test_answers_that_are_not_good_enough_fail(results, capsys):
+    status = infer(
+        results,
+        "--scenario=Offline",
+        "--mode=accuracy",
+        "--mesh=data:8",
+        "--config.inference.quality_share=1.5",
+    )
+    assert status == 1
+    assert "NOT REACHED" in capsys.readouterr().out
+
+
+def test_a_profile_of_a_window(results):
+    assert infer(results, "--scenario=SingleStream", "--mode=performance", "--mesh=data:8", "--profile") == 0
+    assert list((results / PLACE / "SingleStream/performance/run_1/profile").rglob("*.xplane.pb"))
+
+
+def test_mistakes_get_a_sentence_and_status_2(results, tmp_path, capsys):
+    for folder, arguments, said in (
+        (tmp_path, ["--scenario=Offline"], "There is no trained mini model of resnet in"),
+        (results, ["--mode=accuracy"], "--mode goes with --scenario"),
+        (results, ["--scenario=Offline", "--qps=0"], "--qps=0 leaves nothing"),
+        (results, ["--scenario=Offline", "--mode=find_peak"], "--mode=find_peak searches Server's rate"),
+        (results, ["--scenario=Offline", "--count=45"], "--count=45 is more than the 44 samples"),
+        (results, ["--scenario=Offline", "--checkpoint=a", "--weights=b"], "give one of them"),
+        (results, ["--scenario=Offline", f"--checkpoint={tmp_path}"], "There is no checkpoint in"),
+        (results, ["--scenario=Offline", f"--weights={tmp_path}"], "There are no imported weights in"),
+        (results, ["--scenario=Offline", "--config.model.width=8"], "holds another model: "),
+        (results, ["--scenario=Offline", "--loadgen=official", "--mode=accuracy"], "compares performance"),
+        (results, ["--scenario=Server", "--max_latency=1e-7"], "longer than Server's bound"),
+    ):
+        assert main.main([*WORKLOAD, f"--results_dir={folder}", *arguments]) == 2
+        assert said in capsys.readouterr().err
+    assert "train one with `python -m mlperf_jax.main --workload=" in _said_without_a_model(tmp_path, capsys)
+
+
+def _said_without_a_model(folder, capsys):
+    main.main([*WORKLOAD, f"--results_dir={folder}", "--scenario=Offline"])
+    return capsys.readouterr().err
+
+
+def test_accuracy_logs_that_are_damaged_or_incomplete_are_refused(tmp_path):
+    path = tmp_path / "mlperf_log_accuracy.json"
+    path.write_text(
+        '[\n{ "seq_id" : 0, "qsl_idx" : 1, "data" : "0A00" },\n{ "seq_id" : 1, "qsl_idx" : 0, "data" : "FF" }\n]\n'
+    )
+    indices, answers = read_answers(path, 2)
+    assert indices.tolist() == [0, 1] and answers == [b"\xff", b"\n\0"]
+    with pytest.raises(UserError, match="answers to 2 of 3 samples"):
+        read_answers(path, 3)
+    path.write_text('[{"qsl_idx": 0, "data": "XY"}]')
+    with pytest.raises(UserError, match="no accuracy log"):
+        read_answers(path, 1)
+
+
+def test_closed_settings_are_the_official_ones():
+    numbers = get_config("closed").inference
+    seconds = {1: 1e-3, 8: 2e-3}
+    for scenario in TestScenario:
+        made = make_settings(scenario, TestMode.PerformanceOnly, numbers, Asked(), seconds, 1)
+        assert made.min_duration_ms == 600_000
+        assert made.qsl_rng_seed == 2085463073848966840
+    server = make_settings(TestScenario.Server, TestMode.PerformanceOnly, numbers, Asked(qps=50), seconds, 1)
+    assert (server.server_target_latency_ns, server.server_target_qps) == (15_000_000, 50)
+    offline = make_settings(TestScenario.Offline, TestMode.PerformanceOnly, numbers, Asked(), seconds, 1)
+    assert offline.min_query_count == 24576 and offline.offline_warmup_ms == 2000
+    multi = make_settings(TestScenario.MultiStream, TestMode.PerformanceOnly, numbers, Asked(), seconds, 1)
+    assert (multi.multi_stream_samples_per_query, multi.min_query_count) == (8, 662)
+    assert multi.multi_stream_expected_latency_ns < 2e6

@@ -1,0 +1,108 @@
+"""What is decided before jax is imported."""
+
+import os
+import sys
+
+import pytest
+
+from mlperf_jax import platform
+from mlperf_jax.errors import UserError
+from tests import door
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """No platform or flags decided yet; whatever is decided is undone."""
+    for name in ("XLA_FLAGS", "JAX_PLATFORMS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_our_flags_are_appended_to_the_users(bare):
+    bare.setenv("XLA_FLAGS", "--xla_dump_to=/d --xla_cpu_enable_fast_math=false")
+    platform.configure("cpu", cpu_devices=4)
+    assert os.environ["XLA_FLAGS"].split() == [
+        "--xla_dump_to=/d",
+        "--xla_cpu_enable_fast_math=false",
+        "--xla_force_host_platform_device_count=4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("cpu", "--xla_force_host_platform_device_count=2"),
+        ("gpu", "--xla_gpu_enable_latency_hiding_scheduler=false"),
+    ],
+)
+def test_the_users_own_value_stands(bare, name, theirs):
+    bare.setenv("XLA_FLAGS", theirs)
+    platform.configure(name, cpu_devices=8 if name == "cpu" else 0)
+    assert os.environ["XLA_FLAGS"] == theirs
+
+
+def test_configuring_twice_adds_nothing(bare):
+    platform.configure("cpu", cpu_devices=8)
+    once = os.environ["XLA_FLAGS"]
+    platform.configure("cpu", cpu_devices=8)
+    assert os.environ["XLA_FLAGS"] == once
+
+
+def test_the_users_choice_of_backends_stands(bare):
+    bare.setenv("JAX_PLATFORMS", "rocm")
+    platform.configure("gpu")
+    assert os.environ["JAX_PLATFORMS"] == "rocm"
+
+
+@pytest.mark.parametrize(("name", "backends"), [("cpu", "cpu"), ("gpu", "cuda,cpu")])
+def test_backends(bare, name, backends):
+    platform.configure(name)
+    assert os.environ["JAX_PLATFORMS"] == backends
+
+
+def test_flags_reach_the_devices(tmp_path):
+    """In a process of its own, with the user's number of devices against ours."""
+    import subprocess
+
+    script = """
+from mlperf_jax import platform
+platform.configure("cpu", cpu_devices=4)
+import jax
+print(len(jax.devices()))
+"""
+    for theirs, seen in (("", 4), ("--xla_force_host_platform_device_count=3", 3)):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=door.environment(XLA_FLAGS=theirs),
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.split() == [str(seen)], done.stderr
+
+
+def test_a_tpu_is_looked_for_before_libtpu_waits_for_one(bare):
+    bare.setattr(platform.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"needs libtpu; install it with: pip install -e '\.\[tpu\]'"):
+        platform.configure("tpu")
+    bare.setattr(platform.importlib.util, "find_spec", lambda _: object())
+    bare.setattr(platform.glob, "glob", lambda _: [])
+    with pytest.raises(UserError, match="There is no TPU on this machine .*; use --platform=cpu or gpu"):
+        platform.configure("tpu")
+    bare.setattr(platform.glob, "glob", lambda pattern: ["/dev/accel0"] if "accel" in pattern else [])
+    platform.configure("tpu")
+    assert os.environ["JAX_PLATFORMS"] == "tpu,cpu"
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "said"),
+    [
+        ("cup", 0, "There is no --platform=cup; use cpu, gpu, tpu"),
+        ("gpu", 2, "--cpu_devices=2 goes with --platform=cpu"),
+        ("cpu", -1, "--cpu_devices=-1 is negative"),
+    ],
+)
+def test_contradictions(bare, name, devices, said):
+    with pytest.raises(UserError, match=said):
+        platform.configure(name, cpu_devices=devices)
+    assert "JAX_PLATFORMS" not in os.environ
