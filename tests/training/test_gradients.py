@@ -24,7 +24,10 @@ def loss(params, model_state, batch, key):
 def problem():
     with jax.enable_x64(True):
         random = np.random.default_rng(3)
-        params = {"first": jnp.asarray(random.normal(size=(6, 8))), "second": jnp.asarray(random.normal(size=(8, 1)))}
+        params = {
+            "first": jnp.asarray(random.normal(size=(6, 8))),
+            "second": jnp.asarray(random.normal(size=(8, 1))),
+        }
         batch = {"x": jnp.asarray(random.normal(size=(24, 6))), "y": jnp.asarray(random.normal(size=24))}
         yield params, {"seen": jnp.zeros(())}, batch, jax.random.key(0)
 
@@ -76,7 +79,9 @@ def test_the_default_step_takes_both():
         layout = mesh.single_device_layout()
 
         def step(**settings):
-            workload = toys.make(toys.SmallResNet, "float64", batch_size=8, model__width=4, model__stages=(1,), **settings)
+            workload = toys.make(
+                toys.SmallResNet, "float64", batch_size=8, model__width=4, model__stages=(1,), **settings
+            )
             workload.config.unlock()
             engine = Engine(workload, layout)
             state = workload.init(jnp.uint32(1))
