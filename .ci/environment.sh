@@ -35,8 +35,8 @@ make_environment() {
   echo "mlperf_jax: installing into .venv (once; a few minutes) ..." >&2
   [ -x "$PYTHON" ] || "$base" -m venv "$venv"
   # An old pip takes many minutes to resolve what a new one resolves in one.
-  "$PYTHON" -m pip install --quiet --upgrade pip
-  "$PYTHON" -m pip install --quiet --constraint "$ROOT/constraints.txt" --editable "$ROOT${EXTRAS:+[$EXTRAS]}"
+  "$PYTHON" -m pip install --quiet --quiet --upgrade pip
+  "$PYTHON" -m pip install --quiet --quiet --constraint "$ROOT/constraints.txt" --editable "$ROOT${EXTRAS:+[$EXTRAS]}"
   printf '%s' "$wanted" > "$stamp"
 }
 

@@ -216,14 +216,14 @@ class ImageNet:
 
     def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> base.Batch:
         """As `base.Dataset` has it; images are decoded only if they are asked for, on all cores."""
-        batch = {name: np.empty((len(indices), *_SPEC[name][0]), _SPEC[name][1]) for name in fields}
+        batch = {name: array for name, array in _empty_batch(len(indices), self._size).items() if name in fields}
 
         def read(row: int) -> None:
             data, label, where = self._source.read("eval", int(indices[row]))
             if "label" in batch:
                 batch["label"][row] = label
             if "image" in batch:
-                batch["image"][row] = images.eval_image(data, where)
+                batch["image"][row] = images.eval_image(data, where, size=self._size)
 
         with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(read, range(len(indices))):  # Raises what `read` raised.

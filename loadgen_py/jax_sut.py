@@ -24,6 +24,7 @@ SampleSpec = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 """Shape (without batch axis) and dtype of each input of one sample."""
 
 _TIMED_CALLS = 5
+_PATIENCE_SECONDS = 5.0  # for a call to end
 _TIMED_SECONDS = 0.5  # of one batch size; slow models are timed with fewer calls
 
 
@@ -265,12 +266,12 @@ class BatchingSut:
         self.close()
 
     def close(self) -> None:
-        """Ends the threads after the batches that they work on."""
+        """Ends the threads after the batches that they work on; one that hangs is left behind."""
         with self._lock:
             self._closed = True
             self._ready.notify_all()
         for thread in self._threads:
-            thread.join()
+            thread.join(_PATIENCE_SECONDS)
 
     def start(self, responses: Responses) -> None:
         with self._lock:

@@ -23,8 +23,9 @@ class Policy:
     Attributes:
         param: parameters, optimizer state and batch statistics.
         compute: activations and the operands of convolutions and matrix products.
-        reduce: gradients from the moment they leave the backward pass (summed over
-            devices and micro-batches in it); the optimizer sees them in `param`.
+        reduce: gradients as they are summed over devices and micro-batches; the optimizer sees
+            them in `param`. No wider than `compute`: XLA sums a product's gradient in the
+            product's own dtype, whatever it is cast to afterwards (seen in programs for TPU v5e).
         output: logits, and with them the loss.
         matmul: jax's name of the precision of products whose operands are float32:
             "highest" (true fp32), "tensorfloat32" (NVIDIA), "bfloat16" (one TPU pass),
@@ -36,6 +37,10 @@ class Policy:
     reduce: str = "float32"
     output: str = "float32"
     matmul: str = "highest"
+
+    def __post_init__(self) -> None:
+        if self.reduce_dtype.itemsize > self.compute_dtype.itemsize:
+            raise ValueError(f"gradients of products in {self.compute} cannot be summed in {self.reduce}")
 
     @property
     def param_dtype(self) -> np.dtype:

@@ -128,6 +128,12 @@ def infer_command(options: InferOptions, overrides: list[str]) -> int:
     session = _session(options, overrides)
     say(f"measuring {session.facts['model']}; compiling")
     session.prepare(scenarios)
+    patience = session.numbers["sut_timeout_s"]
+    say(
+        f"measuring; a run is given up after {patience:g} s without an answer (config.inference.sut_timeout_s)"
+    )
+    if options.profile:
+        say("performance runs are traced for a second, and their figures suffer from that")
     passed = True
     for outcome in _runs(session, scenarios, options):
         print("\n".join(summary.lines(outcome, session.workload.metric)), flush=True)

@@ -288,6 +288,8 @@ class Session:
             }
         if outcome.batches is not None:
             record["batches"] = outcome.batches
+        if self.profile and outcome.kind == "performance":
+            record["profiled"] = True  # its figures suffered from that
         write_json(outcome.folder / "result.json", record | dict(self.facts))
 
 

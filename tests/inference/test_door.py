@@ -3,18 +3,24 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from configs.resnet50 import get_config
 from loadgen_py import TestMode, TestScenario
-from mlperf_jax import main
+from mlperf_jax import import_weights, main
 from mlperf_jax.errors import UserError
+from mlperf_jax.inference import trained
 from mlperf_jax.inference.accuracy import read_answers
 from mlperf_jax.inference.settings import Asked, make_settings
+from mlperf_jax.parallel import mesh
+from mlperf_jax.precision import POLICIES
 from mlperf_jax.results.folders import read_json
 from tests import door
+from tests.inference.served import Served
 
 WORKLOAD = ("--workload=tests.inference.served:Served", "--platform=cpu", "--system=here")
+ONE_SIZE = ("--mesh=data:8", "--config.inference.batch_sizes=(8,)")
 PLACE = "mini/inference/here/tests.inference.served.Served"
 
 
@@ -42,7 +48,13 @@ def result(results, scenario, kind):
 
 def test_the_trained_model_serves_in_four_scenarios(results, trained_quality):
     ended = door.run(
-        door.ROOT, *WORKLOAD, f"--results_dir={results}", "--scenario=all", "--qps=400", "--max_latency=1", "--time=0.5"
+        door.ROOT,
+        *WORKLOAD,
+        f"--results_dir={results}",
+        "--scenario=all",
+        "--qps=400",
+        "--max_latency=1",
+        "--time=0.5",
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     for scenario in TestScenario.__members__:
@@ -64,7 +76,9 @@ def test_the_trained_model_serves_in_four_scenarios(results, trained_quality):
 
 
 @pytest.mark.parametrize("sharding, replicas, sizes", [("dp", 8, "(1,)"), ("fsdp", 1, "(1,8)")])
-def test_eight_devices_as_replicas_and_as_one_model(results, trained_quality, sharding, replicas, sizes, capsys):
+def test_eight_devices_as_replicas_and_as_one_model(
+    results, trained_quality, sharding, replicas, sizes, capsys
+):
     assert jax.device_count() == 8
     sizes = f"--config.inference.batch_sizes={sizes}"
     status = infer(results, "--scenario=all", "--mode=accuracy", f"--sharding={sharding}", "--qps=500", sizes)
@@ -77,7 +91,7 @@ def test_eight_devices_as_replicas_and_as_one_model(results, trained_quality, sh
 
 def test_samples_in_device_memory_get_the_same_answers(results, trained_quality):
     switch = "--config.inference.samples_on_device=True"
-    assert infer(results, "--scenario=Offline", "--mode=accuracy", "--mesh=data:8", switch) == 0
+    assert infer(results, "--scenario=Offline", "--mode=accuracy", *ONE_SIZE, switch) == 0
     assert result(results, "Offline", "accuracy")["quality"] == pytest.approx(trained_quality)
 
 
@@ -113,6 +127,55 @@ def test_submission_mode_and_fewer_samples(results):
     assert {entry["qsl_idx"] for entry in answers} == set(range(20))
 
 
+def test_imported_weights_answer_as_the_model_they_came_from(results, trained_quality, tmp_path):
+    """The trained model under torchvision's names, imported and served."""
+    source = trained.from_checkpoint(door.run_folder(results))
+    workload = Served(Served.get_config("mini"), POLICIES["float32"], data_dir=tmp_path)
+    layout = mesh.single_device_layout()
+    shapes = jax.eval_shape(workload.init, layout.struct((), np.uint32))
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.replicated)  # noqa: E731
+    state = source.load({entry: jax.tree.map(place, shapes[entry]) for entry in workload.inference_state})
+    np.savez(tmp_path / "published.npz", **torchvision_names(state["params"], state["model_state"]))
+    arguments = [
+        WORKLOAD[0],
+        "--preset=mini",
+        f"--from={tmp_path / 'published.npz'}",
+        f"--to={tmp_path / 'ours'}",
+    ]
+    assert import_weights.main(arguments) == 0
+    status = infer(
+        results, "--scenario=Offline", "--mode=accuracy", "--mesh=data:8", f"--weights={tmp_path / 'ours'}",
+        "--config.data.mean=(128.0,)", "--config.data.std=(64.0,)", "--config.inference.published_quality=0.1",
+        "--config.inference.batch_sizes=(8,)",
+    )  # fmt: skip
+    found = result(results, "Offline", "accuracy")
+    assert status == 0 and found["quality"] == pytest.approx(trained_quality)
+    assert found["trained_quality"] == 0.1 and "published.npz" in found["model"]
+
+
+def torchvision_names(params, stats):
+    named = {"conv1.weight": params["stem"]["conv"]["kernel"], "fc.weight": params["head"]["kernel"].T}
+    norms = {"bn1": (params["norm"], stats["norm"])}
+    for block, layers in params["blocks"].items():
+        stage, number = block.removeprefix("stage").split("_block")
+        theirs = f"layer{stage}.{int(number) - 1}"
+        for k, names in {
+            "1": ("conv1", "bn1"),
+            "2": ("conv2", "bn2"),
+            "3": ("conv3", "bn3"),
+            "_shortcut": ("downsample.0", "downsample.1"),
+        }.items():
+            named[f"{theirs}.{names[0]}.weight"] = layers[f"conv{k}"]["kernel"]
+            norms[f"{theirs}.{names[1]}"] = (layers[f"norm{k}"], stats["blocks"][block][f"norm{k}"])
+    named = {
+        k: np.asarray(a).transpose(3, 2, 0, 1) if a.ndim == 4 else np.asarray(a) for k, a in named.items()
+    }
+    for name, (weights, running) in norms.items():
+        named |= {f"{name}.weight": weights["scale"], f"{name}.bias": weights["bias"]}
+        named |= {f"{name}.running_mean": running["mean"], f"{name}.running_var": running["var"]}
+    return named | {"fc.bias": params["head"]["bias"]}
+
+
 def test_answers_that_are_not_good_enough_fail(results, capsys):
     status = infer(
         results,
@@ -142,7 +205,7 @@ def test_mistakes_get_a_sentence_and_status_2(results, tmp_path, capsys):
         (results, ["--scenario=Offline", f"--weights={tmp_path}"], "There are no imported weights in"),
         (results, ["--scenario=Offline", "--config.model.width=8"], "holds another model: "),
         (results, ["--scenario=Offline", "--loadgen=official", "--mode=accuracy"], "compares performance"),
-        (results, ["--scenario=Server", "--max_latency=1e-7"], "longer than Server's bound"),
+        (results, ["--scenario=Server", "--max_latency=1e-7", *ONE_SIZE], "longer than Server's bound"),
     ):
         assert main.main([*WORKLOAD, f"--results_dir={folder}", *arguments]) == 2
         assert said in capsys.readouterr().err

@@ -343,3 +343,15 @@ def test_synthetic_data_has_the_real_shapes_and_needs_no_files(tmp_path, name):
     assert {k: (v.shape[1:], v.dtype) for k, v in rows[0].items()} == data.train_spec
     masks = [batch["mask"] for batch in data.eval_batches(batch_size=4, rows=slice(0, 4))]
     assert np.concatenate(masks).sum() == 10
+
+
+def test_eval_examples_are_read_one_by_one_as_in_batches(fake_dir):
+    dataset = opened(fake_dir)
+    count = dataset.num_eval
+    (whole,) = take(dataset.eval_batches(batch_size=count, rows=slice(0, count)), 2)
+    indices = np.random.default_rng(0).integers(count, size=7)
+    read = dataset.read_eval(indices, ("label", "image"))
+    assert read.keys() == {"image", "label"}
+    for name, values in read.items():
+        np.testing.assert_array_equal(values, whole[name][indices])
+    assert dataset.read_eval(indices, ("label",)).keys() == {"label"}

@@ -53,7 +53,7 @@ def test_parse_mesh_gives_sizes_or_a_sentence(text):
     devices=st.integers(1, 16),
 )
 def test_mesh_sizes_make_up_the_devices_or_say_so(strategy, asked, devices):
-    second = next((axis for axis in strategy.mesh if axis != "data"), None)
+    second = (*strategy.mesh, None)[1]
     possible = [
         {"data": d, second: devices // d} if second else {"data": d}
         for d in range(1, devices + 1)
