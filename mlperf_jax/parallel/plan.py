@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
+from mlperf_jax.errors import UserError
 from mlperf_jax.parallel import (
     cost,
     cost_network,
@@ -107,7 +108,11 @@ def plan_strategy(
     )
     plan = Plan(strategy.name, dict(layout.mesh.shape))
     subject = _subject(workload, layout, scenario)
-    _shapes(plan, subject, workload, layout, where)
+    try:
+        _shapes(plan, subject, workload, layout, where)
+    except ValueError as error:  # what a model says while it is traced
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{reason}; change the --config flags that this speaks of, or --batch.") from error
     if missing:
         plan.reason = missing
         _roofline(plan, where, compute=plan.flops["program"], moved=0.0, network=0.0)
