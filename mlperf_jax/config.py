@@ -111,7 +111,14 @@ def _parse(config: ConfigDict, argument: str, key: str, default: Any) -> Any:
     return config_flags.get_override_values(values["config"])[key]
 
 
-_POSITIVE = ("batch_size", "eval_batch_size", "max_epochs", "eval_every_epochs", "steps_per_dispatch")
+_POSITIVE = (
+    "batch_size",
+    "eval_batch_size",
+    "max_epochs",
+    "eval_every_epochs",
+    "steps_per_dispatch",
+    "gradient_accumulation_steps",
+)
 
 
 def _require_positive(config: ConfigDict) -> None:

@@ -43,6 +43,9 @@ def _define_flags() -> None:
         flags.DEFINE_string(name, default, text, flag_values=FLAGS)
     text = "Global batch; with it come the numbers of MLPerf's reference convergence point, if there is one."
     flags.DEFINE_integer("batch", 0, text, lower_bound=0, flag_values=FLAGS)
+    scenarios = ("SingleStream", "MultiStream", "Server", "Offline")
+    text = "Plan the answer to a query of this LoadGen scenario, not a training step."
+    flags.DEFINE_enum("scenario", None, scenarios, text, flag_values=FLAGS)
     flags.DEFINE_enum("preset", "closed", configs.PRESETS, "closed: MLPerf's own; mini.", flag_values=FLAGS)
     flags.DEFINE_bool("help", False, "Show this, and end.", flag_values=FLAGS)
 
@@ -76,14 +79,18 @@ def _plan(overrides: list[str]) -> int:
     asked = mesh.parse_mesh(FLAGS.mesh) if FLAGS.mesh else {}
     workload = make_workload(FLAGS.workload, FLAGS.preset, where.platform, FLAGS.batch, overrides)
     cache_dir = Path(FLAGS.cache_dir).expanduser() if FLAGS.cache_dir else plan_compile.default_cache_dir()
+    what = f"a query of {FLAGS.scenario}" if FLAGS.scenario else f"global batch {workload.batch_size:,}"
     print(
-        f"{FLAGS.workload} ({FLAGS.preset}), global batch {workload.batch_size:,} on {where.name}: "
+        f"{FLAGS.workload} ({FLAGS.preset}), {what} on {where.name}: "
         f"{where.num_chips} chips, {where.num_devices} devices. "
         "Predicted, not measured; not reviewed by MLCommons.\n"
     )
     plans = []
     for strategy in strategies:
-        plans.append(plan.plan_strategy(workload, strategy, where, asked_mesh=asked, cache_dir=cache_dir))
+        done = plan.plan_strategy(
+            workload, strategy, where, asked_mesh=asked, scenario=FLAGS.scenario, cache_dir=cache_dir
+        )
+        plans.append(done)
         print(plan_report.describe(plans[-1], where, workload.unit) + "\n", flush=True)
     print(plan_report.table(plans))
     if FLAGS.results_dir:
@@ -92,6 +99,7 @@ def _plan(overrides: list[str]) -> int:
             "workload": FLAGS.workload,
             "preset": FLAGS.preset,
             "batch_size": workload.batch_size,
+            "scenario": FLAGS.scenario,
             "precision": workload.config.precision,
             "overrides": overrides,
         }

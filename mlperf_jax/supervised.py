@@ -21,6 +21,7 @@ from flax import nnx
 
 from mlperf_jax.parallel.layout import Layout, LogicalAxes
 from mlperf_jax.training.engine import Engine
+from mlperf_jax.training.gradients import gradients
 from mlperf_jax.workload import Batch, Block, Metrics, Program, State, Workload
 
 
@@ -125,12 +126,21 @@ class SupervisedWorkload(Workload):
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(state["seed"]), state["step"])
 
-        def loss_of(params: Any) -> tuple[jax.Array, Any]:
-            model = self.model(state | {"params": params})
+        def loss_of(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+            model = self.model({"params": params, "model_state": model_state})
             loss = self.loss(model, batch, key)
             return loss, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
-        (loss, model_state), grads = jax.value_and_grad(loss_of, has_aux=True)(state["params"])
+        loss, model_state, grads = gradients(
+            loss_of,
+            state["params"],
+            state["model_state"],
+            batch,
+            key,
+            micro_batches=self.config.get("gradient_accumulation_steps", 1),
+            remat=self.config.get("remat", "none"),
+            axes=self.batch_axes,
+        )
         grads = jax.tree.map(lambda g, p: g.astype(self.policy.reduce_dtype).astype(p.dtype), grads, state["params"])
         optimizer = self.make_optimizer(state["params"])
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])

@@ -185,9 +185,12 @@ class BatchNorm(nnx.Module):
         return mean, var
 
     def _group_mean(self, x: jax.Array) -> jax.Array:
-        """Means over groups of samples: [B, C] to [B / span, C]."""
-        groups = x.reshape(-1, self.span, x.shape[-1])
-        return constrain(groups, "batch", None, "channels").mean(1)
+        """Means over groups of samples: [B, C] to [B / span, C].
+
+        Not pinned to a layout: fewer groups than devices would be pinned whole, and gathered on every
+        device, where XLA, left alone, reduces inside each group of devices.
+        """
+        return x.reshape(-1, self.span, x.shape[-1]).mean(1)
 
     def _update(self, running: nnx.BatchStat, batch: jax.Array) -> None:
         old, new = running[...], lax.stop_gradient(batch).reshape(-1, batch.shape[-1]).mean(0)

@@ -31,37 +31,27 @@ class JaxprFlops:
 
 
 def jaxpr_flops(jaxpr: Any) -> JaxprFlops:
-    """Counts a (closed) jaxpr.
-
-    What `jax.checkpoint` recomputes is found as the difference: the backward pass of a
-    checkpointed function holds its forward pass again, whose size is that of the first one.
-    """
-    total, again = _count(getattr(jaxpr, "jaxpr", jaxpr))
-    return JaxprFlops(total, again)
+    """Counts a (closed) jaxpr; what is computed again is found by the name that jax gives it."""
+    return JaxprFlops(*_count(getattr(jaxpr, "jaxpr", jaxpr), again=False))
 
 
-def _count(jaxpr: Any) -> tuple[int, int]:
-    total = again = 0
+def _count(jaxpr: Any, *, again: bool) -> tuple[int, int]:
+    """FLOPs of a jaxpr, and the part of them that is rematerialised: all, where it is `again` itself."""
+    total = repeated = 0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
-        if name == "dot_general":
-            total += _dot_equation(equation)
-        elif name == "conv_general_dilated":
-            total += _conv_equation(equation)
+        here = again or "rematted_computation" in str(equation.source_info.name_stack)
+        if name in ("dot_general", "conv_general_dilated"):
+            flops = (_dot_equation if name == "dot_general" else _conv_equation)(equation)
+            part = flops, flops if here else 0
         elif name == "cond":
-            branches = [_count(b.jaxpr) for b in equation.params["branches"]]
-            most = max(branches)
-            total, again = total + most[0], again + most[1]
+            part = max(_count(branch.jaxpr, again=here) for branch in equation.params["branches"])
         else:
             times = equation.params.get("length", 1) if name == "scan" else 1
-            for inner in _inner(equation.params.values()):
-                part, part_again = _count(inner)
-                total += times * part
-                again += times * part_again
-                if name in ("checkpoint", "remat2") and equation.params.get("differentiated"):
-                    # forward again (1) + its two gradients (2): a third is done a second time
-                    again += times * part // 3
-    return total, again
+            counts = [_count(inner, again=here) for inner in _inner(equation.params.values())]
+            part = times * sum(c[0] for c in counts), times * sum(c[1] for c in counts)
+        total, repeated = total + part[0], repeated + part[1]
+    return total, repeated
 
 
 def _inner(values: Iterable[Any]) -> list[Any]:

@@ -40,7 +40,7 @@ def sentence(rows: list[dict[str, Any]], strategy: Strategy) -> str:
         return ""
     total, first = sum(row["bytes"] for row in rows), rows[0]
     return (
-        f"{strategy.name} leaves {len(rows)} tensors whole on every device, {total / 2**20:.2f} MiB in all "
-        f"(the largest: {first['name']} {tuple(first['shape'])}, {first['bytes'] / 2**20:.2f} MiB): "
+        f"{strategy.name} leaves {len(rows)} tensors whole on every device, {total / 2**10:,.1f} KiB in all "
+        f"(the largest: {first['name']} {tuple(first['shape'])}, {first['bytes'] / 2**10:,.1f} KiB): "
         f"they have fewer than {MIN_SHARDED_SIZE} elements, or no dimension that the mesh axis divides."
     )

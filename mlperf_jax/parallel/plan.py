@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ from mlperf_jax.parallel.layout import Layout, Strategy
 from mlperf_jax.parallel.plan_compile import Answer
 from mlperf_jax.parallel.topology import Topology
 from mlperf_jax.training.engine import Engine
-from mlperf_jax.workload import Workload
+from mlperf_jax.workload import Program, Workload
 
 SCHEMA_VERSION = 1
 TOP_OPERATIONS = 12
+SCENARIO_SAMPLES = {"SingleStream": 1, "MultiStream": 8}
+"""Samples in a query (MLPerf inference rules); Server and Offline answer in batches, here the global batch."""
 
 
 @dataclasses.dataclass
@@ -80,6 +83,7 @@ def plan_strategy(
     where: Topology,
     *,
     asked_mesh: dict[str, int] | None = None,
+    scenario: str | None = None,
     cache_dir: Path,
 ) -> Plan:
     """Plans one strategy.
@@ -89,10 +93,11 @@ def plan_strategy(
         strategy: the sharding strategy.
         where: the topology.
         asked_mesh: sizes of mesh axes, as `--mesh` has them.
+        scenario: LoadGen's, to plan answering one query of it and not a training step.
         cache_dir: where the compiler's answers are kept.
 
     Raises:
-        UserError: the mesh does not fit the topology, or the batch the mesh.
+        UserError: the mesh does not fit the topology, the batch the mesh, or the workload is not served.
     """
     missing = topology.missing_compiler(where)
     layout = (
@@ -101,26 +106,32 @@ def plan_strategy(
         else _layout(strategy, where, asked_mesh)
     )
     plan = Plan(strategy.name, dict(layout.mesh.shape))
-    _shapes(plan, workload, layout, where)
+    subject = _subject(workload, layout, scenario)
+    _shapes(plan, subject, workload, layout, where)
     if missing:
         plan.reason = missing
         _roofline(plan, where, compute=plan.flops["program"], moved=0.0, network=0.0)
         return plan
-    lowered = Engine(workload, layout).lower("train_step")
+    engine = Engine(workload, layout)
+    if scenario:
+        engine.programs["predict"] = Program(workload.predict, (subject.state, subject.batch))
+    lowered = engine.lower("predict" if scenario else "train_step")
     order = ",".join(str(device.id) for device in layout.mesh.devices.flat)
     answer = plan_compile.compile_program(
         lowered,
         target=f"{where.name} {dict(layout.mesh.shape)} {order}",
         compiler=topology.compiler_version(where),
         cache_dir=cache_dir,
-        label=f"{strategy.name} for {where.name}",
+        label=f"{strategy.name}{' ' + scenario if scenario else ''} for {where.name}",
     )
     plan.compiler = {"name": answer.compiler, "seconds": answer.seconds, "cached": answer.cached}
     if answer.memory is None:
         plan.verdict, plan.reason = "does not fit", answer.does_not_fit or ""
         return plan
     plan.verdict = "fits"
-    _compiled(plan, answer, workload, layout, where)
+    _compiled(plan, answer, subject, layout, where)
+    if workload.config.get("preset") == "closed" and not scenario:
+        plan.training = time_to_train(workload, plan.predicted["step"])
     return plan
 
 
@@ -135,40 +146,71 @@ def _abstract_layout(strategy: Strategy, where: Topology, asked: dict[str, int])
     return Layout(strategy, AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=types))
 
 
-def _shapes(plan: Plan, workload: Workload, layout: Layout, where: Topology) -> None:
-    """What follows from shapes and shardings: no compiler."""
+@dataclasses.dataclass(frozen=True)
+class _Subject:
+    """What is planned: a training step, or the answer to a query.
+
+    Attributes:
+        function: of `state` and `batch`.
+        state, batch: its arguments, as structs with shardings.
+        examples: in the batch.
+        model_flops: of all of it, by the workload's formula; 0 if that is unknown.
+    """
+
+    function: Callable[..., Any]
+    state: Any
+    batch: Any
+    examples: int
+    model_flops: float
+
+
+def _subject(workload: Workload, layout: Layout, scenario: str | None) -> _Subject:
     state = jax.eval_shape(workload.init, jax.ShapeDtypeStruct((), np.uint32))
     shardings = workload.state_shardings(state, layout)
-    batch = workload.batch_struct(layout)
-    held = {name: _bytes(part, shardings[name]) for name, part in state.items()}
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+    per_example = workload.train_flops_per_example()
+    if scenario is None:
+        size = workload.batch_size
+        batch = workload.batch_struct(layout)
+        return _Subject(workload.train_step, state, batch, size, per_example * size)
+    size = SCENARIO_SAMPLES.get(scenario, workload.batch_size)
+    inputs = {
+        name: layout.struct((size, *shape), dtype, ("batch", *[None] * len(shape)))
+        for name, (shape, dtype) in workload.sample_spec().items()
+    }
+    state = {name: state[name] for name in workload.inference_state}
+    return _Subject(workload.predict, state, inputs, size, per_example * size / 3)  # forward alone
+
+
+def _shapes(plan: Plan, subject: _Subject, workload: Workload, layout: Layout, where: Topology) -> None:
+    """What follows from shapes and shardings: no compiler."""
+    held = {name: _bytes(part) for name, part in subject.state.items()}
     parameters, optimizer = held.pop("params", 0), held.pop("opt_state", 0)
     plan.hbm = {
         "parameters": parameters,
         "optimizer": optimizer,
         "other_state": sum(held.values()),
-        "batch": _bytes(batch, jax.tree.map(lambda x: x.sharding, batch)),
+        "batch": _bytes(subject.batch),
         "capacity": where.chip.hbm_bytes,
     }
     with jax.default_matmul_precision(workload.policy.matmul):
-        counted = cost.jaxpr_flops(jax.make_jaxpr(workload.train_step)(state, batch))
+        counted = cost.jaxpr_flops(jax.make_jaxpr(subject.function)(subject.state, subject.batch))
     devices = where.num_devices
-    model = workload.train_flops_per_example() * workload.batch_size or counted.total - counted.rematerialised
+    model = subject.model_flops or counted.total - counted.rematerialised
     plan.flops = {
         "model": model / devices,
         "program": counted.total / devices,
         "rematerialised": counted.rematerialised / devices,
     }
-    placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
-    plan.replicated = fallback.stayed_whole(placed, layout.strategy)
+    plan.replicated = fallback.stayed_whole(subject.state, layout.strategy)
 
 
-def _bytes(tree: Any, shardings: Any) -> int:
-    """Bytes per device of a tree of structs."""
-    sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, tree, shardings)
-    return sum(jax.tree.leaves(sizes))
+def _bytes(tree: Any) -> int:
+    """Bytes per device of a tree of structs with shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _compiled(plan: Plan, answer: Answer, workload: Workload, layout: Layout, where: Topology) -> None:
+def _compiled(plan: Plan, answer: Answer, subject: _Subject, layout: Layout, where: Topology) -> None:
     """What the compiled program says."""
     memory = answer.memory
     plan.hbm |= {
@@ -186,7 +228,7 @@ def _compiled(plan: Plan, answer: Answer, workload: Workload, layout: Layout, wh
     plan.compiler["unknown_loops"] = list(module.unknown_loops)
     network = sum(row["seconds"] for row in plan.collectives)
     _roofline(plan, where, compute=plan.flops["executed"], moved=cost.hlo_bytes(module), network=network)
-    throughput = workload.batch_size / played.seconds
+    throughput = subject.examples / played.seconds
     peak = where.chip.bf16
     plan.predicted = {
         "step": played.seconds,
@@ -202,8 +244,6 @@ def _compiled(plan: Plan, answer: Answer, workload: Workload, layout: Layout, wh
         dataclasses.asdict(o) | {"share": o.seconds / played.seconds}
         for o in played.operations[:TOP_OPERATIONS]
     ]
-    if workload.config.get("preset") == "closed":
-        plan.training = time_to_train(workload, played.seconds)
 
 
 def _roofline(plan: Plan, where: Topology, *, compute: float, moved: float, network: float) -> None:

@@ -209,7 +209,7 @@ def _log_facts(
         system=system_name,
         seed=run.seed,
         global_batch_size=workload.batch_size,
-        gradient_accumulation_steps=1,
+        gradient_accumulation_steps=workload.config.get("gradient_accumulation_steps", 1),
         target=workload.target,
         metric=workload.metric,
         train_samples=workload.num_train,

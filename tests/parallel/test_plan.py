@@ -185,6 +185,22 @@ def test_plan_of_a_tiny_model(tmp_path, capsys):
     assert "Predicted, not measured" in shown and "fits" in shown
 
 
+def test_the_answer_to_a_query(monkeypatch, tmp_path):
+    """One sample, a third of a training step's FLOPs for it, and no optimizer."""
+    monkeypatch.setattr(topology, "missing_compiler", lambda where: "install it")
+    done = plan.plan_strategy(
+        tiny(),
+        mesh.find_strategy("dp"),
+        topology.parse("v5e:2x2"),
+        scenario="SingleStream",
+        cache_dir=tmp_path,
+    )
+    assert done.hbm["optimizer"] == 0 and done.hbm["batch"] == 28 * 28
+    assert done.flops["model"] * 4 == pytest.approx(tiny().train_flops_per_example() / 3)
+    assert done.flops["program"] == pytest.approx(done.flops["model"], rel=0.01)
+    assert done.training == {}
+
+
 def test_missing_compiler_names_one_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install -e '.[tpu]'" in topology.missing_compiler(topology.parse("v5e:4x4"))

@@ -1,0 +1,88 @@
+"""The gradient of a loss within less memory: in micro-batches, or with activations computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.parallel.layout import LogicalAxes, constrain
+
+REMAT_POLICIES = {
+    "none": None,
+    "save_products": jax.checkpoint_policies.dots_saveable,
+    "save_nothing": jax.checkpoint_policies.nothing_saveable,
+}
+"""What the backward pass finds in memory: everything; results of products and convolutions, so that only
+norms and activations are computed again; or nothing, so that the forward pass is done a second time."""
+
+Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Any]]
+"""(parameters, model state, batch, key) -> (mean loss of the batch, new model state)."""
+
+
+def gradients(
+    loss: Loss,
+    params: Any,
+    model_state: Any,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    *,
+    micro_batches: int = 1,
+    remat: str = "none",
+    axes: Callable[[str], LogicalAxes] = lambda name: ("batch",),
+) -> tuple[jax.Array, Any, Any]:
+    """Loss, new model state and gradients of a batch.
+
+    In micro-batches the result is that of the whole batch, up to rounding, for a loss that is the mean over
+    examples. Batch statistics are those of each micro-batch, and running ones follow all of them.
+
+    Args:
+        loss: what to differentiate.
+        params, model_state: its first two arguments.
+        batch: arrays [B, ...] by name.
+        key: for dropout; every micro-batch has its own.
+        micro_batches: in how many parts, one after the other; summed in the parameters' dtype.
+        remat: one of `REMAT_POLICIES`.
+        axes: logical axes of an entry of the batch.
+
+    Raises:
+        UserError: `micro_batches` does not divide the batch, or there is no such policy.
+    """
+    if remat not in REMAT_POLICIES:
+        raise UserError(f"There is no --config.remat={remat}; use {', '.join(REMAT_POLICIES)}.")
+    if remat != "none":
+        loss = jax.checkpoint(loss, policy=REMAT_POLICIES[remat])
+    differentiate = jax.value_and_grad(loss, has_aux=True)
+    if micro_batches == 1:
+        (value, model_state), grads = differentiate(params, model_state, batch, key)
+        return value, model_state, grads
+    parts = {name: _split(name, x, micro_batches, axes(name)) for name, x in batch.items()}
+
+    def micro_step(carry: Any, part: Any) -> tuple[Any, None]:
+        total, model_state, grads = carry
+        index, micro_batch = part
+        micro_key = jax.random.fold_in(key, index)
+        (value, model_state), new = differentiate(params, model_state, micro_batch, micro_key)
+        return (total + value, model_state, jax.tree.map(jnp.add, grads, new)), None
+
+    shapes = jax.eval_shape(differentiate, params, model_state, jax.tree.map(lambda x: x[0], parts), key)
+    start = jnp.zeros((), shapes[0][0].dtype), model_state, jax.tree.map(jnp.zeros_like, params)
+    (total, model_state, grads), _ = jax.lax.scan(micro_step, start, (jnp.arange(micro_batches), parts))
+    return total / micro_batches, model_state, jax.tree.map(lambda g: g / micro_batches, grads)
+
+
+def _split(name: str, x: jax.Array, parts: int, axes: LogicalAxes) -> jax.Array:
+    """[B, ...] to [parts, B / parts, ...]: micro-batch i has the rows i, i + parts, i + 2 parts, ...
+
+    So every device cuts the rows that it holds, and none travels.
+    """
+    if x.shape[0] % parts:
+        raise UserError(
+            f"--config.gradient_accumulation_steps={parts} does not divide the batch of {x.shape[0]}; "
+            "use a number that does."
+        )
+    x = jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+    return constrain(x, None, *axes, *[None] * (x.ndim - 1 - len(axes)))
