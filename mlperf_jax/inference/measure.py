@@ -33,8 +33,8 @@ _MOST_LONGER = 3
 _OF_PEAK = 0.9
 _ACCURACY_SHARE = 0.5  # of the capacity: the rate of Server's accuracy run, where latency does not count
 
-# Batches under way at once on a replica: a CPU's "device" is the host's own cores, and two would only
-# slow each other down.
+# To each replica. With a second one even batches that are not full overlap with the transfers of others;
+# a CPU's "device" is the host's own cores, which two would only take from each other.
 _THREADS = {"cpu": 1, "gpu": 2, "tpu": 2}
 
 
