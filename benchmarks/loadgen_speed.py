@@ -213,12 +213,12 @@ def table(record: dict[str, Any]) -> str:
         "",
         "A system under test that does nothing, from Python, trace off. Medians of "
         f"{record['repeats']} interleaved repeats, each in its own process; Python {record['python']}, "
-        f"{record['cpus']} cores, mlcommons-loadgen {record['official_version']}. Ratios are to the official "
-        "package's better figure; above 1 loadgen_py is better.",
+        f"{record['cpus']} cores, mlcommons-loadgen {record['official_version']}. Ratios are to the better "
+        "figure of the official package; above 1 loadgen_py is better.",
         "",
         "    python benchmarks/loadgen_speed.py --out=benchmarks/loadgen_speed.json",
         "",
-        "| median | official | official fast | drop-in | drop-in fast | native | drop-in ratio | native ratio |",
+        "| median | official | official fast | drop-in | drop-in fast | native | drop-in / off. | native / off. |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, variants in record["results"].items():
@@ -262,7 +262,9 @@ def main() -> None:
         }
         if arguments.out.exists():  # keep what was not measured this time
             before = json.loads(arguments.out.read_text())["results"]
-            record["results"] = {n: (before | results)[n] for n in MEASUREMENTS if n in before or n in results}
+            record["results"] = {
+                n: (before | results)[n] for n in MEASUREMENTS if n in before or n in results
+            }
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
         arguments.out.with_suffix(".md").write_text(table(record))
 

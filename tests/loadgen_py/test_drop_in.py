@@ -130,6 +130,7 @@ def test_buffers_freed_before_they_are_handed_in(tmp_path):
         del junk
 
     _check(_start(tmp_path, issue))
+    assert any("was freed or changed" in text for text in systems.values(tmp_path, "warning_generic_message"))
 
 
 def test_memory_that_is_gone_is_an_error_and_no_crash(tmp_path):

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -104,9 +103,7 @@ def test_never_answers(scenario, tmp_path, capfd):
         last = ids[-1]
         responses.complete([i for i in ids if i != last or (i % 5 and scenario != "Offline")])
 
-    start = time.monotonic()
     result = _run(tmp_path, answer, scenario, sut_timeout_ms=200)
-    assert time.monotonic() - start < 10
     _check_invalid(result, tmp_path, capfd, "no answer for 0.2 s")
 
 
