@@ -119,12 +119,15 @@ class Run:
                     self._performance(settings)
 
     def _log_identity(self, date_time: str) -> None:
+        asked_at = time.perf_counter_ns()
+        name = self._sut.name
+        asking_ns = time.perf_counter_ns() - asked_at
         self._logs.detail("loadgen_version", f"loadgen_py {__version__}")
         self._logs.details(
             {
                 "test_datetime": date_time,
-                "sut_name": self._sut.name,
-                "get_sut_name_duration_ns": 0,
+                "sut_name": name,
+                "get_sut_name_duration_ns": asking_ns,
                 "qsl_name": self._library.name,
                 "qsl_reported_total_count": self._library.total_count,
                 "qsl_reported_performance_count": self._library.performance_count,

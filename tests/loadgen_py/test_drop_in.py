@@ -235,6 +235,16 @@ def test_an_exception_in_a_callback_reaches_the_script(tmp_path):
     assert any("in the model" in error for error in systems.errors(tmp_path))
 
 
+def test_ctrl_c_reaches_the_script_once_the_logs_are_written(tmp_path):
+    def issue(samples):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _start(tmp_path, issue, "SingleStream", "PerformanceOnly")
+    assert systems.values(tmp_path, "loadgen_py_interrupted") == [True]
+    assert systems.values(tmp_path, "result_validity") == ["INVALID"]
+
+
 def test_answers_when_no_test_runs_are_dropped():
     lg.QuerySamplesComplete([lg.QuerySampleResponse(1, 0, 0)])
     lg.FirstTokenComplete([lg.QuerySampleResponse(1, 0, 0)])

@@ -15,6 +15,7 @@ import pytest
 import systems
 
 import loadgen_py as lg
+from loadgen_py import issue
 
 SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline")
 
@@ -192,6 +193,17 @@ def test_a_late_answer_finds_nothing_in_the_next_run(tmp_path):
         responses.complete(ids)
 
     assert _run_clean(tmp_path / "second", answer, "SingleStream").valid
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_ctrl_c_before_the_first_query(scenario, tmp_path, monkeypatch):
+    def interrupt(phase):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(issue, "_start", interrupt)
+    result = _run(tmp_path, systems.echo, scenario)
+    assert result.interrupted and not result.valid
+    assert systems.values(tmp_path, "result_query_count") == [0]
 
 
 def test_ctrl_c_leaves_complete_logs(tmp_path):
