@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 SCHEMA_VERSION = 1
 NOTES = """
-- Both packages stamp an answer when the completion call begins. A native Offline query is answered by one such
-  call, so its samples/s say only that LoadGen adds nothing.
+- Both packages stamp an answer when the completion call begins. A native Offline query is answered by one
+  such call, so its samples/s say only that LoadGen adds nothing.
 - On a shared machine the p99 of Server is mostly the machine's own stalls: see all repeats in the JSON.
 - `server_peak`: the largest VALID rate, p99 at most 10 ms, 3 s, found to 5 %.
 """
