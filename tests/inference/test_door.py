@@ -98,7 +98,9 @@ def test_samples_in_device_memory_get_the_same_answers(results, trained_quality)
 def test_the_rate_of_server_is_found_and_both_packages_compared(results, capsys):
     pytest.importorskip("mlperf_loadgen", reason="the official package is compared with")
     arguments = ("--scenario=Server", "--mode=performance", "--max_latency=0.05", "--loadgen=official")
-    infer(results, *arguments, *ONE_SIZE)  # whether the official run is VALID too, the load of the machine decides
+    infer(
+        results, *arguments, *ONE_SIZE
+    )  # whether the official run is VALID too, the load of the machine decides
     out = capsys.readouterr().out
     found, measured = (result(results, "Server", kind) for kind in ("find_peak", "performance/run_1"))
     assert found["valid"] and measured["valid"], out
