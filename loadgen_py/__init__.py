@@ -38,7 +38,8 @@ from loadgen_py.api import (
 )
 from loadgen_py.official import run_official, side_by_side
 from loadgen_py.responses import Responses
-from loadgen_py.run import Result, run
+from loadgen_py.result import Result
+from loadgen_py.run import run
 from loadgen_py.settings import (
     LoggingMode,
     LogOutputSettings,

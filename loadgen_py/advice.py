@@ -86,8 +86,8 @@ def _duration_reason(verdict: Verdict) -> Reason:
         qps = float(f"{rate * 1.02:.4g}")
         took_s = measured.max_latency_s
         text = (
-            f"The run took {took_s:.3f} s, {wanted_s - took_s:.3f} s less than the minimum of {wanted_s:g} s, "
-            f"because {verdict.sample_count} samples were too few. "
+            f"The run took {took_s:.3f} s, {wanted_s - took_s:.3f} s less than the minimum of "
+            f"{wanted_s:g} s, because {verdict.sample_count} samples were too few. "
             f"Try offline_expected_qps={qps:g}, or offline_warmup_ms to have the size found."
         )
         return Reason("min_duration", text, {"offline_expected_qps": qps})
@@ -131,11 +131,12 @@ def _evidence_reason(verdict: Verdict) -> Reason:
         text = f"{count} queries are {missing} too few for early stopping. Try min_query_count={wanted}."
         return Reason("early_stopping", text, {"min_query_count": wanted})
     if not verdict.perf_constraints_met:
-        text = f"{count} queries with {verdict.overlatency_count} over the bound prove nothing: lower the rate first."
+        slow = verdict.overlatency_count
+        text = f"{count} queries with {slow} over the bound prove nothing: lower the rate first."
         return Reason("early_stopping", text)
     duration_ms = math.ceil((count + missing) / settings.target_qps * 1100)
     text = (
-        f"{count} queries, {verdict.overlatency_count} of them over the bound, are {missing} too few for early "
-        f"stopping, if all more are under it. Try min_duration_ms={duration_ms}."
+        f"{count} queries, {verdict.overlatency_count} of them over the bound, are {missing} too few "
+        f"for early stopping, if all more are under it. Try min_duration_ms={duration_ms}."
     )
     return Reason("early_stopping", text, {"min_duration_ms": duration_ms})

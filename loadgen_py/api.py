@@ -6,12 +6,13 @@ import ctypes
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from loadgen_py.responses import Responses, as_bytes
-from loadgen_py.run import Result, Run
+from loadgen_py.result import Result
+from loadgen_py.run import Run
 from loadgen_py.settings import LogSettings, TestSettings
 from loadgen_py.sut import CallbackLibrary, CallbackSut, FastCallbackSut, QuerySample
 
@@ -102,9 +103,14 @@ def _answer(response: QuerySampleResponse, called_back: bool) -> bytes:
         return data[: response.size] if response.size else data
     if not response.size:
         return b""
-    data = None if called_back else getattr(response, "_copy", None)
-    if data is None:
-        data = _read_memory(response.data, response.size)
+    copy = None if called_back else getattr(response, "_copy", None)
+    data = _read_memory(response.data, response.size)
+    if copy is not None and data != copy:
+        _responses.record_warning(
+            "The memory of a response was freed or changed between QuerySampleResponse and "
+            "QuerySamplesComplete; the first content is logged. Keep the memory, or pass bytes or an array."
+        )
+        data = copy
     if data is None:
         _responses.record_error(
             f"The memory of the response to sample {response.id} is gone. Keep it, or pass bytes."
@@ -114,7 +120,7 @@ def _answer(response: QuerySampleResponse, called_back: bool) -> bytes:
 
 
 def QuerySamplesComplete(
-    responses: Iterable[QuerySampleResponse], response_cb: ResponseCallback | None = None
+    responses: Sequence[QuerySampleResponse], response_cb: ResponseCallback | None = None
 ) -> None:
     """Tells LoadGen that samples are done; from any thread.
 
@@ -146,7 +152,7 @@ def QuerySamplesComplete(
 
 
 def FirstTokenComplete(
-    responses: Iterable[QuerySampleResponse], response_cb: ResponseCallback | None = None
+    responses: Sequence[QuerySampleResponse], response_cb: ResponseCallback | None = None
 ) -> None:
     """Tells LoadGen that the first tokens of samples are there; from any thread.
 

@@ -34,12 +34,14 @@ class Phase:
 
     Attributes:
         accuracy: no stop rule applies; every generated query is issued.
+        most_slow_queries: end the phase once more queries are over the bound than this.
         start_ns, start_wall: when issuing began, `time.perf_counter_ns` and `time.time`.
         issued_at: `[queries]` ns, when each query was issued.
         errors, notes: what goes into the detail log; errors count as such there.
         ran_out: all generated queries were issued before the stop rules were met.
         stop: set by any thread to make the loop end after the current query.
         gave_up: the probe could not pass any more.
+        interrupted: by the user.
         broken: why the phase could not be carried through: interrupted, timed out, or the
             system under test raised. Such a run is INVALID.
     """
@@ -338,13 +340,16 @@ def _rare_collections() -> Iterator[None]:
     and a million response objects are walked over several times.
     """
     thresholds = gc.get_threshold()
-    gc.freeze()
+    freeze = gc.get_freeze_count() == 0  # else somebody did, and it is theirs to undo
+    if freeze:
+        gc.freeze()
     gc.set_threshold(max(thresholds[0], 50_000) if thresholds[0] else 0, 20, 100)
     try:
         yield
     finally:
         gc.set_threshold(*thresholds)
-        gc.unfreeze()
+        if freeze:
+            gc.unfreeze()
 
 
 @contextmanager

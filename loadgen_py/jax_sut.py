@@ -103,7 +103,7 @@ class Replica:
         return next(size for size in self.batch_sizes if size >= count)
 
     def start(self, slots: np.ndarray) -> jax.Array:
-        """Sends a batch on its way and returns at once.
+        """Sends a batch on its way, to the device and its answers back to the host, and returns at once.
 
         Args:
             slots: [n] int32 places in the pool, n at most the largest batch size.
@@ -111,6 +111,15 @@ class Replica:
         Returns:
             [B, ...] with B >= n; the rows from n on are padding.
         """
+        answers = self._call(slots)
+        answers.copy_to_host_async()
+        return answers
+
+    def answer(self, slots: np.ndarray) -> np.ndarray:
+        """The answers [n, ...] to the samples in `slots`, [n] int32, on the host."""
+        return np.asarray(self._call(slots))[: len(slots)]
+
+    def _call(self, slots: np.ndarray) -> jax.Array:
         size = self.bucket(len(slots))
         if size > len(slots):
             slots = np.resize(slots, size)
@@ -118,10 +127,6 @@ class Replica:
             return self._compiled[size](self._variables, self._pool, slots)
         inputs = {name: rows.take(slots, axis=0) for name, rows in self._pool.items()}
         return self._compiled[size](self._variables, inputs)
-
-    def answer(self, slots: np.ndarray) -> np.ndarray:
-        """The answers [n, ...] to the samples in `slots`, [n] int32, on the host."""
-        return np.asarray(self.start(slots))[: len(slots)]
 
     def measure(self) -> None:
         """Runs each batch size a few times, and notes in `seconds` what it takes; samples must be loaded."""
@@ -211,14 +216,14 @@ class BatchingSut:
     """Threads take what waits, oldest first, as one batch: Server and Offline.
 
     A free thread waits for nothing: under load batches grow by themselves, for more arrives while
-    all are at work. Each thread waits for its own result, so with two threads to a replica one
-    batch is gathered and sent, or fetched, while the other computes.
+    all are at work. Where a full batch waits, a thread starts it before it fetches the answers of the
+    one before, so that gathering, transfer and fetching overlap computation.
 
     Args:
         name: what the logs call it.
         replicas: all compiled and timed for the same batch sizes.
         samples: the library.
-        threads: batches under way at once on each replica.
+        threads: to each replica; with two, also batches that are not full overlap.
         latency_budget_s: the bound on latencies. Batches are only so large that a sample that just
             missed one is answered with the next in time: two calls within the budget. None sets no
             limit.
@@ -247,7 +252,7 @@ class BatchingSut:
         self._drained = threading.Condition(self._lock)  # nothing waits, nobody works
         self._waiting: deque[tuple[Sequence[int], np.ndarray, int]] = deque()
         self._count = 0  # samples in `_waiting`
-        self._working = 0  # threads with a batch
+        self._working = 0  # batches under way
         self._flushing = self._closed = False
         self._failure: Exception | None = None
         self.batches: dict[int, int] = {}
@@ -309,26 +314,30 @@ class BatchingSut:
             raise self._failure
 
     def _work(self, replica: Replica) -> None:
-        worked = False
-        while batch := self._take(worked):
-            worked = True
-            ids, slots = batch
-            responses = self._responses
+        """Starts batches and fetches answers, in the same order; while a full batch waits, two are under way."""
+        under_way: deque[tuple[Sequence[int], int, Any]] = deque()
+        while True:
+            batch = self._take(wait=not under_way)
+            if not batch and not under_way:
+                return
             try:
-                responses.complete(ids, replica.answer(slots))
+                if batch:
+                    ids, slots = batch
+                    under_way.append((ids, len(slots), replica.start(slots)))
+                if len(under_way) == 2 or not batch:
+                    ids, count, answers = under_way[0]
+                    self._responses.complete(ids, np.asarray(answers)[:count])
+                    under_way.popleft()
+                    self._ended(1)
             except Exception as error:  # told to LoadGen by the next `issue` or `flush`
-                with self._lock:
-                    self._failure = error
-                    self._waiting.clear()
-                    self._count = 0
-                    self._drained.notify()
+                self._ended(len(under_way) + bool(batch and len(under_way) < 2), error)
+                under_way.clear()
 
-    def _take(self, worked: bool) -> tuple[Sequence[int], np.ndarray] | None:
-        """Waits for a batch, [n] ids and [n] slots; None at the end."""
+    def _take(self, *, wait: bool) -> tuple[Sequence[int], np.ndarray] | None:
+        """A batch, [n] ids and [n] slots: waits for one, or takes none that is not full; None at the end."""
         with self._lock:
-            self._working -= worked
-            if self._flushing and not (self._count or self._working):
-                self._drained.notify()
+            if not wait and self._count < (1 if self._flushing else self._choose.largest):
+                return None
             while not (self._closed or self._may_go()):
                 self._ready.wait(self._wait_left_s())
             if self._closed:
@@ -340,6 +349,17 @@ class BatchingSut:
             if self._count:
                 self._ready.notify()
             return batch
+
+    def _ended(self, batches: int, failure: Exception | None = None) -> None:
+        """Batches are not under way any more; after a failure nothing that waits is begun."""
+        with self._lock:
+            self._working -= batches
+            if failure:
+                self._failure = failure
+                self._waiting.clear()
+                self._count = 0
+            if self._failure or not (self._count or self._working):
+                self._drained.notify()
 
     def _may_go(self) -> bool:
         if not self._count:

@@ -17,7 +17,7 @@ import numpy as np
 
 from loadgen_py.advice import Reason
 from loadgen_py.responses import as_bytes
-from loadgen_py.run import Result
+from loadgen_py.result import Result
 from loadgen_py.settings import TestMode, TestScenario, TestSettings
 from loadgen_py.sut import SampleLibrary, SystemUnderTest
 from mlperf_jax.errors import UserError
@@ -167,7 +167,11 @@ class _Bridge:
     def first_token(self, ids: Any, tokens: Any = None) -> None:
         """As `Responses.first_token`."""
         with self._lock:
-            official_ids = [self._official_ids[int(i)] for i in ids]
+            try:
+                official_ids = [self._official_ids[int(i)] for i in ids]
+            except KeyError as unknown:
+                self.error = f"Attempted to record the first token of a sample not outstanding: {unknown}"
+                return
         responses, keep = self._responses(official_ids, tokens, None)
         self._lg.FirstTokenComplete(responses)
         del keep

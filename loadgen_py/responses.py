@@ -243,6 +243,12 @@ class Responses:
         with self._lock:
             self._error(message)
 
+    def record_warning(self, message: str) -> None:
+        """Keeps a warning for the log, once."""
+        with self._lock:
+            if message not in self.warnings:
+                self.warnings.append(message)
+
     def _error(self, message: str) -> None:
         self.error_count += 1
         if len(self.errors) < _MESSAGES_KEPT:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +18,7 @@ from loadgen_py.issue import Phase, issue_queries
 from loadgen_py.logs import Answers, Logs
 from loadgen_py.random import Mt19937
 from loadgen_py.responses import Responses
+from loadgen_py.result import Result
 from loadgen_py.schedule import LoadableSet, Queries, generate_queries, loadable_sets
 from loadgen_py.settings import (
     EffectiveSettings,
@@ -33,46 +32,6 @@ from loadgen_py.statistics import Verdict, judge, measure
 from loadgen_py.sut import SampleLibrary, SystemUnderTest
 from mlperf_jax import __version__
 from mlperf_jax.errors import UserError
-
-SCHEMA_VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a run found.
-
-    Attributes:
-        scenario, mode: their official names.
-        valid: all conditions met, and the system under test did nothing wrong. An accuracy
-            run is valid if every sample was answered.
-        reasons: why it is not valid, with what to try next.
-        metrics: the official result fields by name, empty where no performance was measured;
-            a figure that does not exist is NaN.
-        errors: what the system under test did wrong and what ended the run early.
-        interrupted: the user stopped the run.
-        logs: the log files by kind: summary, detail, accuracy, trace.
-    """
-
-    scenario: str
-    mode: str
-    valid: bool
-    reasons: tuple[Reason, ...]
-    metrics: dict[str, Any]
-    errors: tuple[str, ...]
-    interrupted: bool
-    logs: dict[str, Path]
-
-    def save(self, path: Path) -> None:
-        """Writes the result as JSON, at once."""
-        record = {"schema_version": SCHEMA_VERSION} | dataclasses.asdict(self)
-        record["logs"] = {kind: str(file) for kind, file in self.logs.items()}
-        record["metrics"] = {
-            name: None if isinstance(value, float) and not np.isfinite(value) else value
-            for name, value in self.metrics.items()
-        }
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
-        os.replace(temporary, path)
 
 
 def run(
@@ -160,12 +119,15 @@ class Run:
                     self._performance(settings)
 
     def _log_identity(self, date_time: str) -> None:
+        asked_at = time.perf_counter_ns()
+        name = self._sut.name
+        asking_ns = time.perf_counter_ns() - asked_at
         self._logs.detail("loadgen_version", f"loadgen_py {__version__}")
         self._logs.details(
             {
                 "test_datetime": date_time,
-                "sut_name": self._sut.name,
-                "get_sut_name_duration_ns": 0,
+                "sut_name": name,
+                "get_sut_name_duration_ns": asking_ns,
                 "qsl_name": self._library.name,
                 "qsl_reported_total_count": self._library.total_count,
                 "qsl_reported_performance_count": self._library.performance_count,

@@ -13,7 +13,7 @@ import numpy as np
 
 from loadgen_py.early_stopping import fast_queries_needed, slow_queries_allowed
 from loadgen_py.issue import Phase
-from loadgen_py.responses import MISSING_TOKENS
+from loadgen_py.responses import MISSING_TOKENS, Responses
 from loadgen_py.settings import EffectiveSettings, TestScenario
 
 PERCENTILES = (0.50, 0.90, 0.95, 0.97, 0.99, 0.999)
@@ -155,7 +155,9 @@ def measure(phase: Phase) -> Measurement:
     )
 
 
-def _token_measurements(responses, scheduled, answered, latencies) -> dict[str, np.ndarray]:
+def _token_measurements(
+    responses: Responses, scheduled: np.ndarray, answered: np.ndarray, latencies: np.ndarray
+) -> dict[str, np.ndarray]:
     """The token fields of `Measurement`; a sample without a first token has it with its answer."""
     n_tokens = np.frombuffer(responses.n_tokens, np.int64)[: len(answered)][answered]
     if not responses.first_token_at:

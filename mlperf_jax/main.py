@@ -64,7 +64,7 @@ _CHOICES = {
     "mode": (
         None,
         ("performance", "accuracy", "submission", "find_peak"),
-        "Inference: what to run; default performance and accuracy, each by itself.",
+        "Inference: what to run; default the first two.",
     ),
     "loadgen": ("ours", ("ours", "official"), "Inference: official also runs the official package and shows both results."),
 }

@@ -165,7 +165,7 @@ def _runs(session: Session, scenarios: Sequence[TestScenario], options: InferOpt
             if options.mode in (None, "performance"):
                 for outcome in session.performance(scenario):
                     yield outcome
-                if options.official and outcome.kind == "performance" and not outcome.result.interrupted:
+                if options.official and outcome.kind == "performance" and not outcome.result.errors:
                     official = session.official(outcome)
                     yield official
                     print("\n".join(side_by_side(outcome.result, official.result)), flush=True)

@@ -21,7 +21,7 @@ from loadgen_py.jax_sut import BatchingSut, InlineSut, Replica, Samples
 from loadgen_py.official import run_official
 from mlperf_jax.errors import UserError
 from mlperf_jax.inference import accuracy
-from mlperf_jax.inference.settings import Asked, capacity, make_settings
+from mlperf_jax.inference.settings import Asked, capacity, defaults, make_settings
 from mlperf_jax.inference.watch import Watch
 from mlperf_jax.results.folders import write_json
 from mlperf_jax.workload import Workload
@@ -33,8 +33,8 @@ _MOST_LONGER = 3
 _OF_PEAK = 0.9
 _ACCURACY_SHARE = 0.5  # of the capacity: the rate of Server's accuracy run, where latency does not count
 
-# Batches under way at once on a replica: a CPU's "device" is the host's own cores, and two would only
-# slow each other down.
+# To each replica. With a second one even batches that are not full overlap with the transfers of others;
+# a CPU's "device" is the host's own cores, which two would only take from each other.
 _THREADS = {"cpu": 1, "gpu": 2, "tpu": 2}
 
 
@@ -114,7 +114,7 @@ class Session:
         if scenario == TestScenario.SingleStream:
             return (1,)
         if scenario == TestScenario.MultiStream:
-            per_query = lg.TestSettings().multi_stream_samples_per_query
+            per_query = defaults(self.numbers["loadgen_model"], scenario).multi_stream_samples_per_query
             return tuple({len(part) for part in _parts(per_query, len(self.replicas))})
         return self.numbers["batch_sizes"]
 
@@ -157,10 +157,8 @@ class Session:
             UserError: no rate can be low enough.
         """
         settings = self._settings(TestScenario.Server, TestMode.FindPeakPerformance)
-        bound_s, alone_s = (
-            settings.server_target_latency_ns / 1e9,
-            min(self.seconds(TestScenario.Server).values()),
-        )
+        bound_s = settings.server_target_latency_ns / 1e9
+        alone_s = min(self.seconds(TestScenario.Server).values())
         if alone_s > bound_s:
             raise UserError(
                 f"A sample alone takes {1000 * alone_s:.3g} ms, longer than Server's bound of "

@@ -30,10 +30,12 @@ KEYS = (
     "performance_issue_unique", "performance_issue_same", "performance_issue_same_index",
     "sample_concatenate_permutation", "coalesce_queries", "max_async_queries", "min_duration", "max_duration",
     "min_query_count", "max_query_count", "performance_sample_count_override", "target_qps",
-    "accuracy_sample_count_override", "print_timestamps", "accuracy_log_rng_seed", "accuracy_log_sampling_target", "nonsense",
+    "accuracy_sample_count_override", "print_timestamps", "accuracy_log_rng_seed", "nonsense",
+    "accuracy_log_sampling_target",
 )  # fmt: skip
 VALUES = (
-    "0", "1", "2", "3", "7", "90", "99.9", "0x10", "010", "1e3", "2.5", "600000", "0.5", "18446744073709551615",
+    "0", "1", "2", "3", "7", "90", "99.9", "0x10", "010", "1e3", "2.5", "600000", "0.5",
+    "18446744073709551615",
 )  # fmt: skip
 ODD_LINES = (
     "# a comment", "#comment", "*.*.min_duration=5", "*.*.min_duration 5", "*.*.min_duration = abc",

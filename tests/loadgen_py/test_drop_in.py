@@ -130,6 +130,7 @@ def test_buffers_freed_before_they_are_handed_in(tmp_path):
         del junk
 
     _check(_start(tmp_path, issue))
+    assert any("was freed or changed" in text for text in systems.values(tmp_path, "warning_generic_message"))
 
 
 def test_memory_that_is_gone_is_an_error_and_no_crash(tmp_path):
@@ -232,6 +233,16 @@ def test_an_exception_in_a_callback_reaches_the_script(tmp_path):
     with pytest.raises(lg.SutError, match="ZeroDivisionError: in the model"):
         _start(tmp_path, issue)
     assert any("in the model" in error for error in systems.errors(tmp_path))
+
+
+def test_ctrl_c_reaches_the_script_once_the_logs_are_written(tmp_path):
+    def issue(samples):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _start(tmp_path, issue, "SingleStream", "PerformanceOnly")
+    assert systems.values(tmp_path, "loadgen_py_interrupted") == [True]
+    assert systems.values(tmp_path, "result_validity") == ["INVALID"]
 
 
 def test_answers_when_no_test_runs_are_dropped():

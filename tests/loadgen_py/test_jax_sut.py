@@ -145,6 +145,19 @@ class _FakeReplica:
         self.seconds = {1: 1e-3, 2: 1e-3, 4: 1e-3, 8: 1e-3}
         self.answer = answer or (lambda slots: slots.copy())
 
+    def start(self, slots):
+        return _Later(self.answer, slots)
+
+
+class _Later:
+    """An array that is computed when it is fetched."""
+
+    def __init__(self, answer, slots):
+        self._answer, self._slots = answer, slots
+
+    def __array__(self, dtype=None, copy=None):
+        return self._answer(self._slots)
+
 
 def test_what_arrives_during_a_call_makes_the_next_batch():
     busy, go = threading.Event(), threading.Event()
@@ -167,18 +180,49 @@ def test_what_arrives_during_a_call_makes_the_next_batch():
     assert recorder.answers == {1: 0} | {i: i for i in range(2, 7)}
 
 
-def test_two_threads_keep_two_batches_under_way():
-    both = threading.Barrier(2)
+def test_the_next_full_batch_is_started_before_the_last_is_fetched():
+    told = []
+
+    class Told(_FakeReplica):
+        def start(self, slots):
+            told.append(f"start {slots[0]}")
+            return super().start(slots)
 
     def answer(slots):
+        told.append(f"fetch {slots[0]}")
+        return slots.copy()
+
+    with BatchingSut("batching", [Told(answer)], _FakeSamples()) as sut:
+        sut.start(Recorder())
+        sut.issue(range(1, 26), np.arange(25))  # the last one is not full
+        sut.flush()
+    assert told == [
+        "start 0",
+        "start 8",
+        "fetch 0",
+        "start 16",
+        "fetch 8",
+        "start 24",
+        "fetch 16",
+        "fetch 24",
+    ]
+
+
+def test_two_threads_keep_two_batches_under_way():
+    busy, both = threading.Event(), threading.Barrier(2)
+
+    def answer(slots):
+        busy.set()
         both.wait(10)  # breaks unless a second batch is under way
         return slots.copy()
 
     with BatchingSut("batching", [_FakeReplica(answer)], _FakeSamples(), threads=2) as sut:
         sut.start(Recorder())
-        sut.issue(range(1, 17), np.arange(16))
+        sut.issue(range(1, 2), np.array([1]))
+        assert busy.wait(10)
+        sut.issue(range(2, 3), np.array([2]))
         sut.flush()
-        assert sut.batches == {8: 2}
+        assert sut.batches == {1: 2}
 
 
 def test_a_batch_waits_as_long_as_it_may_and_no_longer():

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import pytest
 import systems
 
 import loadgen_py as lg
+from loadgen_py import issue
 
 SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline")
 
@@ -104,9 +104,7 @@ def test_never_answers(scenario, tmp_path, capfd):
         last = ids[-1]
         responses.complete([i for i in ids if i != last or (i % 5 and scenario != "Offline")])
 
-    start = time.monotonic()
     result = _run(tmp_path, answer, scenario, sut_timeout_ms=200)
-    assert time.monotonic() - start < 10
     _check_invalid(result, tmp_path, capfd, "no answer for 0.2 s")
 
 
@@ -195,6 +193,17 @@ def test_a_late_answer_finds_nothing_in_the_next_run(tmp_path):
         responses.complete(ids)
 
     assert _run_clean(tmp_path / "second", answer, "SingleStream").valid
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_ctrl_c_before_the_first_query(scenario, tmp_path, monkeypatch):
+    def interrupt(phase):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(issue, "_start", interrupt)
+    result = _run(tmp_path, systems.echo, scenario)
+    assert result.interrupted and not result.valid
+    assert systems.values(tmp_path, "result_query_count") == [0]
 
 
 def test_ctrl_c_leaves_complete_logs(tmp_path):
