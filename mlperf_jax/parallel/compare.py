@@ -79,7 +79,7 @@ class _Runner:
     def __init__(self, workload: Workload, strategy: Strategy, asked_mesh: dict[str, int]) -> None:
         layout = mesh.make_layout(strategy, asked_mesh)
         self.engine = Engine(workload, layout)
-        self.engine.compile()
+        self.engine.compile("init", "train_step")
         self.state: State = {}
         self.batch: Any = None
         self.losses: list[Any] = []

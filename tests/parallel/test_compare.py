@@ -25,10 +25,10 @@ def run(*arguments):
 
 
 def test_strategies_agree_in_float64(tmp_path):
-    """zero1 and fsdp hold an eighth of what they split; all agree with dp to 1e-9."""
+    """All agree with dp to 1e-9, and hold less of the state than it."""
     done = run(
         "--workload=resnet50",
-        "--sharding=zero1,fsdp,fsdp_tp",
+        "--sharding=fsdp,fsdp_tp",
         "--steps=2",
         "--config.precision=float64",
         f"--results_dir={tmp_path}",
@@ -37,7 +37,7 @@ def test_strategies_agree_in_float64(tmp_path):
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "compare.json").read_text())
     rows = {row["strategy"]: row for row in record["strategies"]}
-    assert list(rows) == ["dp", "zero1", "fsdp", "fsdp_tp"]  # dp comes by itself
+    assert list(rows) == ["dp", "fsdp", "fsdp_tp"]  # dp comes by itself
     assert record["schema_version"] == 1 and record["devices"]["count"] == 8
     for row in rows.values():
         assert row["agreement"]["passed"]
@@ -46,7 +46,7 @@ def test_strategies_agree_in_float64(tmp_path):
         assert row["predicted_step"] > 0
     assert any(c["kind"] == "all-gather" for c in rows["fsdp"]["collectives"])
     state = {name: row["memory"]["state"] for name, row in rows.items()}
-    assert state["fsdp"] < state["zero1"] < state["dp"]
+    assert state["fsdp_tp"] < state["fsdp"] < state["dp"]
     assert "Not reviewed by MLCommons" in done.stdout
     assert (tmp_path / "compare.svg").exists()
 
