@@ -170,8 +170,8 @@ Sources: {sources}.
 POD = (
     "The first prediction was 143 ms a step, a tenth of the published speed, and it was right about this repository's "
     "program: statistics of batch-norm groups that span 8 cores were gathered on all 8,192 (106 all-gathers, 14 GB a "
-    "step). Since then they are reduced inside each group of cores, which made it 21.9 ms; and the row now has the "
-    "space-to-depth stem, as the published entry. At 8 images a core most operations take tens of microseconds, where "
+    "step). Since then they are reduced inside each group of cores, which made it 21.9 ms; the space-to-depth stem of "
+    "the published entry, which the row has now, changes little. At 8 images a core most operations take tens of microseconds, where "
     "layouts, padding to tiles and the compiler's estimates of short operations decide, and the published program "
     "(2020, its own layouts) is another one."
 )
