@@ -1,5 +1,6 @@
 """Published weights: parity with PyTorch's forward through every file format, and what bad files get."""
 
+import contextlib
 import io
 import os
 import pickle
@@ -24,7 +25,6 @@ from models.resnet import ResNet, ResNetConfig
 
 torch = pytest.importorskip("torch", reason="PyTorch is the judge")
 from torchvision_resnet import random_resnet  # noqa: E402  it needs torch
-import contextlib
 
 BLOCKS, WIDTH, CLASSES, SIZE = (1, 2, 1), 4, 7, 46
 OURS = ResNetConfig(stages=BLOCKS, width=WIDTH, num_classes=CLASSES, image_size=SIZE, padding="torch")
