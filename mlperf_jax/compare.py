@@ -30,7 +30,10 @@ _STRINGS = {
         "What to run: a name that mlperf_jax.main --list shows, or your own package.module:Name.",
     ),
     "sharding": ("dp,fsdp,tp", "Strategies, separated by commas."),
-    "mesh": (None, "Sizes of the mesh's axes, as data:4,model:2; each strategy takes the axes that it has."),
+    "mesh": (
+        None,
+        "Sizes of mesh axes, as data:4,model:2, for strategies that have them; default from the devices.",
+    ),
     "results_dir": (None, "Where compare.json and compare.svg go; without it they are only printed."),
 }
 _INTEGERS = {
@@ -90,7 +93,7 @@ def _compare(overrides: list[str]) -> int:
         strategies,
         steps=FLAGS.steps,
         seed=FLAGS.seed,
-        asked_mesh=mesh.parse_mesh(FLAGS.mesh) if FLAGS.mesh else {},
+        asked=mesh.asked_of(strategies, mesh.parse_mesh(FLAGS.mesh) if FLAGS.mesh else {}),
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     facts = compare_report.facts(FLAGS.workload, preset, workload, FLAGS.steps, overrides)

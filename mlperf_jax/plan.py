@@ -32,7 +32,10 @@ _FLAGS = {
     ),
     "topology": (None, "Chips and shape: v5e:16x16, 2xv5e:16x16 for two slices, h200:1x8 for nodes x GPUs."),
     "sharding": ("dp", "Strategies, separated by commas."),
-    "mesh": (None, "Sizes of the mesh's axes, as data:64,model:4; default from the devices."),
+    "mesh": (
+        None,
+        "Sizes of mesh axes, as data:64,model:4, for strategies that have them; default from the devices.",
+    ),
     "results_dir": (None, "Where plan.json and plan.svg go; without it they are only printed."),
     "cache_dir": (None, "Where the compiler's answers are kept; default ~/.cache/mlperf_jax/plan."),
 }
@@ -76,7 +79,7 @@ def _plan(overrides: list[str]) -> int:
 
     where = topology.parse(FLAGS.topology)
     strategies = [mesh.find_strategy(name) for name in FLAGS.sharding.split(",")]
-    asked = mesh.parse_mesh(FLAGS.mesh) if FLAGS.mesh else {}
+    asked = mesh.asked_of(strategies, mesh.parse_mesh(FLAGS.mesh) if FLAGS.mesh else {})
     workload = make_workload(FLAGS.workload, FLAGS.preset, where.platform, FLAGS.batch, overrides)
     cache_dir = Path(FLAGS.cache_dir).expanduser() if FLAGS.cache_dir else plan_compile.default_cache_dir()
     what = f"a query of {FLAGS.scenario}" if FLAGS.scenario else f"global batch {workload.batch_size:,}"
@@ -86,9 +89,9 @@ def _plan(overrides: list[str]) -> int:
         "Predicted, not measured; not reviewed by MLCommons.\n"
     )
     plans = []
-    for strategy in strategies:
+    for strategy, sizes in zip(strategies, asked, strict=True):
         done = plan.plan_strategy(
-            workload, strategy, where, asked_mesh=asked, scenario=FLAGS.scenario, cache_dir=cache_dir
+            workload, strategy, where, asked_mesh=sizes, scenario=FLAGS.scenario, cache_dir=cache_dir
         )
         plans.append(done)
         print(plan_report.describe(plans[-1], where, workload.unit) + "\n", flush=True)

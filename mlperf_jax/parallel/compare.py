@@ -77,7 +77,7 @@ class _Runner:
     """A strategy with its compiled programs, its state and its copy of the batch."""
 
     def __init__(self, workload: Workload, strategy: Strategy, asked_mesh: dict[str, int]) -> None:
-        layout = mesh.make_layout(strategy, {k: v for k, v in asked_mesh.items() if k in strategy.mesh})
+        layout = mesh.make_layout(strategy, asked_mesh)
         self.engine = Engine(workload, layout)
         self.engine.compile()
         self.state: State = {}
@@ -109,7 +109,7 @@ def compare(
     *,
     steps: int,
     seed: int = 0,
-    asked_mesh: dict[str, int] | None = None,
+    asked: Sequence[dict[str, int]] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Measured]:
     """Measures strategies, dp first.
@@ -121,15 +121,15 @@ def compare(
         strategies: the first is what the others are held against.
         steps: timed steps of each.
         seed: of the parameters and the batch.
-        asked_mesh: sizes of mesh axes; each strategy takes those that it has.
+        asked: sizes of mesh axes for each strategy.
         say: is told what is going on.
     """
-    asked = asked_mesh or {}
+    asked = asked or [{}] * len(strategies)
     runners, results = [], []
     batch = None
-    for strategy in strategies:
+    for strategy, sizes in zip(strategies, asked, strict=True):
         say(f"compiling {strategy.name}")
-        runner = _Runner(workload, strategy, asked)
+        runner = _Runner(workload, strategy, sizes)
         batch = first_batch(runner.engine, seed) if batch is None else batch
         runners.append(runner)
         results.append(Measured(strategy.name, dict(runner.engine.layout.mesh.shape)))
@@ -168,13 +168,13 @@ def _agree(
     check: Workload | None,
     batch: Any,
     seed: int,
-    asked: dict[str, int],
+    asked: Sequence[dict[str, int]],
     say: Callable[[str], None],
 ) -> None:
     reference = None
-    for result, runner in zip(results, runners, strict=True):
+    for result, runner, sizes in zip(results, runners, asked, strict=True):
         say(f"checking the first step of {result.strategy}")
-        checked = _Runner(check, runner.engine.layout.strategy, asked) if check else runner
+        checked = _Runner(check, runner.engine.layout.strategy, sizes) if check else runner
         loss, changes = first_step(checked.engine, seed, batch)
         reference = reference or (loss, changes)
         tolerance = TOLERANCES["float64" if checked.engine.workload.policy.needs_x64 else "float32"]

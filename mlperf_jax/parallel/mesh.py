@@ -45,6 +45,17 @@ def find_strategy(name: str) -> Strategy:
     return STRATEGIES[name]
 
 
+def asked_of(strategies: Sequence[Strategy], asked: dict[str, int]) -> list[dict[str, int]]:
+    """What `--mesh` asks of each of several strategies: nothing of one that has not all of its axes.
+
+    Raises:
+        UserError: none of them has.
+    """
+    if not any(set(asked) <= set(strategy.mesh) for strategy in strategies):
+        mesh_sizes(strategies[0], asked, 1)  # says what is wrong
+    return [asked if set(asked) <= set(strategy.mesh) else {} for strategy in strategies]
+
+
 def mesh_sizes(strategy: Strategy, asked: dict[str, int], devices: int) -> dict[str, int]:
     """The size of every mesh axis: as asked, else the strategy's own, -1 taking what is left.
 

@@ -36,7 +36,7 @@ from mlperf_jax.workload import Program, Workload
 SCHEMA_VERSION = 1
 TOP_OPERATIONS = 12
 SCENARIO_SAMPLES = {"SingleStream": 1, "MultiStream": 8}
-"""Samples in a query (MLPerf inference rules); Server and Offline answer in batches, here the global batch."""
+"""Samples in a query (MLPerf inference rules); Server and Offline answer batches, here the global batch."""
 
 
 @dataclasses.dataclass

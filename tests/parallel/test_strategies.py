@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel import cost_network, hlo, mesh
+from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.precision import POLICIES
 from models.layers import BatchNorm, Conv, convolve
 
@@ -142,7 +142,7 @@ def test_conv_layer_under_spatial_partitioning():
 
 @pytest.mark.parametrize(("span", "group"), [(2, 1), (4, 2), (8, 4)])
 def test_batch_norm_groups_reduce_inside_their_devices(span, group):
-    """16 samples on 8 devices: a group of `span` samples lies on `group` devices, and no statistics are gathered."""
+    """16 samples on 8 devices: `span` samples lie on `group` devices, and no statistics are gathered."""
     norm = BatchNorm(4, span=span, policy=POLICIES["float32"])
     graph, params, rest = nnx.split(norm, nnx.Param, ...)
     params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
@@ -161,3 +161,11 @@ def test_batch_norm_groups_reduce_inside_their_devices(span, group):
     assert {i.opcode for i in found} == {"all-reduce"}
     sizes = {len(hlo.replica_groups(i, 8)[0]) for i in found}
     assert sizes == ({8} if group == 1 else {group, 8})  # 8: the gradients of scale and bias
+
+
+def test_mesh_sizes_are_for_strategies_that_have_the_axes():
+    dp, both = mesh.find_strategy("dp"), mesh.find_strategy("fsdp_tp")
+    sizes = {"data": 2, "model": 4}
+    assert mesh.asked_of([dp, both], sizes) == [{}, sizes]
+    with pytest.raises(UserError, match="no mesh axis 'modle'"):
+        mesh.asked_of([dp, both], {"modle": 4})
