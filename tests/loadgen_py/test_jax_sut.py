@@ -286,7 +286,7 @@ def test_a_call_that_hangs_ends_the_run_and_is_left_behind(tmp_path, monkeypatch
     monkeypatch.setattr("loadgen_py.jax_sut._PATIENCE_SECONDS", 0.05)
     never = threading.Event()
     library = Samples("numbers", TOTAL, LOADED, read, [])
-    with BatchingSut("batching", [_FakeReplica(lambda slots: never.wait(60))], library) as sut:
+    with BatchingSut("batching", [_FakeReplica(lambda slots: never.wait(60) and slots)], library) as sut:
         result = lg.run(sut, library, run_settings("Server", sut_timeout_ms=200), log_to(tmp_path))
     assert not result.valid and "gave no answer for 0.2 s" in " ".join(result.errors)
     never.set()

@@ -1,5 +1,6 @@
 """Published weights: parity with PyTorch's forward through every file format, and what bad files get."""
 
+import contextlib
 import io
 import os
 import pickle
@@ -269,10 +270,8 @@ def test_damage_anywhere_in_a_pickle_ends_in_a_sentence(data):
         pickled = bytearray(archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl"))))
     for _ in range(data.draw(st.integers(1, 4))):
         pickled[data.draw(st.integers(0, len(pickled) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(torch_file.Refused):
         torch_file._interpret(io.BytesIO(bytes(pickled)))
-    except torch_file.Refused:
-        pass
 
 
 def test_other_models_are_refused(model):
