@@ -216,7 +216,9 @@ class ImageNet:
 
     def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> base.Batch:
         """As `base.Dataset` has it; images are decoded only if they are asked for, on all cores."""
-        batch = {name: array for name, array in _empty_batch(len(indices), self._size).items() if name in fields}
+        batch = {
+            name: array for name, array in _empty_batch(len(indices), self._size).items() if name in fields
+        }
 
         def read(row: int) -> None:
             data, label, where = self._source.read("eval", int(indices[row]))

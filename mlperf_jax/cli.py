@@ -74,7 +74,10 @@ def _mistake(values: flags.FlagValues, error: flags.Error) -> str:
         close = difflib.get_close_matches(error.flagname, [*values, "config.KEY"], n=1)
         return f"There is no flag --{error.flagname}" + (f", did you mean --{close[0]}?" if close else "")
     text = str(error).splitlines()[0]
-    for reason, plainly in (("invalid literal for int", "not an integer"), ("('Non-boolean", "neither true nor false")):
+    for reason, plainly in (
+        ("invalid literal for int", "not an integer"),
+        ("('Non-boolean", "neither true nor false"),
+    ):
         text = text.partition(reason)[0] + plainly if reason in text else text
     return text
 
@@ -89,7 +92,9 @@ def help_text(doc: str, values: flags.FlagValues, *, config: bool = False) -> st
     """
     rows = [_help_row(values[name]) for name in values]
     if config:
-        rows.append(("--config.KEY=<value>", "Change any number of the workload's config (configs/<workload>.py)."))
+        rows.append(
+            ("--config.KEY=<value>", "Change any number of the workload's config (configs/<workload>.py).")
+        )
     width = max(len(shown) for shown, _ in rows)
     return "\n".join([doc.strip(), "", "Flags:", *(f"  {shown:<{width}}  {text}" for shown, text in rows)])
 

@@ -38,11 +38,19 @@ _STRINGS = {
     "mesh": (None, "Sizes of the mesh's axes, as data:4,model:2; default from the devices."),
     "checkpoint": (None, "Inference: measure the checkpoint in this folder, not the newest trained model."),
     "weights": (None, "Inference: measure weights that mlperf_jax.import_weights wrote into this folder."),
-    "coordinator": (None, "Several processes: host:port of process 0. TPU pods, SLURM and Kubernetes need none."),
+    "coordinator": (
+        None,
+        "Several processes: host:port of process 0. TPU pods, SLURM and Kubernetes need none.",
+    ),
 }
 # name -> default, least, most, help.
 _INTEGERS = {
-    "seed": (None, 0, 2**31 - 1, "Seed of the first run, later ones count on; default from the system's entropy."),
+    "seed": (
+        None,
+        0,
+        2**31 - 1,
+        "Seed of the first run, later ones count on; default from the system's entropy.",
+    ),
     "runs": (1, 1, None, "How many runs to make; 3 or more have a score."),
     "count": (0, 0, None, "Inference: use so many samples of the data set; 0 all."),
     "cpu_devices": (0, 0, None, "Show the CPU as so many virtual devices."),
@@ -66,7 +74,11 @@ _CHOICES = {
         ("performance", "accuracy", "submission", "find_peak"),
         "Inference: what to run; default the first two.",
     ),
-    "loadgen": ("ours", ("ours", "official"), "Inference: official also runs the official package and shows both results."),
+    "loadgen": (
+        "ours",
+        ("ours", "official"),
+        "Inference: official also runs the official package and shows both results.",
+    ),
 }
 _SWITCHES = {
     "prepare": "First fetch or check the data, where that was not done yet.",
@@ -78,7 +90,9 @@ _SWITCHES = {
 
 
 def _define_flags() -> None:
-    presets = "mini: laptop-sized, small real data (default on cpu); closed: MLPerf's own (default elsewhere)."
+    presets = (
+        "mini: laptop-sized, small real data (default on cpu); closed: MLPerf's own (default elsewhere)."
+    )
     flags.DEFINE_enum("platform", "cpu", platforms.PLATFORMS, "Where to run it.", flag_values=FLAGS)
     flags.DEFINE_enum("preset", None, configs.PRESETS, presets, flag_values=FLAGS)
     for name, (default, text) in _STRINGS.items():
@@ -214,7 +228,9 @@ def _list() -> str:
             config = configs.base_config(name, preset)
             rows.append((name, preset, f"{config.target}", f"{config.batch_size}", config.data.name))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 if __name__ == "__main__":

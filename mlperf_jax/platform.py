@@ -58,9 +58,13 @@ def _append_xla_flags(ours: list[str]) -> None:
 def _require_tpu() -> None:
     """Looks for a TPU before libtpu does: libtpu would ask a metadata server and wait for minutes."""
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("--platform=tpu needs libtpu; install it with: pip install -e '.[tpu]' -c constraints.txt")
+        raise UserError(
+            "--platform=tpu needs libtpu; install it with: pip install -e '.[tpu]' -c constraints.txt"
+        )
     if not (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")):
-        raise UserError("There is no TPU on this machine (no /dev/accel* or /dev/vfio/*); use --platform=cpu or gpu.")
+        raise UserError(
+            "There is no TPU on this machine (no /dev/accel* or /dev/vfio/*); use --platform=cpu or gpu."
+        )
 
 
 def require_devices(platform: str) -> None:
@@ -77,5 +81,9 @@ def require_devices(platform: str) -> None:
         found, reason = "cpu", f" ({str(error).splitlines()[0]})"
     if found != platform:
         extra = {"gpu": "cuda", "tpu": "tpu"}.get(platform)
-        install = f", or install what {platform} needs with: pip install -e '.[{extra}]' -c constraints.txt" if extra else ""
+        install = (
+            f", or install what {platform} needs with: pip install -e '.[{extra}]' -c constraints.txt"
+            if extra
+            else ""
+        )
         raise UserError(f"jax finds no {platform} here{reason}; use --platform={found}{install}")

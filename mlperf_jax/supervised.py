@@ -141,7 +141,9 @@ class SupervisedWorkload(Workload):
             remat=self.config.get("remat", "none"),
             axes=self.batch_axes,
         )
-        grads = jax.tree.map(lambda g, p: g.astype(self.policy.reduce_dtype).astype(p.dtype), grads, state["params"])
+        grads = jax.tree.map(
+            lambda g, p: g.astype(self.policy.reduce_dtype).astype(p.dtype), grads, state["params"]
+        )
         optimizer = self.make_optimizer(state["params"])
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         new = {
@@ -240,6 +242,9 @@ class SupervisedWorkload(Workload):
         return {
             "eval_init": Program(self.eval_totals, (), out_shardings=here),
             "eval_step": Program(
-                eval_step, (totals, model_state, self.eval_batch_struct(layout)), donate=(0,), out_shardings=here
+                eval_step,
+                (totals, model_state, self.eval_batch_struct(layout)),
+                donate=(0,),
+                out_shardings=here,
             ),
         }

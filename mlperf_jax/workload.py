@@ -101,7 +101,9 @@ class Workload(abc.ABC):
     data_description: str = ""
     made_up_data: bool = False
 
-    def __init__(self, config: ConfigDict, policy: Policy, *, data_dir: Path, synthetic: bool = False) -> None:
+    def __init__(
+        self, config: ConfigDict, policy: Policy, *, data_dir: Path, synthetic: bool = False
+    ) -> None:
         self.config = config
         self.policy = policy
         self.data_dir = data_dir
@@ -274,14 +276,20 @@ def find(name: str) -> type[Workload]:
     module_name, colon, attribute = path.partition(":")
     if not colon:
         close = difflib.get_close_matches(name, _REGISTRY, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names())}, or package.module:Name."
+        hint = (
+            f"did you mean {close[0]}?"
+            if close
+            else f"there are {', '.join(names())}, or package.module:Name."
+        )
         raise UserError(f"There is no --workload={name}; {hint}")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # Last: a user's folder of a generic name must not hide one of ours.
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, SyntaxError, AttributeError, ValueError) as error:
-        raise UserError(f"--workload={name} cannot be loaded ({error}); it must be importable from here.") from error
+        raise UserError(
+            f"--workload={name} cannot be loaded ({error}); it must be importable from here."
+        ) from error
     if not (isinstance(found, type) and issubclass(found, Workload)):
         raise UserError(f"--workload={name} is no subclass of mlperf_jax.workload.Workload.")
     return found

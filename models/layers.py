@@ -16,7 +16,6 @@ from jax import lax
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
-from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
 
 Padding = str | Sequence[tuple[int, int]]

@@ -131,7 +131,9 @@ class Bottleneck(nnx.Module):
 
         self.conv1 = Conv(features_in, width, 1, policy=policy, rngs=rngs)
         self.norm1 = norm(width)
-        self.conv2 = Conv(width, width, 3, stride=stride, padding=config.padding_3x3, policy=policy, rngs=rngs)
+        self.conv2 = Conv(
+            width, width, 3, stride=stride, padding=config.padding_3x3, policy=policy, rngs=rngs
+        )
         self.norm2 = norm(width)
         self.conv3 = Conv(width, features_out, 1, policy=policy, rngs=rngs)
         self.norm3 = norm(features_out, last_scale)

@@ -7,7 +7,9 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.precision import POLICIES, Policy, resolve_policy
 
 
-@pytest.mark.parametrize(("platform", "compute"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")])
+@pytest.mark.parametrize(
+    ("platform", "compute"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")]
+)
 def test_platforms_get_what_suits_them(platform, compute):
     policy = resolve_policy("auto", platform)
     assert (policy.param, policy.compute, policy.output) == ("float32", compute, "float32")

@@ -22,7 +22,13 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_its_commands_parse(command):
-    module = main if command[0].startswith("./run_and_time") else importlib.import_module(command[2]) if command[0] == "python" else None
+    module = (
+        main
+        if command[0].startswith("./run_and_time")
+        else importlib.import_module(command[2])
+        if command[0] == "python"
+        else None
+    )
     if module is None:  # ./run_tests.sh hands its arguments to pytest
         return
     arguments = command[1:] if module is main and command[0] != "python" else command[3:]
@@ -34,7 +40,9 @@ def test_its_commands_parse(command):
 
 
 def test_flags_that_it_mentions_exist():
-    known = {name for module in (main, prepare, plan, compare, report, import_weights) for name in module.FLAGS}
+    known = {
+        name for module in (main, prepare, plan, compare, report, import_weights) for name in module.FLAGS
+    }
     resolved = {preset: configs.base_config("resnet50", preset).to_dict() for preset in configs.PRESETS}
     for name in re.findall(r"--([a-z_]+(?:\.[a-z_]+)*)", README):
         if name.startswith("config."):

@@ -36,7 +36,9 @@ def start(platform: str, *, coordinator: str | None, num_processes: int, process
     """
     given = (coordinator is not None, num_processes > 0, process_id >= 0)
     if any(given) and not all(given):
-        raise UserError("--coordinator, --num_processes and --process_id go together; give all three or none.")
+        raise UserError(
+            "--coordinator, --num_processes and --process_id go together; give all three or none."
+        )
     if not any(given) and not _in_cluster(platform):
         return
     import jax
@@ -88,7 +90,9 @@ def leave(error: BaseException) -> None:
         text = reason
     else:
         traceback.print_exception(error)
-        text = f"process {jax.process_index()} ends, and with it the others ({type(error).__name__}: {reason})."
+        text = (
+            f"process {jax.process_index()} ends, and with it the others ({type(error).__name__}: {reason})."
+        )
     print(f"mlperf_jax: {text}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     if jax.process_index() == 0:

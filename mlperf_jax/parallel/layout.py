@@ -80,7 +80,9 @@ class Layout:
     strategy: Strategy
     mesh: Mesh
 
-    def spec(self, shape: Sequence[int], axes: LogicalAxes | None, *, also: str | None = None) -> PartitionSpec:
+    def spec(
+        self, shape: Sequence[int], axes: LogicalAxes | None, *, also: str | None = None
+    ) -> PartitionSpec:
         """Resolves one array.
 
         Args:
@@ -97,7 +99,9 @@ class Layout:
                     free.discard(axis)
                     break
         if also in free and _size(shape) >= MIN_SHARDED_SIZE:
-            whole = [d for d in range(len(shape)) if names[d] is None and shape[d] % self.mesh.shape[also] == 0]
+            whole = [
+                d for d in range(len(shape)) if names[d] is None and shape[d] % self.mesh.shape[also] == 0
+            ]
             if whole:
                 names[max(whole, key=lambda d: shape[d])] = also
         while names and names[-1] is None:
@@ -117,7 +121,9 @@ class Layout:
         also = self.strategy.shard_params or self.strategy.shard_optimizer
         return NamedSharding(self.mesh, self.spec(shape, axes, also=also))
 
-    def struct(self, shape: Sequence[int], dtype: DTypeLike, axes: LogicalAxes | None = None) -> jax.ShapeDtypeStruct:
+    def struct(
+        self, shape: Sequence[int], dtype: DTypeLike, axes: LogicalAxes | None = None
+    ) -> jax.ShapeDtypeStruct:
         """The shape, dtype and place of an array that need not exist yet."""
         return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=self.sharding(shape, axes))
 

@@ -41,7 +41,9 @@ def find_strategy(name: str) -> Strategy:
     if name.endswith(".toml"):
         return strategy_file.load(Path(name).expanduser())
     if name not in STRATEGIES:
-        raise UserError(f"There is no --sharding={name}; use {', '.join(STRATEGIES)}, or a file as mine.toml.")
+        raise UserError(
+            f"There is no --sharding={name}; use {', '.join(STRATEGIES)}, or a file as mine.toml."
+        )
     return STRATEGIES[name]
 
 
@@ -81,7 +83,9 @@ def mesh_sizes(strategy: Strategy, asked: dict[str, int], devices: int) -> dict[
     return sizes
 
 
-def make_layout(strategy: Strategy, asked: dict[str, int] | None = None, devices: Sequence | None = None) -> Layout:
+def make_layout(
+    strategy: Strategy, asked: dict[str, int] | None = None, devices: Sequence | None = None
+) -> Layout:
     """Lays `strategy` over `devices` (all of jax's by default).
 
     Axes are `Auto`: under jax's default, `Explicit`, ordinary model code (a sharded gather, a

@@ -85,7 +85,7 @@ class EventLog(NullLog):
         self._times: dict[str, int] = {}
         # A logger of its own, unknown to logging's tree, so that logs of one process do not mix.
         self._lines = _Lines()
-        logger = logging.Logger(str(path), logging.INFO)  # noqa: LOG001
+        logger = logging.Logger(str(path), logging.INFO)
         logger.addHandler(self._lines)
         # stack_offset 3: past this class, to the line of the caller.
         self._mllog = MLLogger(logger, default_stack_offset=3, root_dir=re.escape(str(_PROJECT)))

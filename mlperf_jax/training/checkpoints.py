@@ -143,7 +143,9 @@ class Checkpoints:
             self._refuse_other_model(step, struct, entries=struct.keys())
             return reader.restore(self.folder / str(step) / "state", args=args)
 
-    def _refuse_other_model(self, step: int, struct: State, *, entries: Collection[str] | None = None) -> None:
+    def _refuse_other_model(
+        self, step: int, struct: State, *, entries: Collection[str] | None = None
+    ) -> None:
         found = self._manager.item_metadata(step)["state"]
         found = _shapes({entry: found[entry] for entry in found if entries is None or entry in entries})
         asked = _shapes(struct)

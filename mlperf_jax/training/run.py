@@ -66,7 +66,9 @@ def train_command(workload: Workload, layout: Layout, options: TrainOptions) -> 
     runs = Runs(options.results_dir, options.preset, name, workload.benchmark)
     first = jax.process_index() == 0
     if first:
-        description = system.describe_system(jax.devices(), name=name, preset=options.preset, labels=_labels(workload))
+        description = system.describe_system(
+            jax.devices(), name=name, preset=options.preset, labels=_labels(workload)
+        )
         system.write_system(runs.system_path, description)
     finished: list[Run] = []
     reached = True
@@ -141,7 +143,9 @@ def _one_run(
                 _log_facts(log, workload, layout, run, options, system_name)
             say("compiling")
             engine = _compile(workload, layout)
-            if text := fallback.sentence(fallback.stayed_whole(engine.state, layout.strategy), layout.strategy):
+            if text := fallback.sentence(
+                fallback.stayed_whole(engine.state, layout.strategy), layout.strategy
+            ):
                 say(text)
             state = checkpoints.restore(engine.state) if position else engine.init(run.seed)
             jax.block_until_ready(state)

@@ -41,7 +41,11 @@ class StopSignal:
             raise KeyboardInterrupt
         self._heard = True
         self.status = 128 + number
-        print("\nStopping after this step, and saving; once more Ctrl-C to end at once.", file=sys.stderr, flush=True)
+        print(
+            "\nStopping after this step, and saving; once more Ctrl-C to end at once.",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def requested(self) -> bool:
         """Whether to stop now; every process gets the same answer if all ask at the same places."""

@@ -72,7 +72,9 @@ class ImageClassification(SupervisedWorkload):
 
     def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> jax.Array:
         logits = model(self.normalise(batch["image"]), train=True)
-        return classification.cross_entropy(logits, batch["label"], label_smoothing=self.config.label_smoothing)
+        return classification.cross_entropy(
+            logits, batch["label"], label_smoothing=self.config.label_smoothing
+        )
 
     def eval_totals(self) -> Any:
         return classification.init()

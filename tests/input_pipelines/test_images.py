@@ -84,7 +84,7 @@ def test_crop_is_the_first_attempt_that_covers_a_tenth(height, width, first, lat
 @given(height=sides, width=sides, seed=st.integers(0, 2**64 - 1), position=st.integers(0, 2**40))
 def test_crop_lies_within_the_image(height, width, seed, position):
     y, x, h, w = images.random_crop(height, width, images.uniforms(seed, position, 400).tolist())
-    assert 0 <= y and 0 <= x and 0 < h and 0 < w and y + h <= height and x + w <= width
+    assert y >= 0 and x >= 0 and h > 0 and w > 0 and y + h <= height and x + w <= width
     assert h * w >= 0.1 * height * width
 
 

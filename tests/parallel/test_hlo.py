@@ -240,7 +240,9 @@ def test_rematerialisation_is_shown(policy, repeated):
     assert counted == cost.JaxprFlops((6 + repeated) * product, repeated * product)
 
     def layers(x, w):
-        return jnp.sum(jax.lax.scan(lambda x, w: (jax.checkpoint(loss, policy=policy)(x, w) + x, None), x, w)[0])
+        return jnp.sum(
+            jax.lax.scan(lambda x, w: (jax.checkpoint(loss, policy=policy)(x, w) + x, None), x, w)[0]
+        )
 
     counted = cost.jaxpr_flops(jax.make_jaxpr(jax.grad(layers, (0, 1)))(X, W))
     assert counted == cost.JaxprFlops(5 * (6 + repeated) * product, 5 * repeated * product)

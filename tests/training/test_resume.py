@@ -153,7 +153,9 @@ def test_every_stop_is_marked_in_the_log_and_what_was_cut_is_kept(pieces):
 def test_sigterm_saves_and_says_so(pieces):
     cwd, _, after, told, last = pieces
     stopped = max(told.checkpoints)
-    assert stopped > max(after.checkpoints)  # after one of the 80 steps that were under way, if not all of them
+    assert stopped > max(
+        after.checkpoints
+    )  # after one of the 80 steps that were under way, if not all of them
     assert f"mlperf_jax: Stopped at step {stopped}; the same command continues from there." in told.stderr
     assert "Traceback" not in told.stderr
     marks = [e.metadata["step"] for e in read_events(door.logs(cwd / "results")[0]) if e.key == "resumed"]
