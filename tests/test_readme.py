@@ -22,16 +22,11 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_its_commands_parse(command):
-    module = (
-        main
-        if command[0].startswith("./run_and_time")
-        else importlib.import_module(command[2])
-        if command[0] == "python"
-        else None
-    )
-    if module is None:  # ./run_tests.sh hands its arguments to pytest
+    if command[0] == "./run_tests.sh":  # hands its arguments to pytest
         return
-    arguments = command[1:] if module is main and command[0] != "python" else command[3:]
+    script = command[0] == "./run_and_time.sh"
+    module = main if script else importlib.import_module(command[2])
+    arguments = command[1 if script else 3 :]
     overrides, _ = cli.parse(module.FLAGS, arguments)
     if module is main and main.FLAGS.workload:
         preset = main.FLAGS.preset or configs.default_preset(main.FLAGS.platform)

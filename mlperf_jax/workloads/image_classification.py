@@ -57,7 +57,7 @@ class ImageClassification(SupervisedWorkload):
         return self.dataset.fake
 
     def check_data(self) -> None:
-        self.dataset  # Opening it reads its manifest and says what is missing.
+        _ = self.dataset  # Opening it reads its manifest and says what is missing.
 
     def batch_axes(self, name: str) -> LogicalAxes:
         return ("batch", "height", "width") if name == "image" else ("batch",)
