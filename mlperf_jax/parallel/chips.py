@@ -165,7 +165,7 @@ CHIPS = (
         ("tpu v6 lite", "tpu v6e"),
         918e12,
         32 * 2**30,
-        1640e9,
+        1638e9,
         source="Cloud TPU docs, v6e: ICI 800 GB/s both ways over 4 ports; clock from the peak",
         int8=1836e12,
         clock=1.75e9,
