@@ -3,10 +3,11 @@
     python -m benchmarks.jpeg_input --out=benchmarks/jpeg_input.json
 
 Bare: each process calls simplejpeg.decode_jpeg (full size, accurate DCT) on JPEGs that it holds in
-memory, in a loop, and does nothing else. Pipeline: the batches of `train_batches` as training takes
-them, from the same files: order, reading, the same decoding, random crop, resize, flip, batching,
-and the way from grain's worker processes into this one. One decoding thread in each process on both
-sides. The two are measured in turn and the medians of the rounds compared, by the clock and, since
+memory, in a loop, and does nothing else. Shards: each process takes its own rows of the global
+batches from `train_batches`, as the processes of a training run do, from the same files: order,
+reading, the same decoding, random crop, resize, flip, batching. Workers: one process takes all rows,
+which grain's worker processes make and hand over. One decoding thread in each process on all
+sides. They are measured in turn and the medians of the rounds compared, by the clock and, since
 that needs a machine with nothing else to do, by the CPU time that all processes took for an image.
 """
 
@@ -23,6 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -48,11 +50,21 @@ def _rates(images: int, seconds: float, cpu_seconds: float) -> Rates:
 
 def bare_rates(jpegs: list[bytes], processes: int) -> Rates:
     """Decodes all of `jpegs` several times in each process."""
-    start, used = multiprocessing.Barrier(processes + 1), multiprocessing.SimpleQueue()
-    workers = [
-        multiprocessing.Process(target=_decode_all, args=(jpegs, _PASSES.value, start, used))
-        for _ in range(processes)
-    ]
+    return _together(_decode_all, [(jpegs, _PASSES.value)] * processes, len(jpegs) * _PASSES.value)
+
+
+def shard_rates(data_dir: Path, num_images: int, processes: int) -> Rates:
+    """Takes as many images in each process, of its own rows of the global batches."""
+    size, count = _BATCH.value, num_images * _PASSES.value // _BATCH.value
+    shards = [slice(i * size, (i + 1) * size) for i in range(processes)]
+    arguments = [(data_dir, num_images, size * processes, rows, count) for rows in shards]
+    return _together(_take_rows, arguments, count * size)
+
+
+def _together(work: Callable[..., None], arguments: list[tuple], images: int) -> Rates:
+    """Rates of processes that begin at once and work on `images` each."""
+    start, used = multiprocessing.Barrier(len(arguments) + 1), multiprocessing.SimpleQueue()
+    workers = [multiprocessing.Process(target=work, args=(*given, start, used)) for given in arguments]
     for worker in workers:
         worker.start()
     start.wait()
@@ -61,7 +73,20 @@ def bare_rates(jpegs: list[bytes], processes: int) -> Rates:
     seconds = time.perf_counter() - began
     for worker in workers:
         worker.join()
-    return _rates(processes * len(jpegs) * _PASSES.value, seconds, cpu_seconds)
+    return _rates(len(arguments) * images, seconds, cpu_seconds)
+
+
+def _take_rows(
+    data_dir: Path, num_images: int, batch_size: int, rows: slice, count: int, start, used
+) -> None:
+    data = imagenet.open_dataset(data_dir, {"fake": num_images, "num_threads": 1})
+    batches = data.train_batches(seed=0, batch_size=batch_size, start_step=0, rows=rows)
+    with contextlib.closing(batches):
+        _exhaust(itertools.islice(batches, 4))  # start-up, and what is ready by then
+        start.wait()
+        began = time.process_time()
+        _exhaust(itertools.islice(batches, count))
+        used.put(time.process_time() - began)
 
 
 def _decode_all(jpegs: list[bytes], passes: int, start, used) -> None:
@@ -75,7 +100,7 @@ def _decode_all(jpegs: list[bytes], passes: int, start, used) -> None:
     used.put(time.process_time() - began)
 
 
-def pipeline_rates(data_dir: Path, num_images: int, processes: int) -> Rates:
+def worker_rates(data_dir: Path, num_images: int, processes: int) -> Rates:
     """Takes as many images as `bare_rates` decodes, in the steady state."""
     options = {"fake": num_images, "num_threads": 1, "num_workers": processes}
     data = imagenet.open_dataset(data_dir, options)
@@ -110,8 +135,13 @@ def measure(data_dir: Path) -> dict:
     for processes in _PROCESSES.value:
         rounds = []
         for _ in range(_ROUNDS.value):
-            bare = bare_rates(jpegs, processes)
-            rounds.append({"bare": bare, "pipeline": pipeline_rates(data_dir, len(jpegs), processes)})
+            rounds.append(
+                {
+                    "bare": bare_rates(jpegs, processes),
+                    "shards": shard_rates(data_dir, len(jpegs), processes),
+                    "workers": worker_rates(data_dir, len(jpegs), processes),
+                }
+            )
         results.append({"processes": processes, **_summary(rounds), "rounds": rounds})
         print(
             json.dumps({name: value for name, value in results[-1].items() if name != "rounds"}), flush=True
@@ -140,11 +170,12 @@ def measure(data_dir: Path) -> dict:
 
 
 def _summary(rounds: list[dict[str, Rates]]) -> dict[str, dict[str, float]]:
-    """Medians of each rate, and the pipeline's as a part of bare decoding's."""
+    """Medians of each rate, and those of the pipeline as parts of bare decoding's."""
     summary = {}
     for rate in ("images_per_second", "images_per_cpu_second"):
-        bare, pipeline = (statistics.median(r[side][rate] for r in rounds) for side in ("bare", "pipeline"))
-        summary[rate] = {"bare": bare, "pipeline": pipeline, "pipeline_over_bare": pipeline / bare}
+        medians = {side: statistics.median(r[side][rate] for r in rounds) for side in rounds[0]}
+        parts = {f"{side}_over_bare": medians[side] / medians["bare"] for side in ("shards", "workers")}
+        summary[rate] = medians | parts
     return summary
 
 

@@ -13,7 +13,7 @@ mini: the same bottlenecks on Fashion-MNIST (28x28, 10 classes, 60,000 / 10,000 
 data or model.
 
     ./run_and_time.sh --workload=resnet50 --platform=cpu
-    expected: 0.90 after epoch 4 or 5 of 6 (0.90 to 0.91 there over seeds)
+    expected: 0.90 after epoch 4 or 5 of 6, in a minute on two cores (benchmarks/convergence)
 """
 
 from __future__ import annotations

@@ -241,7 +241,7 @@ def _train_batch(
     batch = _empty_batch(len(positions), size)
     for row, (position, example) in enumerate(zip(positions.tolist(), examples.tolist(), strict=True)):
         data, batch["label"][row], where = source.read("train", example)
-        batch["image"][row] = images.train_image(data, where, size=size, seed=seed, position=position)
+        images.train_image(data, where, size=size, seed=seed, position=position, out=batch["image"][row])
     return batch
 
 

@@ -24,6 +24,7 @@ _AREAS = (0.05, 1.0)  # of the image
 _MIN_OBJECT_COVERED = 0.1
 _ATTEMPTS = 100
 _DRAWS = 4  # random numbers that an attempt takes
+_LIKELY_ATTEMPTS = 8  # for which numbers are drawn at first; more are hardly ever wanted
 
 Box = tuple[int, int, int, int]  # y, x, height, width in pixels
 
@@ -76,23 +77,31 @@ def uniforms(seed: int, position: int, count: int) -> np.ndarray:
     return (words >> np.uint64(11)) * 2.0**-53
 
 
-def train_image(data: bytes, where: str, *, size: int, seed: int, position: int) -> np.ndarray:
+def train_image(
+    data: bytes, where: str, *, size: int, seed: int, position: int, out: np.ndarray | None = None
+) -> np.ndarray:
     """Returns a random crop, resized and perhaps flipped, [size, size, 3] uint8.
 
     Args:
         data, where: the JPEG and its name.
         seed, position: of the example in the global stream; fix the randomness.
+        out: an array to put it into, as a row of a batch; None for a new one.
 
     Raises:
         UserError: as `decode`.
     """
     image = decode(data, where)
-    flip, *draws = uniforms(seed, position, 1 + _ATTEMPTS * _DRAWS).tolist()
-    y, x, height, width = random_crop(image.shape[0], image.shape[1], draws)
+    # The first numbers of a long draw are those of a short one.
+    flip, *draws = uniforms(seed, position, 1 + _LIKELY_ATTEMPTS * _DRAWS).tolist()
+    crop = random_crop(image.shape[0], image.shape[1], draws)
+    if crop is None:
+        draws = uniforms(seed, position, 1 + _ATTEMPTS * _DRAWS)[1:].tolist()
+        crop = random_crop(image.shape[0], image.shape[1], draws) or (0, 0, *image.shape[:2])
+    y, x, height, width = crop
+    if flip >= 0.5:
+        return _resize(image[y : y + height, x : x + width], size, size, out)
     image = _resize(image[y : y + height, x : x + width], size, size)
-    return (
-        _import_cv2().flip(image, 1) if flip < 0.5 else image
-    )  # Copying a NumPy view takes 40 times as long.
+    return _import_cv2().flip(image, 1, out)  # Copying a NumPy view takes 40 times as long.
 
 
 def eval_image(data: bytes, where: str, *, size: int) -> np.ndarray:
@@ -108,9 +117,9 @@ def eval_image(data: bytes, where: str, *, size: int) -> np.ndarray:
     return _resize(image, height, width)[y : y + size, x : x + size]
 
 
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def _resize(image: np.ndarray, height: int, width: int, out: np.ndarray | None = None) -> np.ndarray:
     cv2 = _import_cv2()
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(image, (width, height), out, interpolation=cv2.INTER_LINEAR)
 
 
 @functools.cache
@@ -121,24 +130,27 @@ def _import_cv2() -> ModuleType:
     return cv2
 
 
-def random_crop(height: int, width: int, draws: Sequence[float]) -> Box:
+def random_crop(height: int, width: int, draws: Sequence[float]) -> Box | None:
     """Chooses a crop as TensorFlow's `sample_distorted_bounding_box` does.
 
     An attempt draws the aspect ratio, then the height uniformly among those whose area is within
     bounds, then the place. It counts if it covers a tenth of the object, which is the whole image:
     neither TFDS nor class folders have ImageNet's bounding boxes, and accepted submissions do
-    without. After 100 attempts in vain the crop is the whole image.
+    without. After 100 attempts in vain the caller takes the whole image.
     (tensorflow/core/kernels/image/sample_distorted_bounding_box_op.cc)
 
     Args:
         height, width: of the image.
-        draws: 400 random numbers in [0, 1).
+        draws: random numbers in [0, 1), four for each attempt; 100 attempts are to be made.
+
+    Returns:
+        The first crop that counts, None if none does.
     """
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(len(draws) // _DRAWS):
         crop = _attempt_crop(height, width, *draws[_DRAWS * attempt : _DRAWS * (attempt + 1)])
         if crop and crop[2] * crop[3] >= _MIN_OBJECT_COVERED * height * width:
             return crop
-    return 0, 0, height, width
+    return None
 
 
 def _attempt_crop(height: int, width: int, *draws: float) -> Box | None:
