@@ -1,4 +1,3 @@
-# ruff: noqa: E501  Much of this is Markdown.
 """Holds plan's predictions for ResNet-50 against published results of the same chips.
 
     python -m benchmarks.plan_published            every point; those that are cached take seconds

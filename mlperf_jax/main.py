@@ -130,7 +130,7 @@ def _command(arguments: list[str]) -> int:
         raise UserError("--results_dir is empty; name a folder, or leave it out for ./results.")
     platforms.configure(FLAGS.platform, cpu_devices=FLAGS.cpu_devices)
     if FLAGS.scenario:
-        return _infer(overrides)
+        return _infer(overrides, arguments)
     for name in ("mode", "checkpoint", "weights", "count", *_NUMBERS):
         if FLAGS[name].present:
             raise UserError(f"--{name} goes with --scenario, as --scenario=SingleStream.")
@@ -181,7 +181,7 @@ def _train(overrides: list[str], arguments: list[str]) -> int:
     return run.train_command(workload, layout, options)
 
 
-def _infer(overrides: list[str]) -> int:
+def _infer(overrides: list[str], arguments: list[str]) -> int:
     """Like `_train`, from here on jax may be imported."""
     from mlperf_jax.inference import command
 
@@ -209,6 +209,7 @@ def _infer(overrides: list[str]) -> int:
         system=FLAGS.system,
         official=FLAGS.loadgen == "official",
         profile=FLAGS.profile,
+        command=("python", "-m", "mlperf_jax.main", *arguments),
     )
     return command.infer_command(options, overrides)
 

@@ -52,6 +52,7 @@ class InferOptions:
         system: name of the system; None takes one from the machine.
         official: compare with the official package.
         profile: trace a second of each performance run.
+        command: what was typed, for whoever wants to repeat it.
     """
 
     workload: str
@@ -72,6 +73,7 @@ class InferOptions:
     system: str | None = None
     official: bool = False
     profile: bool = False
+    command: tuple[str, ...] = ()
 
 
 def find_model(options: InferOptions, benchmark: str) -> Trained:
@@ -227,7 +229,7 @@ def _facts(
     workload: Workload, model: Trained, options: InferOptions, name: str, *, replicas: int
 ) -> dict[str, Any]:
     """What every result records; also writes the system's description."""
-    labels = run_labels(options.preset, [workload.data_description] if workload.data_description else [])
+    labels = run_labels(options.preset, [workload.data_description] if workload.made_up_data else [])
     devices = jax.devices()
     path = Runs(options.results_dir, options.preset, name, workload.benchmark).system_path
     system.write_system(
@@ -245,6 +247,7 @@ def _facts(
         "devices": system.describe_devices(devices),
         "versions": system.versions(),
         "labels": labels,
+        "command": options.command,
     }
 
 

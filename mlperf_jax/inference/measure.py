@@ -28,6 +28,7 @@ from mlperf_jax.workload import Workload
 
 _STREAMS = (TestScenario.SingleStream, TestScenario.MultiStream)
 _ATTEMPTS = 5
+_TRACED_SAMPLES = 20_000  # a trace of about 4 MB
 _MOST_LONGER = 3
 # Of the rate that the search found: a longer run meets slower moments than a short probe.
 _OF_PEAK = 0.9
@@ -230,7 +231,12 @@ class Session:
         """One run of LoadGen with logs in a folder that holds nothing of an earlier one."""
         folder = self.root / settings.scenario.name / place
         _empty(folder)
-        log_settings = lg.LogSettings(log_output=lg.LogOutputSettings(outdir=str(folder)))
+        log_settings = lg.LogSettings(
+            log_output=lg.LogOutputSettings(outdir=str(folder)),
+            # Written from arrays when the run is over; the report's histogram is drawn from it.
+            enable_trace=kind == "performance",
+            max_trace_samples=_TRACED_SAMPLES,
+        )
         performs = settings.mode != TestMode.AccuracyOnly
         least_s = settings.min_duration_ms / 1000 if performs else 0.0
         trace = folder / "profile" if self.profile and kind == "performance" else None

@@ -214,6 +214,8 @@ def inference_details(run: InferenceRun, identifier: str) -> Markup:
     if run.facts:
         environment = facts([(_words(name), value) for name, value in run.facts])
         fields = join([fields, tag("details", tag("summary", "Environment"), environment, class_="more")])
+    if run.command:
+        fields = join([fields, tag("h3", "To repeat it"), tag("pre", run.command)])
     heading = f"{run.model}, {run.system or _NAMELESS}, {run.scenario} ({run.mode})"
     return tag(
         "details",

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ class InferenceRun:
         errors: how many error lines the log holds.
         fields: all settings and results, as logged.
         facts: of runs of ours, model, machine and software.
+        command: of runs of ours, what was typed; "" where it is not known.
         labels: what must be said with every figure.
     """
 
@@ -80,6 +82,7 @@ class InferenceRun:
     errors: int
     fields: tuple[tuple[str, str], ...]
     facts: tuple[tuple[str, str], ...]
+    command: str
     labels: tuple[str, ...]
 
     @property
@@ -146,6 +149,7 @@ def read_run(folder: Path, root: Path) -> InferenceRun:
         errors=errors,
         fields=tuple((k, _text(v)) for k, v in fields.items()),
         facts=_facts(own),
+        command=shlex.join(map(str, words)) if isinstance(words := own.get("command"), list) else "",
         labels=_labels(folder, own),
     )
 

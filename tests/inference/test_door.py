@@ -15,6 +15,7 @@ from mlperf_jax.inference.accuracy import read_answers
 from mlperf_jax.inference.settings import Asked, make_settings
 from mlperf_jax.parallel import mesh
 from mlperf_jax.precision import POLICIES
+from mlperf_jax.results import inference_logs
 from mlperf_jax.results.folders import read_json
 from tests import door
 from tests.inference.served import Served
@@ -68,6 +69,15 @@ def test_the_trained_model_serves_in_four_scenarios(results, trained_quality):
         assert accuracy["quality_target"] == pytest.approx(0.99 * trained_quality)
         folder = results / PLACE / scenario / "performance" / "run_1"
         assert "Result is : VALID" in (folder / "mlperf_log_summary.txt").read_text()
+        assert performance["command"][:3] == ["python", "-m", "mlperf_jax.main"]
+        reported = inference_logs.read_run(folder, results)
+        assert reported.command.startswith("python -m mlperf_jax.main --workload=")
+        assert len(reported.latencies) == min(
+            performance["metrics"]["result_query_count"], 20_000
+        ) or scenario in (
+            "MultiStream",
+            "Offline",
+        )
         entries = json.loads(
             (results / PLACE / scenario / "accuracy" / "mlperf_log_accuracy.json").read_text()
         )

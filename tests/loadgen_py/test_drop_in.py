@@ -365,7 +365,7 @@ def test_a_missing_first_token_is_an_error(tmp_path):
 # The official demos themselves, where a checkout of mlcommons/inference is at hand.
 
 _OFFICIAL_CHECKOUT = os.environ.get("MLPERF_INFERENCE", "")
-_ALIAS = "import sys, runpy, loadgen_py; sys.modules['mlperf_loadgen'] = loadgen_py; runpy.run_path(sys.argv.pop(1), run_name='__main__')"  # noqa: E501
+_ALIAS = "import sys, runpy, loadgen_py; sys.modules['mlperf_loadgen'] = loadgen_py; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
 _DEMOS = {
     "py_demo_single_stream.py": "",
     "py_demo_multi_stream.py": "",

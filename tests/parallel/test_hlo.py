@@ -1,4 +1,3 @@
-# ruff: noqa: E501  Programs are quoted as XLA writes them.
 """The reader of compiled programs, and the two counts of FLOPs, against counts by hand and by brute force."""
 
 import itertools
