@@ -129,6 +129,41 @@ def debian_package(package: str, inside: str) -> Source:
     return Source(f"Debian package {package}", read)
 
 
+def debian_folder(package: str, inside: str, suffix: str, scratch: Path) -> dict[str, bytes]:
+    """All files below a folder of a Debian package whose names end with `suffix`.
+
+    The caller checks what they hold: a package moves on with updates, and its files with it.
+
+    Args:
+        package: its name.
+        inside: the folder, such as "usr/share/x".
+        suffix: such as ".html".
+        scratch: a folder for temporary files, which the caller removes.
+
+    Returns:
+        Path below the folder -> content.
+
+    Raises:
+        SourceError: the package cannot be had, or has no such file.
+    """
+    for client in ("apt-get", "dpkg-deb"):
+        if not shutil.which(client):
+            raise SourceError(f"{client} is not on this machine")
+    tar = _run(["dpkg-deb", "--fsys-tarfile", str(_apt_download(package, scratch))], scratch)
+    found = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as archive:
+            for member in archive:
+                path = member.name.removeprefix("./")
+                if member.isreg() and path.startswith(f"{inside}/") and path.endswith(suffix):
+                    found[path.removeprefix(f"{inside}/")] = archive.extractfile(member).read()
+    except tarfile.TarError as error:
+        raise SourceError(f"its archive is damaged ({error})") from None
+    if not found:
+        raise SourceError(f"it has no files {inside}/*{suffix}")
+    return found
+
+
 def _apt_download(package: str, scratch: Path) -> Path:
     """Downloads a package into `scratch` with the system's package lists, or else with lists of our own."""
     lists, cache = scratch / "apt" / "lists", scratch / "apt" / "cache"
