@@ -22,7 +22,7 @@ class Refused(ValueError):
 
 @dataclasses.dataclass(eq=False)
 class _Call:
-    """What the pickle would call, and the state that it would then set."""
+    """What the pickle would call, by its name without its module, and the state that it would then set."""
 
     name: str
     arguments: Any = None
@@ -47,13 +47,13 @@ def read(data: bytes) -> dict[str, np.ndarray]:
 
 
 def _columns(frame: Any) -> dict[str, np.ndarray]:
-    manager = _called(frame, "pandas.core.frame.DataFrame").state["_mgr"]
-    blocks, (names, _) = _called(manager, "pandas.core.internals.managers.BlockManager").arguments
-    names = _called(names, "pandas.core.indexes.base._new_Index").arguments[1]["data"]
+    manager = _called(frame, "DataFrame").state["_mgr"]
+    blocks, (names, _) = _called(manager, "BlockManager").arguments
+    names = _called(names, "_new_Index").arguments[1]["data"]
     columns: dict[str, np.ndarray] = {}
     names = _array(names)
     for block in blocks:
-        values, places, _ = _called(block, "pandas._libs.internals._unpickle_block").arguments
+        values, places, _ = _called(block, "_unpickle_block").arguments
         for name, column in zip(names[_places(places)], _array(values), strict=True):
             columns[name] = column
     if not all(isinstance(name, str) for name in names) or set(columns) != set(names):
@@ -62,6 +62,7 @@ def _columns(frame: Any) -> dict[str, np.ndarray]:
 
 
 def _called(node: Any, name: str) -> _Call:
+    """Modules are not compared: pandas and NumPy have moved these functions from one to another."""
     if not isinstance(node, _Call) or node.name != name:
         raise Refused(f"not a table that pandas pickled: where {name} belongs is another thing")
     return node
@@ -69,17 +70,17 @@ def _called(node: Any, name: str) -> _Call:
 
 def _places(places: Any) -> Any:
     """Which columns a block holds, as pandas notes it: a slice or an array."""
-    if isinstance(places, _Call) and places.name == "builtins.slice":
+    if isinstance(places, _Call) and places.name == "slice":
         return slice(*places.arguments)
     return _array(places)
 
 
 def _array(node: Any) -> np.ndarray:
     """A NumPy array: raw numbers in a buffer, or a list of objects."""
-    if isinstance(node, _Call) and node.name in ("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"):
+    if isinstance(node, _Call) and node.name == "_frombuffer":
         buffer, dtype, shape, order = node.arguments
         return np.frombuffer(buffer, _dtype(dtype)).reshape(shape, order=order)
-    if not isinstance(node, _Call) or not node.name.endswith("multiarray._reconstruct"):
+    if not isinstance(node, _Call) or node.name != "_reconstruct":
         raise Refused("not a table of plain NumPy arrays")
     _, shape, dtype, fortran, content = node.state
     if isinstance(content, bytes):
@@ -92,7 +93,7 @@ def _array(node: Any) -> np.ndarray:
 
 
 def _dtype(node: Any) -> np.dtype:
-    kind = _called(node, "numpy.dtype").arguments[0]
+    kind = _called(node, "dtype").arguments[0]
     if kind[:1] not in ("f", "i", "u", "b") or (node.state and node.state[1] == ">"):
         raise Refused(f"a column of NumPy type {kind!r}")
     return np.dtype(kind)
@@ -146,8 +147,8 @@ def _step(name: str, stack: list[Any]) -> None:
         values = [stack.pop(), stack.pop()][::-1] if name == "SETITEM" else _since_mark(stack)
         stack[-1].update(zip(values[::2], values[1::2], strict=True))
     elif name == "STACK_GLOBAL":
-        attribute, module = stack.pop(), stack.pop()
-        stack.append(_Call(f"{module}.{attribute}"))
+        name, _module = stack.pop(), stack.pop()
+        stack.append(_Call(name))
     elif name in ("REDUCE", "NEWOBJ"):
         arguments, function = stack.pop(), stack.pop()
         stack.append(_Call(function.name, arguments))
