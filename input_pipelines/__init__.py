@@ -23,6 +23,7 @@ _MODULES = {
     "composites": "input_pipelines.composites",
     "fashion_mnist": "input_pipelines.fashion_mnist",
     "imagenet": "input_pipelines.imagenet",
+    "nycflights": "input_pipelines.nycflights",
 }
 
 

@@ -109,10 +109,10 @@ def _check_file(folder: Path, name: str, size: int, sha256: str | None) -> None:
 
 
 def open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Maps an array of a prepared folder into memory, read-only.
+    """Maps an .npy file of a prepared set into memory.
 
     Raises:
-        UserError: it cannot be read, or has another shape or dtype.
+        UserError: it cannot be read, or is of another shape or dtype.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
