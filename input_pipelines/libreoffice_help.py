@@ -12,7 +12,7 @@ import html
 import itertools
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,11 @@ from mlperf_jax.errors import UserError
 MAX_LENGTH = 64
 VOCAB_SIZE = 4096
 
-_LANGUAGES = ("en-US", "de")
-_PACKAGES = {"en-US": "libreoffice-help-en-us", "de": "libreoffice-help-de"}
-_INSIDE = "usr/share/libreoffice/help"
-_NUM_PAIRS = 35_262
-_SHA256 = "7d891583dbda7bb64770d0b74d43e5bddfc42fd371ef1f82c36b3cea4e3a3887"
-"""Of all pairs, a line each; the pages around them change with every update of the packages."""
-
+# Language: Debian package, its pages.
+_PAGES = {
+    "en-US": ("libreoffice-help-en-us", fetch.PinnedTree(("*.html",), 2561, "66e9d96227414acedb7cbd5523897e9e7aa4a4f25aa1f23883eadc4393656e80")),
+    "de": ("libreoffice-help-de", fetch.PinnedTree(("*.html",), 2561, "f2a996986af2ba53f3ea6e5ffcba404995df78abe287c4a4d03334ec3732d6c1")),
+}
 _PARAGRAPH = re.compile(r'<(p|h[1-6])\b[^>]*\bid="((?:par|hd)_id[^"]*)"[^>]*>(.*?)</\1>', re.DOTALL)
 _TAG = re.compile(r"<[^>]+>")
 _HELD_OUT = 40  # one page in so many
@@ -87,53 +85,28 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> parallel_text.Tr
 
 
 def _fetch(data_dir: Path, scratch: Path) -> list[Pair]:
-    """The pairs from the first source that has the very pages that are pinned.
+    """The pairs.
 
     Raises:
-        UserError: none has; says why for each.
+        UserError: the pages of a language could not be had from any source.
     """
-
-    def packages() -> dict[str, dict[str, bytes]]:
-        found = {}
-        for language, package in _PACKAGES.items():
-            place = scratch / language
-            place.mkdir()
-            found[language] = fetch.debian_folder(package, f"{_INSIDE}/{language}", ".html", place)
-        return found
-
     manual = data_dir / "manual" / "libreoffice-help"
-    sources: dict[str, Callable[[], dict[str, dict[str, bytes]]]] = {
-        f"folder {manual}": lambda: _folder(manual),
-        f"folder /{_INSIDE}": lambda: _folder(Path("/") / _INSIDE),
-        "Debian packages " + " and ".join(_PACKAGES.values()): packages,
-    }
-    reasons = []
-    for name, read in sources.items():
+    pages = []
+    for language, (package, tree) in _PAGES.items():
+        inside = f"usr/share/libreoffice/help/{language}"
+        sources = [
+            fetch.folder_tree(manual / language),
+            fetch.folder_tree(Path("/") / inside),
+            fetch.debian_tree(package, inside),
+        ]
+        place = scratch / language
+        place.mkdir()
         try:
-            pages = {
-                language: {path: data.decode("utf-8", "ignore") for path, data in files.items()}
-                for language, files in read().items()
-            }
-            found = pairs(pages["en-US"], pages["de"])
-            if digest(found) != _SHA256:
-                raise fetch.SourceError(f"its {len(found):,} pairs are not the {_NUM_PAIRS:,} of LibreOffice 7.4")
-            return found
-        except (fetch.SourceError, OSError) as error:
-            reasons.append(f"{name}: {error}")
-    raise UserError(
-        f"LibreOffice's help could not be had from any source ({'; '.join(reasons)}). Put the folders en-US and de of "
-        f"version 7.4 into {manual} and run this again."
-    )
-
-
-def _folder(folder: Path) -> dict[str, dict[str, bytes]]:
-    found = {}
-    for language in _LANGUAGES:
-        paths = sorted((folder / language).rglob("*.html"))
-        if not paths:
-            raise fetch.SourceError(f"{language}/**.html is not there")
-        found[language] = {path.relative_to(folder / language).as_posix(): path.read_bytes() for path in paths}
-    return found
+            files = fetch.fetch_tree(f"LibreOffice's help ({language})", tree, sources, place)
+        except UserError as error:
+            raise UserError(f"{error} Put its pages of version 7.4.7 into {manual / language} and run this again.") from None
+        pages.append({path: data.decode("utf-8", "ignore") for path, data in files.items()})
+    return pairs(*pages)
 
 
 def pairs(english: Pages, german: Pages) -> list[Pair]:
@@ -168,8 +141,3 @@ def split(all_pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
     train = [pair for pair in all_pairs if not held_out(pair[0])]
     seen = {pair[1] for pair in train}
     return train, [pair for pair in all_pairs if held_out(pair[0]) and pair[1] not in seen]
-
-
-def digest(all_pairs: list[Pair]) -> str:
-    """SHA-256 of the pairs, a line each."""
-    return hashlib.sha256("".join("\t".join(pair) + "\n" for pair in all_pairs).encode()).hexdigest()

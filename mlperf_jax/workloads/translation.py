@@ -20,6 +20,7 @@ from mlperf_jax import decoding
 from mlperf_jax.errors import UserError
 from mlperf_jax.metrics.bleu import bleu
 from mlperf_jax.parallel.layout import Layout
+from mlperf_jax.results.events import WithMetadata
 from mlperf_jax.supervised import SupervisedWorkload
 from mlperf_jax.training import optimizers, schedules
 from mlperf_jax.training.engine import Engine
