@@ -25,6 +25,7 @@ _MODULES = {
     "imagenet": "input_pipelines.imagenet",
     "libreoffice_help": "input_pipelines.libreoffice_help",
     "nycflights": "input_pipelines.nycflights",
+    "wmt": "input_pipelines.wmt",
 }
 
 

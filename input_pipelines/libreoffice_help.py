@@ -24,8 +24,18 @@ VOCAB_SIZE = 4096
 
 # Language: Debian package, its pages.
 _PAGES = {
-    "en-US": ("libreoffice-help-en-us", fetch.PinnedTree(("*.html",), 2561, "66e9d96227414acedb7cbd5523897e9e7aa4a4f25aa1f23883eadc4393656e80")),
-    "de": ("libreoffice-help-de", fetch.PinnedTree(("*.html",), 2561, "f2a996986af2ba53f3ea6e5ffcba404995df78abe287c4a4d03334ec3732d6c1")),
+    "en-US": (
+        "libreoffice-help-en-us",
+        fetch.PinnedTree(
+            ("*.html",), 2561, "66e9d96227414acedb7cbd5523897e9e7aa4a4f25aa1f23883eadc4393656e80"
+        ),
+    ),
+    "de": (
+        "libreoffice-help-de",
+        fetch.PinnedTree(
+            ("*.html",), 2561, "f2a996986af2ba53f3ea6e5ffcba404995df78abe287c4a4d03334ec3732d6c1"
+        ),
+    ),
 }
 _PARAGRAPH = re.compile(r'<(p|h[1-6])\b[^>]*\bid="((?:par|hd)_id[^"]*)"[^>]*>(.*?)</\1>', re.DOTALL)
 _TAG = re.compile(r"<[^>]+>")
@@ -50,7 +60,9 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
         UserError: the data could not be had from any source, or the disk is full.
     """
     if fake:
-        raise UserError("LibreOffice's help is small and real, so there is no --fake set of it; leave --fake out.")
+        raise UserError(
+            "LibreOffice's help is small and real, so there is no --fake set of it; leave --fake out."
+        )
 
     def build(folder: Path) -> dict[str, Any]:
         scratch = folder / "scratch"
@@ -61,7 +73,9 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
             shutil.rmtree(scratch)
         train, evaluation = split(pairs)
         vocabulary = subwords.learn(itertools.chain.from_iterable(pair[1:] for pair in train), VOCAB_SIZE)
-        encoded = [parallel_text.encode(vocabulary, (pair[1:] for pair in part)) for part in (train, evaluation)]
+        encoded = [
+            parallel_text.encode(vocabulary, (pair[1:] for pair in part)) for part in (train, evaluation)
+        ]
         short = parallel_text.at_most(encoded[1], MAX_LENGTH)
         facts = parallel_text.write(folder, vocabulary, encoded[0], short, MAX_LENGTH)
         return {"name": "libreoffice_help", "fake": False, **facts}
@@ -104,7 +118,9 @@ def _fetch(data_dir: Path, scratch: Path) -> list[Pair]:
         try:
             files = fetch.fetch_tree(f"LibreOffice's help ({language})", tree, sources, place)
         except UserError as error:
-            raise UserError(f"{error} Put its pages of version 7.4.7 into {manual / language} and run this again.") from None
+            raise UserError(
+                f"{error} Put its pages of version 7.4.7 into {manual / language} and run this again."
+            ) from None
         pages.append({path: data.decode("utf-8", "ignore") for path, data in files.items()})
     return pairs(*pages)
 

@@ -84,9 +84,7 @@ def pack(sources: np.ndarray, targets: np.ndarray, length: int) -> list[list[int
     return rows
 
 
-def fill(
-    rows: Sequence[Sequence[int]], sequences: Ragged, tokens: np.ndarray, segments: np.ndarray
-) -> None:
+def fill(rows: Sequence[Sequence[int]], sequences: Ragged, tokens: np.ndarray, segments: np.ndarray) -> None:
     """Writes packed rows.
 
     Args:

@@ -54,7 +54,9 @@ def synthetic_shapes(length: int, vocab_size: int, *, num_train: int, num_eval: 
     return synthetic.Shapes(spec, limits, num_train=num_train, num_eval=num_eval)
 
 
-def write(folder: Path, vocabulary: subwords.Subwords, train: Pairs, evaluation: Pairs, length: int) -> dict[str, Any]:
+def write(
+    folder: Path, vocabulary: subwords.Subwords, train: Pairs, evaluation: Pairs, length: int
+) -> dict[str, Any]:
     """Packs and writes a set; returns facts for its manifest.
 
     Training pairs of which one side has more than `length` tokens are discarded, as the benchmark's rules have it.
@@ -75,12 +77,17 @@ def write(folder: Path, vocabulary: subwords.Subwords, train: Pairs, evaluation:
     rows = [kept[row] for row in rows]
     tokens = 0
     for side, sequences in (("source", sources), ("target", targets)):
-        arrays = [_created(folder, f"train_{side}{kind}", (len(rows), length), _TRAIN[side + kind]) for kind in ("", "_segment")]
+        arrays = [
+            _created(folder, f"train_{side}{kind}", (len(rows), length), _TRAIN[side + kind])
+            for kind in ("", "_segment")
+        ]
         packing.fill(rows, sequences, *arrays)
         tokens += int(sequences.lengths[kept].sum())
     for side, sequences in zip(_EVAL, evaluation, strict=True):
         if max(sequences.lengths, default=0) > length:
-            raise UserError(f"An evaluation sentence has {max(sequences.lengths)} tokens; at most {length} can be.")
+            raise UserError(
+                f"An evaluation sentence has {max(sequences.lengths)} tokens; at most {length} can be."
+            )
         array = _created(folder, f"eval_{side}", (len(sequences), length), TOKEN)
         for row, (start, stop) in enumerate(zip(sequences.starts, sequences.starts[1:], strict=False)):
             array[row, : stop - start] = sequences.values[start:stop]
@@ -120,14 +127,19 @@ def open_folder(folder: Path, what: str, options: Mapping[str, Any]) -> Translat
         )
     sizes = {"train": manifest["num_train"], "eval": manifest["num_eval"]}
     arrays = {
-        split: {name: _opened(folder / f"{split}_{name}.npy", (sizes[split], length), dtype) for name, dtype in fields.items()}
+        split: {
+            name: _opened(folder / f"{split}_{name}.npy", (sizes[split], length), dtype)
+            for name, dtype in fields.items()
+        }
         for split, fields in (("train", _TRAIN), ("eval", _EVAL))
     }
     description = (
         f"{what}, {manifest['num_pairs']:,} train pairs packed into {sizes['train']:,} rows of {length} tokens "
         f"({100 * manifest['padding']:.1f}% padding) and {sizes['eval']:,} eval pairs"
     )
-    dataset = TranslationDataset(arrays["train"], arrays["eval"], fake=manifest["fake"], description=description)
+    dataset = TranslationDataset(
+        arrays["train"], arrays["eval"], fake=manifest["fake"], description=description
+    )
     dataset.vocabulary = subwords.read(folder / VOCABULARY)
     return dataset
 
@@ -136,7 +148,9 @@ def _opened(path: Path, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); prepare it again (python -m mlperf_jax.prepare).") from None
+        raise UserError(
+            f"{path} cannot be read ({error}); prepare it again (python -m mlperf_jax.prepare)."
+        ) from None
     if array.shape != shape or array.dtype != dtype:
         raise UserError(
             f"{path} holds {array.dtype} {array.shape} where {dtype} {shape} belongs; "

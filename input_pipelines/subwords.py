@@ -54,7 +54,9 @@ class Subwords:
         return list(itertools.chain.from_iterable(map(self._ids_of, split(text))))
 
     def _encode_token(self, token: str) -> tuple[int, ...]:
-        return tuple(self._ids[part] for part in _cut(escape(token, self._alphabet), self._ids, self._longest))
+        return tuple(
+            self._ids[part] for part in _cut(escape(token, self._alphabet), self._ids, self._longest)
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first `END`, if there is one; ids out of range are passed over."""
@@ -166,7 +168,9 @@ def learn(texts: Iterable[str], size: int) -> Subwords:
     counts = collections.Counter(itertools.chain.from_iterable(map(split, texts)))
     alphabet = _alphabet(counts)
     if len(alphabet) + len(RESERVED) > size:
-        raise ValueError(f"the texts have {len(alphabet)} characters, which a vocabulary of {size} cannot hold")
+        raise ValueError(
+            f"the texts have {len(alphabet)} characters, which a vocabulary of {size} cannot hold"
+        )
     tokens = {escape(token, alphabet): count for token, count in counts.items()}
     first = _counted(tokens, sorted(alphabet))
     best, low, high = sorted(alphabet), 2, 1000
@@ -206,7 +210,9 @@ def _counted(tokens: Mapping[str, int], subwords: Sequence[str]) -> collections.
 
 def _kept(all_counts: Mapping[str, int], alphabet: frozenset[str], least: int) -> list[str]:
     """The substrings that are frequent enough, and the alphabet, by falling count."""
-    counts = {subword: count for subword, count in all_counts.items() if count >= least or subword in alphabet}
+    counts = {
+        subword: count for subword, count in all_counts.items() if count >= least or subword in alphabet
+    }
     kept = []
     # Longer ones first: what begins a kept subword counts only where it occurs without it.
     for subword in sorted(counts, key=lambda s: (-len(s), s)):

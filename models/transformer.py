@@ -107,7 +107,10 @@ class DecoderLayer(nnx.Module):
         keys = split(key, 6)
         q, k, v = self.attention.queries_keys_values(self.attention_norm(x))
         x = x + dropout(_pin(self.attention.attend(q, k, v, mask, keys[0])), self.dropout_rate, keys[1])
-        q, (k, v) = self.source_attention.queries(self.source_norm(x)), self.source_attention.keys_values(source)
+        q, (k, v) = (
+            self.source_attention.queries(self.source_norm(x)),
+            self.source_attention.keys_values(source),
+        )
         x = x + dropout(
             _pin(self.source_attention.attend(q, k, v, source_mask, keys[2])), self.dropout_rate, keys[3]
         )
@@ -236,7 +239,9 @@ class Transformer(nnx.Module):
         cache = [(empty, empty) for _ in layers]
         encoding = jnp.asarray(position_encoding(length, self.config.width), self.dtype)
 
-        def step(tokens: jax.Array, position: jax.Array, ancestors: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+        def step(
+            tokens: jax.Array, position: jax.Array, ancestors: jax.Array, cache: Any
+        ) -> tuple[jax.Array, Any]:
             x = self._embedded(tokens) + encoding[position]
             own = ancestors[..., None] == jnp.arange(beams)  # [B, K, L, K]: whose entries are a beam's past
             past_mask = (own & (jnp.arange(length) < position)[:, None]).reshape(batch, beams, -1)

@@ -220,7 +220,9 @@ def _in_rows_of(g: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
 
 def table_mask(params: optax.Params) -> optax.Params:
     """Which parameters are tables that are looked up in: the leaves named "embedding"."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", None) == "embedding", params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(path[-1], "key", None) == "embedding", params
+    )
 
 
 @register("sgd")

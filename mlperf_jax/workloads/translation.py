@@ -206,7 +206,9 @@ class TransformerTranslation(Translation):
         return Transformer(self.model_config, policy=self.policy, rngs=rngs)
 
     def make_optimizer(self, params: Any) -> optax.GradientTransformation:
-        return optimizers.make_optimizer(self.config.optimizer, self.schedule(), optimizers.decay_mask(params))
+        return optimizers.make_optimizer(
+            self.config.optimizer, self.schedule(), optimizers.decay_mask(params)
+        )
 
     def schedule(self) -> optax.Schedule:
         """Learning rate by step."""
