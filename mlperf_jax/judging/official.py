@@ -25,6 +25,7 @@ _OWN_RULESETS = {"ssd": "1.1.0", "dlrm_dcnv2": "4.0.0"}
 # Keys whose values become part of a YAML file's name.
 _NAMING = ("submission_division", "submission_benchmark", "opt_name")
 _MOST_BYTES = 256 << 20
+_LONGEST_LINE = 1 << 14
 _MEND = "Log what the ruleset's YAML in mlperf_logging/compliance_checker asks for."
 
 
@@ -85,6 +86,9 @@ def check_log(path: Path, ruleset: str) -> list[Finding]:
     rule = f"official-{ruleset}"
     if path.stat().st_size > _MOST_BYTES:
         return [Finding(path, rule, "the log is too large for the official checker.", "Log less.")]
+    if at := _overlong(path):
+        text = "the line is too long for the official checker, whose search takes the square of its length."
+        return [Finding(path, rule, text, "Log shorter events.", line=at)]
     with _quiet():
         try:
             lines, damaged = mlp_parser.parse_file(str(path), ruleset=ruleset)
@@ -146,6 +150,12 @@ def _line_numbers(path: Path, ruleset: str) -> list[int]:
     token = ":::MLL " if ruleset == "0.6.0" else ":::MLLOG "
     with open(path, encoding="latin-1") as file:
         return [number for number, line in enumerate(file, 1) if token in line]
+
+
+def _overlong(path: Path) -> int | None:
+    with open(path, "rb") as file:
+        lines = enumerate(file, 1)
+        return next((at for at, line in lines if len(line) > _LONGEST_LINE and b":::ML" in line), None)
 
 
 def _find_line(path: Path, text: str) -> int | None:

@@ -58,7 +58,7 @@ def _judge_result(result: Result, asked: str | None) -> Iterator[Finding]:
     ruleset = asked or official.find_ruleset(benchmark.key, result.round)
     # Runs of our own go by the round whose rules they were made by.
     round_name = result.round
-    if round_name == LOCAL and ruleset:
+    if asked or (round_name == LOCAL and ruleset):
         round_name = f"v{ruleset.removesuffix('.0')}"
     result = dataclasses.replace(result, round=round_name)
     if benchmark.key not in rules.BENCHMARKS:
