@@ -6,12 +6,12 @@ import json
 import logging
 from pathlib import Path
 
+import planted_training as planted
 import pytest
+from planted_training import index, of
 
 from mlperf_jax import check
 from mlperf_jax.judging.tree import judge_tree
-import planted_training as planted
-from planted_training import index, of
 
 RUNS = {"resnet": 5, "transformer": 10}
 
@@ -155,8 +155,8 @@ def test_a_benchmark_is_judged_by_its_own_rules(tmp_path):
     root = tmp_path / "b"
     root.mkdir()
     planted.write_tree(root, "transformer", logs)
-    differing, finding = judge_tree(root, "0.7.0").findings
-    assert (differing.rule, finding.rule) == ("runs-differ", "official-0.7.0")
+    finding, differing = judge_tree(root, "0.7.0").findings
+    assert (finding.rule, differing.rule) == ("official-0.7.0", "runs-differ")
     assert finding.path.name == "result_0.txt"
     assert "opt_adam_epsilon" in finding.text
     assert json.loads(_line(finding).removeprefix(":::MLLOG "))["key"] == "opt_adam_epsilon"
