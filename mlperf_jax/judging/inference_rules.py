@@ -72,6 +72,7 @@ _MORE = (
     "system_type_detail",
 )
 SYSTEM_MEANINGFUL = _MEANINGFUL
+SYSTEM_COUNTS = ("number_of_nodes", "accelerators_per_node")
 SYSTEM_FIELDS = (*_MEANINGFUL, *_MORE)
 
 

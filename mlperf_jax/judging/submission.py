@@ -122,6 +122,10 @@ def _system(path: Path, described: dict[str, Any], division: str, org: str) -> I
         yield Finding(
             path, rule, f"fields are empty: {listed(empty, 40)}.", "Say what there is, or that there is none."
         )
+    for name in rules.SYSTEM_COUNTS:
+        if name in described and not str(described[name]).strip().isdigit():
+            text = f"{name} is {described[name]!r}: no number, on which the official checker ends with an exception."
+            yield Finding(path, rule, text, "Give a whole number.")
     for name, allowed in (("system_type", rules.SYSTEM_TYPES), ("status", rules.STATUSES)):
         said = str(described.get(name, ""))
         if name in described and (said.lower() if name == "status" else said) not in allowed:

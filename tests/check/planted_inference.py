@@ -152,6 +152,7 @@ def clean_submission(root: Path, division: str = "closed") -> Path:
     write(org / "src" / "README.md", "source code\n")
     told = dict.fromkeys(SYSTEM_FIELDS.split(), "something")
     told |= {"division": division, "submitter": "Acme", "status": "available", "system_type": "edge"}
+    told |= {"number_of_nodes": "1", "host_processors_per_node": "2", "accelerators_per_node": "8"}
     write(org / "systems" / "acme-1.json", json.dumps(told))
     model = org / "results" / "acme-1" / "resnet50"
     whole = accuracy_log()

@@ -184,6 +184,7 @@ PLANTS = {
     "a scenario is missing": (_remove("MultiStream"), "scenarios", None, False),
     "a field of the system": (_system(cooling=None), "system-description", None, False),
     "an empty field": (_system(host_storage_type=""), "system-description", None, False),
+    "no number": (_system(accelerators_per_node="a few"), "system-description", None, False),
     "another submitter": (_system(submitter="Other"), "naming", None, False),
     "another division": (_system(division="open"), "naming", None, False),
     "no such status": (_system(status="maybe"), "system-description", None, False),
