@@ -20,6 +20,7 @@ from input_pipelines.base import Dataset
 from mlperf_jax.errors import UserError
 
 _MODULES = {
+    "coco": "input_pipelines.coco",
     "composites": "input_pipelines.composites",
     "fashion_mnist": "input_pipelines.fashion_mnist",
     "imagenet": "input_pipelines.imagenet",
