@@ -19,6 +19,8 @@ from input_pipelines.base import Dataset
 from mlperf_jax.errors import UserError
 
 _MODULES = {
+    "criteo": "input_pipelines.criteo",
+    "criteo_multihot": "input_pipelines.criteo_multihot",
     "fashion_mnist": "input_pipelines.fashion_mnist",
     "imagenet": "input_pipelines.imagenet",
     "nycflights": "input_pipelines.nycflights",
