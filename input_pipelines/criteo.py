@@ -81,7 +81,8 @@ class BinaryRows:
             dtype=np.float32,
             casting="unsafe",
         )
-        np.log(out["dense"], out=out["dense"])
+        with np.errstate(divide="ignore", invalid="ignore"):  # Told below.
+            np.log(out["dense"], out=out["dense"])
         sparse = examples[:, 1 + NUM_DENSE :]
         if (sparse.view(np.uint32) >= self._whole).any() or not np.isfinite(out["dense"]).all():
             raise UserError(
