@@ -156,7 +156,9 @@ def look_up(stack: jax.Array, places: jax.Array, tables: Tables, dtype: DTypeLik
 
         return _in_parts(one_part, places, place.size(place.batch) if place.looks_up_for_all else 1)
 
-    return _on_each_device(local, place, (place.stack_spec, place.batch_spec), place.batch_spec)(stack, places)
+    return _on_each_device(local, place, (place.stack_spec, place.batch_spec), place.batch_spec)(
+        stack, places
+    )
 
 
 def update(
@@ -212,9 +214,7 @@ def update(
 def _on_each_device(
     function: Callable[..., jax.Array], place: _Placement, in_specs: tuple, out_specs: PartitionSpec | tuple
 ) -> Callable[..., jax.Array]:
-    return jax.shard_map(
-        function, mesh=place.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-    )
+    return jax.shard_map(function, mesh=place.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def _flat(stack: jax.Array) -> jax.Array:
