@@ -28,12 +28,16 @@ class RowRule:
     """An elementwise optimizer.
 
     Attributes:
-        init: parameter (or its struct) -> slots.
+        initial: what each of its slots starts with.
         step: (gradient, slots, learning rate) -> what is added to the parameter, and new slots.
     """
 
-    init: Callable[[jax.Array], Slots]
+    initial: tuple[float, ...]
     step: Callable[[jax.Array, Slots, jax.Array], tuple[jax.Array, Slots]]
+
+    def init(self, w: jax.Array) -> Slots:
+        """The slots of a parameter before the first update."""
+        return tuple(jnp.full(w.shape, value, w.dtype) for value in self.initial)
 
 
 def sgd() -> RowRule:
@@ -42,7 +46,7 @@ def sgd() -> RowRule:
     def step(g: jax.Array, slots: Slots, lr: jax.Array) -> tuple[jax.Array, Slots]:
         return (-lr * g).astype(g.dtype), slots
 
-    return RowRule(lambda w: (), step)
+    return RowRule((), step)
 
 
 def adagrad(*, epsilon: float, initial_accumulator: float = 0.0) -> RowRule:
@@ -51,14 +55,11 @@ def adagrad(*, epsilon: float, initial_accumulator: float = 0.0) -> RowRule:
     a <- a + g**2;  w <- w - lr * g / (sqrt(a) + epsilon)
     """
 
-    def init(w: jax.Array) -> Slots:
-        return (jnp.full(w.shape, initial_accumulator, w.dtype),)
-
     def step(g: jax.Array, slots: Slots, lr: jax.Array) -> tuple[jax.Array, Slots]:
         total = slots[0] + jnp.square(g)
         return (-lr * g / (jnp.sqrt(total) + epsilon)).astype(g.dtype), (total,)
 
-    return RowRule(init, step)
+    return RowRule((initial_accumulator,), step)
 
 
 class DenseState(NamedTuple):
@@ -77,8 +78,11 @@ def dense(rule: RowRule, schedule: optax.Schedule) -> optax.GradientTransformati
     """The rule for parameters whose gradient is an array: the same equation, all elements at once."""
 
     def init(params: optax.Params) -> DenseState:
-        slots = _transposed(params, jax.tree.map(rule.init, params))
-        return DenseState(jnp.zeros((), jnp.int32), slots)
+        slots = (
+            jax.tree.map(lambda w, value=value: jnp.full(w.shape, value, w.dtype), params)
+            for value in rule.initial
+        )
+        return DenseState(jnp.zeros((), jnp.int32), tuple(slots))
 
     def update(
         grads: optax.Updates, state: DenseState, params: optax.Params | None = None
@@ -86,14 +90,14 @@ def dense(rule: RowRule, schedule: optax.Schedule) -> optax.GradientTransformati
         lr = schedule(state.count)
         stepped = jax.tree.map(lambda g, *slots: rule.step(g, slots, lr), grads, *state.slots)
         updates, slots = _transposed(grads, stepped)
-        slots = _transposed(grads, slots) if state.slots else ()
+        slots = _transposed(grads, slots)
         return updates, DenseState(optax.safe_increment(state.count), slots)
 
     return optax.GradientTransformation(init, update)
 
 
 def _transposed(like: Any, tree: Any) -> tuple[Any, ...]:
-    """A tree `like` of equal tuples as a tuple of trees."""
+    """A tree `like` of tuples of one length as a tuple of trees."""
     structure = jax.tree.structure(like)
     leaves = structure.flatten_up_to(tree)
     return tuple(structure.unflatten(part) for part in zip(*leaves, strict=True))
