@@ -44,6 +44,7 @@ def _closed() -> ConfigDict:
                 name="criteo_multihot",
                 fake=0,  # N: the made-up set of N train samples that `prepare --fake=N` writes
                 table_fraction=1.0,  # of each table's rows; less than 1 is not MLPerf's model
+                num_threads=0,  # that read in each process; 0 as many as there are cores, at most 8
                 num_train=0,  # with --synthetic_data: how many samples; 0 as many as the real set
                 num_eval=0,
             ),
