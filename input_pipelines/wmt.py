@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
 from concurrent import futures
@@ -120,12 +121,12 @@ def _encoded(
         UserError: the two languages have not `count` lines each.
     """
     sides = []
+    # A fork of a process with threads, as jax has them, may hang.
+    options = {"mp_context": multiprocessing.get_context("spawn"), "initializer": _use}
     for language in ("en", "de"):
         paths = [where / f"{name}.{language}" for name in names]
         parts = []
-        with futures.ProcessPoolExecutor(
-            os.cpu_count(), initializer=_use, initargs=(vocabulary.subwords,)
-        ) as pool:
+        with futures.ProcessPoolExecutor(os.cpu_count(), initargs=(vocabulary.subwords,), **options) as pool:
             for done, part in enumerate(pool.map(_encode, _chunks(paths)), 1):
                 parts.append(part)
                 if done % 10 == 0:
