@@ -39,7 +39,7 @@ _PAGES = {
 }
 _PARAGRAPH = re.compile(r'<(p|h[1-6])\b[^>]*\bid="((?:par|hd)_id[^"]*)"[^>]*>(.*?)</\1>', re.DOTALL)
 _TAG = re.compile(r"<[^>]+>")
-_HELD_OUT = 40  # one page in so many
+_HELD_OUT = 80  # one page in so many
 
 Pages = dict[str, str]
 Pair = tuple[str, str, str]
