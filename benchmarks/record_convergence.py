@@ -3,8 +3,8 @@
     python -m benchmarks.record_convergence transformer --trivial="copying the source: BLEU 0.044"
     python -m benchmarks.record_convergence transformer --seed=11 --runs=3 --data_dir=DATA
 
-writes benchmarks/convergence/WORKLOAD_mini.json and .md from the result logs, with the most memory that a process
-held, and how busy the machine was with other work.
+writes benchmarks/convergence/WORKLOAD_mini.json and .md from the result logs, with the most memory that a
+process held, and how busy the machine was with other work.
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ def text(record: dict) -> str:
     return f"""# {record["workload"]} mini: convergence
 
 {LABEL}. {record["machine"]}; {record["cpu_share_percent"]} % of its time was this command's, load average
-{record["load_average"][0]} before and {record["load_average"][1]} after. Python {record["versions"]["python"]}, jax {record["versions"]["jax"]}.
-Target {record["runs"][0]["target"]} {record["metric"]}.{trivial}
+{record["load_average"][0]} before and {record["load_average"][1]} after. Python
+{record["versions"]["python"]}, jax {record["versions"]["jax"]}. Target {record["runs"][0]["target"]}
+{record["metric"]}.{trivial}
 
 ```
 {record["command"]}
@@ -87,7 +88,8 @@ Target {record["runs"][0]["target"]} {record["metric"]}.{trivial}
 |---|---|---|---|---|---|---|---|
 {rows}
 
-The command took {record["command_seconds"]:.0f} s, at most {record["peak_resident_gb"]} GB of resident memory.
+The command took {record["command_seconds"]:.0f} s, at most {record["peak_resident_gb"]} GB of resident
+memory.
 """
 
 

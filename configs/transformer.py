@@ -1,14 +1,15 @@
 """Transformer (big), translation from English to German.
 
-closed: MLPerf Training's benchmark "transformer" (WMT17 en-de, uncased BLEU 25.0 on newstest2014), from random weights.
+closed: MLPerf Training's benchmark "transformer" (WMT17 en-de, uncased BLEU 25.0 on newstest2014), from
+random weights.
 
     ./run_and_time.sh --workload=transformer --platform=tpu
     expected: 0.25 after epoch 3 of batch 512 (`--config.reference_point=512`)
 
-Written down is the reference's own command: batches of 4,096 tokens, 16 packed rows of 256 (mlcommons/training,
-retired_benchmarks/transformer). There are no reference convergence points of this benchmark; `reference_points`
-holds what accepted submissions of v0.7 logged for batches of packed rows (training_results_v0.7, Google: tpu-v4-16-TF
-and tpu-v3-8192-JAX), which reached 0.25 after epochs 3 and 4.
+Written down is the reference's own command: batches of 4,096 tokens, 16 packed rows of 256
+(mlcommons/training, retired_benchmarks/transformer). There are no reference convergence points of this
+benchmark; `reference_points` holds what accepted submissions of v0.7 logged for batches of packed rows
+(training_results_v0.7, Google: tpu-v4-16-TF and tpu-v3-8192-JAX), which reached 0.25 after epochs 3 and 4.
 
 mini: the same architecture on LibreOffice's help (33,963 pairs to train on); not MLPerf's data or model.
 

@@ -1,10 +1,12 @@
 """WMT17 English-German as MLPerf's Transformer trains on it: 4,590,101 pairs, and newstest2014 with 3,003.
 
-DATA_DIR/wmt17 (or DATA_DIR itself) holds, as text, a sentence a line, where the reference's data_download.py leaves
-them too: news-commentary-v12.de-en, commoncrawl.de-en and europarl-v7.de-en, newstest2014, each with .en and .de, and
-the vocabulary vocab.translate_ende_wmt32k.32768.subwords. `prepare` encodes and packs them once.
+DATA_DIR/wmt17 (or DATA_DIR itself) holds, as text, a sentence a line, where the reference's
+data_download.py leaves them too: news-commentary-v12.de-en, commoncrawl.de-en and europarl-v7.de-en,
+newstest2014, each with .en and .de, and the vocabulary vocab.translate_ende_wmt32k.32768.subwords.
+`prepare` encodes and packs them once.
 
-TFDS's wmt17_translate/de-en is another set: it has rapid2016 besides, and leaves out pairs with an empty side.
+TFDS's wmt17_translate/de-en is another set: it has rapid2016 besides, and leaves out pairs with an empty
+side.
 """
 
 from __future__ import annotations
@@ -145,7 +147,8 @@ def _encoded(
 
 def _chunks(paths: list[Path]) -> Iterator[list[str]]:
     for path in paths:
-        # Only \n ends a line: commoncrawl has the other characters that Python takes for ends inside of lines.
+        # Only \n ends a line: commoncrawl has the other characters that Python takes for ends inside of
+        # lines.
         with open(path, encoding="utf-8", newline="\n") as file:
             while lines := list(itertools.islice(file, _LINES)):
                 yield lines

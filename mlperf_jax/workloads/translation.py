@@ -99,7 +99,8 @@ class Translation(SupervisedWorkload):
         counts = (batch["target_segment"] > 0).astype(losses.dtype)
         return (losses * counts).sum() / jnp.maximum(counts.sum(), 1)
 
-    # Evaluation: sentences sorted by length, in batches of a few lengths that are compiled before the clock starts.
+    # Evaluation: sentences sorted by length, in batches of a few lengths that are compiled before the clock
+    # starts.
 
     def translate(self, model: nnx.Module, source: jax.Array) -> jax.Array:
         """The best translation of each sentence.
