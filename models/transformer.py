@@ -237,6 +237,7 @@ class Transformer(nnx.Module):
         batch, width = source.shape[0], layers[0].attention.head_width
         source_mask = jnp.broadcast_to(segment[:, None] > 0, (batch, beams, source.shape[1]))
         empty = jnp.zeros((batch, length, beams, self.config.num_heads, width), self.dtype)
+        empty = constrain(empty, "batch", None, None, "heads", None)
         cache = [(empty, empty) for _ in layers]
         encoding = jnp.asarray(position_encoding(length, self.config.width), self.dtype)
 
