@@ -42,6 +42,30 @@ def polynomial_with_warmup(
     return schedule
 
 
+def rsqrt_with_warmup(scale: float, warmup_steps: float) -> optax.Schedule:
+    """Linear warm-up from zero, then decay with the square root of the steps: the Transformer's schedule.
+
+    At step s (0 for the first update, whose rate is therefore 0):
+
+        scale * min(1, s / warmup_steps) / sqrt(max(s, warmup_steps))
+
+    Source: Vaswani et al., arXiv:1706.03762, section 5.3; mlcommons/training,
+    retired_benchmarks/transformer/tensorflow/transformer/transformer_main.py, get_learning_rate.
+
+    Args:
+        scale: of the whole; the benchmark's base rate over the root of the model's width.
+        warmup_steps: until the largest rate, `scale / sqrt(warmup_steps)`.
+    """
+    if warmup_steps <= 0:
+        raise ValueError(f"warmup_steps {warmup_steps} must be > 0")
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        step = jnp.asarray(step, float)
+        return scale * jnp.minimum(1, step / warmup_steps) * jax.lax.rsqrt(jnp.maximum(step, warmup_steps))
+
+    return schedule
+
+
 def warmup_hold_square(
     base_lr: float, warmup_steps: int, decay_start_step: int, decay_steps: int
 ) -> optax.Schedule:
