@@ -265,7 +265,10 @@ class Workload(abc.ABC):
 
 
 _REGISTRY = {
+    "dlrm": "mlperf_jax.workloads.recommendation:DLRMv1",
+    "dlrm_dcnv2": "mlperf_jax.workloads.recommendation:DLRMDCNv2",
     "resnet50": "mlperf_jax.workloads.image_classification:ResNet50",
+    "transformer": "mlperf_jax.workloads.translation:TransformerTranslation",
 }
 
 
