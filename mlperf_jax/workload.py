@@ -31,6 +31,7 @@ import numpy as np
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.precision import Policy
+from mlperf_jax.results import events
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -91,6 +92,8 @@ class Workload(abc.ABC):
         num_train, num_eval: examples in an epoch of training and in the evaluation set.
         data_description: one phrase for logs, naming the data in use.
         made_up_data: whether no quality measured on that data means anything.
+        folder: of the training run at hand, for files that people want beside its log; None outside of one.
+        log: the MLPerf log of the training run at hand, for events that only this workload knows.
     """
 
     benchmark: str
@@ -100,6 +103,8 @@ class Workload(abc.ABC):
     num_eval: int
     data_description: str = ""
     made_up_data: bool = False
+    folder: Path | None = None
+    log: events.NullLog = events.NullLog()
 
     def __init__(
         self, config: ConfigDict, policy: Policy, *, data_dir: Path, synthetic: bool = False
