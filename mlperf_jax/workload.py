@@ -270,6 +270,7 @@ class Workload(abc.ABC):
 
 
 _REGISTRY = {
+    "minigo": "mlperf_jax.workloads.reinforcement_learning:MiniGo",
     "resnet50": "mlperf_jax.workloads.image_classification:ResNet50",
 }
 
