@@ -8,6 +8,7 @@ members asked for are read, so that no path in it matters.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import gzip
 import hashlib
 import http.client
@@ -69,12 +70,42 @@ class PinnedFile:
 
 
 @dataclasses.dataclass(frozen=True)
+class PinnedTree:
+    """Files known by their content together, where they are too many to pin one by one.
+
+    Attributes:
+        patterns: of their paths below one folder, in which `*` stands for any characters, `/` too.
+        num_files: how many match them.
+        sha256: of what `sha256sum` prints for them in the order of their paths.
+    """
+
+    patterns: tuple[str, ...]
+    num_files: int
+    sha256: str
+
+    def checked(self, files: dict[str, bytes]) -> dict[str, bytes]:
+        """Returns the files in the order of their paths.
+
+        Raises:
+            SourceError: they are not the pinned ones.
+        """
+        if len(files) != self.num_files:
+            raise SourceError(f"it has {len(files)} files {self.patterns} where {self.num_files} belong")
+        files = dict(sorted(files.items()))
+        lines = [f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in files.items()]
+        if hashlib.sha256("".join(lines).encode()).hexdigest() != self.sha256:
+            raise SourceError(f"its {self.patterns} have other content than the pinned {self.sha256[:12]}...")
+        return files
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """Where files can come from.
 
     Attributes:
         name: for messages.
-        read: (names, scratch folder) -> the raw bytes of each name.
+        read: (names, scratch folder) -> the raw bytes of each name; for the sources of a tree,
+            (patterns, scratch folder) -> the bytes of each path that matches one of them.
     """
 
     name: str
@@ -95,11 +126,26 @@ def fetch(
     Raises:
         UserError: no source had them; says why for each.
     """
+
+    def read(source: Source) -> dict[str, bytes]:
+        raw = source.read([file.name for file in files], scratch)
+        return {file.name: file.content(raw[file.name]) for file in files}
+
+    return _from_first(what, sources, read)
+
+
+def fetch_tree(what: str, tree: PinnedTree, sources: Sequence[Source], scratch: Path) -> dict[str, bytes]:
+    """Returns the content of every file of a tree, by path, in sorted order; else as `fetch`."""
+    return _from_first(what, sources, lambda source: tree.checked(source.read(tree.patterns, scratch)))
+
+
+def _from_first(
+    what: str, sources: Sequence[Source], read: Callable[[Source], dict[str, bytes]]
+) -> dict[str, bytes]:
     reasons = []
     for source in sources:
         try:
-            raw = source.read([file.name for file in files], scratch)
-            return {file.name: file.content(raw[file.name]) for file in files}
+            return read(source)
         except SourceError as error:
             reasons.append(f"{source.name}: {error}")
     raise UserError(f"{what} could not be had from any source ({'; '.join(reasons)}).")
@@ -117,6 +163,22 @@ def folder(path: Path) -> Source:
     return Source(f"folder {path}", read)
 
 
+def folder_tree(path: Path) -> Source:
+    """Files below a folder, for `fetch_tree`."""
+
+    def read(patterns: Sequence[str], scratch: Path) -> dict[str, bytes]:
+        if not path.is_dir():
+            raise SourceError("it is not there")
+        files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+        return {name: file.read_bytes() for name, file in files.items() if _matches(name, patterns)}
+
+    return Source(f"folder {path}", read)
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
 def debian_package(package: str, inside: str) -> Source:
     """Files of a Debian package, fetched by apt-get as any user, with whatever mirror it is set up for.
 
@@ -126,14 +188,26 @@ def debian_package(package: str, inside: str) -> Source:
     """
 
     def read(names: Sequence[str], scratch: Path) -> dict[str, bytes]:
-        for client in ("apt-get", "dpkg-deb"):
-            if not shutil.which(client):
-                raise SourceError(f"{client} is not on this machine")
-        archive = _apt_download(package, scratch)
-        tar = _run(["dpkg-deb", "--fsys-tarfile", str(archive)], scratch)
-        return tar_members(tar, {f"{inside}/{name}": name for name in names})
+        return tar_members(_debian_tar(package, scratch), {f"{inside}/{name}": name for name in names})
 
     return Source(f"Debian package {package}", read)
+
+
+def debian_tree(package: str, inside: str) -> Source:
+    """As `debian_package`, for `fetch_tree`."""
+
+    def read(patterns: Sequence[str], scratch: Path) -> dict[str, bytes]:
+        return tar_tree(_debian_tar(package, scratch), inside, patterns)
+
+    return Source(f"Debian package {package}", read)
+
+
+def _debian_tar(package: str, scratch: Path) -> bytes:
+    for client in ("apt-get", "dpkg-deb"):
+        if not shutil.which(client):
+            raise SourceError(f"{client} is not on this machine")
+    archive = _apt_download(package, scratch)
+    return _run(["dpkg-deb", "--fsys-tarfile", str(archive)], scratch)
 
 
 def _apt_download(package: str, scratch: Path) -> Path:
@@ -190,18 +264,34 @@ def tar_members(archive: bytes, wanted: dict[str, str]) -> dict[str, bytes]:
     Raises:
         SourceError: it is not a tar, or lacks one of them as a regular file.
     """
+    found = _tar_files(archive, wanted.get)
+    missing = sorted(set(wanted.values()) - set(found))
+    if missing:
+        raise SourceError(f"it has no file {missing[0]}")
+    return found
+
+
+def tar_tree(archive: bytes, inside: str, patterns: Sequence[str]) -> dict[str, bytes]:
+    """Reads the regular files below `inside` whose paths there match a pattern, as `tar_members`."""
+
+    def name_below(path: str) -> str | None:
+        below = path.removeprefix(f"{inside}/")
+        return below if below != path and _matches(below, patterns) else None
+
+    return _tar_files(archive, name_below)
+
+
+def _tar_files(archive: bytes, name_of: Callable[[str], str | None]) -> dict[str, bytes]:
+    """Reads the members to which `name_of` gives a name."""
     found = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
             for member in tar:
-                name = wanted.get(member.name.removeprefix("./"))
+                name = name_of(member.name.removeprefix("./"))
                 if name and member.isreg():
                     found[name] = tar.extractfile(member).read()
     except tarfile.TarError as error:
         raise SourceError(f"its archive is damaged ({error})") from None
-    missing = sorted(set(wanted.values()) - set(found))
-    if missing:
-        raise SourceError(f"it has no file {missing[0]}")
     return found
 
 

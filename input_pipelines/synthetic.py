@@ -49,8 +49,8 @@ def open_dataset(name: str, shapes: Shapes, options: Mapping[str, Any]) -> base.
         for field, (shape, dtype) in shapes.spec.items()
     }
     dataset = base.InMemoryDataset(
-        {field: _Repeated(values, num_train) for field, values in pool.items()},
-        {field: _Repeated(values, num_eval) for field, values in pool.items()},
+        {field: Repeated(values, num_train) for field, values in pool.items()},
+        {field: Repeated(values, num_eval) for field, values in pool.items()},
         fake=True,
         description=f"synthetic data shaped as {name}, {num_train:,} train and {num_eval:,} eval examples",
     )
@@ -58,7 +58,7 @@ def open_dataset(name: str, shapes: Shapes, options: Mapping[str, Any]) -> base.
     return dataset
 
 
-class _Repeated:
+class Repeated:
     """Behaves like a long array, for gathering rows, that repeats a short one."""
 
     def __init__(self, values: np.ndarray, length: int) -> None:

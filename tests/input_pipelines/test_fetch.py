@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import multiprocessing
+import re
 import sys
 import tarfile
 import zipfile
@@ -81,6 +82,45 @@ def test_tar_members_ignore_escapes_and_links(tmp_path):
     with pytest.raises(fetch.SourceError, match="damaged"):
         fetch.tar_members(b"not a tar" * 100, {"data/a": "a"})
     assert not list(tmp_path.iterdir())
+
+
+def tree(files, patterns=("a/*.png", "b.rcc")):
+    lines = "".join(f"{hashlib.sha256(data).hexdigest()}  {path}\n" for path, data in sorted(files.items()))
+    return fetch.PinnedTree(patterns, len(files), hashlib.sha256(lines.encode()).hexdigest())
+
+
+def test_trees_are_taken_whole_from_the_first_source_that_has_them(tmp_path):
+    wanted = {"a/z.png": b"Z", "a/deep/er.png": b"E", "b.rcc": b"B"}
+    for name, files in {"less": dict(list(wanted.items())[1:]), "other": wanted | {"b.rcc": b"b"}}.items():
+        fill(tmp_path / name, files)
+    fill(tmp_path / "good", wanted | {"a/other.txt": b"x", "c/z.png": b"x", "xa/z.png": b"x"})
+    sources = [fetch.folder_tree(tmp_path / name) for name in ("absent", "less", "other", "good")]
+    got = fetch.fetch_tree("Data", tree(wanted), sources, tmp_path)
+    assert list(got.items()) == sorted(wanted.items())
+    with pytest.raises(UserError) as caught:
+        fetch.fetch_tree("Data", tree(wanted), sources[:3], tmp_path)
+    for reason in ("absent: it is not there", "less: it has 2 files", "other: its .* have other content"):
+        assert re.search(reason, str(caught.value))
+
+
+def fill(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def test_tar_trees_ignore_escapes_and_links():
+    archive = tar_of(
+        ("./usr/x/a/1.png", b"1"),
+        ("usr/x/a/link.png", None),
+        ("usr/x/../a/2.png", b"2"),
+        ("../usr/x/a/3.png", b"3"),
+        ("usr/xa/4.png", b"4"),
+        ("usr/x/b.rcc", b"5"),
+    )
+    assert fetch.tar_tree(archive, "usr/x", ("a/*.png", "b.rcc")) == {"a/1.png": b"1", "b.rcc": b"5"}
+    with pytest.raises(fetch.SourceError, match="damaged"):
+        fetch.tar_tree(b"not a tar" * 100, "usr/x", ("*",))
 
 
 CLIENTS = {
