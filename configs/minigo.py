@@ -1,10 +1,11 @@
-"""MiniGo: Go by self-play.
+r"""MiniGo: Go by self-play.
 
 closed: MLPerf Training's benchmark "minigo" (v0.7 to v2.1): 19x19, half of 100 games won against a fixed
-checkpoint. It has no data set; it needs the two networks that MLPerf published, where to begin and
-whom to beat, as files that `mlperf_jax.import_weights` reads:
+checkpoint. It has no data set; it needs the two networks that MLPerf published (TensorFlow checkpoints
+in gs://minigo-pub/ml_perf/0.7), where to begin and whom to beat:
 
-    ./run_and_time.sh --workload=minigo --platform=tpu --config.start_checkpoint=FILE --config.target_checkpoint=FILE
+    ./run_and_time.sh --workload=minigo --platform=tpu \
+        --config.start_checkpoint=work_dir/model.ckpt-N.index --config.target_checkpoint=target/target.index
 
 `--config.reference_point=9` applies the reference's numbers for 9x9.
 
@@ -54,8 +55,10 @@ def _closed() -> ConfigDict:
                 # 8,192 games of 213 moves, a quarter of them searched in full: 436,224 positions.
                 rows=213,
             ),
-            start_checkpoint="",  # a file that `import_weights` reads, or "random"
-            target_checkpoint="",  # such a file, or "first": the network that the run began with
+            # Files that `mlperf_jax.import_weights` reads, or folders that it wrote. Or "random" weights to
+            # begin with, and "first", the network that the run began with, to beat.
+            start_checkpoint="",
+            target_checkpoint="",
             batch_size=4096,
             train_filter=0.3,
             value_cost_weight=0.5,
@@ -66,6 +69,8 @@ def _closed() -> ConfigDict:
                 lr_boundaries=(128, 10000, 20000),
             ),
             match=dict(games=100, readouts=100, soft_pick_moves=0, seed=1),
+            # What inference is judged by; made by the model that is measured.
+            positions=dict(count=4096, games=128, readouts=800, seed=2),
             target=0.5,
             max_epochs=100,
             eval_offset_epochs=0,
@@ -131,11 +136,12 @@ def _mini() -> ConfigDict:
             ),
             start_checkpoint="random",
             target_checkpoint="first",
-            batch_size=256,
-            train_filter=0.3,
+            batch_size=128,
+            train_filter=1.0,
             value_cost_weight=0.5,
-            optimizer=dict(l2_strength=1e-4, momentum=0.9, lr_rates=(0.02,), lr_boundaries=()),
-            match=dict(games=100, readouts=32, soft_pick_moves=4, seed=1),
+            optimizer=dict(l2_strength=1e-4, momentum=0.9, lr_rates=(0.05,), lr_boundaries=()),
+            match=dict(games=100, readouts=16, soft_pick_moves=4, seed=1),
+            positions=dict(count=1024, games=128, readouts=32, seed=2),
             target=0.9,
             max_epochs=30,
             eval_offset_epochs=0,

@@ -138,6 +138,17 @@ class Workload(abc.ABC):
 
     # Inference, for a workload that can be served. `predict` is traced; the others run on the host.
 
+    def make_samples(self, load: Callable[[State], State]) -> float | None:
+        """Called before anything is measured, for a workload whose samples come from the model itself.
+
+        Args:
+            load: reads `inference_state` of the model into structs with shardings.
+
+        Returns:
+            The quality that the answers are held against; None where it is what training reached.
+        """
+        return None
+
     def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape (without batch axis) and dtype of each input of one sample."""
         raise self._not_served()

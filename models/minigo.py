@@ -86,7 +86,7 @@ class DualNetwork(nnx.Module):
         common = dict(policy=policy, rngs=rngs)
         self.conv = _conv(config.planes, width, 3, **common)
         self.norm = BatchNorm(width, momentum=0.95, policy=policy)
-        self.blocks = nnx.List([Residual(width, **common) for _ in range(config.trunk_layers)])
+        self.blocks = nnx.Dict({f"block{i}": Residual(width, **common) for i in range(config.trunk_layers)})
         self.policy_conv = _conv(width, 2, 1, **common)
         self.policy_norm = BatchNorm(2, momentum=0.95, affine=False, policy=policy)
         self.policy_dense = _dense(2 * points, points + 1, axes=("embed", "vocab"), **common)
@@ -110,7 +110,7 @@ class DualNetwork(nnx.Module):
         """
         x = _pin(planes.astype(self.dtype))
         x = nnx.relu(self.norm(_pin(self.conv(x)), train=train))
-        for block in self.blocks:
+        for block in self.blocks.values():
             x = block(x, train=train)
         policy = nnx.relu(self.policy_norm(self.policy_conv(x), train=train))
         logits = self.policy_dense(policy.reshape(len(x), -1))

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlperf_jax.go.features import features
 from mlperf_jax.go.rules import Position, Rules
 from mlperf_jax.go.search import Search, best_move
 from mlperf_jax.workload import State

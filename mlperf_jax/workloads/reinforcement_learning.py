@@ -8,7 +8,7 @@ the window; its evaluation is a match against a fixed opponent.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,25 @@ import optax
 from flax import nnx
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.go import records
+from mlperf_jax.go import positions, records
 from mlperf_jax.go.features import PLANES, symmetries, turn_features, turn_moves
 from mlperf_jax.go.match import Games, MatchConfig, play_match
+from mlperf_jax.go.positions import PositionsConfig
 from mlperf_jax.go.rules import Rules
 from mlperf_jax.go.search import Search
 from mlperf_jax.go.selfplay import Played, SelfPlay, SelfPlayConfig
+from mlperf_jax.inference.replicas import structs
+from mlperf_jax.parallel import mesh
 from mlperf_jax.parallel.layout import Layout, LogicalAxes
 from mlperf_jax.supervised import GradientWorkload
 from mlperf_jax.training.engine import Engine
+from mlperf_jax.weights import files
+from mlperf_jax.weights import minigo as weights
 from mlperf_jax.workload import Batch, Block, Metrics, Program, State
 from models.minigo import DualNetwork, DualNetworkConfig, flops_per_position
 
 _SHOWN = 8  # games of each generation that are written down
+_AT_ONCE = 1024  # positions that are answered together while samples are made
 
 
 class MiniGo(GradientWorkload):
@@ -41,6 +47,8 @@ class MiniGo(GradientWorkload):
     metric = "matches won"
     unit = "positions"
     data_description = "self-play"
+
+    _positions: dict[str, np.ndarray] | None = None
 
     # What it is made of.
 
@@ -81,11 +89,55 @@ class MiniGo(GradientWorkload):
 
     @property
     def num_eval(self) -> int:
-        return self.match.games
+        """Games of a match; once there are samples for inference, those."""
+        return self.match.games if self._positions is None else len(self._positions["move"])
+
+    def check_data(self) -> None:
+        _ = self._given  # Reads the two checkpoints, and says which is missing.
+
+    @property
+    def made_up_data(self) -> bool:
+        """A run against its own beginning under the closed rules is a rehearsal."""
+        return self.synthetic
+
+    @functools.cached_property
+    def _given(self) -> dict[str, State]:
+        """The networks that files hold, by role: where to begin, whom to beat (NumPy arrays)."""
+        if self.synthetic:
+            return {}
+        roles = {"start": ("start_checkpoint", "random"), "opponent": ("target_checkpoint", "first")}
+        return {
+            role: self._read(key, self.config[key])
+            for role, (key, own) in roles.items()
+            if self.config[key] != own
+        }
+
+    def _read(self, key: str, path: str) -> State:
+        if not path:
+            raise UserError(
+                f"MiniGo's closed rules give the networks to begin with and to beat, and --config.{key} "
+                f"names none: fetch gs://minigo-pub/ml_perf/0.7, and give the file NAME.index (or "
+                "--config.start_checkpoint=random --config.target_checkpoint=first to rehearse without; "
+                "--preset=mini needs no files)."
+            )
+        folder = Path(path)
+        if folder.is_dir():
+            return files.load(folder).state
+        return self.import_weights(files.read_tensors(folder))[0]
+
+    def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
+        return weights.from_tensorflow(tensors, self.model_config), {}
 
     def init(self, seed: jax.Array) -> State:
         state = super().init(seed)
-        opponent = {name: state[name] for name in self.inference_state}
+
+        def given(role: str, own: State) -> State:
+            if role not in self._given:
+                return own
+            return jax.tree.map(lambda o, g: jnp.asarray(g, o.dtype), own, self._given[role])
+
+        state |= given("start", {name: state[name] for name in self.inference_state})
+        opponent = given("opponent", {name: state[name] for name in self.inference_state})
         played = self.self_play.init(jax.random.fold_in(jax.random.key(seed), _PLAY))
         return state | {"opponent": opponent, "played": played}
 
@@ -205,6 +257,57 @@ class MiniGo(GradientWorkload):
     def _write(self, name: str, games: list[records.Record]) -> None:
         if self.folder is not None and jax.process_index() == 0:
             records.write(self.folder / "games" / name, games)
+
+    # Inference: a sample is a position, its answer the policy's first move.
+
+    def make_samples(self, load: Callable[[State], State]) -> float:
+        layout = mesh.single_device_layout()
+        variables = load(structs(self, layout))
+        config = PositionsConfig(**self.config.positions.to_dict())
+        name = positions.fingerprint(variables, config, self.rules, self.model_config)
+        path = self.data_dir / "minigo" / f"positions_{name}.npz"
+        found = positions.load(path, self.rules.size)
+        if found is None:
+            found = self._make_positions(config, variables)
+            positions.save(path, found)
+        self._positions = found
+        self.metric = "agreement of the policy with search"
+        answers = []
+        for start in range(0, config.count, _AT_ONCE):
+            planes = found["planes"][start : start + _AT_ONCE]
+            answers.append(self._traced(self.predict)(variables, {"planes": planes}))
+        return float(np.mean(np.concatenate(answers) == found["move"]))
+
+    def _make_positions(self, config: PositionsConfig, variables: State) -> dict[str, np.ndarray]:
+        play = functools.partial(positions.play, config, self.search)
+        try:
+            return positions.choose(config, jax.device_get(self._traced(play)(variables)))
+        except ValueError as error:
+            raise UserError(f"{error}; give more --config.positions.games, or fewer --config.positions.count.") from None
+
+    def _traced(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compiled with the policy's precision of products."""
+
+        def traced(*args: Any) -> Any:
+            with jax.default_matmul_precision(self.policy.matmul):
+                return function(*args)
+
+        return jax.jit(traced)
+
+    def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        size = self.rules.size
+        return {"planes": ((size, size, PLANES), np.dtype(bool))}
+
+    def read_samples(self, indices: np.ndarray) -> Batch:
+        return {"planes": self._positions["planes"][indices]}
+
+    def predict(self, state: State, inputs: Batch) -> jax.Array:
+        """The policy's first move at each position, [B] int32."""
+        return self.judge(state, inputs["planes"])[0].argmax(1).astype(jnp.int32)
+
+    def answered_quality(self, indices: np.ndarray, answers: Sequence[bytes]) -> float:
+        moves = np.array([np.frombuffer(answer, "<i4").item() for answer in answers])
+        return float(np.mean(moves == self._positions["move"][indices]))
 
     # Shapes.
 
