@@ -73,6 +73,11 @@ class GradientWorkload(Workload):
         """Logical axes of one entry of a batch, the batch axis first."""
         return ("batch",)
 
+    @property
+    def loss_remat(self) -> str:
+        """What of the loss stays in memory for its gradient; "none" where the model itself sees to it, by layer."""
+        return self.config.get("remat", "none")
+
     # The phases, from those.
 
     @functools.cached_property
@@ -112,7 +117,7 @@ class GradientWorkload(Workload):
             batch,
             key,
             micro_batches=self.config.get("gradient_accumulation_steps", 1),
-            remat=self.config.get("remat", "none"),
+            remat=self.loss_remat,
             axes=self.batch_axes,
         )
         grads = jax.tree.map(
@@ -171,24 +176,25 @@ class SupervisedWorkload(GradientWorkload):
     """A model trained by gradients on a data set.
 
     A task fills in `build_model`, `loss`, `eval_totals`, `eval_update`, `eval_result`; a workload its
-    data set and optimizer.
+    data set and optimizer. A task that evaluates otherwise overrides `evaluate` and `programs`, and
+    needs none of the last three.
     """
 
     _stream: _Stream | None = None
 
     # What a task or a workload supplies.
 
-    @abc.abstractmethod
     def eval_totals(self) -> Any:
         """Zeros of the running totals, a pytree of small arrays."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def eval_update(self, totals: Any, model: nnx.Module, batch: Batch) -> Any:
         """Adds one evaluation batch to the totals; rows with `mask` 0 are padding and do not count."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def eval_result(self, totals: Any) -> dict[str, float]:
         """Turns totals (numpy) into figures, `quality` among them."""
+        raise NotImplementedError
 
     @functools.cached_property
     @abc.abstractmethod

@@ -281,8 +281,11 @@ class Workload(abc.ABC):
 
 
 _REGISTRY = {
+    "dlrm": "mlperf_jax.workloads.recommendation:DLRMv1",
+    "dlrm_dcnv2": "mlperf_jax.workloads.recommendation:DLRMDCNv2",
     "minigo": "mlperf_jax.workloads.reinforcement_learning:MiniGo",
     "resnet50": "mlperf_jax.workloads.image_classification:ResNet50",
+    "transformer": "mlperf_jax.workloads.translation:TransformerTranslation",
 }
 
 

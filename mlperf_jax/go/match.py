@@ -35,7 +35,9 @@ class MatchConfig:
 
     def __post_init__(self) -> None:
         if self.games % 2 or self.games < 2:
-            raise ValueError(f"a match of {self.games} games gives the players no equal colours; use an even number")
+            raise ValueError(
+                f"a match of {self.games} games gives the players no equal colours; use an even number"
+            )
 
 
 class Games(NamedTuple):

@@ -103,9 +103,7 @@ class Search:
             summary.value,
         )
 
-    def _evaluate(
-        self, variables: Any, positions: Position, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def _evaluate(self, variables: Any, positions: Position, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Logits, those of illegal moves out of reach, and the mover's value."""
         size = self.rules.size
         planes = jax.vmap(features, (0, None))(positions, size)

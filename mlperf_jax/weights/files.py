@@ -31,7 +31,9 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         if not path.is_file():
-            raise UserError(f"There is no file {path}; give a .pth, .safetensors, .npz, .onnx or .index file.")
+            raise UserError(
+                f"There is no file {path}; give a .pth, .safetensors, .npz, .onnx or .index file."
+            )
         return _read(path)
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -8,7 +8,6 @@ the convolution before it, only the node still tells the module: `/layer1/layer1
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import ml_dtypes

@@ -187,9 +187,7 @@ class MiniGo(GradientWorkload):
         seed = int(jax.device_get(state["seed"]))
         return state, self._draws(np.flatnonzero(outcome), seed, engine.rows, block, start)
 
-    def _draws(
-        self, known: np.ndarray, seed: int, rows: slice, block: Block, start: int
-    ) -> Iterator[Batch]:
+    def _draws(self, known: np.ndarray, seed: int, rows: slice, block: Block, start: int) -> Iterator[Batch]:
         """Positions of finished games in random order, each once; from the start again where they run out."""
         wanted = (block.stop - block.start) * self.batch_size
         random = np.random.default_rng([seed, block.index])
@@ -283,7 +281,9 @@ class MiniGo(GradientWorkload):
         try:
             return positions.choose(config, jax.device_get(self._traced(play)(variables)))
         except ValueError as error:
-            raise UserError(f"{error}; give more --config.positions.games, or fewer --config.positions.count.") from None
+            raise UserError(
+                f"{error}; give more --config.positions.games, or fewer --config.positions.count."
+            ) from None
 
     def _traced(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Compiled with the policy's precision of products."""

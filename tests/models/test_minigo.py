@@ -67,7 +67,9 @@ def test_forward_and_gradients_equal_pytorch(train):
         return cost, (logits, value, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param))))
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
-    (_, (logits, value, stats)), grads = jax.jit(value_and_grad)(variables["params"], variables["model_state"])
+    (_, (logits, value, stats)), grads = jax.jit(value_and_grad)(
+        variables["params"], variables["model_state"]
+    )
 
     logits_t, value_t = judge(torch.tensor(planes))
     cost = torch.nn.functional.cross_entropy(logits_t, torch.tensor(policy))
@@ -78,7 +80,10 @@ def test_forward_and_gradients_equal_pytorch(train):
     expected = {name: p.grad.numpy() for name, p in judge.named_parameters()}
     expected |= {name: b.numpy() for name, b in judge.named_buffers() if "running" in name}
     names = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-    for path, leaf in [*jax.tree_util.tree_leaves_with_path(grads), *jax.tree_util.tree_leaves_with_path(stats)]:
+    for path, leaf in [
+        *jax.tree_util.tree_leaves_with_path(grads),
+        *jax.tree_util.tree_leaves_with_path(stats),
+    ]:
         keys = [k.key for k in path]
         judged = expected.pop(".".join([*keys[:-1], names.get(keys[-1], keys[-1])]))
         if keys[-1] == "kernel":
