@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mlperf_jax.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -44,7 +46,7 @@ def prepare_folder(
     """
     partial = folder.with_name(f".{folder.name}.partial")
     old = folder.with_name(f".{folder.name}.old")
-    with _sentences_for_disks(folder), _locked(folder):
+    with _sentences_for_disks(folder), locked(folder):
         with contextlib.suppress(UserError):
             return read_manifest(folder, verify=verify)
         _remove(partial)
@@ -106,6 +108,26 @@ def _check_file(folder: Path, name: str, size: int, sha256: str | None) -> None:
         raise UserError(f"{path} does not have the SHA-256 in its manifest; {mend}")
 
 
+def open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Maps an .npy file of a prepared set into memory.
+
+    Raises:
+        UserError: it cannot be read, or is of another shape or dtype.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); prepare it again (--prepare, or python -m mlperf_jax.prepare)."
+        ) from None
+    if array.shape != shape or array.dtype != dtype:
+        raise UserError(
+            f"{path} holds {array.dtype} {array.shape} where {dtype} {shape} belongs; "
+            "prepare it again (--prepare, or python -m mlperf_jax.prepare)."
+        )
+    return array
+
+
 def sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -122,7 +144,7 @@ def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Holds the lock of a folder; the kernel gives it back however the process ends."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(f".{folder.name}.lock"), "w") as file:

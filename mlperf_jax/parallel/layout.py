@@ -56,6 +56,7 @@ _TENSOR_RULES = {
     "mlp": ("model",),
     "heads": ("model",),
     "vocab": ("model",),
+    "table_row": ("model",),
 }
 
 STRATEGIES: dict[str, Strategy] = {
@@ -69,6 +70,10 @@ STRATEGIES: dict[str, Strategy] = {
         # XLA exchanges the rows at the seams of convolutions and windows ("halos"). Source: Google's JAX SSD
         # in training_results_v0.7 splits the image's height over four cores.
         Strategy("spatial", {"data": -1, "space": 2}, {"batch": ("data",), "height": ("space",)}),
+        # Embedding tables over the devices, all else as in dp; see mlperf_jax.embedding.sharded.
+        Strategy("row_wise", {"data": -1}, {"batch": ("data",), "table_row": ("data",)}),
+        Strategy("column_wise", {"data": -1}, {"batch": ("data",), "table_column": ("data",)}),
+        Strategy("table_wise", {"data": -1}, {"batch": ("data",), "table": ("data",)}),
     )
 }
 
@@ -171,6 +176,11 @@ def use(layout: Layout | None) -> Iterator[None]:
         yield
     finally:
         _active.reset(token)
+
+
+def active() -> Layout | None:
+    """The layout in use while functions are traced, for code that exchanges data by itself."""
+    return _active.get()
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
