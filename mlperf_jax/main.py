@@ -71,8 +71,8 @@ _CHOICES = {
     ),
     "mode": (
         None,
-        ("performance", "accuracy", "submission", "find_peak"),
-        "Inference: what to run; default the first two.",
+        ("performance", "accuracy", "submission", "find_peak", "compliance"),
+        "Inference: what to run; default the first two; compliance runs TEST01 and TEST04 on those.",
     ),
     "loadgen": (
         "ours",
