@@ -56,8 +56,9 @@ def pack(results, out, *arguments):
 
 
 def official_complaints(out: Path) -> list[str]:
+    command = [sys.executable, "-m", "submission_checker.main", "--version", "v6.1", "--input", out]
     done = subprocess.run(
-        [sys.executable, "-m", "submission_checker.main", "--input", out, "--csv", out.with_suffix(".csv")],
+        [*command, "--csv", out.with_suffix(".csv")],
         cwd=Path(REPOSITORY) / "tools" / "submission",
         capture_output=True,
         text=True,
