@@ -76,7 +76,7 @@ _CHOICES = {
     "mode": (
         None,
         ("performance", "accuracy", "submission", "find_peak", "compliance"),
-        "Inference: what to run; default the first two; compliance runs TEST01 and TEST04 on those.",
+        "Inference: what to run; default the first two.",
     ),
     "loadgen": (
         "ours",
