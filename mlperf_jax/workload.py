@@ -229,9 +229,20 @@ class Workload(abc.ABC):
         """Epochs of data seen after so many steps."""
         return step * self.batch_size / self.num_train
 
+    def eval_epoch(self, step: int) -> float:
+        """The epoch under which MLPerf's log has the evaluation after so many steps.
+
+        Epochs of data seen, from 0; a benchmark whose references count from 1 says so here.
+        """
+        return self.epochs(step)
+
     def hyperparameters(self) -> dict[str, Any]:
         """What MLPerf's log wants to know, by mllog's keys; values as they are used."""
         return {}
+
+    def initialized_tensors(self) -> Sequence[str]:
+        """The names that MLPerf's log wants in `weights_initialization` events; older rulesets ask for them."""
+        return ()
 
     def train_flops_per_example(self) -> float:
         """Model FLOPs (2 per multiply-add) of forward and backward for one example; 0 if unknown."""

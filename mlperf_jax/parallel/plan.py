@@ -274,6 +274,7 @@ def time_to_train(workload: Workload, step_seconds: float) -> dict[str, Any]:
     epochs, source = reference.epochs, reference.how
     if epochs > 1000:  # these benchmarks count samples
         epochs /= workload.num_train
+    epochs -= workload.eval_epoch(0)
     steps = math.ceil(epochs * workload.num_train / workload.batch_size)
     minutes = steps * step_seconds / 60
     blocks = [block for block in workload.blocks() if block.start < steps]

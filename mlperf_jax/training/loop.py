@@ -193,7 +193,7 @@ def _look(progress: Progress, step: int, losses: jax.Array) -> None:
 def _evaluate(session: Session, state: State, step: int) -> float:
     """Measures the state and logs it; returns the quality."""
     workload = session.engine.workload
-    done = events.eval_metadata(workload.epochs(step))
+    done = events.eval_metadata(workload.eval_epoch(step))
     session.log.start("eval_start", metadata=done)
     result = workload.evaluate(session.engine, state)
     quality = float(result["quality"])

@@ -222,6 +222,8 @@ def _log_facts(
         cache_clear=_clear_caches(options.preset),
         labels=_labels(workload),
     )
+    for name in workload.initialized_tensors():
+        log.event("weights_initialization", metadata={"tensor": name})
     log.event("precision", dataclasses.asdict(workload.policy))
     log.event("layout", {"strategy": layout.strategy.name, "mesh": dict(layout.mesh.shape)})
 
