@@ -75,7 +75,9 @@ def detect(codes: jax.Array, logits: jax.Array, anchors: jax.Array, selection: S
     labels = jnp.take_along_axis(labels.reshape(batch, -1), best, axis=1)
     chosen = jnp.take_along_axis(chosen.reshape(batch, -1, 4), best[..., None], axis=1)
     there = scores > 0
-    return Detections(jnp.where(there[..., None], chosen, 0), scores, jnp.where(there, labels, 0))
+    whole = [jnp.where(there[..., None], chosen, 0), scores, jnp.where(there, labels, 0)]
+    lacking = selection.detections - found
+    return Detections(*(jnp.pad(x, ((0, 0), (0, lacking)) + ((0, 0),) * (x.ndim - 2)) for x in whole))
 
 
 def suppress(corners: jax.Array, present: jax.Array, threshold: float) -> jax.Array:
