@@ -3,7 +3,8 @@
 A data set's module is imported when it is asked for, and provides:
     prepare(data_dir, *, fake, verify) -> Manifest
     open_dataset(data_dir, options) -> Dataset
-    synthetic_shapes(options) -> synthetic.Shapes, from which random data of its shape is made.
+    synthetic_shapes(options) -> synthetic.Shapes, from which random data of its shape is made; or
+    open_synthetic(options) -> Dataset, where independent random numbers would make no sense.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from input_pipelines.base import Dataset
 from mlperf_jax.errors import UserError
 
 _MODULES = {
+    "composites": "input_pipelines.composites",
     "fashion_mnist": "input_pipelines.fashion_mnist",
     "imagenet": "input_pipelines.imagenet",
+    "nycflights": "input_pipelines.nycflights",
 }
 
 
@@ -63,6 +66,8 @@ def open_dataset(name: str, data_dir: Path, options: Mapping[str, Any]) -> Datas
     """
     module = _module(name)
     if options.get("synthetic"):
+        if hasattr(module, "open_synthetic"):
+            return module.open_synthetic(options)
         from input_pipelines import synthetic
 
         return synthetic.open_dataset(name, module.synthetic_shapes(options), options)

@@ -119,7 +119,7 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> InMemoryDataset:
     folder = data_dir / "fashion_mnist"
     prepared.read_manifest(folder)
     arrays = {
-        field: _open_array(folder / f"{field}.npy", shape, _DTYPES[field.split("_")[1]])
+        field: prepared.open_array(folder / f"{field}.npy", shape, _DTYPES[field.split("_")[1]])
         for field, shape in _SHAPES.items()
     }
     return InMemoryDataset(
@@ -128,21 +128,6 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> InMemoryDataset:
         fake=False,
         description="Fashion-MNIST, 60,000 train and 10,000 eval images",
     )
-
-
-def _open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); prepare it again (--prepare, or python -m mlperf_jax.prepare)."
-        ) from None
-    if array.shape != shape or array.dtype != dtype:
-        raise UserError(
-            f"{path} holds {array.dtype} {array.shape} where {dtype} {shape} belongs; "
-            "prepare it again (--prepare, or python -m mlperf_jax.prepare)."
-        )
-    return array
 
 
 def parse_idx(data: bytes) -> np.ndarray:

