@@ -195,7 +195,9 @@ def _mini() -> ConfigDict:
             gradient_accumulation_steps=1,
             remat="none",
             precision="auto",
-            inference=_inference(min_duration_s=10.0, batch_sizes=(1, 2, 4, 8, 16, 32), published_quality=0.0),
+            inference=_inference(
+                min_duration_s=10.0, batch_sizes=(1, 2, 4, 8, 16, 32), published_quality=0.0
+            ),
             reference_point=0,
             reference_points={},
         )

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from mlperf_jax.errors import UserError
 from mlperf_jax.weights import resnet
 from mlperf_jax.weights.resnet import Source
 from mlperf_jax.workload import State
@@ -117,7 +116,9 @@ def logged_names(config: SSDConfig) -> list[str]:
     for stage, count in enumerate(config.stages, 1):
         for i in range(2 * count + (stage > 1)):
             names += _convolution(f"resnetmlperf0_stage{stage}_", i)
-    extras = [f"{kind}_conv{i}" for i in range(len(config.extra_outer)) for kind in ("expand_trans", "expand")]
+    extras = [
+        f"{kind}_conv{i}" for i in range(len(config.extra_outer)) for kind in ("expand_trans", "expand")
+    ]
     heads = [f"convpredictor{i}_conv0" for i in range(len(config.anchors))]
     names += [f"{name}_{part}" for name in extras + heads for part in ("weight", "bias")]
     return [f"ssd0_{name}" for name in names]
