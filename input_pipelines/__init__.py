@@ -20,7 +20,10 @@ from input_pipelines.base import Dataset
 from mlperf_jax.errors import UserError
 
 _MODULES = {
+    "coco": "input_pipelines.coco",
     "composites": "input_pipelines.composites",
+    "criteo": "input_pipelines.criteo",
+    "criteo_multihot": "input_pipelines.criteo_multihot",
     "fashion_mnist": "input_pipelines.fashion_mnist",
     "imagenet": "input_pipelines.imagenet",
     "nycflights": "input_pipelines.nycflights",

@@ -8,14 +8,20 @@ An example has `dense` float32 [D], `sparse` int32 [L] and `label` float32 [], 0
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
 from input_pipelines import base, synthetic
 from mlperf_jax.errors import UserError
+
+_VERIFIED_AT_ONCE = 2**18
+_PROGRESS_SECONDS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,24 +51,25 @@ class Columns:
         """How many rows the table of each look-up has, [L] int32."""
         return np.repeat(np.array(self.table_sizes, np.int32), self.multi_hot_sizes)
 
+    def cut(self, options: Mapping[str, Any]) -> Columns:
+        """Tables of the share `table_fraction` (1 by default) of their rows, rounded up.
+
+        Raises:
+            UserError: the share is not in (0, 1].
+        """
+        fraction = options.get("table_fraction", 1.0)
+        if not 0 < fraction <= 1:
+            raise UserError(
+                f"table_fraction cannot be {fraction}; it is the share of each table's rows, at most 1."
+            )
+        return dataclasses.replace(
+            self, table_sizes=tuple(math.ceil(size * fraction) for size in self.table_sizes)
+        )
+
     def synthetic_shapes(self, *, num_train: int, num_eval: int) -> synthetic.Shapes:
         """What `--synthetic_data` makes up in place of a data set of so many examples."""
         limits = {"dense": 10, "sparse": self.rows, "label": 2}
         return synthetic.Shapes(self.spec, limits, num_train, num_eval, attributes=dataclasses.asdict(self))
-
-
-def cut(table_sizes: tuple[int, ...], options: Mapping[str, Any]) -> tuple[int, ...]:
-    """Cuts tables to `options["table_fraction"]` (1 by default) of their rows, rounded up.
-
-    Raises:
-        UserError: the fraction is not in (0, 1].
-    """
-    fraction = options.get("table_fraction", 1.0)
-    if not 0 < fraction <= 1:
-        raise UserError(
-            f"table_fraction cannot be {fraction}; it is the share of each table's rows, at most 1."
-        )
-    return tuple(math.ceil(size * fraction) for size in table_sizes)
 
 
 class InMemoryClicks(base.InMemoryDataset):
@@ -78,5 +85,139 @@ class InMemoryClicks(base.InMemoryDataset):
         description: str,
     ) -> None:
         super().__init__(train, evaluation, fake=fake, description=description)
-        self.num_dense, self.table_sizes = columns.num_dense, columns.table_sizes
-        self.multi_hot_sizes = columns.multi_hot_sizes
+        vars(self).update(dataclasses.asdict(columns))
+
+
+class Rows(Protocol):
+    """Examples on disk, in their order."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int, out: base.Batch) -> None:
+        """Writes examples [start, stop) into arrays of that length: dense, sparse and label."""
+        ...
+
+
+class MappedClicks:
+    """The `base.Dataset` of examples that are read in runs, from files mapped into memory.
+
+    Training keeps the files' order, or shuffles blocks of examples that lie side by side: single
+    examples cannot be fetched from terabytes at the speed of training.
+
+    Args:
+        columns: of the examples; `sparse` is taken modulo their table sizes where tables are cut.
+        train, evaluation: the examples.
+        block: how many examples stay side by side when shuffled; 0 keeps the order.
+        num_threads: batches read at once.
+        fake, description: see `base.Dataset`.
+    """
+
+    def __init__(
+        self,
+        columns: Columns,
+        train: Rows,
+        evaluation: Rows,
+        *,
+        block: int,
+        num_threads: int,
+        fake: bool,
+        description: str,
+    ) -> None:
+        vars(self).update(dataclasses.asdict(columns))
+        self._train, self._eval, self._block = train, evaluation, block
+        self._prefetched = functools.partial(base.prefetched, num_threads=num_threads)
+        self.num_train, self.num_eval = len(train), len(evaluation)
+        self.train_spec = columns.spec
+        self.eval_spec = self.train_spec | base.MASK_SPEC
+        self.fake, self.description = fake, description
+
+    def train_batches(
+        self, *, seed: int, batch_size: int, start_step: int, rows: slice
+    ) -> base.BatchIterator:
+        def make_batch(step: int) -> base.Batch:
+            first = step * batch_size
+            return self._read(
+                self._train,
+                self._train_runs(first + rows.start, first + rows.stop, seed),
+                rows.stop - rows.start,
+            )
+
+        return self._prefetched(make_batch, start_step)
+
+    def eval_batches(self, *, batch_size: int, rows: slice) -> base.BatchIterator:
+        def make_batch(index: int) -> base.Batch:
+            first, last = (min(index * batch_size + row, self.num_eval) for row in (rows.start, rows.stop))
+            return base.with_mask(
+                self._read(self._eval, [(first, last)], last - first), rows.stop - rows.start
+            )
+
+        return self._prefetched(make_batch, 0, base.num_eval_batches(self.num_eval, batch_size))
+
+    def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> base.Batch:
+        runs = [(index, index + 1) for index in np.asarray(indices).tolist()]
+        batch = self._read(self._eval, runs, len(runs))
+        return {name: batch[name] for name in fields}
+
+    def _read(self, source: Rows, runs: Collection[tuple[int, int]], num_rows: int) -> base.Batch:
+        batch = {
+            name: np.empty((num_rows, *shape), dtype) for name, (shape, dtype) in self.train_spec.items()
+        }
+        done = 0
+        for start, stop in runs:
+            end = done + stop - start
+            source.read(start, stop, {name: array[done:end] for name, array in batch.items()})
+            done = end
+        return batch
+
+    def _train_runs(self, start: int, stop: int, seed: int) -> list[tuple[int, int]]:
+        """Which runs of examples stand at positions [start, stop) of the global stream."""
+        runs = []
+        while start < stop:
+            epoch, offset = divmod(start, self.num_train)
+            length = min(stop - start, self.num_train - offset)
+            runs += self._runs_of_epoch(seed, epoch, offset, offset + length)
+            start += length
+        return runs
+
+    def _runs_of_epoch(self, seed: int, epoch: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        if not self._block:
+            yield start, stop
+            return
+        order, begins = shuffled_blocks(seed, epoch, self.num_train, self._block)
+        first = int(np.searchsorted(begins, start, side="right")) - 1
+        for place in itertools.count(first):
+            if place == len(order) or begins[place] >= stop:
+                return
+            example = int(order[place]) * self._block
+            size = min(self._block, self.num_train - example)
+            here = int(begins[place])
+            yield example + max(start - here, 0), example + min(stop - here, size)
+
+
+@functools.lru_cache(maxsize=4)
+def shuffled_blocks(seed: int, epoch: int, num_examples: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """The order of an epoch's blocks, and the position at which each begins, [blocks] int64 both.
+
+    The last block of the files may be shorter than the others.
+    """
+    num_blocks = -(-num_examples // block)
+    order = base.epoch_permutation(seed, epoch, num_blocks)
+    sizes = np.where(order == num_blocks - 1, num_examples - (num_blocks - 1) * block, block)
+    return order, np.cumsum(sizes) - sizes
+
+
+def verify(dataset: MappedClicks) -> None:
+    """Reads every example once, saying every ten seconds how far it is.
+
+    Raises:
+        UserError: an example is damaged.
+    """
+    total, done, told = dataset.num_train + dataset.num_eval, 0, time.monotonic()
+    for rows in (dataset._train, dataset._eval):
+        for start in range(0, len(rows), _VERIFIED_AT_ONCE):
+            stop = min(start + _VERIFIED_AT_ONCE, len(rows))
+            dataset._read(rows, [(start, stop)], stop - start)
+            done += stop - start
+            if time.monotonic() - told > _PROGRESS_SECONDS or done == total:
+                told = time.monotonic()
+                print(f"verified {done:,} of {total:,} examples", flush=True)

@@ -296,7 +296,7 @@ class Composites:
         manifest = prepared.read_manifest(folder)
         self.counts = {split: manifest[f"num_{split}"] for split in detection.SPLITS}
         self._images = {split: self._mapped(split, "image") for split in detection.SPLITS}
-        self._boxes, self._labels = self._mapped("train", "boxes"), self._mapped("train", "labels")
+        self._boxes, self._labels = (np.array(self._mapped("train", f)) for f in ("boxes", "labels"))
         self.image_ids = np.arange(self.counts["eval"], dtype=np.int32)
         self.sizes = np.full((self.counts["eval"], 2), SIZE, np.int32)
 

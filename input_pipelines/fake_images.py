@@ -34,9 +34,9 @@ def write(folder: Path, *, num_train: int, num_eval: int) -> dict[str, Any]:
     return {"name": f"imagenet_fake_{num_train}", "fake": True, "num_train": num_train, "num_eval": num_eval}
 
 
-def photograph(random: np.random.Generator, label: int) -> np.ndarray:
-    """Makes up an image, [H, W, 3] uint8."""
-    height, width = _SIZES[random.integers(len(_SIZES))]
+def photograph(random: np.random.Generator, label: int, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Makes up an image, [H, W, 3] uint8, of the given height and width or one of ImageNet's usual sizes."""
+    height, width = size or _SIZES[random.integers(len(_SIZES))]
     colour = np.random.default_rng(label).uniform(88, 168, size=3)
     light = _field(random, height, width, channels=1)
     tint = _field(random, height, width, channels=3)

@@ -46,7 +46,7 @@ def prepare_folder(
     """
     partial = folder.with_name(f".{folder.name}.partial")
     old = folder.with_name(f".{folder.name}.old")
-    with _sentences_for_disks(folder), _locked(folder):
+    with _sentences_for_disks(folder), locked(folder):
         with contextlib.suppress(UserError):
             return read_manifest(folder, verify=verify)
         _remove(partial)
@@ -144,7 +144,7 @@ def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Holds the lock of a folder; the kernel gives it back however the process ends."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(f".{folder.name}.lock"), "w") as file:

@@ -24,7 +24,8 @@ from mlperf_jax.results.logs import number
 from mlperf_jax.results.rounds import NOT_RESULTS, Problem
 
 SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline")
-_DETAIL = "mlperf_log_detail.txt"
+DETAIL = "mlperf_log_detail.txt"
+SUMMARY = "mlperf_log_summary.txt"
 _TRACE = "mlperf_log_trace.json"
 _MOST_BYTES = 64 << 20
 _CHUNK = 16 << 20
@@ -97,18 +98,19 @@ def read_inference(roots: Iterable[Path]) -> tuple[list[InferenceRun], list[Prob
     problems: list[Problem] = []
     for root in roots:
         root = Path(os.path.abspath(root))
-        for folder in _folders(root):
+        for folder in run_folders(root):
             try:
                 runs.setdefault(folder, read_run(folder, root))
             except UserError as error:
-                problems.append(Problem(folder / _DETAIL, str(error).rstrip(".")))
+                problems.append(Problem(folder / DETAIL, str(error).rstrip(".")))
     return list(runs.values()), problems
 
 
-def _folders(root: Path) -> Iterator[Path]:
+def run_folders(root: Path) -> Iterator[Path]:
+    """Every folder below `root` that holds a run's detail log."""
     for folder, names, files in os.walk(root, followlinks=False):
         names[:] = sorted(name for name in names if name not in NOT_RESULTS)
-        if _DETAIL in files:
+        if DETAIL in files:
             yield Path(folder)
 
 
@@ -118,7 +120,7 @@ def read_run(folder: Path, root: Path) -> InferenceRun:
     Raises:
         UserError: its detail log cannot be read or holds no scenario.
     """
-    fields, errors = _detail(folder / _DETAIL)
+    fields, errors = _detail(folder / DETAIL)
     scenario, mode = str(fields.get("effective_scenario", "")), str(fields.get("effective_test_mode", ""))
     if scenario not in SCENARIOS:
         raise UserError("holds no scenario that LoadGen has.")
@@ -126,7 +128,7 @@ def read_run(folder: Path, root: Path) -> InferenceRun:
     field, metric, unit, factor = _METRICS[scenario]
     found = number(fields.get(field)) if performance else None
     submitter, system, model = _names(folder, root)
-    own = _own_record(folder)
+    own = own_record(folder)
     bound = number(fields.get("effective_target_latency_ns")) if scenario == "Server" else None
     return InferenceRun(
         path=folder,
@@ -225,7 +227,7 @@ def _accuracy(folder: Path) -> tuple[str, ...]:
     above = list(folder.parents)[:3]
     depth = next((i for i, place in enumerate(above) if place.name in SCENARIOS), -1)
     for place in (folder, *(place / "accuracy" for place in above[: depth + 1])):
-        own = _own_record(place)
+        own = own_record(place)
         quality, target = number(own.get("quality")), number(own.get("quality_target"))
         if quality is not None:
             wanted = "" if target is None else f", target {target:.4g}"
@@ -239,7 +241,7 @@ def _accuracy(folder: Path) -> tuple[str, ...]:
     return ()
 
 
-def _own_record(folder: Path) -> dict[str, Any]:
+def own_record(folder: Path) -> dict[str, Any]:
     """The result.json with which our runs say what they are; empty with anybody else's."""
     try:
         with open(folder / "result.json", "rb") as file:

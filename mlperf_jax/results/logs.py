@@ -51,7 +51,7 @@ _DAMAGE = (
     TypeError,
     ValueError,
 )
-_KEY = re.compile(rb'"key"\s*:\s*"(\w+)"')
+_KEY = re.compile(rb'"key"\s*:\s*"([\w.]+)"')
 _V05 = re.compile(rb":::MLPv0\.5\.0\s+(\S+)\s+([0-9.]+)\s+\([^)]*\)\s+(\w+)(?::\s*(.*))?")
 _V06 = re.compile(rb":::MLL\s+([0-9.]+)\s+(\w+)\s*:\s*(.*)")
 _BARE = {"null": None, "true": True, "false": False, "NaN": math.nan, "Infinity": math.inf}
@@ -59,12 +59,18 @@ _BARE = {"null": None, "true": True, "false": False, "NaN": math.nan, "Infinity"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Event:
-    """One line of a log. `time_ms`: milliseconds of the log's own clock, since 1970 if it is right."""
+    """One line of a log.
+
+    Attributes:
+        time_ms: milliseconds of the log's own clock, since 1970 if it is right.
+        line: its number in the file, from 1.
+    """
 
     key: str
     value: Any
     metadata: dict[str, Any]
     time_ms: float
+    line: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -177,9 +183,9 @@ def read_run(path: Path) -> RunLog:
     log = RunLog(path, "", [])
     formats: set[str] = set()
     try:
-        for line in _event_lines(path):
+        for line_number, line in _event_lines(path):
             try:
-                formats.add(_take(line, log))
+                formats.add(_take(line, line_number, log))
             except _DAMAGE:
                 log.damaged += 1
     except (OSError, EOFError, zlib.error) as error:
@@ -190,6 +196,28 @@ def read_run(path: Path) -> RunLog:
     log.format = min(formats)
     _interpret(log)
     return log
+
+
+def read_events(path: Path) -> tuple[list[Event], list[int]]:
+    """Every event of a log, of whatever key, for who judges it line by line.
+
+    Returns:
+        The events in order, and the numbers of the lines that claim to be events and are none.
+
+    Raises:
+        UserError: the log cannot be read.
+    """
+    events: list[Event] = []
+    damaged: list[int] = []
+    try:
+        for line_number, line in _event_lines(path):
+            try:
+                events.append(_any_event(line, line_number))
+            except _DAMAGE:
+                damaged.append(line_number)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({_reason(error)}).") from None
+    return events, damaged
 
 
 def number(value: Any) -> float | None:
@@ -208,11 +236,11 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _event_lines(path: Path) -> Iterator[bytes]:
-    """What follows each ":::ML", to the end of its line."""
+def _event_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The number of each line with ":::ML", and what follows that to the end of the line."""
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rb") as file:
-        rest, total = b"", 0
+        rest, total, first = b"", 0, 1
         while chunk := file.read(_CHUNK):
             total += len(chunk)
             if total > _MOST_BYTES:
@@ -220,51 +248,73 @@ def _event_lines(path: Path) -> Iterator[bytes]:
             chunk = rest + chunk
             cut = chunk.rfind(b"\n") + 1
             rest = chunk[cut:][-_LONGEST_LINE:]  # a line without end cannot fill the memory
-            yield from _lines_in(chunk[:cut])
-        yield from _lines_in(rest)
+            yield from _lines_in(chunk[:cut], first)
+            first += chunk.count(b"\n", 0, cut)
+        yield from _lines_in(rest, first)
 
 
-def _lines_in(text: bytes) -> Iterator[bytes]:
-    at = text.find(b":::ML")
+def _lines_in(text: bytes, first: int) -> Iterator[tuple[int, bytes]]:
+    """As `_event_lines`, of a text that begins with line `first`."""
+    at, counted = text.find(b":::ML"), 0
     while at >= 0:
         end = text.find(b"\n", at)
         end = len(text) if end < 0 else end
+        first, counted = first + text.count(b"\n", counted, at), at
         if end - at <= _LONGEST_LINE:
-            yield text[at:end]
+            yield first, text[at:end]
         at = text.find(b":::ML", end)
 
 
-def _take(line: bytes, log: RunLog) -> str:
+def _take(line: bytes, line_number: int, log: RunLog) -> str:
     """Adds what a line says to `log`; returns its format."""
-    if line.startswith(b":::MLLOG"):
-        match = _KEY.search(line)
-        if match is None:
-            raise ValueError("no key")
-        if match[1] in KEYS and not log.has(match[1]):
-            raw = _decode(line[8:])
-            time_ms = raw["time_ms"] if "time_ms" in raw else float(raw["time_s"]) * 1000
-            if raw["key"] != match[1].decode():
-                raise ValueError("another key")
-            log.add(_event(raw["key"], raw.get("value"), raw.get("metadata"), time_ms))
-        elif match[1] in _STATS:
-            _take_throughput(line[8:], log)
-        return "MLLOG"
-    if line.startswith(b":::MLL "):
+    found, key = _format_and_key(line)
+    if key in KEYS and not log.has(key):
+        log.add(_any_event(line, line_number))
+    elif found == "MLLOG" and key in _STATS:
+        _take_throughput(line[8:], log)
+    return found
+
+
+def _format_and_key(line: bytes) -> tuple[str, bytes]:
+    """What can be told of a line without decoding it.
+
+    Raises:
+        ValueError: it is no event.
+    """
+    for name, start, pattern, group in (
+        ("MLLOG", b":::MLLOG", _KEY, 1),
+        ("MLL", b":::MLL ", _V06, 2),
+        ("MLPv0.5.0", b":::MLP", _V05, 3),
+    ):
+        if line.startswith(start):
+            match = pattern.search(line) if name == "MLLOG" else pattern.match(line)
+            if match:
+                return name, match[group]
+            break
+    raise ValueError("no event")
+
+
+def _any_event(line: bytes, line_number: int) -> Event:
+    """The event that a line is.
+
+    Raises:
+        one of `_DAMAGE`: it is none.
+    """
+    found, key = _format_and_key(line)
+    if found == "MLLOG":
+        raw = _decode(line[8:])
+        time_ms = raw["time_ms"] if "time_ms" in raw else float(raw["time_s"]) * 1000
+        if raw["key"] != key.decode():
+            raise ValueError("another key")
+        return _event(raw["key"], raw.get("value"), raw.get("metadata"), time_ms, line_number)
+    if found == "MLL":
         match = _V06.match(line)
-        if match is None:
-            raise ValueError("no event")
-        if match[2] in KEYS and not log.has(match[2]):
-            raw = _decode(match[3])
-            time_ms = float(match[1]) * 1000
-            log.add(_event(match[2].decode(), raw.get("value"), raw.get("metadata"), time_ms))
-        return "MLL"
+        raw = _decode(match[3])
+        time_ms = float(match[1]) * 1000
+        return _event(key.decode(), raw.get("value"), raw.get("metadata"), time_ms, line_number)
     match = _V05.match(line)
-    if match is None:
-        raise ValueError("no event")
-    if match[3] in KEYS and not log.has(match[3]):
-        value = _decode(match[4]) if match[4] and match[4].strip() else None
-        log.add(_event(match[3].decode(), value, {}, float(match[2]) * 1000))
-    return "MLPv0.5.0"
+    value = _decode(match[4]) if match[4] and match[4].strip() else None
+    return _event(key.decode(), value, {}, float(match[2]) * 1000, line_number)
 
 
 def _take_throughput(text: bytes, log: RunLog) -> None:
@@ -281,12 +331,12 @@ def _take_throughput(text: bytes, log: RunLog) -> None:
         log.throughput.add(float(raw["time_ms"]), rate)
 
 
-def _event(key: str, value: Any, metadata: Any, time_ms: Any) -> Event:
+def _event(key: str, value: Any, metadata: Any, time_ms: Any, line: int) -> Event:
     time = float(time_ms)
     if not abs(time) <= _LARGEST:
         raise ValueError("no time")
     told = metadata if isinstance(metadata, dict) else {}
-    return Event(key, value, {k: v for k, v in told.items() if k not in ("file", "lineno")}, time)
+    return Event(key, value, {k: v for k, v in told.items() if k not in ("file", "lineno")}, time, line)
 
 
 def _decode(text: bytes) -> Any:

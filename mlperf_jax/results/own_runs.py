@@ -25,12 +25,12 @@ class OwnRun:
 
 def read_own_run(log: RunLog) -> OwnRun | None:
     """Reads runs/<system>/<benchmark>/run_<i>/ beside results/.../result_<i>.txt; None if there is none."""
-    parents = log.path.parents
-    number = log.path.name.removeprefix("result_").split(".")[0]
-    if not log.ours or len(parents) < 4 or not number.isdigit():
+    folder = run_folder(log.path) if log.ours else None
+    if folder is None:
         return None
-    folder = parents[3] / "runs" / parents[1].name / parents[0].name / f"run_{number}"
-    files = {name: _read(folder / f"{name}.json") for name in ("config", "versions", "devices", "status")}
+    files = {
+        name: read_object(folder / f"{name}.json") for name in ("config", "versions", "devices", "status")
+    }
     if not any(files.values()):
         return None
     status = files["status"]
@@ -41,8 +41,18 @@ def read_own_run(log: RunLog) -> OwnRun | None:
     return OwnRun(str(status.get("state", "")), str(command), facts)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The object in a file; empty if there is none, for a report is no place to fail on that."""
+def run_folder(log_path: Path) -> Path | None:
+    """Where the run that wrote a log keeps the rest, by the log's place; None where that is no folder."""
+    parents = log_path.parents
+    number = log_path.name.removeprefix("result_").split(".")[0]
+    if len(parents) < 4 or not number.isdigit():
+        return None
+    folder = parents[3] / "runs" / parents[1].name / parents[0].name / f"run_{number}"
+    return folder if folder.is_dir() else None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is none, for a report is no place to fail on that."""
     try:
         with open(path, "rb") as file:
             found = json.loads(file.read(_MOST_BYTES))

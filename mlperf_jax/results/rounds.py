@@ -205,6 +205,11 @@ class Reader:
         return System(name=place.system)
 
 
+def find_description(folder: Path) -> Path | None:
+    """The file that describes the system of a result's folder, None if there is none."""
+    return next(_place(folder, folder).descriptions(), None)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Place:
     """What a result's path says. Empty is what it does not."""

@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import json
+import pickle
 import struct
 import zlib
 
@@ -188,7 +189,7 @@ def take(iterator, count):
         return list(itertools.islice(iterator, count))
 
 
-def test_train_stream_is_the_same_for_any_processes_threads_workers_and_start(data_dir):
+def test_train_stream_is_the_same_for_any_processes_threads_and_start(data_dir):
     def batches(start, rows, **options):
         data = input_pipelines.open_dataset("composites", data_dir, OPTIONS | options)
         return data.train_batches(seed=5, batch_size=6, start_step=start, rows=rows)
@@ -197,13 +198,20 @@ def test_train_stream_is_the_same_for_any_processes_threads_workers_and_start(da
     for start, rows, options in (
         (3, slice(0, 6), {"num_threads": 3}),
         (7, slice(2, 5), {}),
-        (1, slice(0, 3), {"num_workers": 1}),
     ):
         for one, other in zip(take(batches(start, rows, **options), 2), whole[start:], strict=False):
             assert all(np.array_equal(one[name], other[name][rows]) for name in other)
     assert {name: (v.shape[1:], v.dtype) for name, v in whole[0].items()} == input_pipelines.open_dataset(
         "composites", data_dir, OPTIONS
     ).train_spec
+
+
+def test_a_worker_s_copy_of_the_source_maps_the_files_anew(data_dir):
+    source = input_pipelines.open_dataset("composites", data_dir, OPTIONS).source
+    small = pickle.dumps(source)
+    assert len(small) < 1000
+    for split, index in (("train", 3), ("eval", 11)):
+        assert np.array_equal(pickle.loads(small).image(split, index), source.image(split, index))
 
 
 def test_train_rows_are_augmented_scenes_and_padding_is_zero(data_dir):

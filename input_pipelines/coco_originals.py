@@ -1,0 +1,292 @@
+"""COCO 2017 as people have it: the files of cocodataset.org, unpacked or not, or TFDS's `coco/2017`.
+
+Each form is read into the same listing of images and their objects, and yields JPEGs by name. Nothing
+of an archive is written to disk, so that no path in it matters.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from mlperf_jax.errors import UserError
+
+# Of the 91 ids that were planned, those of the 80 categories that were annotated.
+CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
+
+_YEAR_SPLITS = {"train": "train2017", "eval": "val2017"}
+_MOST_BYTES = 2**26  # of a JPEG; COCO's largest has a hundredth of that
+
+
+class Image(NamedTuple):
+    """An image and its objects.
+
+    Attributes:
+        id: COCO's.
+        height, width: in pixels.
+        boxes: [n, 4] float64: left, top, width, height in pixels.
+        categories: [n] int64, COCO's ids.
+        crowds: [n] bool.
+        areas: [n] float64, of the objects' outlines in pixels.
+        key: what the original knows its JPEG by.
+    """
+
+    id: int
+    height: int
+    width: int
+    boxes: np.ndarray
+    categories: np.ndarray
+    crowds: np.ndarray
+    areas: np.ndarray
+    key: Any
+
+
+class Original(Protocol):
+    """A form of the data set."""
+
+    def images(self, split: str) -> list[Image]:
+        """Returns all images of "train" or "eval", those without objects too, by id.
+
+        Raises:
+            UserError: they cannot be read, or are not what COCO has.
+        """
+        ...
+
+    def jpeg(self, split: str, image: Image) -> bytes:
+        """Returns an encoded image.
+
+        Raises:
+            UserError: it is missing or cannot be read.
+        """
+        ...
+
+
+def find(data_dir: Path) -> Original | None:
+    """Returns COCO 2017 in whichever form it is in DATA_DIR or DATA_DIR/coco, None if it is not there."""
+    for folder in (data_dir, data_dir / "coco"):
+        if all(_holds(folder, name) for name in ("annotations", *_YEAR_SPLITS.values())):
+            return _Files(folder)
+    candidates = [data_dir, *sorted(data_dir.glob("coco/2017/*.*.*"), reverse=True)]
+    for folder in candidates:
+        if (folder / "dataset_info.json").is_file():
+            return _TfdsRecords(folder)
+    return None
+
+
+def _holds(folder: Path, name: str) -> bool:
+    return (folder / name).is_dir() or (folder / _archive(name)).is_file()
+
+
+def _archive(name: str) -> str:
+    return "annotations_trainval2017.zip" if name == "annotations" else f"{name}.zip"
+
+
+class _Files:
+    """`annotations/instances_*2017.json` and `*2017/*.jpg`, each in a folder or in the archive of its name."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._archives: dict[str, zipfile.ZipFile] = {}
+
+    def images(self, split: str) -> list[Image]:
+        name = f"instances_{_YEAR_SPLITS[split]}.json"
+        text = self._read("annotations", name)
+        return parse_annotations(text, str(self._folder / "annotations" / name))
+
+    def jpeg(self, split: str, image: Image) -> bytes:
+        return self._read(_YEAR_SPLITS[split], image.key, most=_MOST_BYTES)
+
+    def _read(self, folder: str, name: str, most: int | None = None) -> bytes:
+        unpacked = self._folder / folder
+        path = unpacked / name if unpacked.is_dir() else self._folder / _archive(folder) / folder / name
+        try:
+            if unpacked.is_dir():
+                if most and path.stat().st_size > most:
+                    raise ValueError(f"{path.stat().st_size:,} bytes are too many")
+                return path.read_bytes()
+            archive = self._opened(folder)
+            member = archive.getinfo(f"{folder}/{name}")
+            if most and member.file_size > most:
+                raise ValueError(f"{member.file_size:,} bytes are too many")
+            return archive.read(member)
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            RuntimeError,
+            NotImplementedError,
+            zipfile.BadZipFile,
+        ) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else _line(error)
+            raise UserError(f"{path} cannot be read ({reason}); get COCO's files again.") from None
+
+    def _opened(self, name: str) -> zipfile.ZipFile:
+        if name not in self._archives:
+            self._archives[name] = zipfile.ZipFile(self._folder / _archive(name))
+        return self._archives[name]
+
+
+def parse_annotations(text: bytes, where: str) -> list[Image]:
+    """Reads an annotation file of COCO's instances, whose images are then in the order of their ids.
+
+    Raises:
+        UserError: it is not such a file; names `where`.
+    """
+    try:
+        # Outlines are most of the file, and not needed.
+        content = json.loads(text, object_hook=_without_outlines)
+        objects: dict[int, list[Mapping[str, Any]]] = {image["id"]: [] for image in content["images"]}
+        if len(objects) != len(content["images"]):
+            raise ValueError("two images have the same id")
+        for annotation in content["annotations"]:
+            objects[annotation["image_id"]].append(annotation)
+        images = [_image(image, objects[image["id"]]) for image in content["images"]]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{where} is not an annotation file of COCO ({_line(error) or type(error).__name__}); get it again."
+        ) from None
+    return sorted(images, key=lambda image: image.id)
+
+
+def _without_outlines(content: dict[str, Any]) -> dict[str, Any]:
+    content.pop("segmentation", None)
+    return content
+
+
+def _image(image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> Image:
+    number, height, width, name = (image[key] for key in ("id", "height", "width", "file_name"))
+    if not all(isinstance(value, int) and 0 <= value < 2**31 for value in (number, height, width)):
+        raise ValueError(f"image {number!r} of {height!r}x{width!r}")
+    if not (height and width):
+        raise ValueError(f"image {number} has no size")
+    if Path(name).name != name:
+        raise ValueError(f"image {number} has the name {name!r}")
+    boxes = np.array([a["bbox"] for a in annotations], np.float64).reshape(len(annotations), 4)
+    areas = np.array([a.get("area", 0) for a in annotations], np.float64)
+    if not (np.isfinite(boxes).all() and np.isfinite(areas).all()):
+        raise ValueError(f"image {number} has a box that is not a number")
+    categories = np.array([a["category_id"] for a in annotations], np.int64)
+    if not np.isin(categories, CATEGORY_IDS).all():
+        raise ValueError(f"image {number} has an object of a category that COCO lacks")
+    crowds = np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool)
+    return Image(number, height, width, boxes, categories, crowds, areas, name)
+
+
+class _TfdsRecords:
+    """The TFDS builder `coco/2017`, prepared in ArrayRecord format; read without TensorFlow."""
+
+    _SPLITS = {"train": "train", "eval": "validation"}
+
+    def __init__(self, folder: Path) -> None:
+        import tensorflow_datasets as tfds
+
+        self._folder = folder
+        try:
+            builder = tfds.builder_from_directory(folder)
+            undecoded = {"image": tfds.decode.SkipDecoding()}
+            self._records = {
+                split: builder.as_data_source(name, decoders=undecoded)
+                for split, name in self._SPLITS.items()
+            }
+            num_classes = builder.info.features["objects"]["label"].num_classes
+        except Exception as error:  # TFDS and protobuf raise whatever the damage makes of their metadata.
+            raise UserError(
+                f"{folder} is not a whole TFDS data set coco/2017 in array_record format ({_line(error)}); "
+                "prepare it again with TFDS."
+            ) from None
+        if num_classes != len(CATEGORY_IDS):
+            raise UserError(f"{folder} has {num_classes} classes where COCO has {len(CATEGORY_IDS)}.")
+
+    def images(self, split: str) -> list[Image]:
+        rows = range(len(self._records[split]))
+        return sorted((self._image(split, row) for row in rows), key=lambda image: image.id)
+
+    def _image(self, split: str, row: int) -> Image:
+        import simplejpeg
+
+        example = self._example(split, row)
+        objects = example["objects"]
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(bytes(example["image"]))
+        except ValueError as error:
+            raise UserError(
+                f"{self._folder}, {split} image {example['image/id']}, is not a JPEG ({error}); "
+                "prepare it again with TFDS."
+            ) from None
+        edges = np.asarray(objects["bbox"], np.float64).reshape(-1, 4) * [height, width, height, width]
+        top, left, bottom, right = edges.T
+        return Image(
+            id=int(example["image/id"]),
+            height=height,
+            width=width,
+            boxes=np.stack([left, top, right - left, bottom - top], 1),
+            categories=np.array(CATEGORY_IDS)[np.asarray(objects["label"], np.int64)],
+            crowds=np.asarray(objects["is_crowd"], bool),
+            areas=np.asarray(objects["area"], np.float64),
+            key=row,
+        )
+
+    def jpeg(self, split: str, image: Image) -> bytes:
+        return bytes(self._example(split, image.key)["image"])
+
+    def _example(self, split: str, row: int) -> Mapping[str, Any]:
+        try:
+            return self._records[split][row]
+        except Exception as error:  # ArrayRecord and protobuf raise their own.
+            raise UserError(
+                f"{self._folder}, {split} record {row}, cannot be read ({_line(error)}); "
+                "prepare it again with TFDS."
+            ) from None
+
+
+class MadeUp:
+    """Random photographs with random boxes, of COCO's usual sizes and numbers; some without any.
+
+    Args:
+        counts: split -> number of images.
+        photograph: (random, label) -> an image [H, W, 3] uint8.
+    """
+
+    def __init__(
+        self,
+        counts: Mapping[str, int],
+        photograph: Callable[[np.random.Generator, int], np.ndarray],
+    ) -> None:
+        self._counts, self._photograph = counts, photograph
+
+    def images(self, split: str) -> list[Image]:
+        return [self._image(split, index) for index in range(self._counts[split])]
+
+    def _image(self, split: str, index: int) -> Image:
+        random = np.random.default_rng([split == "eval", index])
+        height, width = ((480, 640), (480, 640), (640, 480), (427, 640), (640, 426))[random.integers(5)]
+        # COCO has seven objects in an image on average; one eval image in a hundred has none.
+        count = min(int(random.geometric(1 / 7)), 90) * (split == "train" or index % 100 > 0)
+        corners = np.sort(random.random((count, 2, 2)), axis=1) * [width, height]
+        boxes = np.concatenate([corners[:, 0], corners[:, 1] - corners[:, 0]], 1).round(2)
+        return Image(
+            id=1000 * (split == "eval") + index + 1,
+            height=height,
+            width=width,
+            boxes=boxes,
+            categories=random.choice(CATEGORY_IDS, count),
+            crowds=random.random(count) < 0.01,
+            areas=boxes[:, 2:].prod(1),
+            key=index,
+        )
+
+    def jpeg(self, split: str, image: Image) -> bytes:
+        import simplejpeg
+
+        random = np.random.default_rng([split == "eval", image.key, 1])
+        pixels = self._photograph(random, int(random.integers(1000)), size=(image.height, image.width))
+        return simplejpeg.encode_jpeg(pixels, quality=90, colorsubsampling="420")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,71 @@
+"""Judges results by the rules, more strictly than the official checkers do.
+
+    python -m mlperf_jax.check results                       runs of your own, training and inference
+    python -m mlperf_jax.check package                       what is to be submitted
+    python -m mlperf_jax.check training_results_v4.0         a published round
+    python -m mlperf_jax.check results --json                for machines
+
+Each finding says where it is (file and line), the rule, what is wrong, and how to mend it.
+Exit status: 0 nothing forbids these results (there may be warnings), 1 something does,
+2 something to mend (one sentence says what).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from mlperf_jax import cli
+from mlperf_jax.errors import UserError
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "ruleset",
+    None,
+    "Training: judge by this ruleset, as 4.0.0; default that of the round, or the benchmark's latest.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool("json", False, "Print JSON.", flag_values=FLAGS)
+flags.DEFINE_bool("help", False, "Show this, and end.", flag_values=FLAGS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    try:
+        return cli.run("mlperf_jax", _command, argv, interrupted="nothing half written is left")
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        sys.stderr.close()
+        return 1
+
+
+def _command(arguments: list[str]) -> int:
+    overrides, folders = cli.parse(FLAGS, arguments)
+    if FLAGS.help:
+        print(cli.help_text(__doc__, FLAGS))
+        return 0
+    if overrides:
+        raise UserError(f"{overrides[0]} is for runs, not for judging them; leave it out.")
+    if len(folders) != 1:
+        raise UserError("Name one folder of results, as: python -m mlperf_jax.check results.")
+    from mlperf_jax.judging import official
+    from mlperf_jax.judging.findings import to_json, to_text
+    from mlperf_jax.judging.tree import judge_tree
+
+    root = Path(os.path.abspath(folders[0]))
+    if not root.is_dir():
+        raise UserError(f"{folders[0]} is no folder; name one that holds results.")
+    ruleset = official.check_ruleset(FLAGS.ruleset) if FLAGS.ruleset else None
+    report = judge_tree(root, ruleset)
+    if not report.training + report.inference:
+        raise UserError(f"{folders[0]} holds no results of training or inference; name a folder that does.")
+    print(json.dumps(to_json(report, root), indent=2) if FLAGS.json else to_text(report, root))
+    return int(report.errors > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

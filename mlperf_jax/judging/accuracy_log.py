@@ -1,0 +1,90 @@
+"""The answers that a LoadGen run logged: whether every sample is there, once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from mlperf_jax.errors import UserError
+
+NAME = "mlperf_log_accuracy.json"
+_MOST_BYTES = 4 << 30
+_MORE = b"\n\n...\n\n"  # between the ends of a log that was cut
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What an accuracy log holds.
+
+    Attributes:
+        data: sample -> its answer in hex, of a sample answered twice the first.
+        sequence: how often each `seq_id` stands there.
+        twice: samples that were answered more than once.
+        differing: samples whose answers differ.
+        count: entries in all.
+    """
+
+    data: Mapping[int, str]
+    twice: tuple[int, ...]
+    differing: tuple[int, ...]
+    repeated: tuple[int, ...]
+    count: int
+
+
+def read_answers(path: Path) -> Answers:
+    """Reads a whole log.
+
+    Raises:
+        UserError: it cannot be read, or is no accuracy log (one that was cut is none).
+    """
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise UserError(f"{path} is larger than {_MOST_BYTES >> 30} GiB.")
+        entries = json.loads(path.read_bytes())
+        rows = [(int(e["qsl_idx"]), str(e["data"]), int(e["seq_id"])) for e in entries]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is no accuracy log ({error}).") from None
+    data: dict[int, str] = {}
+    twice: dict[int, None] = {}
+    differing: dict[int, None] = {}
+    sequence: set[int] = set()
+    repeated: list[int] = []
+    for sample, answer, number in rows:
+        if number in sequence:
+            repeated.append(number)
+        sequence.add(number)
+        if sample in data:
+            twice[sample] = None
+            if data[sample] != answer:
+                differing[sample] = None
+        else:
+            data[sample] = answer
+    return Answers(data, tuple(twice), tuple(differing), tuple(repeated), len(rows))
+
+
+def is_cut(path: Path) -> bool:
+    """Whether only the ends of a log are left, as a submission has it."""
+    with open(path, "rb") as file:
+        return _MORE in file.read(20_000)
+
+
+def cut(path: Path, viewable: int) -> bytes:
+    """The log as a submission has it: the first and the last `viewable` bytes, or all where it is shorter."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        if size < viewable:
+            return file.read()
+        start = file.read(viewable)
+        file.seek(size - viewable)
+        return start + _MORE + file.read(viewable)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,127 @@
+"""The compliance tests of closed inference: what their verifiers ask, in our own words.
+
+TEST01: while performance is measured a random part of the answers is logged; they must be the ones that
+the accuracy run gave, and the performance that without logging. TEST04: the same sample again and again
+may not be answered faster: that would be an answer kept in a cache. Source: mlcommons/inference,
+compliance/TEST01 and TEST04 (audit.config, verify_accuracy.py, verify_performance.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mlperf_jax.judging.accuracy_log import Answers
+from mlperf_jax.results.logs import number
+
+PASS, FAIL = "TEST PASS", "TEST FAIL"
+_SCORES = {
+    "SingleStream": "early_stopping_latency_ss",
+    "MultiStream": "early_stopping_latency_ms",
+    "Server": "result_completed_samples_per_sec",
+    "Offline": "result_samples_per_second",
+}
+_STREAMS = ("SingleStream", "MultiStream")
+_SHARE, _LOOSE_SHARE = 0.10, 0.20
+# Latencies, in ns, up to which the machine's own unrest counts for more.
+_SHORT = {"SingleStream": 200_000, "MultiStream": 1_600_000}
+
+# key of audit.config -> value; of TEST04 for each scenario.
+AUDIT_CONFIG = {
+    "TEST01": {"mode": 2, "accuracy_log_rng_seed": 720381539243781796, "accuracy_log_sampling_target": 4096},
+    "TEST04": {
+        "mode": 2,
+        "performance_issue_unique": 0,
+        "performance_issue_same": 1,
+        "performance_issue_same_index": 3,
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """passed, and the lines of verify_accuracy.txt or verify_performance.txt, the last of which says so."""
+
+    passed: bool
+    lines: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines) + "\n"
+
+
+def audit_config(test: str) -> str:
+    """The text of a test's audit.config."""
+    return "".join(f"*.*.{key} = {value}\n" for key, value in AUDIT_CONFIG[test].items())
+
+
+def audited(test: str, fields: Mapping[str, Any]) -> str:
+    """Why a run was not made under a test's audit.config; "" if it was."""
+    for key, value in AUDIT_CONFIG[test].items():
+        if key == "mode":
+            if fields.get("effective_test_mode") != "PerformanceOnly":
+                return f"it ran in mode {fields.get('effective_test_mode')}, not PerformanceOnly"
+        elif (told := fields.get(f"effective_{key}")) is None or int(told) != value:
+            return f"{key} was {told}, and the test wants {value}"
+    return ""
+
+
+def verify_accuracy(reference: Answers, sampled: Answers) -> Verdict:
+    """TEST01: every logged answer must be the one of the accuracy run.
+
+    More strictly than the official verifier, which compares the first byte (or number) of each alone.
+    """
+    known = [sample for sample in sampled.data if sample in reference.data]
+    wrong = [sample for sample in known if sampled.data[sample] != reference.data[sample]]
+    differing = set(wrong) | set(sampled.differing)
+    passed = bool(known) and not differing
+    lines = (
+        f"answers of the accuracy run: {reference.count}",
+        f"answers logged under performance: {sampled.count}",
+        f"samples in both: {len(known)}",
+        f"samples answered otherwise: {len(differing)}",
+        f"samples that the accuracy run has not: {len(sampled.data) - len(known)}",
+        PASS if passed else FAIL,
+    )
+    return Verdict(passed, lines)
+
+
+def verify_performance(test: str, reference: Mapping[str, Any], tested: Mapping[str, Any]) -> Verdict:
+    """Whether a test's performance is what it must be beside that of the run that is submitted.
+
+    Args:
+        test: "TEST01" or "TEST04".
+        reference, tested: fields of the two detail logs.
+    """
+    scenario = reference.get("effective_scenario")
+    why = ""
+    if tested.get("effective_scenario") != scenario or scenario not in _SCORES:
+        why = f"the scenarios are {scenario} and {tested.get('effective_scenario')}"
+    elif bound(reference) != bound(tested) and scenario == "Server":
+        why = f"Server's bounds are {bound(reference)} and {bound(tested)} ns"
+    elif not all(fields.get("result_validity") == "VALID" for fields in (reference, tested)):
+        why = "not both runs are VALID"
+    if why:
+        return Verdict(False, (f"{FAIL}: {why}",))
+    ours, theirs = (number(fields.get(_SCORES[scenario])) or 0.0 for fields in (tested, reference))
+    if test == "TEST04" and scenario in _STREAMS:
+        ours, theirs = (1e9 / value if value else 0.0 for value in (ours, theirs))
+    # As officially, also where TEST04 holds it against samples per second.
+    loose = scenario in _SHORT and theirs <= _SHORT[scenario]
+    share = _LOOSE_SHARE if loose else _SHARE
+    upper = theirs * (1 + share)
+    passed = ours < upper if test == "TEST04" else theirs * (1 - share) <= ours <= upper
+    allowed = f"less than {upper:g}" if test == "TEST04" else f"{theirs * (1 - share):g} to {upper:g}"
+    lines = (
+        f"reference score = {theirs}",
+        f"test score = {ours}",
+        f"allowed: {allowed}",
+        PASS if passed else FAIL,
+    )
+    return Verdict(passed and theirs > 0, lines if theirs > 0 else (f"{FAIL}: the reference has no score",))
+
+
+def bound(fields: Mapping[str, Any]) -> float | None:
+    """Server's latency bound in ns."""
+    return number(fields.get("effective_target_latency_ns"))

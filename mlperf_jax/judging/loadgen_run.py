@@ -1,0 +1,325 @@
+"""Judges one run of LoadGen by its own logs, whoever wrote them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.judging import accuracy_log
+from mlperf_jax.judging import inference_rules as inference
+from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, one_line, plural
+from mlperf_jax.results.inference_logs import DETAIL, SUMMARY, own_record
+from mlperf_jax.results.logs import Event, number, read_events
+
+_CLOCK_SLACK_MS = 1000
+_ACCURACY, _PERFORMANCE = "AccuracyOnly", "PerformanceOnly"
+_PEAK = "FindPeakPerformance"
+# "Samples per second: 12.3" of a summary -> the field that says the same.
+_SUMMARY = {
+    "Samples per second": "result_samples_per_second",
+    "Completed samples per second": "result_completed_samples_per_sec",
+    "99.00 percentile latency (ns)": "result_99.00_percentile_latency_ns",
+}
+_EARLY = ("Server", "SingleStream", "MultiStream")
+
+
+@dataclasses.dataclass
+class LoadGenRun:
+    """One folder with mlperf_log_detail.txt.
+
+    Attributes:
+        fields: key -> the first event of it, as the official checker takes them.
+        events: all, in order.
+        damaged: numbers of lines that are no events.
+        own: result.json of a run of ours, else empty.
+    """
+
+    folder: Path
+    fields: dict[str, Event]
+    events: list[Event]
+    damaged: list[int]
+    own: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        return self.folder / DETAIL
+
+    @property
+    def scenario(self) -> str:
+        return str(self.value("effective_scenario"))
+
+    @property
+    def mode(self) -> str:
+        return str(self.value("effective_test_mode"))
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return {key: event.value for key, event in self.fields.items()}
+
+    def value(self, key: str) -> Any:
+        return self.fields[key].value if key in self.fields else None
+
+    def number(self, key: str) -> float | None:
+        return number(self.value(key))
+
+    def finding(self, key: str, rule: str, text: str, mend: str, severity: str = ERROR) -> Finding:
+        """A finding at the line of `key`."""
+        line = self.fields[key].line if key in self.fields else None
+        return Finding(self.path, rule, text, mend, severity, line)
+
+
+def read_loadgen_run(folder: Path) -> LoadGenRun:
+    """Reads a run.
+
+    Raises:
+        UserError: its detail log cannot be read.
+    """
+    events, damaged = read_events(folder / DETAIL)
+    fields: dict[str, Event] = {}
+    for event in events:
+        fields.setdefault(event.key, event)
+    return LoadGenRun(folder, fields, events, damaged, own_record(folder))
+
+
+def judge_run(
+    run: LoadGenRun, *, submitted: bool, closed: bool, official: tuple[int, ...] | None
+) -> Iterator[Finding]:
+    """Everything that one run's folder tells.
+
+    Args:
+        submitted: whether it lies in a submission, where more is asked than of runs at home.
+        closed: whether that is of the closed division.
+        official: seeds of its round; None where they are not known.
+    """
+    for line in run.damaged[:20]:
+        yield Finding(
+            run.path, "damaged-line", "claims to be a LoadGen event and is none.", "Restore it.", line=line
+        )
+    if run.scenario not in inference.SCENARIOS:
+        yield Finding(
+            run.path, "damaged-log", f"names no scenario ({one_line(run.scenario)}).", "Run it again."
+        )
+        return
+    yield from _errors(run)
+    if run.mode == _PEAK:
+        return  # a search: its result is a rate to measure at
+    yield from _clock(run)
+    if run.mode == _ACCURACY:
+        yield from _answers(run, submitted)
+    else:
+        yield from _validity(run)
+        yield from _performance_settings(run, ERROR if submitted else WARNING)
+        yield from _summary(run)
+    yield from _seeds(run, official, ERROR if submitted else WARNING)
+    yield from _own_record(run, closed)
+
+
+def _errors(run: LoadGenRun) -> Iterator[Finding]:
+    for event in run.events:
+        if event.metadata.get("is_error"):
+            text = f"LoadGen logged an error: {event.key} {one_line(event.value)}"
+            mend = "Find its cause and run again; the official checker may let it pass, the rules do not."
+            yield Finding(run.path, "loadgen-error", text, mend, line=event.line)
+    told = run.number("num_errors")
+    seen = sum(bool(event.metadata.get("is_error")) for event in run.events)
+    if told and not seen:
+        text = f"num_errors is {told:g}, and no line is marked as one."
+        yield run.finding("num_errors", "loadgen-error", text, "Restore the log, or run again.")
+
+
+def _clock(run: LoadGenRun) -> Iterator[Finding]:
+    latest: Event | None = None
+    for event in run.events:
+        if latest and event.time_ms < latest.time_ms - _CLOCK_SLACK_MS:
+            text = f"{event.key} is {(latest.time_ms - event.time_ms) / 1e3:.1f} s before line {latest.line}."
+            yield Finding(run.path, "time-backwards", text, "Run again.", line=event.line)
+        elif latest is None or event.time_ms > latest.time_ms:
+            latest = event
+    named = [
+        (m, e)
+        for key, e in run.fields.items()
+        if (m := re.fullmatch(r"result_(\d\d\.\d\d)_percentile_latency_ns", key))
+    ]
+    ordered = sorted((float(m[1]), number(e.value) or 0.0, e) for m, e in named)
+    for (_, less, _), (share, more, event) in zip(ordered, ordered[1:], strict=False):
+        if more < less or less < 0:
+            text = f"percentile {share:g} is {more:g} ns, and a lower one {less:g} ns."
+            yield Finding(run.path, "time-backwards", text, "Run again.", line=event.line)
+
+
+def _validity(run: LoadGenRun) -> Iterator[Finding]:
+    if "result_validity" not in run.fields:
+        text = "the log has no result: the run has not ended."
+        yield run.finding("result_validity", "invalid", text, "Let it end, or run again.")
+    elif run.value("result_validity") != "VALID":
+        reasons = run.own.get("reasons")
+        told = (
+            [str(r["text"]) for r in reasons if isinstance(r, dict) and "text" in r]
+            if isinstance(reasons, list)
+            else []
+        )
+        why = " ".join(told) or one_line(run.value("result_invalid_reason") or "LoadGen does not say why")
+        text = f"the result is {run.value('result_validity')}: {why}"
+        yield run.finding("result_validity", "invalid", text, "Measure again as LoadGen recommends.")
+    if run.scenario in _EARLY and run.value("early_stopping_met") is False:
+        text = f"early stopping is not satisfied: {one_line(run.value('early_stopping_result'))}"
+        yield run.finding("early_stopping_met", "early-stopping", text, "Measure longer, or at a lower rate.")
+    least, span = run.number("effective_min_duration_ms"), run.events[-1].time_ms
+    if least and span < least and run.value("result_min_duration_met"):
+        text = f"the log spans {span / 1e3:.1f} s, and says that {least / 1e3:g} s were met."
+        yield run.finding("result_min_duration_met", "duration", text, "Run again.")
+    count, issued = run.number("result_query_count"), run.number("generated_query_count")
+    if run.scenario == "Server" and count is not None and issued is not None and count != issued:
+        text = f"{issued:,.0f} queries were generated, and the result is of {count:,.0f}."
+        yield run.finding(
+            "result_query_count", "samples", text, "Run again: every query has to be answered once."
+        )
+
+
+def _performance_settings(run: LoadGenRun, severity: str) -> Iterator[Finding]:
+    least = run.number("effective_min_duration_ms")
+    if least is None or least < inference.MIN_DURATION_MS:
+        text = f"effective_min_duration_ms is {least or 0:g}: a submission measures for {inference.MIN_DURATION_MS:,}."
+        yield run.finding("effective_min_duration_ms", "duration", text, "Measure with --time=600.", severity)
+
+
+def _seeds(run: LoadGenRun, official: tuple[int, ...] | None, severity: str) -> Iterator[Finding]:
+    if official is None:
+        return
+    for name, wanted in zip(inference.SEEDS, official, strict=True):
+        told = run.value(f"effective_{name}")
+        if told != wanted:
+            text = f"{name} is {told}, and the round's is {wanted}."
+            yield run.finding(f"effective_{name}", "seed", text, "Run with the official seeds.", severity)
+
+
+def _answers(run: LoadGenRun, submitted: bool) -> Iterator[Finding]:
+    """Whether every sample was answered, once."""
+    path = run.folder / accuracy_log.NAME
+    if not path.is_file():
+        yield Finding(path, "samples", "the accuracy run has no accuracy log.", "Run --mode=accuracy again.")
+        return
+    expected = run.number("effective_accuracy_sample_count") or run.number("qsl_reported_total_count")
+    if accuracy_log.is_cut(path):
+        if not submitted:
+            text = "only the ends of the log are left, so that nobody can judge it."
+            yield Finding(path, "samples", text, "Keep the whole log beside the submission.")
+        return
+    try:
+        answers = accuracy_log.read_answers(path)
+    except UserError as error:
+        yield Finding(path, "damaged-log", str(error), "Run --mode=accuracy again.")
+        return
+    mend = "Run --mode=accuracy again: every sample has to be answered once."
+    if answers.twice:
+        text = f"{plural(len(answers.twice), 'sample')} answered more than once: {listed(answers.twice)}."
+        yield Finding(path, "samples", text, mend, line=_line_of(path, answers.twice[0]))
+    if answers.repeated:
+        text = f"{plural(len(answers.repeated), 'seq_id')} stand there more than once: {listed(answers.repeated)}."
+        yield Finding(path, "samples", text, mend)
+    if expected is not None and len(answers.data) != expected:
+        lost = [i for i in range(int(expected)) if i not in answers.data] if expected < 10**8 else []
+        text = f"{len(answers.data):,} of {expected:,.0f} samples are answered; lost: {listed(lost)}."
+        yield Finding(path, "samples", text, mend)
+    outside = [sample for sample in answers.data if expected is not None and not 0 <= sample < expected]
+    if outside:
+        text = f"{plural(len(outside), 'sample')} that the data set has not: {listed(outside)}."
+        yield Finding(path, "samples", text, mend)
+    empty = [sample for sample, data in answers.data.items() if not data]
+    if empty:
+        yield Finding(
+            path, "samples", f"{plural(len(empty), 'sample')} without an answer: {listed(empty)}.", mend
+        )
+
+
+def _line_of(path: Path, sample: int) -> int | None:
+    """Where a sample is answered for the second time."""
+    pattern = re.compile(rb'"qsl_idx"\s*:\s*%d\b' % sample)
+    seen = 0
+    with open(path, "rb") as file:
+        for number_of, line in enumerate(file, 1):
+            seen += len(pattern.findall(line))
+            if seen > 1:
+                return number_of
+    return None
+
+
+def _summary(run: LoadGenRun) -> Iterator[Finding]:
+    """What people read must be what is judged."""
+    path = run.folder / SUMMARY
+    try:
+        with open(path, "rb") as file:
+            lines = file.read(1 << 20).decode("utf-8", "replace").splitlines()
+    except OSError:
+        yield Finding(path, "missing-file", "the run has no summary.", "Restore it, or run again.")
+        return
+    for line_number, line in enumerate(lines, 1):
+        name, _, said = (part.strip() for part in line.partition(":"))
+        if name == "Result is" and said != run.value("result_validity"):
+            text = f"the summary says {said}, and the detail log {run.value('result_validity')}."
+            yield Finding(path, "logs-differ", text, "Restore the logs, or run again.", line=line_number)
+        elif name in _SUMMARY and (told := number(said)) is not None:
+            logged = run.number(_SUMMARY[name])
+            if logged is not None and abs(told - logged) > 1e-4 * abs(logged) + 0.01:
+                text = f"the summary says {name} {told:g}, and the detail log {logged:g}."
+                yield Finding(path, "logs-differ", text, "Restore the logs, or run again.", line=line_number)
+
+
+def _own_record(run: LoadGenRun, closed: bool) -> Iterator[Finding]:
+    """What our runs say besides LoadGen's logs."""
+    path = run.folder / "result.json"
+    if not run.own:
+        return
+    quality, target = number(run.own.get("quality")), number(run.own.get("quality_target"))
+    if quality is not None and target is not None and quality < target:
+        text = f"{run.own.get('metric', 'quality')} is {quality:.6g}, under the target {target:.6g}."
+        yield Finding(path, "under-target", text, "Serve a model that is good enough.")
+    told = run.own.get("accuracy_log_sha256")
+    log = run.folder / accuracy_log.NAME
+    if (
+        isinstance(told, str)
+        and log.is_file()
+        and not accuracy_log.is_cut(log)
+        and accuracy_log.digest(log) != told
+    ):
+        text = f"{accuracy_log.NAME} is not the log that was judged: its hash is another."
+        yield Finding(path, "accuracy-hash", text, "Run --mode=accuracy again.")
+    valid = run.own.get("valid")
+    if (
+        isinstance(valid, bool)
+        and run.mode != _ACCURACY
+        and valid != (run.value("result_validity") == "VALID")
+    ):
+        text = f"result.json says valid={valid}, and the detail log {run.value('result_validity')}."
+        yield Finding(path, "logs-differ", text, "Run again.")
+    if run.own.get("interrupted"):
+        yield Finding(path, "interrupted", "the run was interrupted.", "Run again.")
+    if run.own.get("profiled"):
+        text = "the run was profiled, and its figures suffer from that."
+        yield Finding(path, "profiled", text, "Measure without --profile.", ERROR if closed else WARNING)
+    if closed:
+        labels = run.own.get("labels")
+        made_up = [
+            str(label)
+            for label in (labels if isinstance(labels, list) else [])
+            if re.search(r"\b(fake|synthetic|random|mini)\b", str(label), re.IGNORECASE)
+        ]
+        if made_up:
+            text = f"a closed result of what says of itself: {listed(made_up)}"
+            yield Finding(path, "made-up-data", text, "Closed needs the benchmark's own data and model.")
+
+
+def compare(performance: LoadGenRun, accuracy: LoadGenRun) -> Iterator[Finding]:
+    """A performance run and the accuracy run beside it: they must be of one system."""
+    for key in ("sut_name", "qsl_name", "qsl_reported_total_count", "effective_scenario"):
+        one, other = performance.value(key), accuracy.value(key)
+        if one != other:
+            text = f"{key} is {one_line(other)}, and {one_line(one)} in the performance run."
+            yield accuracy.finding(key, "runs-differ", text, "Run both with one command.")
+    if performance.own and accuracy.own and performance.own.get("model") != accuracy.own.get("model"):
+        text = "the accuracy run served another model than the performance run."
+        yield Finding(accuracy.folder / "result.json", "runs-differ", text, "Run both with one command.")
