@@ -34,7 +34,11 @@ _STRINGS = {
     "data_dir": (None, "Where prepared data lies; default $MLPERF_JAX_DATA or ~/.cache/mlperf_jax."),
     "results_dir": ("results", "Where results go."),
     "system": (None, "The system's name in results; default from the machine."),
-    "sharding": ("dp", "Strategy: dp, zero1, fsdp, tp, fsdp_tp, spatial, or your own file as mine.toml."),
+    "sharding": (
+        "dp",
+        "Strategy: dp, zero1, fsdp, tp, fsdp_tp, sequence, spatial, row_wise, column_wise, table_wise, or a file "
+        "mine.toml.",
+    ),
     "mesh": (None, "Sizes of the mesh's axes, as data:4,model:2; default from the devices."),
     "checkpoint": (None, "Inference: measure the checkpoint in this folder, not the newest trained model."),
     "weights": (None, "Inference: measure weights that mlperf_jax.import_weights wrote into this folder."),

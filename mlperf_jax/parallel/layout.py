@@ -56,6 +56,7 @@ _TENSOR_RULES = {
     "mlp": ("model",),
     "heads": ("model",),
     "vocab": ("model",),
+    "table_row": ("model",),
 }
 
 STRATEGIES: dict[str, Strategy] = {
@@ -66,9 +67,16 @@ STRATEGIES: dict[str, Strategy] = {
         Strategy("fsdp", {"data": -1}, {"batch": ("data",)}, shard_params="data"),
         Strategy("tp", {"data": -1, "model": 2}, _TENSOR_RULES),
         Strategy("fsdp_tp", {"data": -1, "model": 2}, _TENSOR_RULES, shard_params="data"),
+        # Between the products of tensor parallelism activations are split by position (Korthikanti et al.,
+        # arXiv:2205.05198): norms, dropout and what is kept for the backward pass.
+        Strategy("sequence", {"data": -1, "model": 2}, _TENSOR_RULES | {"length": ("model",)}),
         # XLA exchanges the rows at the seams of convolutions and windows ("halos"). Source: Google's JAX SSD
         # in training_results_v0.7 splits the image's height over four cores.
         Strategy("spatial", {"data": -1, "space": 2}, {"batch": ("data",), "height": ("space",)}),
+        # Embedding tables over the devices, all else as in dp; see mlperf_jax.embedding.sharded.
+        Strategy("row_wise", {"data": -1}, {"batch": ("data",), "table_row": ("data",)}),
+        Strategy("column_wise", {"data": -1}, {"batch": ("data",), "table_column": ("data",)}),
+        Strategy("table_wise", {"data": -1}, {"batch": ("data",), "table": ("data",)}),
     )
 }
 
@@ -171,6 +179,11 @@ def use(layout: Layout | None) -> Iterator[None]:
         yield
     finally:
         _active.reset(token)
+
+
+def active() -> Layout | None:
+    """The layout in use while functions are traced, for code that exchanges data by itself."""
+    return _active.get()
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

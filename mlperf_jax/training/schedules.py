@@ -79,3 +79,64 @@ def step_decay_with_warmup(
         return jnp.where(step < warmup_steps, base_lr - (warmup_steps - step) * slope, rate)
 
     return schedule
+
+
+def rsqrt_with_warmup(scale: float, warmup_steps: float) -> optax.Schedule:
+    """Linear warm-up from zero, then decay with the square root of the steps: the Transformer's schedule.
+
+    At step s (0 for the first update, whose rate is therefore 0):
+
+        scale * min(1, s / warmup_steps) / sqrt(max(s, warmup_steps))
+
+    Source: Vaswani et al., arXiv:1706.03762, section 5.3; mlcommons/training,
+    retired_benchmarks/transformer/tensorflow/transformer/transformer_main.py, get_learning_rate.
+
+    Args:
+        scale: of the whole; the benchmark's base rate over the root of the model's width.
+        warmup_steps: until the largest rate, `scale / sqrt(warmup_steps)`.
+    """
+    if warmup_steps <= 0:
+        raise ValueError(f"warmup_steps {warmup_steps} must be > 0")
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        step = jnp.asarray(step, float)
+        return scale * jnp.minimum(1, step / warmup_steps) * jax.lax.rsqrt(jnp.maximum(step, warmup_steps))
+
+    return schedule
+
+
+def warmup_hold_square(
+    base_lr: float, warmup_steps: int, decay_start_step: int, decay_steps: int
+) -> optax.Schedule:
+    """Linear warm-up, a plateau, then a decay by the square: DLRM's schedule, as its reference computes it.
+
+    At the update number c (1 for the first), with w, s, d the three steps:
+
+        c < w:           base_lr * c / w
+        w <= c < s:      base_lr * (w - 1) / w, where the warm-up left it
+        s <= c < s + d:  base_lr * ((s + d - c) / d)**2, at least 1e-7
+        later:           the same as at c = s + d - 1
+
+    Without warm-up (w = 0) the plateau is `base_lr`; without decay (d = 0) it has no end. Source:
+    facebookresearch/dlrm, dlrm_s_pytorch.py, LRPolicyScheduler.
+    """
+    if min(warmup_steps, decay_steps) < 0 or (decay_steps and decay_start_step < warmup_steps):
+        raise ValueError(
+            f"warmup_steps {warmup_steps} and decay_steps {decay_steps} must be >= 0, and the decay must "
+            f"start ({decay_start_step}) after the warm-up"
+        )
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        count = jnp.asarray(step, float) + 1
+        rate = jnp.full_like(count, base_lr)
+        if warmup_steps:
+            rate = (
+                base_lr * jnp.minimum(count, warmup_steps - 1 if decay_steps else warmup_steps) / warmup_steps
+            )
+        if decay_steps:
+            left = decay_start_step + decay_steps - jnp.minimum(count, decay_start_step + decay_steps - 1)
+            decayed = jnp.maximum(base_lr * (left / decay_steps) ** 2, 1e-7)
+            rate = jnp.where(count >= decay_start_step, decayed, rate)
+        return rate
+
+    return schedule

@@ -1,0 +1,301 @@
+"""Looking up and updating a stack of tables that lies on many devices.
+
+Written for one device, in `shard_map`, with the exchanges spelled out: left to itself, XLA's
+partitioner gathers a table whole. A batch of B examples lies over mesh axis x; what travels is look-ups
+and pooled vectors, never rows:
+
+    no sharding      nothing; for an update every device takes the whole batch's gradients
+    table over x     each device pools its tables' look-ups of the whole batch; an all-to-all trades
+                     vectors [B, T / n, D] for [B / n, T, D]
+    table_row over x each device pools the rows it has, of the whole batch; a reduce-scatter adds these
+                     parts and leaves everyone its own examples
+    table_column     each device pools its columns of all vectors; an all-to-all as for tables
+    over x
+
+A mesh axis other than x exchanges inside itself alone: parts are summed, columns gathered. Gradients
+travel the same ways back. Rows are updated where they lie, so all copies of a row see the same numbers
+in the same order and stay bit-identical.
+
+Source: hybrid parallelism of Naumov et al., arXiv:1906.00091, and the sharding kinds of torchrec
+(Ivchenko et al., RecSys 2022).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+
+from mlperf_jax.embedding.tables import AXES, Tables
+from mlperf_jax.parallel import layout as layouts
+from mlperf_jax.parallel.layout import Layout
+from mlperf_jax.training.sparse_optimizers import RowRule, Slots, update_rows
+
+LOOK_UPS_AT_ONCE = 1 << 19
+"""Rows that a look-up holds before they are summed: 268 MB at a width of 128 in float32."""
+
+
+def stack_sharding(tables: Tables, layout: Layout) -> NamedSharding:
+    """Where a stack lies, and a rule's slots with it: an update reads both, whatever zero1 says."""
+    return layout.param_sharding(tables.shape, AXES)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Placement:
+    """Mesh axes that carry the batch and a stack's three dimensions; None where nothing does.
+
+    Inside `shard_map` its methods speak of the device at hand.
+    """
+
+    mesh: Mesh
+    tables: Tables
+    batch: str | None
+    group: str | None
+    row: str | None
+    column: str | None
+
+    @property
+    def stack_spec(self) -> PartitionSpec:
+        return PartitionSpec(self.group, self.row, self.column)
+
+    @property
+    def batch_spec(self) -> PartitionSpec:
+        return PartitionSpec(self.batch)
+
+    def size(self, axis: str | None) -> int:
+        return self.mesh.shape[axis] if axis else 1
+
+    @property
+    def swaps(self) -> bool:
+        """Whether devices trade tables for examples."""
+        return self.group is not None and self.group == self.batch
+
+    @property
+    def looks_up_for_all(self) -> bool:
+        """Whether a device holds parts of vectors that other devices' examples need."""
+        return self.batch is not None and self.batch in (self.group, self.row, self.column)
+
+    def rows_here(self, places: jax.Array) -> jax.Array:
+        """Rows of this device's shard [G' * R', D'] for places in the stack; G' * R' where it has them not."""
+        groups, rows = self.tables.groups // self.size(self.group), self.tables.rows // self.size(self.row)
+        group, row = places // self.tables.rows, places % self.tables.rows
+        group -= lax.axis_index(self.group) * groups if self.group else 0
+        row -= lax.axis_index(self.row) * rows if self.row else 0
+        here = (group >= 0) & (group < groups) & (row >= 0) & (row < rows)
+        return jnp.where(here, group * rows + row, groups * rows)
+
+    @functools.cached_property
+    def holders(self) -> np.ndarray:
+        """The device (along the axis of groups) that holds each table, [T]."""
+        return self.tables.group_of // (self.tables.groups // self.size(self.group))
+
+    @functools.cached_property
+    def slots(self) -> np.ndarray:
+        """Each table's number among those of its holder, [T]."""
+        return np.array([np.sum(self.holders[:t] == self.holders[t]) for t in range(self.tables.num_tables)])
+
+    @property
+    def slots_each(self) -> int:
+        """The most tables that a device holds; others send as many vectors, of which some are none."""
+        return int(self.slots.max()) + 1
+
+    def look_ups_here(self) -> tuple[jax.Array, jax.Array]:
+        """Which look-ups of an example are for this device's tables, and their slots: [L'] each.
+
+        Devices with fewer than others ask for look-up L, which is none.
+        """
+        holders, count = self.holders[self.tables.table_of], self.size(self.group)
+        most = int(np.bincount(holders, minlength=count).max())
+        which = np.full((count, most), self.tables.look_ups)
+        for device in range(count):
+            mine = np.flatnonzero(holders == device)
+            which[device, : len(mine)] = mine
+        slot = np.append(self.slots[self.tables.table_of], 0)[which]
+        device = lax.axis_index(self.group)
+        return jnp.asarray(which)[device], jnp.asarray(slot)[device]
+
+
+def _placement(tables: Tables, batch_size: int) -> _Placement | None:
+    """By the layout in use; None on one device."""
+    layout = layouts.active()
+    if layout is None or layout.mesh.size == 1:
+        return None
+    group, row, column = [*stack_sharding(tables, layout).spec, None, None, None][:3]
+    (batch,) = [*layout.spec((batch_size,), ("batch",)), None][:1]
+    return _Placement(layout.mesh, tables, batch, group, row, column)
+
+
+def look_up(stack: jax.Array, places: jax.Array, tables: Tables, dtype: DTypeLike) -> jax.Array:
+    """Sums the vectors that each example looks up in each table. Not to be differentiated.
+
+    Args:
+        stack: [G, R, D].
+        places: [B, L] int32, from `Tables.places`.
+        tables: what the stack holds.
+        dtype: of the result and of what travels; a device's sums are made in the stack's own.
+
+    Returns:
+        [B, T, D].
+    """
+    place = _placement(tables, len(places))
+    if place is None:
+        return _in_parts(lambda part: _pooled(_flat(stack), part, tables).astype(dtype), places, 1)
+
+    def local(stack: jax.Array, places: jax.Array) -> jax.Array:
+        def one_part(part: jax.Array) -> jax.Array:
+            if place.looks_up_for_all:
+                part = lax.all_gather(part, place.batch, tiled=True)
+            return _to_own_examples(_partly_pooled(_flat(stack), part, place).astype(dtype), place)
+
+        return _in_parts(one_part, places, place.size(place.batch) if place.looks_up_for_all else 1)
+
+    return _on_each_device(local, place, (place.stack_spec, place.batch_spec), place.batch_spec)(
+        stack, places
+    )
+
+
+def update(
+    rule: RowRule,
+    stack: jax.Array,
+    slots: Slots,
+    places: jax.Array,
+    grads: jax.Array,
+    tables: Tables,
+    lr: jax.Array,
+) -> tuple[jax.Array, Slots]:
+    """Updates the rows that a batch looked up.
+
+    Args:
+        rule: the optimizer.
+        stack: [G, R, D].
+        slots: the rule's, of the same shape.
+        places: [B, L] int32, as `look_up` had them.
+        grads: [B, T, D], of the loss by `look_up`'s result.
+        tables: what the stack holds.
+        lr: learning rate [].
+
+    Returns:
+        The new stack and slots.
+    """
+    place = _placement(tables, len(places))
+
+    def local(stack: jax.Array, slots: Slots, places: jax.Array, grads: jax.Array, lr: jax.Array):
+        if place is None:
+            rows, slot, width = places, jnp.asarray(tables.table_of), tables.num_tables
+        else:
+            rows, slot, grads = _to_all_examples(places, grads, place)
+            width = grads.shape[1]
+        source = jnp.arange(len(rows), dtype=jnp.int32)[:, None] * width + slot.astype(jnp.int32)
+        table, new = update_rows(
+            rule,
+            _flat(stack),
+            tuple(_flat(s) for s in slots),
+            rows.ravel(),
+            source.ravel(),
+            grads.reshape(-1, grads.shape[-1]),
+            lr,
+        )
+        return table.reshape(stack.shape), tuple(s.reshape(stack.shape) for s in new)
+
+    if place is None:
+        return local(stack, slots, places, grads, lr)
+    shard, examples = place.stack_spec, place.batch_spec
+    specs = (shard, shard, examples, examples, PartitionSpec())
+    return _on_each_device(local, place, specs, (shard, shard))(stack, slots, places, grads, lr)
+
+
+def _on_each_device(
+    function: Callable[..., jax.Array], place: _Placement, in_specs: tuple, out_specs: PartitionSpec | tuple
+) -> Callable[..., jax.Array]:
+    return jax.shard_map(function, mesh=place.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def _flat(stack: jax.Array) -> jax.Array:
+    """[G, R, D] to [G * R, D]: the same bytes."""
+    return stack.reshape(-1, stack.shape[-1])
+
+
+def _in_parts(function: Callable[[jax.Array], jax.Array], places: jax.Array, holders: int) -> jax.Array:
+    """`function` of [B, L], so many examples at a time that all devices' together make few enough look-ups."""
+    batch, look_ups = places.shape
+    fits = max(LOOK_UPS_AT_ONCE // (look_ups * holders), 1)
+    parts = next(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= fits)
+    if parts == 1:
+        return function(places)
+    done = lax.map(function, places.reshape(parts, batch // parts, look_ups))
+    return done.reshape(batch, *done.shape[2:])
+
+
+def _pooled(table: jax.Array, rows: jax.Array, tables: Tables) -> jax.Array:
+    """Sums rows [B, L] of a table [R, D] to [B, T, D]; rows from R on are zeros."""
+    vectors = table.at[rows].get(mode="fill", fill_value=0)
+    if tables.look_ups == tables.num_tables:
+        return vectors
+    ends = np.cumsum(tables.hots)
+    sums = [vectors[:, end - hot : end].sum(1) for end, hot in zip(ends, tables.hots, strict=True)]
+    return jnp.stack(sums, axis=1)
+
+
+def _partly_pooled(table: jax.Array, places: jax.Array, place: _Placement) -> jax.Array:
+    """What this device's shard [R', D'] adds to the pooled vectors: [B, T, D'], or of its own tables alone."""
+    if not place.swaps:
+        return _pooled(table, place.rows_here(places), place.tables)
+    rows, slot = _own_look_ups(places, place)
+    vectors = table.at[rows].get(mode="fill", fill_value=0)
+    sums = jnp.zeros((len(rows), place.slots_each, table.shape[1]), table.dtype)
+    return sums.at[:, slot].add(vectors)
+
+
+def _own_look_ups(places: jax.Array, place: _Placement) -> tuple[jax.Array, jax.Array]:
+    """Rows [B, L'] here that are looked up in this device's tables, and the slots [L'] of those."""
+    which, slot = place.look_ups_here()
+    outside = place.tables.groups * place.tables.rows  # of every shard
+    return place.rows_here(places.at[:, which].get(mode="fill", fill_value=outside)), slot
+
+
+def _to_own_examples(pooled: jax.Array, place: _Placement) -> jax.Array:
+    """Adds and joins the devices' parts: [B', T', D'] of all that they looked up for, to [B, T, D] of one's own."""
+    for axis in (place.row, place.group):
+        if axis and axis != place.batch:
+            pooled = lax.psum(pooled, axis)
+    if place.swaps:
+        pooled = lax.all_to_all(pooled, place.batch, 0, 1, tiled=True)
+        pooled = pooled[:, place.holders * place.slots_each + place.slots]
+    elif place.row and place.row == place.batch:
+        pooled = lax.psum_scatter(pooled, place.batch, scatter_dimension=0, tiled=True)
+    if place.column and place.column == place.batch:
+        return lax.all_to_all(pooled, place.batch, 0, 2, tiled=True)
+    return lax.all_gather(pooled, place.column, axis=2, tiled=True) if place.column else pooled
+
+
+def _to_all_examples(
+    places: jax.Array, grads: jax.Array, place: _Placement
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The whole batch's look-ups and gradients, as far as they are of this device's shard.
+
+    Returns:
+        Rows here [B, L'], which of T' vectors of an example each belongs to [L'], gradients [B, T', D'].
+    """
+    batch, column = place.batch, place.column
+    if column and column != batch:
+        width = grads.shape[2] // place.size(column)
+        grads = lax.dynamic_slice_in_dim(grads, lax.axis_index(column) * width, width, axis=2)
+    if batch:
+        places = lax.all_gather(places, batch, tiled=True)
+    if place.swaps:
+        sent = np.zeros(place.size(batch) * place.slots_each, np.int32)  # unused slots carry anything
+        sent[place.holders * place.slots_each + place.slots] = np.arange(place.tables.num_tables)
+        grads = lax.all_to_all(grads[:, sent], batch, 1, 0, tiled=True)
+        return *_own_look_ups(places, place), grads
+    if column and column == batch:
+        grads = lax.all_to_all(grads, batch, 2, 0, tiled=True)
+    elif batch:
+        grads = lax.all_gather(grads, batch, tiled=True)
+    return place.rows_here(places), jnp.asarray(place.tables.table_of), grads

@@ -1,0 +1,164 @@
+"""Optimizers whose update of a row depends on that row alone: for tables, and for dense parameters.
+
+A `RowRule` is written once. `dense` makes it an optax transformation; `update_rows` applies it to the
+rows that a batch looked up, with no gradient of the table ever built: others keep their bits. The
+gradients of a row that was looked up several times are summed first, as a dense gradient would be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+Slots = tuple[jax.Array, ...]
+"""What a rule keeps of the past, arrays of the parameter's shape."""
+
+CHUNK = 1 << 16
+"""Look-ups that `update_rows` handles at a time: their gradients are what it needs of memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RowRule:
+    """An elementwise optimizer.
+
+    Attributes:
+        initial: what each of its slots starts with.
+        step: (gradient, slots, learning rate) -> what is added to the parameter, and new slots.
+    """
+
+    initial: tuple[float, ...]
+    step: Callable[[jax.Array, Slots, jax.Array], tuple[jax.Array, Slots]]
+
+    def init(self, w: jax.Array) -> Slots:
+        """The slots of a parameter before the first update."""
+        return tuple(jnp.full(w.shape, value, w.dtype) for value in self.initial)
+
+
+def sgd() -> RowRule:
+    """w <- w - lr * g."""
+
+    def step(g: jax.Array, slots: Slots, lr: jax.Array) -> tuple[jax.Array, Slots]:
+        return (-lr * g).astype(g.dtype), slots
+
+    return RowRule((), step)
+
+
+def adagrad(*, epsilon: float, initial_accumulator: float = 0.0) -> RowRule:
+    """Adagrad (Duchi et al., 2011), as torch.optim.Adagrad and FBGEMM's exact one have it.
+
+    a <- a + g**2;  w <- w - lr * g / (sqrt(a) + epsilon)
+    """
+
+    def step(g: jax.Array, slots: Slots, lr: jax.Array) -> tuple[jax.Array, Slots]:
+        total = slots[0] + jnp.square(g)
+        return (-lr * g / (jnp.sqrt(total) + epsilon)).astype(g.dtype), (total,)
+
+    return RowRule((initial_accumulator,), step)
+
+
+class DenseState(NamedTuple):
+    """State of `dense`.
+
+    Attributes:
+        count: updates made so far, int32 scalar.
+        slots: one tree like the parameters for each slot of the rule.
+    """
+
+    count: jax.Array
+    slots: tuple[optax.Params, ...]
+
+
+def dense(rule: RowRule, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The rule for parameters whose gradient is an array: the same equation, all elements at once."""
+
+    def init(params: optax.Params) -> DenseState:
+        slots = (
+            jax.tree.map(lambda w, value=value: jnp.full(w.shape, value, w.dtype), params)
+            for value in rule.initial
+        )
+        return DenseState(jnp.zeros((), jnp.int32), tuple(slots))
+
+    def update(
+        grads: optax.Updates, state: DenseState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, DenseState]:
+        lr = schedule(state.count)
+        stepped = jax.tree.map(lambda g, *slots: rule.step(g, slots, lr), grads, *state.slots)
+        updates, slots = _transposed(grads, stepped)
+        slots = _transposed(grads, slots)
+        return updates, DenseState(optax.safe_increment(state.count), slots)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _transposed(like: Any, tree: Any) -> tuple[Any, ...]:
+    """A tree `like` of tuples of one length as a tuple of trees."""
+    structure = jax.tree.structure(like)
+    leaves = structure.flatten_up_to(tree)
+    return tuple(structure.unflatten(part) for part in zip(*leaves, strict=True))
+
+
+def update_rows(
+    rule: RowRule,
+    table: jax.Array,
+    slots: Slots,
+    rows: jax.Array,
+    source: jax.Array,
+    grads: jax.Array,
+    lr: jax.Array,
+    *,
+    chunk: int = CHUNK,
+) -> tuple[jax.Array, Slots]:
+    """Updates the rows that were looked up, each once, with the sum of its gradients.
+
+    The look-ups are sorted by row and taken in chunks. The last row of a chunk may go on in the next, so
+    its sum so far waits there; nothing of the table's size is made, and only as many chunks are run as
+    hold rows of this table.
+
+    Args:
+        rule: the optimizer.
+        table: [R, D].
+        slots: the rule's, [R, D] each.
+        rows: [N] int32, the row of each look-up; R or more where it is none of this table.
+        source: [N] int32, which of `grads` each look-up's is.
+        grads: [M, D]; one gradient may belong to many look-ups, as where their vectors were summed.
+        lr: [].
+        chunk: look-ups at a time.
+
+    Returns:
+        The new table and slots.
+    """
+    num_rows, none = len(table), jnp.int32(len(table))
+    chunk = min(chunk, len(rows) + 1)
+    # At least one look-up of no row at the end: it sends the last real row on its way.
+    missing = chunk - len(rows) % chunk
+    rows = jnp.concatenate([jnp.minimum(rows, none), jnp.full(missing, none)])
+    source = jnp.concatenate([source, jnp.zeros(missing, source.dtype)])
+    rows, source = lax.sort((rows, source), num_keys=2)
+    spare = none + jnp.arange(chunk + 1, dtype=jnp.int32)  # outside of the table, and no two alike
+
+    def one_chunk(i: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        table, slots, open_row, open_sum = carry
+        here = lax.dynamic_slice_in_dim(rows, i * chunk, chunk)
+        g = grads[lax.dynamic_slice_in_dim(source, i * chunk, chunk)].astype(table.dtype)
+        before = jnp.concatenate([open_row[None], here[:-1]])
+        segment = jnp.cumsum(here != before, dtype=jnp.int32)  # 0: the row that is still open
+        sums = jax.ops.segment_sum(g, segment, chunk + 1, indices_are_sorted=True).at[0].add(open_sum)
+        # Of the last row more may follow, and rows outside of the table are dropped.
+        done = spare.at[0].set(open_row).at[segment].set(here).at[segment[-1]].set(none + chunk + 1)
+        old = tuple(slot.at[done].get(mode="fill", fill_value=0) for slot in slots)
+        delta, new = rule.step(sums, old, lr)
+        where = dict(mode="drop", unique_indices=True)
+        table = table.at[done].add(delta.astype(table.dtype), **where)
+        slots = tuple(slot.at[done].set(value, **where) for slot, value in zip(slots, new, strict=True))
+        return table, slots, here[-1], sums[segment[-1]]
+
+    chunks = (rows < num_rows).sum() // chunk + 1
+    start = (table, slots, none, jnp.zeros(table.shape[1:], table.dtype))
+    table, slots, _, _ = lax.fori_loop(0, chunks, one_chunk, start)
+    return table, slots

@@ -1,0 +1,296 @@
+"""Recommendation: numbers and categories of a user and an item in, the probability of a click out.
+
+The model is half a small network, trained like any other, and half tables of up to 26 billion numbers,
+of which a step touches the rows of its batch. So the state holds both: `params` and `opt_state` have the
+entries "dense" and "table", and `train_step` differentiates by the vectors looked up, never by a table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
+
+import input_pipelines
+from input_pipelines.base import num_eval_batches
+from mlperf_jax.embedding import sharded
+from mlperf_jax.embedding.tables import Tables
+from mlperf_jax.metrics import auc
+from mlperf_jax.parallel.layout import Layout
+from mlperf_jax.supervised import SupervisedWorkload
+from mlperf_jax.training import schedules, sparse_optimizers
+from mlperf_jax.training.engine import Engine
+from mlperf_jax.training.sparse_optimizers import RowRule
+from mlperf_jax.workload import Batch, Block, Metrics, Program, State
+from models.dlrm import DLRM, DLRMConfig, flops_per_example
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommender:
+    """The dense part and the tables as one model."""
+
+    network: DLRM
+    stack: jax.Array
+    tables: Tables
+    policy: Any
+
+    def __call__(self, inputs: Batch) -> jax.Array:
+        """Logits [B] of `dense` [B, F] and `sparse` [B, L]."""
+        places = self.tables.places(inputs["sparse"])
+        pooled = sharded.look_up(self.stack, places, self.tables, self.policy.compute_dtype)
+        return self.network(inputs["dense"], pooled)
+
+
+class Recommendation(SupervisedWorkload):
+    """Binary cross-entropy on `dense` float32 [B, F], `sparse` int32 [B, L], `label` float32 [B]; exact AUC."""
+
+    metric = "AUC"
+    unit = "samples"
+
+    @classmethod
+    def prepare(cls, config: ConfigDict, data_dir: Any) -> None:
+        input_pipelines.prepare(config.data.name, data_dir, fake=config.data.get("fake", 0))
+
+    @functools.cached_property
+    def dataset(self) -> Any:
+        options = self.config.data.to_dict() | {"synthetic": self.synthetic}
+        return input_pipelines.open_dataset(self.config.data.name, self.data_dir, options)
+
+    @property
+    def num_train(self) -> int:
+        return self.dataset.num_train
+
+    @property
+    def num_eval(self) -> int:
+        return self.dataset.num_eval
+
+    @property
+    def data_description(self) -> str:
+        return self.dataset.description
+
+    @property
+    def made_up_data(self) -> bool:
+        return self.dataset.fake
+
+    def check_data(self) -> None:
+        _ = self.dataset  # Opening it reads its manifest and says what is missing.
+
+    # The model.
+
+    @functools.cached_property
+    def tables(self) -> Tables:
+        model, data = self.config.model, self.dataset
+        return Tables(tuple(data.table_sizes), tuple(data.multi_hot_sizes), model.width, model.table_groups)
+
+    @functools.cached_property
+    def model_config(self) -> DLRMConfig:
+        numbers = {k: v for k, v in self.config.model.to_dict().items() if k != "table_groups"}
+        (dense_features,) = self.dataset.train_spec["dense"][0]
+        return DLRMConfig(dense_features, self.tables.num_tables, **numbers)
+
+    def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
+        return DLRM(self.model_config, policy=self.policy, rngs=rngs)
+
+    def rule(self) -> RowRule:
+        """The optimizer, of tables and of the dense part alike."""
+        optimizer = self.config.optimizer
+        if optimizer.name == "adagrad":
+            return sparse_optimizers.adagrad(
+                epsilon=optimizer.epsilon, initial_accumulator=optimizer.initial_accumulator
+            )
+        return sparse_optimizers.sgd()
+
+    def make_optimizer(self, params: Any) -> optax.GradientTransformation:
+        return sparse_optimizers.dense(self.rule(), self.schedule())
+
+    def schedule(self) -> optax.Schedule:
+        """Learning rate by step."""
+        return schedules.warmup_hold_square(self.config.optimizer.base_lr, **self.config.schedule.to_dict())
+
+    def init(self, seed: jax.Array) -> State:
+        dense = super().init(seed)
+        stack = self.tables.initial(jax.random.fold_in(jax.random.key(seed), 1), self.policy.param_dtype)
+        return dense | {
+            "params": {"dense": dense["params"], "table": stack},
+            "opt_state": {"dense": dense["opt_state"], "table": self.rule().init(stack)},
+        }
+
+    def model(self, state: State) -> Recommender:
+        network = nnx.merge(self._split[0], state["params"]["dense"], state["model_state"])
+        return Recommender(network, state["params"]["table"], self.tables, self.policy)
+
+    def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> jax.Array:
+        return _cross_entropy(model(batch), batch["label"])
+
+    def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        params, opt_state = state["params"], state["opt_state"]
+        places = self.tables.places(batch["sparse"])
+        pooled = sharded.look_up(params["table"], places, self.tables, self.policy.compute_dtype)
+
+        def loss_of(dense: Any, pooled: jax.Array) -> jax.Array:
+            network = nnx.merge(self._split[0], dense, state["model_state"])
+            return _cross_entropy(network(batch["dense"], pooled), batch["label"])
+
+        loss, (grads, vectors) = jax.value_and_grad(loss_of, (0, 1))(params["dense"], pooled)
+        reduce = self.policy.reduce_dtype
+        grads = jax.tree.map(lambda g, p: g.astype(reduce).astype(p.dtype), grads, params["dense"])
+        optimizer = self.make_optimizer(params["dense"])
+        updates, dense_state = optimizer.update(grads, opt_state["dense"], params["dense"])
+        stack, slots = sharded.update(
+            self.rule(),
+            params["table"],
+            opt_state["table"],
+            places,
+            vectors.astype(reduce),
+            self.tables,
+            self.schedule()(state["step"]).astype(params["table"].dtype),
+        )
+        new = {
+            "step": state["step"] + 1,
+            "params": {"dense": optax.apply_updates(params["dense"], updates), "table": stack},
+            "opt_state": {"dense": dense_state, "table": slots},
+        }
+        return state | new, {"loss": loss}
+
+    def state_shardings(self, state: State, layout: Layout) -> Any:
+        def part(name: str) -> State:
+            return state | {entry: state[entry][name] for entry in ("params", "opt_state")}
+
+        dense = super().state_shardings(part("dense"), layout)
+        place = sharded.stack_sharding(self.tables, layout)
+        table = jax.tree.map(lambda _: place, part("table"))
+        return dense | {
+            entry: {"dense": dense[entry], "table": table[entry]} for entry in ("params", "opt_state")
+        }
+
+    # Evaluation: scores stay on the devices until all are there.
+
+    def eval_totals(self) -> auc.Totals:
+        size = self.config.eval_batch_size
+        dtype = jnp.promote_types(self.policy.output_dtype, jnp.float32)
+        return auc.init(num_eval_batches(self.num_eval, size), size, dtype)
+
+    def eval_update(self, totals: auc.Totals, model: Recommender, batch: Batch) -> auc.Totals:
+        score = jax.nn.sigmoid(model(batch).astype(totals["score"].dtype))
+        return auc.update(totals, score, batch["label"], batch["mask"])
+
+    def eval_result(self, totals: Any) -> dict[str, float]:
+        return {"quality": auc.compute(totals)}
+
+    def evaluate(self, engine: Engine, state: State) -> dict[str, float]:
+        totals = engine.run("eval_init")
+        size = self.config.eval_batch_size
+        struct = self.eval_batch_struct(engine.layout)
+        model_state = {name: state[name] for name in self.inference_state}
+        for batch in self.dataset.eval_batches(batch_size=size, rows=engine.layout.rows(size)):
+            totals = engine.run("eval_step", totals, model_state, engine.place(batch, struct))
+        return self.eval_result(jax.device_get(engine.run("eval_count", totals)))
+
+    def programs(self, state: State, layout: Layout) -> dict[str, Program]:
+        def eval_step(totals: auc.Totals, model_state: State, batch: Batch) -> auc.Totals:
+            return self.eval_update(totals, self.model(model_state), batch)
+
+        def eval_count(totals: auc.Totals) -> dict[str, jax.Array]:
+            whole = PartitionSpec()  # a sort over devices would travel more than the scores do
+            return auc.count(
+                {
+                    name: jax.lax.with_sharding_constraint(x, jax.NamedSharding(layout.mesh, whole))
+                    for name, x in totals.items()
+                }
+            )
+
+        shapes = jax.eval_shape(self.eval_totals)
+        places = {name: layout.sharding(x.shape, (None, "batch")[: x.ndim]) for name, x in shapes.items()}
+        totals = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+        )
+        model_state = {name: state[name] for name in self.inference_state}
+        batch = self.eval_batch_struct(layout)
+        return {
+            "eval_init": Program(self.eval_totals, (), out_shardings=places),
+            "eval_step": Program(eval_step, (totals, model_state, batch), (0,), places),
+            "eval_count": Program(eval_count, (totals,), out_shardings=layout.replicated),
+        }
+
+    # Facts for schedules and logs.
+
+    def blocks(self) -> Iterator[Block]:
+        """`evals_per_epoch` blocks of equally many steps in each of `max_epochs`; a few last steps stay out.
+
+        The rules evaluate every FLOOR(examples / (batch * 20)) steps.
+        """
+        steps = self.num_train // (self.batch_size * self.config.evals_per_epoch)
+        if steps == 0:
+            raise ValueError(
+                f"evals_per_epoch={self.config.evals_per_epoch} asks for evaluations more often than every "
+                f"batch of {self.batch_size}"
+            )
+        for index in range(self.config.max_epochs * self.config.evals_per_epoch):
+            start, stop = index * steps, (index + 1) * steps
+            yield Block(index, start, stop, self.epochs(start), self.epochs(stop) - self.epochs(start))
+
+    def train_flops_per_example(self) -> float:
+        pooling = sum(hot - 1 for hot in self.tables.hots) * self.tables.width
+        return 3 * (flops_per_example(self.model_config) + pooling)
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean binary cross-entropy [] of logits [B] and labels [B], in at least float32."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return optax.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype)).mean()
+
+
+class DLRMv1(Recommendation):
+    """DLRM on Criteo 1TB (closed), and a small one on flights from New York (mini)."""
+
+    benchmark = "dlrm"
+
+    def eval_epoch(self, step: int) -> float:
+        return 1 + self.epochs(step)  # the reference calls the first epoch 1, and its end 2
+
+    def initialized_tensors(self) -> tuple[str, ...]:
+        bottom, top = (
+            [f"{part}_mlp_dense{i + 1}" for i in range(len(self.config.model[part]))]
+            for part in ("bottom", "top")
+        )
+        return ("embeddings", *bottom, *top)
+
+    def hyperparameters(self) -> dict[str, Any]:
+        optimizer, schedule = self.config.optimizer, self.config.schedule
+        return {
+            "opt_name": "sgd",
+            "opt_base_learning_rate": optimizer.base_lr,
+            "opt_learning_rate_warmup_steps": schedule.warmup_steps,
+            "lr_decay_start_steps": schedule.decay_start_step,
+            "sgd_opt_base_learning_rate": optimizer.base_lr,
+            "sgd_opt_learning_rate_decay_poly_power": 2,
+            "sgd_opt_learning_rate_decay_steps": schedule.decay_steps,
+        }
+
+
+class DLRMDCNv2(Recommendation):
+    """DLRM-DCNv2 on multi-hot Criteo 1TB (closed), and a small one on flights from New York (mini)."""
+
+    benchmark = "dlrm_dcnv2"
+
+    def hyperparameters(self) -> dict[str, Any]:
+        optimizer, schedule = self.config.optimizer, self.config.schedule
+        return {
+            "opt_name": "adagrad",
+            "opt_base_learning_rate": optimizer.base_lr,
+            "opt_adagrad_learning_rate_decay": 0.0,
+            "opt_weight_decay": 0.0,
+            "opt_adagrad_initial_accumulator_value": optimizer.initial_accumulator,
+            "opt_adagrad_epsilon": optimizer.epsilon,
+            "opt_learning_rate_warmup_steps": schedule.warmup_steps,
+            "opt_learning_rate_decay_start_step": schedule.decay_start_step,
+            "opt_learning_rate_decay_steps": schedule.decay_steps,
+        }

@@ -1,0 +1,118 @@
+"""Row-wise optimizers against torch.optim and NumPy: touched rows equal, all others bit-identical."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlperf_jax.training import sparse_optimizers
+from mlperf_jax.training.schedules import warmup_hold_square
+
+RULES = {
+    "sgd": sparse_optimizers.sgd(),
+    "adagrad": sparse_optimizers.adagrad(epsilon=1e-8),
+    "adagrad_0.5": sparse_optimizers.adagrad(epsilon=1e-3, initial_accumulator=0.5),
+}
+
+
+def torch_optimizer(torch, name, weights, lr):
+    if name == "sgd":
+        return torch.optim.SGD(weights, lr=lr)
+    rest = {"eps": 1e-3, "initial_accumulator_value": 0.5} if name == "adagrad_0.5" else {"eps": 1e-8}
+    return torch.optim.Adagrad(weights, lr=lr, **rest)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_dense_equals_torchs(name):
+    torch = pytest.importorskip("torch", reason="PyTorch is the independent judge")
+    random = np.random.default_rng(0)
+    params = {"a": random.normal(size=(4, 3)), "b": {"c": random.normal(size=5)}}
+    theirs = [torch.tensor(params["a"]), torch.tensor(params["b"]["c"])]
+    judge = torch_optimizer(torch, name, theirs, 0.1)
+    with jax.enable_x64(True):
+        optimizer = sparse_optimizers.dense(RULES[name], lambda step: 0.1)
+        state = optimizer.init(params)
+        for _ in range(3):
+            grads = jax.tree.map(lambda x: random.normal(size=x.shape), params)
+            updates, state = optimizer.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+            for weight, gradient in zip(theirs, jax.tree.leaves(grads), strict=True):
+                weight.grad = torch.tensor(gradient)
+            judge.step()
+    assert int(state.count) == 3
+    for mine, weight in zip(jax.tree.leaves(params), theirs, strict=True):
+        np.testing.assert_allclose(mine, weight.numpy(), rtol=1e-12)
+
+
+@functools.cache
+def updating(name, chunk):
+    def update(*arrays):
+        return sparse_optimizers.update_rows(RULES[name], *arrays, 0.1, chunk=chunk)
+
+    return jax.jit(update)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(["sgd", "adagrad_0.5"]),
+    chunk=st.sampled_from([5, 64]),
+    distinct=st.integers(1, 14),
+    seed=st.integers(0, 2**20),
+)
+def test_rows_equal_the_dense_update_whatever_is_looked_up(name, chunk, distinct, seed):
+    """Rows from 10 on are of other tables; look-ups repeat, within a chunk and across its border."""
+    random = np.random.default_rng(seed)
+    table = random.normal(size=(10, 3))
+    rows = random.integers(distinct, size=24).astype(np.int32)
+    source = random.integers(5, size=24).astype(np.int32)
+    grads = random.normal(size=(5, 3))
+    gradient = np.zeros_like(table)
+    for row, of in zip(rows, source, strict=True):
+        if row < len(table):
+            gradient[row] += grads[of]
+    with jax.enable_x64(True):
+        slots = RULES[name].init(table)
+        updated = updating(name, chunk)(table, slots, rows, source, grads)
+        (new, new_slots), (delta, expected_slots), slots = jax.device_get(
+            (updated, RULES[name].step(gradient, slots, 0.1), slots)
+        )
+    touched = np.unique(rows[rows < 10])
+    others = np.setdiff1d(np.arange(10), touched)
+    np.testing.assert_allclose(new[touched], (table + delta)[touched], rtol=1e-12)
+    np.testing.assert_array_equal(new[others], table[others])
+    for mine, expected, before in zip(new_slots, expected_slots, slots, strict=True):
+        np.testing.assert_allclose(mine[touched], expected[touched], rtol=1e-12)
+        np.testing.assert_array_equal(mine[others], before[others])
+
+
+def reference_rates(base, warmup, start, decay, steps):
+    """What the reference's scheduler gives before each optimizer step, counting as PyTorch does."""
+    rates, last = [], None
+    for count in range(1, steps + 1):
+        if count < warmup:
+            last = base * (1 - (warmup - count) / warmup)
+        elif decay and start <= count < start + decay:
+            last = max(1e-7, base * ((decay - (count - start)) / decay) ** 2)
+        elif not decay:
+            last = base
+        rates.append(last)
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("warmup", "start", "decay"), [(5, 9, 6), (5, 5, 3), (0, 0, 0), (4, 0, 0), (2, 2, 40)]
+)
+def test_schedule_equals_the_references(warmup, start, decay):
+    schedule = warmup_hold_square(18.0, warmup, start, decay)
+    expected = reference_rates(18.0, warmup, start, decay, 30)
+    np.testing.assert_allclose([schedule(step) for step in range(30)], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [(-1, 0, 0), (0, 0, -1), (5, 4, 3)])
+def test_a_schedule_that_cannot_be(steps):
+    with pytest.raises(ValueError, match="warmup_steps"):
+        warmup_hold_square(1.0, *steps)
