@@ -71,7 +71,7 @@ def step_decay_with_warmup(
 
     def schedule(step: jax.Array | int) -> jax.Array:
         step = jnp.asarray(step, float)
-        fallen = sum((step >= boundary).astype(step.dtype) for boundary in boundaries)
+        fallen = sum(((step >= b).astype(step.dtype) for b in boundaries), start=jnp.zeros_like(step))
         rate = base_lr * jnp.power(jnp.asarray(decay_factor, step.dtype), fallen)
         if warmup_steps == 0:
             return rate
