@@ -31,6 +31,7 @@ import numpy as np
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.precision import Policy
+from mlperf_jax.results import events
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -91,6 +92,8 @@ class Workload(abc.ABC):
         num_train, num_eval: examples in an epoch of training and in the evaluation set.
         data_description: one phrase for logs, naming the data in use.
         made_up_data: whether no quality measured on that data means anything.
+        folder: of the training run at hand, for files that people want beside its log; None outside of one.
+        log: the MLPerf log of the training run at hand, for events that only this workload knows.
     """
 
     benchmark: str
@@ -100,6 +103,8 @@ class Workload(abc.ABC):
     num_eval: int
     data_description: str = ""
     made_up_data: bool = False
+    folder: Path | None = None
+    log: events.NullLog = events.NullLog()
 
     def __init__(
         self, config: ConfigDict, policy: Policy, *, data_dir: Path, synthetic: bool = False
@@ -132,6 +137,17 @@ class Workload(abc.ABC):
         """Measures the state; `quality` is held against the target."""
 
     # Inference, for a workload that can be served. `predict` is traced; the others run on the host.
+
+    def make_samples(self, load: Callable[[State], State]) -> float | None:
+        """Called before anything is measured, for a workload whose samples come from the model itself.
+
+        Args:
+            load: reads `inference_state` of the model into structs with shardings.
+
+        Returns:
+            The quality that the answers are held against; None where it is what training reached.
+        """
+        return None
 
     def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape (without batch axis) and dtype of each input of one sample."""
@@ -267,6 +283,7 @@ class Workload(abc.ABC):
 _REGISTRY = {
     "dlrm": "mlperf_jax.workloads.recommendation:DLRMv1",
     "dlrm_dcnv2": "mlperf_jax.workloads.recommendation:DLRMDCNv2",
+    "minigo": "mlperf_jax.workloads.reinforcement_learning:MiniGo",
     "resnet50": "mlperf_jax.workloads.image_classification:ResNet50",
     "transformer": "mlperf_jax.workloads.translation:TransformerTranslation",
 }

@@ -120,6 +120,7 @@ class BatchNorm(nnx.Module):
         scale: float = 1.0,
         momentum: float = 0.9,
         epsilon: float = 1e-5,
+        affine: bool = True,
         policy: Policy,
     ) -> None:
         """Builds the layer.
@@ -130,13 +131,16 @@ class BatchNorm(nnx.Module):
             scale: first value of the scale, gamma; the bias, beta, starts at 0.
             momentum: how much of the running statistics stays at each training step.
             epsilon: added to the variance.
+            affine: whether there are gamma and beta to learn; else they are 1 and 0.
             policy: dtypes.
         """
         self.dtype = jnp.promote_types(policy.compute_dtype, jnp.float32)
         stat_dtype = jnp.promote_types(policy.param_dtype, jnp.float32)
         axes = ("channels",)
-        self.scale = nnx.Param(jnp.full(features, scale, policy.param_dtype), axes=axes)
-        self.bias = nnx.Param(jnp.zeros(features, policy.param_dtype), axes=axes)
+        self.affine = affine
+        if affine:
+            self.scale = nnx.Param(jnp.full(features, scale, policy.param_dtype), axes=axes)
+            self.bias = nnx.Param(jnp.zeros(features, policy.param_dtype), axes=axes)
         self.mean = nnx.BatchStat(jnp.zeros(features, stat_dtype), axes=axes)
         self.var = nnx.BatchStat(jnp.ones(features, stat_dtype), axes=axes)
         self.span = span
@@ -153,8 +157,11 @@ class BatchNorm(nnx.Module):
             mean, var = self._batch_statistics(x)
         else:
             mean, var = self.mean[...].astype(self.dtype), self.var[...].astype(self.dtype)
-        gain = self.scale[...].astype(self.dtype) * lax.rsqrt(var + self.epsilon)
-        shift = self.bias[...].astype(self.dtype) - mean * gain
+        gain, shift = lax.rsqrt(var + self.epsilon), 0
+        if self.affine:
+            gain = self.scale[...].astype(self.dtype) * gain
+            shift = self.bias[...].astype(self.dtype)
+        shift -= mean * gain
         # The multiply-add is in self.dtype inside one fused loop: bf16 would round x's mean away.
         return (x.astype(self.dtype) * gain + shift).astype(x.dtype)
 

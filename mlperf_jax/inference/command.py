@@ -175,7 +175,12 @@ def _runs(session: Session, scenarios: Sequence[TestScenario], options: InferOpt
                 yield from session.accuracy(scenario)
 
 
-def _session(options: InferOptions, overrides: list[str]) -> Session:
+def open_model(options: InferOptions, overrides: list[str]) -> tuple[Workload, Trained]:
+    """The model that the options name, and the workload with the config that goes with it.
+
+    Raises:
+        UserError: there is no such model, or its data is not there.
+    """
     platforms.require_devices(options.platform)
     cls = registry.find(options.workload)
     model = find_model(options, cls.benchmark)
@@ -191,12 +196,19 @@ def _session(options: InferOptions, overrides: list[str]) -> Session:
         cls.prepare(config, options.data_dir)
     workload = cls(config, policy, data_dir=options.data_dir, synthetic=options.synthetic)
     workload.check_data()
+    return workload, model
+
+
+def _session(options: InferOptions, overrides: list[str]) -> Session:
+    workload, model = open_model(options, overrides)
+    if (own := workload.make_samples(model.load)) is not None:
+        model = dataclasses.replace(model, quality=own)
     total = options.count or workload.num_eval
     if total > workload.num_eval:
         raise UserError(
             f"--count={total} is more than the {workload.num_eval} samples there are; give at most those."
         )
-    numbers = config.inference
+    numbers = workload.config.inference
     loaded = (
         defaults(numbers.loadgen_model, TestScenario.Offline).performance_sample_count_override
         or _MOST_LOADED
@@ -215,7 +227,7 @@ def _session(options: InferOptions, overrides: list[str]) -> Session:
     return Session(
         workload,
         replicas,
-        Samples(config.data.name, total, loaded, workload.read_samples, replicas),
+        Samples(workload.config.data.name, total, loaded, workload.read_samples, replicas),
         options.asked,
         quality_target=numbers.quality_share * facts["trained_quality"],
         root=_root(options, name),

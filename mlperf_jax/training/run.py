@@ -136,6 +136,7 @@ def _one_run(
         metadata={"step": step},
         writes=first,
     )
+    workload.folder, workload.log = run.folder, log
     with log:
         try:
             if not log.resumed:
