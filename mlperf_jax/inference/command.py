@@ -191,10 +191,10 @@ def _session(options: InferOptions, overrides: list[str]) -> Session:
         cls.prepare(config, options.data_dir)
     workload = cls(config, policy, data_dir=options.data_dir, synthetic=options.synthetic)
     workload.check_data()
-    total = options.count or workload.num_eval
-    if total > workload.num_eval:
+    total = options.count or workload.num_samples
+    if total > workload.num_samples:
         raise UserError(
-            f"--count={total} is more than the {workload.num_eval} samples there are; give at most those."
+            f"--count={total} is more than the {workload.num_samples} samples there are; give at most those."
         )
     numbers = config.inference
     loaded = (
@@ -215,7 +215,9 @@ def _session(options: InferOptions, overrides: list[str]) -> Session:
     return Session(
         workload,
         replicas,
-        Samples(config.data.name, total, loaded, workload.read_samples, replicas),
+        Samples(
+            config.data.name, total, loaded, workload.read_samples, replicas, logged=workload.logged_answer
+        ),
         options.asked,
         quality_target=numbers.quality_share * facts["trained_quality"],
         root=_root(options, name),
