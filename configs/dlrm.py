@@ -108,6 +108,7 @@ def _mini() -> ConfigDict:
 def _inference(*, min_duration_s: float, published_quality: float) -> dict:
     return dict(
         loadgen_model="dlrm",  # under this name LoadGen's own defaults (mlperf.conf) apply
+        max_latency_s=0.03,  # of Server, by the rules that had this benchmark; today's mlperf.conf has 0.06
         min_duration_s=min_duration_s,
         batch_sizes=(1, 2, 4, 8, 16),
         samples_on_device=False,  # samples lie in host memory, and their transfer is measured
