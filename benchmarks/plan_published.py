@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from mlperf_jax import plan
+from mlperf_jax.parallel.plan_report import write_json
 
 FOLDER = Path(__file__).parent
 IMAGES = 1_281_167
@@ -192,7 +193,7 @@ def main(arguments: list[str]) -> None:
         entry = run(name, cache)
         record = json.loads(path.read_text()) if path.exists() else {"schema_version": 1, "points": {}}
         record["points"][name] = entry
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        write_json(path, record)
     points = json.loads(path.read_text())["points"]
     write_text(points)
     print((FOLDER / "plan_resnet50.md").read_text())

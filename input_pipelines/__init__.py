@@ -26,7 +26,9 @@ _MODULES = {
     "criteo_multihot": "input_pipelines.criteo_multihot",
     "fashion_mnist": "input_pipelines.fashion_mnist",
     "imagenet": "input_pipelines.imagenet",
+    "libreoffice_help": "input_pipelines.libreoffice_help",
     "nycflights": "input_pipelines.nycflights",
+    "wmt": "input_pipelines.wmt",
 }
 
 

@@ -88,11 +88,11 @@ def without_degenerate(boxes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarra
 def random_crop(boxes: np.ndarray, draws: Iterator[float], *, attempts: int) -> Crop:
     """Chooses a crop whose overlap with every box exceeds a bound, drawn from the reference's seven.
 
-    An attempt draws width and height, which count if they are neither flatter nor slimmer than 1:2,
-    then the place, which counts if every box's intersection over union with the crop is above the
-    bound and some box's centre lies inside. Boxes with their centre elsewhere are left out, the
-    others cut at the crop's edges. After the attempts another bound is drawn, until the whole image
-    is (one in seven), so that an image without boxes always stays whole.
+    An attempt draws width, height and place. It counts if the crop is neither flatter nor slimmer
+    than 1:2, if every box's intersection over union with it is above the bound, and if some box's
+    centre lies inside. Boxes with their centre elsewhere are left out, the others cut at the crop's
+    edges. After the attempts another bound is drawn, until the whole image is (one in seven), so
+    that an image without boxes always stays whole.
 
     Args:
         boxes: [n, 4] float32.
@@ -103,41 +103,42 @@ def random_crop(boxes: np.ndarray, draws: Iterator[float], *, attempts: int) -> 
         least = _LEAST_OVERLAPS[int(next(draws) * len(_LEAST_OVERLAPS))]
         if least is None:
             return Crop((0.0, 0.0, 1.0, 1.0), boxes, np.arange(len(boxes)))
-        for _ in range(attempts):
-            width, height = (_between(*_SIDES, next(draws)) for _ in range(2))
-            if not _ASPECTS[0] <= width / height <= _ASPECTS[1]:
-                continue
-            left, top = next(draws) * (1 - width), next(draws) * (1 - height)
-            edges = (left, top, left + width, top + height)
-            if not (overlaps(boxes, edges) > least).all():
-                continue
-            kept = np.flatnonzero(_centres_inside(boxes, edges))
-            if kept.size:
-                return Crop(edges, _seen_from(boxes[kept], edges), kept)
+        drawn = np.fromiter(draws, float, 4 * attempts).reshape(attempts, 4)
+        sides = _SIDES[0] + drawn[:, :2] * (_SIDES[1] - _SIDES[0])
+        corners = drawn[:, 2:] * (1 - sides)
+        edges = np.concatenate([corners, corners + sides], 1)
+        aspects = sides[:, 0] / sides[:, 1]
+        inside = _centres_inside(edges, boxes)
+        counts = (aspects >= _ASPECTS[0]) & (aspects <= _ASPECTS[1]) & inside.any(1)
+        counts &= (overlaps(edges, boxes) > least).all(1)
+        if counts.any():
+            first = counts.argmax()
+            kept = np.flatnonzero(inside[first])
+            return Crop(tuple(edges[first].tolist()), _seen_from(boxes[kept], edges[first]), kept)
 
 
-def _between(low: float, high: float, draw: float) -> float:
-    return low + draw * (high - low)
+def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Returns the intersections over unions of boxes [m, 4] and [n, 4], [m, n]."""
+    low = np.maximum(boxes[:, None, :2], others[:, :2])
+    high = np.minimum(boxes[:, None, 2:], others[:, 2:])
+    shared = np.maximum(high - low, 0).prod(2)
+    return shared / (_areas(boxes)[:, None] + _areas(others) - shared)
 
 
-def overlaps(boxes: np.ndarray, edges: tuple[float, float, float, float]) -> np.ndarray:
-    """Returns the intersection over union of boxes [n, 4] with one box, [n]."""
-    other = np.array(edges, boxes.dtype)
-    shared = np.minimum(boxes[:, 2:], other[2:]) - np.maximum(boxes[:, :2], other[:2])
-    shared = np.maximum(shared, 0).prod(1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    return shared / (areas + (other[2:] - other[:2]).prod() - shared)
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2:] - boxes[:, :2]).prod(1)
 
 
-def _centres_inside(boxes: np.ndarray, edges: tuple[float, float, float, float]) -> np.ndarray:
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    return ((centres > edges[:2]) & (centres < edges[2:])).all(1)
+def _centres_inside(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Returns whether the centres of `others` [n, 4] lie in each of the boxes [m, 4], [m, n]."""
+    centres = (others[:, :2] + others[:, 2:]) / 2
+    return ((centres > boxes[:, None, :2]) & (centres < boxes[:, None, 2:])).all(2)
 
 
-def _seen_from(boxes: np.ndarray, edges: tuple[float, float, float, float]) -> np.ndarray:
-    left, top, right, bottom = edges
-    origin = np.array([left, top, left, top])
-    extent = np.array([right - left, bottom - top] * 2)
+def _seen_from(boxes: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Returns boxes [n, 4] in parts of the crop at `edges` [4], cut where they stand out."""
+    origin = np.tile(edges[:2], 2)
+    extent = np.tile(edges[2:] - edges[:2], 2)
     return np.clip((boxes - origin) / extent, 0, 1).astype(np.float32)
 
 
@@ -155,8 +156,8 @@ def resized(
     height, width = image.shape[:2]
     left, right = (int(x * width) for x in edges[::2])
     top, bottom = (int(y * height) for y in edges[1::2])
-    box = (left, top, max(right, left + 1), max(bottom, top + 1))
-    return np.asarray(Image.fromarray(image).crop(box).resize((size, size), Image.Resampling.BILINEAR))
+    part = image[top : max(bottom, top + 1), left : max(right, left + 1)]
+    return np.asarray(Image.fromarray(part).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def jitter(image: np.ndarray, draws: Iterator[float], *, out: np.ndarray) -> None:

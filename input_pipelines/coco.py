@@ -45,7 +45,7 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
     """
     folder = _folder(data_dir, fake)
     prepared.prepare_folder(folder, functools.partial(_build, data_dir=data_dir, fake=fake), verify=verify)
-    return f"{_describe(_Records(folder), fake > 0)}, in {folder}"
+    return f"{_describe(Records(folder), fake > 0)}, in {folder}"
 
 
 def _folder(data_dir: Path, fake: int) -> Path:
@@ -189,7 +189,7 @@ def _check_size(jpeg: bytes, split: str, image: coco_originals.Image) -> None:
         )
 
 
-class _Records:
+class Records:
     """The `detection.Source` of a prepared folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -221,23 +221,28 @@ class _Records:
                 ) from None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Records, (self.folder,)  # A worker opens the files itself.
+        return Records, (self.folder,)  # A worker opens the files itself.
 
     def _array(self, split: str, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         # In memory, all of them are small.
         return np.array(prepared.open_array(self.folder / f"{split}_{name}.npy", shape, np.dtype(dtype)))
 
     def image(self, split: str, index: int) -> np.ndarray:
-        image_id = (self._train_ids if split == "train" else self.image_ids)[index]
-        where = f"{self.folder}, {split} image {image_id},"
+        return images.decode(self.jpeg(split, index), self._where(split, index))
+
+    def jpeg(self, split: str, index: int) -> bytes:
+        """Returns an encoded image."""
         try:
-            jpeg = self._jpegs[split][index]
-        except Exception as error:
+            return self._jpegs[split][index]
+        except Exception as error:  # ArrayRecord raises its own.
             raise UserError(
-                f"{where} cannot be read ({_line(error)}); prepare it again "
+                f"{self._where(split, index)} cannot be read ({_line(error)}); prepare it again "
                 "(--prepare, or python -m mlperf_jax.prepare)."
             ) from None
-        return images.decode(jpeg, where)
+
+    def _where(self, split: str, index: int) -> str:
+        image_id = (self._train_ids if split == "train" else self.image_ids)[index]
+        return f"{self.folder}, {split} image {image_id},"
 
     def objects(self, index: int) -> detection.Objects:
         first, end = (int(self._ends[index - 1]) if index else 0), int(self._ends[index])
@@ -263,7 +268,7 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> detection.Detect
     folder = _folder(data_dir, fake)
     if not fake and not folder.is_dir():
         raise UserError(f"COCO 2017 is not prepared in {data_dir}; {_HOW_TO_GET_IT}")
-    source = _Records(folder)
+    source = Records(folder)
     return detection.DetectionDataset(
         source,
         category_ids=CATEGORY_IDS,
@@ -274,7 +279,7 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> detection.Detect
     )
 
 
-def _describe(source: _Records, fake: bool) -> str:
+def _describe(source: Records, fake: bool) -> str:
     what = "Fake COCO (random images, not MLPerf's data)" if fake else "COCO 2017"
     return f"{what}, {source.counts['train']:,} train and {source.counts['eval']:,} eval images"
 

@@ -3,8 +3,8 @@
 6,000 train and 500 eval images of 128x128 with one to four objects of six classes. The objects are stamps
 of Tux Paint (Debian tuxpaint-stamps-default, GPL-2 and freer), whose transparency is their exact
 outline; the places are from GCompris (Debian gcompris-qt-data, CC BY, CC BY-SA and public domain).
-Every fourth object and every fifth place is held out: the eval images show nothing that was
-trained on. A box encloses what can be seen of its object.
+Every fourth of 281 objects and every fifth of 94 places is held out: the eval images show nothing that
+was trained on. A box encloses what can be seen of its object.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class DetectionDataset:
         self, *, seed: int, batch_size: int, start_step: int, rows: slice
     ) -> base.BatchIterator:
         make_batch = functools.partial(
-            _train_batch,
+            train_batch,
             self.source,
             spec=self.train_spec,
             attempts=self._attempts,
@@ -154,9 +154,10 @@ def eval_spec(size: int) -> base.Spec:
     }
 
 
-def _train_batch(
+def train_batch(
     source: Source, step: int, *, spec: base.Spec, attempts: int, seed: int, batch_size: int, rows: slice
 ) -> base.Batch:
+    """Returns rows `rows` of the global batch of step `step`, in the shapes of `spec`."""
     positions = base.train_positions(step, batch_size=batch_size, rows=rows)
     examples = base.examples_at(positions, seed=seed, num_examples=source.counts["train"])
     batch = {name: np.zeros((len(positions), *shape), dtype) for name, (shape, dtype) in spec.items()}

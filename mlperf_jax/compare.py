@@ -4,6 +4,7 @@
     python -m mlperf_jax.compare --workload=resnet50 --platform=tpu --sharding=dp,zero1,fsdp
 
 Data is synthetic, and not in the time. Every strategy is held against dp, which is run first.
+Of several processes all run the same command, and process 0 prints.
 Exit status: 0 all agree with dp, 1 one does not, 2 something to mend (one sentence says what).
 """
 
@@ -35,12 +36,18 @@ _STRINGS = {
         "Sizes of mesh axes, as data:4,model:2, for strategies that have them; default from the devices.",
     ),
     "results_dir": (None, "Where compare.json and compare.svg go; without it they are only printed."),
+    "coordinator": (
+        None,
+        "Several processes: host:port of process 0. TPU pods, SLURM and Kubernetes need none.",
+    ),
 }
 _INTEGERS = {
     "steps": (50, 1, "Timed steps of each strategy."),
     "batch": (0, 0, "Global batch; 0 for the config's own."),
     "seed": (0, 0, "Of the parameters and the batch."),
     "cpu_devices": (0, 0, "Show the CPU as so many virtual devices."),
+    "num_processes": (0, 0, "Several processes: how many."),
+    "process_id": (-1, -1, "Several processes: which one this is, from 0."),
 }
 
 
@@ -76,8 +83,16 @@ def _command(arguments: list[str]) -> int:
 
 def _compare(overrides: list[str]) -> int:
     """Everything from here on may import jax."""
-    from mlperf_jax.parallel import compare, compare_report, mesh
+    import jax
 
+    from mlperf_jax.parallel import compare, compare_report, distributed, mesh
+
+    distributed.start(
+        FLAGS.platform,
+        coordinator=FLAGS.coordinator,
+        num_processes=FLAGS.num_processes,
+        process_id=FLAGS.process_id,
+    )
     platforms.require_devices(FLAGS.platform)
     names = list(dict.fromkeys(["dp", *FLAGS.sharding.split(",")]))
     strategies = [mesh.find_strategy(name) for name in names]
@@ -87,24 +102,30 @@ def _compare(overrides: list[str]) -> int:
     if workload.policy.compute not in compare.TOLERANCES:
         exact = [*overrides, "--config.precision=float32"]
         check = make_workload(FLAGS.workload, preset, FLAGS.platform, FLAGS.batch, exact)
-    results = compare.compare(
-        workload,
-        check,
-        strategies,
-        steps=FLAGS.steps,
-        seed=FLAGS.seed,
-        asked=mesh.asked_of(strategies, mesh.parse_mesh(FLAGS.mesh) if FLAGS.mesh else {}),
-        say=lambda text: print(text, file=sys.stderr, flush=True),
-    )
-    facts = compare_report.facts(FLAGS.workload, preset, workload, FLAGS.steps, overrides)
-    print(compare_report.text(results, facts))
-    if FLAGS.results_dir:
-        folder = Path(FLAGS.results_dir).expanduser()
-        compare_report.write(folder, results, facts)
-        print(f"\nwritten: {folder / 'compare.json'}, {folder / 'compare.svg'}")
+    asked = mesh.asked_of(strategies, mesh.parse_mesh(FLAGS.mesh) if FLAGS.mesh else {})
+    first = jax.process_index() == 0
+
+    def say(text: str) -> None:
+        if first:
+            print(text, file=sys.stderr, flush=True)
+
+    try:
+        results = compare.compare(
+            workload, check, strategies, steps=FLAGS.steps, seed=FLAGS.seed, asked=asked, say=say
+        )
+    except BaseException as error:
+        distributed.leave(error)
+        raise
     wrong = [r.strategy for r in results if not r.agreement["passed"]]
+    if first:
+        facts = compare_report.facts(FLAGS.workload, preset, workload, FLAGS.steps, overrides)
+        print(compare_report.text(results, facts))
+        if FLAGS.results_dir:
+            folder = Path(FLAGS.results_dir).expanduser()
+            compare_report.write(folder, results, facts)
+            print(f"\nwritten: {folder / 'compare.json'}, {folder / 'compare.svg'}")
     if wrong:
-        print(f"mlperf_jax: {', '.join(wrong)} does not agree with dp on the first step.", file=sys.stderr)
+        say(f"mlperf_jax: {', '.join(wrong)} does not agree with dp on the first step.")
     return 1 if wrong else 0
 
 

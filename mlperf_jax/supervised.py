@@ -11,6 +11,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from flax import nnx
 from mlperf_jax.parallel.layout import Layout, LogicalAxes
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.gradients import gradients
-from mlperf_jax.workload import Batch, Block, Metrics, Program, State, Workload
+from mlperf_jax.workload import Batch, Block, Evaluation, Metrics, Program, State, Workload
 
 
 class _Stream:
@@ -48,14 +49,12 @@ class _Axes:
     names: LogicalAxes | None
 
 
-class SupervisedWorkload(Workload):
-    """A model trained by gradients on a data set.
+class GradientWorkload(Workload):
+    """A model trained by gradients, wherever its batches come from.
 
-    A task fills in `build_model`, `loss`, `eval_totals`, `eval_update`, `eval_result`; a workload its
-    data set and optimizer.
+    Fills in `init`, `train_step` and where the state lies; leaves `data` and `evaluate` to its subclass.
+    A workload whose state holds more than a model's adds it in `init` and `train_step`.
     """
-
-    _stream: _Stream | None = None
 
     # What a task or a workload supplies.
 
@@ -71,33 +70,14 @@ class SupervisedWorkload(Workload):
     def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> jax.Array:
         """The mean loss [] of a training batch; the model may update its batch statistics."""
 
-    @abc.abstractmethod
-    def eval_totals(self) -> Any:
-        """Zeros of the running totals, a pytree of small arrays."""
-
-    @abc.abstractmethod
-    def eval_update(self, totals: Any, model: nnx.Module, batch: Batch) -> Any:
-        """Adds one evaluation batch to the totals; rows with `mask` 0 are padding and do not count."""
-
-    @abc.abstractmethod
-    def eval_result(self, totals: Any) -> dict[str, float]:
-        """Turns totals (numpy) into figures, `quality` among them."""
-
-    @functools.cached_property
-    @abc.abstractmethod
-    def dataset(self) -> Any:
-        """An `input_pipelines.base.Dataset`, opened without reading an example."""
-
     def batch_axes(self, name: str) -> LogicalAxes:
         """Logical axes of one entry of a batch, the batch axis first."""
         return ("batch",)
 
-    input_names: tuple[str, ...] = ()
-    """The entries of an evaluation batch that `answer` takes, for a workload that is served."""
-
-    def answer(self, model: nnx.Module, inputs: Batch) -> jax.Array:
-        """`Workload.predict` of a module; for a workload that is served."""
-        raise self._not_served()
+    @property
+    def loss_remat(self) -> str:
+        """What of the loss stays in memory for its gradient; "none" where the model itself sees to it, by layer."""
+        return self.config.get("remat", "none")
 
     # The phases, from those.
 
@@ -138,7 +118,7 @@ class SupervisedWorkload(Workload):
             batch,
             key,
             micro_batches=self.config.get("gradient_accumulation_steps", 1),
-            remat=self.config.get("remat", "none"),
+            remat=self.loss_remat,
             axes=self.batch_axes,
         )
         grads = jax.tree.map(
@@ -155,38 +135,7 @@ class SupervisedWorkload(Workload):
         }
         return new, {"loss": loss}
 
-    def data(self, engine: Engine, state: State, block: Block, start: int) -> tuple[State, Iterator[Batch]]:
-        seed = int(jax.device_get(state["seed"]))
-        stream = self._stream
-        if stream is None or (stream.seed, stream.step) != (seed, start):
-            if stream is not None:
-                stream.close()
-            batches = self.dataset.train_batches(
-                seed=seed, batch_size=self.batch_size, start_step=start, rows=engine.rows
-            )
-            self._stream = stream = _Stream(batches, seed, start)
-        return state, stream.until(block.stop)
-
-    def evaluate(self, engine: Engine, state: State) -> dict[str, float]:
-        totals = engine.run("eval_init")
-        size = self.config.eval_batch_size
-        batches = self.dataset.eval_batches(batch_size=size, rows=engine.layout.rows(size))
-        struct = self.eval_batch_struct(engine.layout)
-        model_state = {"params": state["params"], "model_state": state["model_state"]}
-        for batch in batches:
-            totals = engine.run("eval_step", totals, model_state, engine.place(batch, struct))
-        return self.eval_result(jax.device_get(totals))
-
     inference_state = ("params", "model_state")
-
-    def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        return {name: self.dataset.eval_spec[name] for name in self.input_names}
-
-    def read_samples(self, indices: np.ndarray) -> Batch:
-        return self.dataset.read_eval(indices, self.input_names)
-
-    def predict(self, state: State, inputs: Batch) -> jax.Array:
-        return self.answer(self.model(state), inputs)
 
     # Shapes.
 
@@ -197,13 +146,6 @@ class SupervisedWorkload(Workload):
             return layout.struct((size, *shape), dtype, (*axes, *[None] * (1 + len(shape) - len(axes))))
 
         return {name: struct(name) for name in spec}
-
-    def batch_struct(self, layout: Layout) -> Batch:
-        return self._structs(self.dataset.train_spec, self.batch_size, layout)
-
-    def eval_batch_struct(self, layout: Layout) -> Batch:
-        """One global evaluation batch as structs."""
-        return self._structs(self.dataset.eval_spec, self.config.eval_batch_size, layout)
 
     def param_axes(self) -> Any:
         """The logical axes of every parameter, as the model's own metadata has them."""
@@ -229,6 +171,85 @@ class SupervisedWorkload(Workload):
         )
         rest = jax.tree.map(lambda _: layout.replicated, state)
         return rest | {"params": params, "opt_state": opt_state}
+
+
+class SupervisedWorkload(GradientWorkload):
+    """A model trained by gradients on a data set.
+
+    A task fills in `build_model`, `loss`, `eval_totals`, `eval_update`, `eval_result`; a workload its
+    data set and optimizer. A task that evaluates otherwise overrides `evaluate` and `programs`, and
+    needs none of the last three.
+    """
+
+    _stream: _Stream | None = None
+
+    # What a task or a workload supplies.
+
+    def eval_totals(self) -> Any:
+        """Zeros of the running totals, a pytree of small arrays."""
+        raise NotImplementedError
+
+    def eval_update(self, totals: Any, model: nnx.Module, batch: Batch) -> Any:
+        """Adds one evaluation batch to the totals; rows with `mask` 0 are padding and do not count."""
+        raise NotImplementedError
+
+    def eval_result(self, totals: Any) -> Evaluation | Future[Evaluation]:
+        """Turns totals (numpy) into figures, `quality` among them, or what will be these."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    @abc.abstractmethod
+    def dataset(self) -> Any:
+        """An `input_pipelines.base.Dataset`, opened without reading an example."""
+
+    input_names: tuple[str, ...] = ()
+    """The entries of an evaluation batch that `answer` takes, for a workload that is served."""
+
+    def answer(self, model: nnx.Module, inputs: Batch) -> jax.Array:
+        """`Workload.predict` of a module; for a workload that is served."""
+        raise self._not_served()
+
+    # The phases, from those.
+
+    def data(self, engine: Engine, state: State, block: Block, start: int) -> tuple[State, Iterator[Batch]]:
+        seed = int(jax.device_get(state["seed"]))
+        stream = self._stream
+        if stream is None or (stream.seed, stream.step) != (seed, start):
+            if stream is not None:
+                stream.close()
+            batches = self.dataset.train_batches(
+                seed=seed, batch_size=self.batch_size, start_step=start, rows=engine.rows
+            )
+            self._stream = stream = _Stream(batches, seed, start)
+        return state, stream.until(block.stop)
+
+    def evaluate(self, engine: Engine, state: State) -> Evaluation | Future[Evaluation]:
+        totals = engine.run("eval_init")
+        size = self.config.eval_batch_size
+        batches = self.dataset.eval_batches(batch_size=size, rows=engine.layout.rows(size))
+        struct = self.eval_batch_struct(engine.layout)
+        model_state = {"params": state["params"], "model_state": state["model_state"]}
+        for batch in batches:
+            totals = engine.run("eval_step", totals, model_state, engine.place(batch, struct))
+        return self.eval_result(jax.device_get(totals))
+
+    def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        return {name: self.dataset.eval_spec[name] for name in self.input_names}
+
+    def read_samples(self, indices: np.ndarray) -> Batch:
+        return self.dataset.read_eval(indices, self.input_names)
+
+    def predict(self, state: State, inputs: Batch) -> jax.Array:
+        return self.answer(self.model(state), inputs)
+
+    # Shapes.
+
+    def batch_struct(self, layout: Layout) -> Batch:
+        return self._structs(self.dataset.train_spec, self.batch_size, layout)
+
+    def eval_batch_struct(self, layout: Layout) -> Batch:
+        """One global evaluation batch as structs."""
+        return self._structs(self.dataset.eval_spec, self.config.eval_batch_size, layout)
 
     def programs(self, state: State, layout: Layout) -> dict[str, Program]:
         def eval_step(totals: Any, model_state: State, batch: Batch) -> Any:

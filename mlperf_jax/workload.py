@@ -22,6 +22,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ import numpy as np
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.precision import Policy
+from mlperf_jax.results import events
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -41,6 +43,7 @@ State = dict[str, Any]
 """A dict of pytrees of arrays; whatever is in it is checkpointed. Always holds `step` (int32 [])."""
 
 Batch = dict[str, Any]
+Evaluation = dict[str, float]
 Metrics = dict[str, jax.Array]
 
 
@@ -91,6 +94,8 @@ class Workload(abc.ABC):
         num_train, num_eval: examples in an epoch of training and in the evaluation set.
         data_description: one phrase for logs, naming the data in use.
         made_up_data: whether no quality measured on that data means anything.
+        folder: of the training run at hand, for files that people want beside its log; None outside of one.
+        log: the MLPerf log of the training run at hand, for events that only this workload knows.
     """
 
     benchmark: str
@@ -100,6 +105,8 @@ class Workload(abc.ABC):
     num_eval: int
     data_description: str = ""
     made_up_data: bool = False
+    folder: Path | None = None
+    log: events.NullLog = events.NullLog()
 
     def __init__(
         self, config: ConfigDict, policy: Policy, *, data_dir: Path, synthetic: bool = False
@@ -127,11 +134,34 @@ class Workload(abc.ABC):
         return a changed state. `start` is past `block.start` only where a run is resumed.
         """
 
+    def initial_state(self, engine: Engine, seed: int) -> State:
+        """The state that a run begins with: what `init` makes of the seed.
+
+        A workload that starts from published weights puts them in here, before the clock starts.
+        """
+        return engine.init(seed)
+
     @abc.abstractmethod
-    def evaluate(self, engine: Engine, state: State) -> dict[str, float]:
-        """Measures the state; `quality` is held against the target."""
+    def evaluate(self, engine: Engine, state: State) -> Evaluation | Future[Evaluation]:
+        """Measures the state; `quality` is held against the target.
+
+        What needs the devices is done when this returns. Figures that the host goes on computing, in a
+        thread of the workload's, may be returned as a future: training goes on meanwhile, and the run
+        ends with the state that was measured if it turns out to have reached the target.
+        """
 
     # Inference, for a workload that can be served. `predict` is traced; the others run on the host.
+
+    def make_samples(self, load: Callable[[State], State]) -> float | None:
+        """Called before anything is measured, for a workload whose samples come from the model itself.
+
+        Args:
+            load: reads `inference_state` of the model into structs with shardings.
+
+        Returns:
+            The quality that the answers are held against; None where it is what training reached.
+        """
+        return None
 
     def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape (without batch axis) and dtype of each input of one sample."""
@@ -279,7 +309,10 @@ class Workload(abc.ABC):
 _REGISTRY = {
     "dlrm": "mlperf_jax.workloads.recommendation:DLRMv1",
     "dlrm_dcnv2": "mlperf_jax.workloads.recommendation:DLRMDCNv2",
+    "minigo": "mlperf_jax.workloads.reinforcement_learning:MiniGo",
     "resnet50": "mlperf_jax.workloads.image_classification:ResNet50",
+    "ssd_resnet34": "mlperf_jax.workloads.object_detection:SSDResNet34",
+    "transformer": "mlperf_jax.workloads.translation:TransformerTranslation",
 }
 
 

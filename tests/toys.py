@@ -59,6 +59,7 @@ class SmallResNet(ResNet50):
             data=dict(name="patterns", mean=(128.0,), std=(64.0,), num_train=104, num_eval=44),
             batch_size=32,
             eval_batch_size=32,
+            gradient_accumulation_steps=1,
             label_smoothing=0.1,
             optimizer=dict(name="sgd", base_lr=0.1, momentum=0.9, weight_decay=1e-4),
             schedule=dict(warmup_epochs=0, decay_epochs=10, end_lr=1e-4, power=2.0),

@@ -43,16 +43,16 @@ def make_replicas(
         places = [mesh.single_device_layout(device) for device in jax.devices()]
     else:
         places = [mesh.make_layout(strategy, asked)]
-    structs = [_structs(workload, place) for place in places]
-    state = trained.load(structs[0])
+    wanted = [structs(workload, place) for place in places]
+    state = trained.load(wanted[0])
     replicas = []
-    for place, struct in zip(places, structs, strict=True):
+    for place, struct in zip(places, wanted, strict=True):
         here = jax.device_put(state, jax.tree.map(lambda x: x.sharding, struct))
         replicas.append(_replica(workload, here, place, capacity, on_device))
     return replicas
 
 
-def _structs(workload: Workload, layout: Layout) -> State:
+def structs(workload: Workload, layout: Layout) -> State:
     """What `predict` needs of the state, as structs with shardings."""
     with layouts.use(layout), jax.default_matmul_precision(workload.policy.matmul):
         shapes = jax.eval_shape(workload.init, layout.struct((), jnp.uint32))

@@ -86,6 +86,7 @@ class _Runner:
         self.turns: list[float] = []
 
     def start(self, seed: int, batch: Any) -> None:
+        """Begins at the first step, with the batch whose rows of this process are `batch`."""
         self.state = self.engine.init(seed)
         self.batch = self.engine.place(batch, self.engine.batch)
 
@@ -123,18 +124,19 @@ def compare(
         seed: of the parameters and the batch.
         asked: sizes of mesh axes for each strategy.
         say: is told what is going on.
+
+    Several processes call this together; each measures, and all come to the same verdicts.
     """
     asked = asked or [{}] * len(strategies)
     runners, results = [], []
-    batch = None
     for strategy, sizes in zip(strategies, asked, strict=True):
         say(f"compiling {strategy.name}")
         runner = _Runner(workload, strategy, sizes)
-        batch = first_batch(runner.engine, seed) if batch is None else batch
         runners.append(runner)
         results.append(Measured(strategy.name, dict(runner.engine.layout.mesh.shape)))
-    _agree(results, runners, check, batch, seed, asked, say)
-    for runner in runners:
+    batches = _first_batches(runners, seed)
+    _agree(results, runners, check, batches, seed, asked, say)
+    for runner, batch in zip(runners, batches, strict=True):
         runner.start(seed, batch)
         for _ in range(WARM_UP_STEPS):
             runner.step()
@@ -154,8 +156,20 @@ def compare(
     return results
 
 
+def _first_batches(runners: list[_Runner], seed: int) -> list[Any]:
+    """The first batch for each strategy: of several processes each has the rows that its devices hold."""
+    made: dict[tuple[int, int], Any] = {}
+    batches = []
+    for runner in runners:
+        rows = runner.engine.rows.start, runner.engine.rows.stop
+        if rows not in made:
+            made[rows] = first_batch(runner.engine, seed)
+        batches.append(made[rows])
+    return batches
+
+
 def first_batch(engine: Engine, seed: int) -> Any:
-    """The first global batch of a run, as numpy arrays."""
+    """This process's rows of the first global batch of a run, as numpy arrays."""
     workload = engine.workload
     state = {"seed": np.uint32(seed), "step": np.int32(0)}
     _, batches = workload.data(engine, state, next(iter(workload.blocks())), 0)
@@ -166,13 +180,13 @@ def _agree(
     results: list[Measured],
     runners: list[_Runner],
     check: Workload | None,
-    batch: Any,
+    batches: list[Any],
     seed: int,
     asked: Sequence[dict[str, int]],
     say: Callable[[str], None],
 ) -> None:
     reference = None
-    for result, runner, sizes in zip(results, runners, asked, strict=True):
+    for result, runner, batch, sizes in zip(results, runners, batches, asked, strict=True):
         say(f"checking the first step of {result.strategy}")
         checked = _Runner(check, runner.engine.layout.strategy, sizes) if check else runner
         loss, changes = first_step(checked.engine, seed, batch)
@@ -208,11 +222,23 @@ def first_step(engine: Engine, seed: int, batch: Any) -> tuple[float, list[np.nd
 
 
 def _floats(state: State) -> dict[str, list[np.ndarray]]:
-    parts = {part: jax.tree.leaves(jax.device_get(state.get(part, {}))) for part in ("opt_state", "params")}
     return {
-        part: [np.array(x, np.float64) for x in leaves if np.issubdtype(x.dtype, np.floating)]
-        for part, leaves in parts.items()
+        part: [
+            np.array(_whole(x), np.float64)
+            for x in jax.tree.leaves(state.get(part, {}))
+            if np.issubdtype(x.dtype, np.floating)
+        ]
+        for part in ("opt_state", "params")
     }
+
+
+def _whole(x: jax.Array) -> np.ndarray:
+    """An array with the parts that other processes hold."""
+    if x.is_fully_addressable:
+        return jax.device_get(x)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(x, tiled=True)
 
 
 def _distance(mine: list[np.ndarray], reference: list[np.ndarray]) -> float:
@@ -246,7 +272,7 @@ def _fill(result: Measured, runner: _Runner, workload: Workload, here: Topology)
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes,
     }
-    if peak := (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
+    if peak := (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
         result.memory["peak"] = peak
     module = hlo.parse(compiled.as_text())
     network = cost_network.Network(here, runner.engine.layout.mesh)

@@ -47,11 +47,20 @@ def _count(jaxpr: Any, *, again: bool) -> tuple[int, int]:
         elif name == "cond":
             part = max(_count(branch.jaxpr, again=here) for branch in equation.params["branches"])
         else:
-            times = equation.params.get("length", 1) if name == "scan" else 1
+            times = _repeats(equation)
             counts = [_count(inner, again=here) for inner in _inner(equation.params.values())]
             part = times * sum(c[0] for c in counts), times * sum(c[1] for c in counts)
         total, repeated = total + part[0], repeated + part[1]
     return total, repeated
+
+
+def _repeats(equation: Any) -> int:
+    """How often what is in an equation runs: a scan's length, and once on every device of a shard_map."""
+    params = equation.params
+    if equation.primitive.name == "shard_map":
+        axes = next(value for name, value in params.items() if name.endswith("manual_axes"))
+        return math.prod(params["mesh"].shape[axis] for axis in axes)
+    return params["length"] if equation.primitive.name == "scan" else 1
 
 
 def _inner(values: Iterable[Any]) -> list[Any]:
@@ -215,21 +224,24 @@ def instruction_bytes(instruction: Instruction, computation: Computation, module
     Arrays that the compiler keeps in on-chip memory count nothing, and of an array that is only
     sliced (as the stacked layers of a scan are) only the slice counts.
     """
-    if instruction.opcode in _FREE:
+    if instruction.opcode in _FREE or _names_only(instruction):
         return 0.0
     if instruction.opcode in ("dynamic-slice", "gather", "slice"):
         return 2 * _main_memory(instruction.shapes)
     if instruction.opcode == "dynamic-update-slice":
         return 2 * _main_memory(computation[instruction.operands[1]].shapes)
+    if instruction.opcode == "scatter":  # each update is read, and added to what it meets
+        return 3 * _main_memory(computation[instruction.operands[-1]].shapes)
     if instruction.opcode in ("copy-start", "slice-start"):
         source, result = instruction.shapes[:2]
         return min(source.padded_bytes, result.padded_bytes) * ((source.space == 0) + (result.space == 0))
-    written = _main_memory(instruction.shapes)
+    handed, kept = _handed_on(instruction, module)
+    written = _main_memory(shape for i, shape in enumerate(instruction.shapes) if i not in kept)
     read = 0.0
     sliced = _sliced_operands(instruction, module)
     for position, name in enumerate(instruction.operands):
         operand = computation.get(name)
-        if operand is None:
+        if operand is None or position in handed:
             continue
         if position in sliced:
             part, in_place = sliced[position]
@@ -240,29 +252,67 @@ def instruction_bytes(instruction: Instruction, computation: Computation, module
     return read + max(written, 0.0)
 
 
+def _names_only(instruction: Instruction) -> bool:
+    """Whether it is a call of the TPU compiler's own that only makes room or says what something is."""
+    if instruction.opcode != "custom-call":
+        return False
+    target = (instruction.attribute("custom_call_target") or "").strip('"')
+    return target in ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound")
+
+
 def _main_memory(shapes: Iterable[Shape]) -> float:
     return sum(shape.padded_bytes for shape in shapes if shape.space == 0)
 
 
+def _handed_on(instruction: Instruction, module: Module) -> tuple[set[int], set[int]]:
+    """Operands and results of a fusion that works beside a collective and only hands its buffers on."""
+    if instruction.opcode != "fusion" or not any(
+        'chain_id="' in inner.attributes
+        for called in instruction.called
+        for inner in module.computations[called].values()
+    ):
+        return set(), set()
+    text = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", instruction.attributes)
+    pairs = re.findall(r"\{(\d*)\}: \((\d+)", text.group(1)) if text else []
+    return {int(operand) for _, operand in pairs}, {int(result or 0) for result, _ in pairs}
+
+
 def _sliced_operands(instruction: Instruction, module: Module) -> dict[int, tuple[float, bool]]:
-    """Operands of a fusion of which it touches only a slice: position -> (bytes of it, updated in place)."""
+    """Operands of a fusion of which it touches only a part: position -> (bytes of it, updated in place)."""
     if instruction.opcode != "fusion":
         return {}
     body = module.computations[instruction.called[0]]
-    users = collections.defaultdict(list)
-    for inner in body.values():
-        for name in inner.operands:
-            users[name].append(inner)
-    sliced = {}
-    for inner in body.values():
-        if inner.opcode != "parameter" or not users[inner.name]:
-            continue
-        using = users[inner.name]
-        if all(u.opcode in ("dynamic-slice", "gather") and u.operands[0] == inner.name for u in using):
-            sliced[int(inner.literal)] = sum(u.shapes[0].padded_bytes for u in using), False
-        elif all(u.opcode == "dynamic-update-slice" and u.operands[0] == inner.name for u in using):
-            sliced[int(inner.literal)] = sum(body[u.operands[1]].shapes[0].padded_bytes for u in using), True
-    return sliced
+    parts = {
+        int(inner.literal): _touched(inner.name, body, module)
+        for inner in body.values()
+        if inner.opcode == "parameter"
+    }
+    return {position: part for position, part in parts.items() if part}
+
+
+def _touched(name: str, body: Computation, module: Module) -> tuple[float, bool] | None:
+    """How many bytes of an array the rest of a fusion reads or updates in place; None for all of it."""
+    total, in_place = 0.0, False
+    users = [inner for inner in body.values() if name in inner.operands]
+    for user in users:
+        first = user.operands[0] == name
+        if first and user.opcode in ("dynamic-slice", "gather"):
+            found = user.shapes[0].padded_bytes, False
+        elif first and user.opcode == "dynamic-update-slice":
+            found = body[user.operands[1]].shapes[0].padded_bytes, True
+        elif first and user.opcode == "scatter":
+            found = body[user.operands[-1]].shapes[0].padded_bytes, True
+        elif user.opcode == "fusion":
+            inner = module.computations[user.called[0]]
+            places = [str(i) for i, operand in enumerate(user.operands) if operand == name]
+            parameters = [i for i in inner.values() if i.opcode == "parameter" and i.literal in places]
+            found = _touched(parameters[0].name, inner, module) if len(parameters) == 1 else None
+        else:
+            found = None
+        if found is None:
+            return None
+        total, in_place = total + found[0], in_place or found[1]
+    return (total, in_place) if users else None
 
 
 def hlo_bytes(module: Module) -> float:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from mlperf_jax.parallel.hlo import Instruction, Module, replica_groups, walk
+from mlperf_jax.parallel.hlo import Instruction, Module, replica_groups
 from mlperf_jax.parallel.topology import Topology
 
 HOP_SECONDS = 1e-6
@@ -46,6 +47,7 @@ class Collective:
         bytes: payload per device and run: what is reduced, or the whole of what is gathered.
         times: how often a step runs it.
         seconds: of one run, at best.
+        copies: names of the instructions that the compiler spread it over.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Collective:
     bytes: float
     times: int
     seconds: float
+    copies: tuple[str, ...] = ()
 
 
 def collective_kind(instruction: Instruction) -> str | None:
@@ -77,9 +80,8 @@ class Network:
         self.axes: dict[str, int] = dict(mesh.shape)
         self.devices = list(mesh.devices.flat)
 
-    def collective(self, instruction: Instruction, operand_bytes: float, times: int) -> Collective:
-        """Describes a collective instruction."""
-        kind = collective_kind(instruction) or ""
+    def collective(self, instruction: Instruction, kind: str, operand_bytes: float, times: int) -> Collective:
+        """Describes a collective instruction of a kind."""
         group = max(replica_groups(instruction, len(self.devices)), key=len)
         payload = operand_bytes
         if kind == "all-gather":
@@ -165,20 +167,42 @@ def _passes(kind: str) -> int:
 def collectives(module: Module, network: Network) -> list[Collective]:
     """Every collective of a program, in no order.
 
-    The TPU compiler may spread one over several fusions, each with a copy of it; they share the
-    channel and count as one.
+    The TPU compiler may spread one over several fusions, which work beside it and each hold a copy of
+    it: these count as one. (A channel does not tell them apart: all that a `shard_map` makes share one.)
     """
+    fused = {
+        called
+        for computation in module.computations.values()
+        for instruction in computation.values()
+        if instruction.opcode == "fusion"
+        for called in instruction.called
+    }
     found: dict[Any, Collective] = {}
-    for instruction, computation, times in walk(module):
-        if collective_kind(instruction) is None:
-            continue
-        operands = [computation[name] for name in instruction.operands if name in computation]
-        sent = sum(shape.bytes for operand in operands for shape in operand.shapes)
-        channel = instruction.attribute("channel_id") or instruction.name
-        key = (channel, instruction.opcode.removesuffix("-start"))
-        if key not in found or found[key].times < times:
-            found[key] = network.collective(instruction, sent, times)
+    for name, times in module.executions.items():
+        computation = module.computations[name] if times else {}
+        for instruction in computation.values():
+            kind = collective_kind(instruction)
+            if kind is None:
+                continue
+            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                kind = "reduce-scatter"  # written as an all-reduce of which each device keeps its part
+            operands = [computation[o] for o in instruction.operands if o in computation]
+            if kind == "ragged-all-to-all":
+                operands = operands[:1]  # the others are where the result goes, offsets and sizes
+            sent = sum(shape.bytes for operand in operands for shape in operand.shapes)
+            key = _identity(instruction) if name in fused else instruction.name
+            new = network.collective(instruction, kind, sent, times)
+            old = found.get(key, new)
+            best = old if old.times >= times else new
+            found[key] = dataclasses.replace(best, copies=(*old.copies, instruction.name))
     return list(found.values())
+
+
+def _identity(instruction: Instruction) -> tuple[Any, ...]:
+    """What the copies of one collective have in common."""
+    chain = re.search(r'chain_id="(\w+)"', instruction.attributes)
+    place = instruction.attribute("channel_id"), chain and chain.group(1), instruction.op_name
+    return instruction.opcode, instruction.shapes, *place
 
 
 def by_kind_and_axis(found: Sequence[Collective]) -> list[dict[str, Any]]:

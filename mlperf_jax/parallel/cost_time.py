@@ -63,7 +63,7 @@ class _Player:
     def __init__(self, module: Module, chip: Chip, collectives: list[Collective]) -> None:
         self.module = module
         self.chip = chip
-        self.network = {c.name: c for c in collectives}
+        self.network = {name: c for c in collectives for name in (c.name, *c.copies)}
         self.operations: dict[str, Operation] = {}
         self.compute = self.waiting = 0.0
         self.cycles = 0
@@ -74,12 +74,15 @@ class _Player:
         finished: dict[str, float] = {}
         computation = self.module.computations[name]
         for instruction in computation.values():
-            collective = self._collective(instruction)
+            collective, part = self._collective(instruction)
             if collective is not None:
-                begin = max(now, network_free)
-                network_free = finished[instruction.name] = begin + collective.seconds
-                if not instruction.opcode.endswith("-start"):
-                    now = self._wait(now, network_free, times, instruction)
+                if part != "done":
+                    begin = max(now, network_free)
+                    network_free = finished[instruction.name] = finished[collective.name] = (
+                        begin + collective.seconds
+                    )
+                if part != "start":
+                    now = self._wait(now, finished.get(collective.name, now), times, instruction)
             elif instruction.opcode in ("copy-start", "slice-start"):
                 length = (
                     cost.instruction_bytes(instruction, computation, self.module) / self.chip.hbm_bandwidth
@@ -96,16 +99,19 @@ class _Player:
                 now += self._operation(instruction, computation, times)
         return now
 
-    def _collective(self, instruction: Instruction) -> Collective | None:
-        """The collective that an instruction is or starts, also wrapped in an async-start."""
+    def _collective(self, instruction: Instruction) -> tuple[Collective | None, str]:
+        """The collective that an instruction is, starts or ends, also inside a call or a fusion; and which."""
         if collective_kind(instruction):
-            return self.network.get(instruction.name)
-        if instruction.opcode == "async-start":
-            for called in instruction.called:
-                for inner in self.module.computations[called].values():
-                    if inner.name in self.network:
-                        return self.network[inner.name]
-        return None
+            part = "start" if instruction.opcode.endswith("-start") else "whole"
+            return self.network.get(instruction.name), part
+        if instruction.opcode == "async-start" or "kind=kCustom" in instruction.attributes:
+            inner = [i for called in instruction.called for i in self.module.computations[called].values()]
+            found = next((self.network[i.name] for i in inner if i.name in self.network), None)
+            marks = " ".join(i.attributes for i in inner if i.opcode == "custom-call")
+            if instruction.opcode == "async-start" or "AsyncCollectiveStart" in marks:
+                return found, "start"
+            return found, "done" if "AsyncCollectiveDone" in marks else "whole"
+        return None, ""
 
     def _wait(self, now: float, end: float, times: int, instruction: Instruction) -> float:
         waited = max(end - now, 0.0)

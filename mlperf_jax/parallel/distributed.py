@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 import time
 import traceback
@@ -14,6 +16,8 @@ HEARTBEAT_SECONDS = 30
 
 _GRACE_SECONDS = 2
 """How much later process 0 leaves, so that the others can say what befell them."""
+
+_kept: list[object] = []  # What C holds a pointer to must not be collected.
 
 # Number of tasks as told by SLURM, Open MPI and Kubernetes (indexed jobs).
 _CLUSTER_HINTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JOB_COMPLETIONS")
@@ -60,12 +64,34 @@ def start(platform: str, *, coordinator: str | None, num_processes: int, process
             f"The processes could not join each other ({str(error).splitlines()[0]}); "
             "start all of them with the same --coordinator=HOST:PORT and --num_processes."
         ) from error
+    _speak_when_aborted()
 
 
 def _in_cluster(platform: str) -> bool:
     if platform == "tpu":
         return True  # One host of a slice cannot run alone; jax asks the TPU's metadata who the others are.
     return any(int(os.environ.get(name, "1") or 1) > 1 for name in _CLUSTER_HINTS)
+
+
+def _speak_when_aborted() -> None:
+    """Lets a process that jax aborts, as it does all others when process 0 dies, end with a sentence and status 2.
+
+    jax's client gives no say in it: its callback passes a C++ status that has no Python form. Python's
+    own signal handlers run between bytecodes, too late for `abort`, so this one is C's.
+    """
+    text = (
+        b"mlperf_jax: jax ended this process, most likely because process 0 died or the way to it was lost: what "
+        b"jax wrote above and the output of process 0 say why. "
+        b"Repeat the same command in all of them; training continues from its last checkpoint.\n"
+    )
+
+    def speak(_: int) -> None:
+        os.write(2, text)
+        os._exit(2)
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(speak)
+    _kept.append(handler)
+    ctypes.CDLL(None).signal(signal.SIGABRT, handler)
 
 
 def leave(error: BaseException) -> None:
@@ -83,8 +109,8 @@ def leave(error: BaseException) -> None:
     if isinstance(error, jax.errors.JaxRuntimeError):
         text = (
             f"the work with the other processes failed in process {jax.process_index()} ({reason}). "
-            "If one of them died, its own output says why; "
-            "the same command in all of them continues from the last checkpoint."
+            "If one of them died, its own output says why. "
+            "Repeat the same command in all of them; training continues from its last checkpoint."
         )
     elif isinstance(error, UserError):
         text = reason

@@ -20,6 +20,8 @@ import numpy as np
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _SHAPE = re.compile(r"(\w+)\[([\d,<= ]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
+# What the condition of a counting loop is made of; anything else makes it depend on data.
+_COUNTING = ("parameter", "constant", "get-tuple-element", "compare", "fusion", "copy", "bitcast")
 _INSTRUCTION = re.compile(r"\s*(ROOT )?%?([\w.\-]+) = ")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 
@@ -202,6 +204,8 @@ class Module:
         compares = [i for c in (condition, *inner) for i in c.values() if i.opcode == "compare"]
         if len(compares) != 1 or compares[0].attribute("direction") not in ("LT", "GT", "NE"):
             return None
+        if any(i.opcode not in _COUNTING or _is_float(i) for c in (condition, *inner) for i in c.values()):
+            return None
         bounds = [
             int(i.literal)
             for c in (condition, *inner)
@@ -225,6 +229,10 @@ class Module:
             int(i.literal) for i in sources if i.opcode == "constant" and re.fullmatch(r"-?\d+", i.literal)
         ]
         return [n for n in numbers if n > 0]
+
+
+def _is_float(instruction: Instruction) -> bool:
+    return len(instruction.shapes) == 1 and "f" in instruction.shapes[0].dtype
 
 
 def parse(text: str) -> Module:

@@ -67,6 +67,9 @@ STRATEGIES: dict[str, Strategy] = {
         Strategy("fsdp", {"data": -1}, {"batch": ("data",)}, shard_params="data"),
         Strategy("tp", {"data": -1, "model": 2}, _TENSOR_RULES),
         Strategy("fsdp_tp", {"data": -1, "model": 2}, _TENSOR_RULES, shard_params="data"),
+        # Between the products of tensor parallelism activations are split by position (Korthikanti et al.,
+        # arXiv:2205.05198): norms, dropout and what is kept for the backward pass.
+        Strategy("sequence", {"data": -1, "model": 2}, _TENSOR_RULES | {"length": ("model",)}),
         # XLA exchanges the rows at the seams of convolutions and windows ("halos"). Source: Google's JAX SSD
         # in training_results_v0.7 splits the image's height over four cores.
         Strategy("spatial", {"data": -1, "space": 2}, {"batch": ("data",), "height": ("space",)}),

@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, NamedTuple, Self, TextIO
 
 from mlperf_logging.mllog.mllog import MLLogger
 
@@ -303,6 +303,13 @@ def _parse(path: str | os.PathLike[str], text: bytes) -> list[Event]:
     return events
 
 
+class WithMetadata(NamedTuple):
+    """The value of an event, and what else the checker wants to know of it."""
+
+    value: Any
+    metadata: Mapping[str, Any]
+
+
 def clear_caches() -> tuple[bool, str]:
     """Empties this host's page cache, as the rules want before a run, if the system lets us.
 
@@ -345,7 +352,8 @@ def log_preamble(
         train_samples, eval_samples: sizes of the data sets in use.
         target, metric: the quality to reach, and its name for people, "top-1 accuracy".
         hyperparameters: `{mllog key: value}` for what the benchmark has of its own, such as
-            `opt_name` and `lars_opt_*`: the workload gives them, in the order to be logged.
+            `opt_name` and `lars_opt_*`: the workload gives them, in the order to be logged, a value
+            as `WithMetadata` where the checker wants to know more of it.
         cache_clear: what `clear_caches` returned, or (False, why it was not tried).
         labels: what else a reader must know, e.g. "fake data".
         org: who ran it.
@@ -365,7 +373,8 @@ def log_preamble(
     log.event("train_samples", train_samples)
     log.event("eval_samples", eval_samples)
     for key, value in hyperparameters.items():
-        log.event(key, value)
+        value, metadata = value if isinstance(value, WithMetadata) else (value, None)
+        log.event(key, value, metadata)
 
 
 def run_labels(preset: str, labels: Sequence[str] = ()) -> list[str]:

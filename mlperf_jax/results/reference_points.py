@@ -70,9 +70,17 @@ class ReferencePoints:
 
     Attributes:
         points: all, by batch size. pruned: those that the test uses.
+        round_name: the round that they are of.
     """
 
-    def __init__(self, raw: Sequence[tuple[int, Sequence[float]]], benchmark: Benchmark, runs: int) -> None:
+    def __init__(
+        self,
+        raw: Sequence[tuple[int, Sequence[float]]],
+        benchmark: Benchmark,
+        runs: int,
+        round_name: str = "",
+    ) -> None:
+        self.round_name = round_name
         self._benchmark = benchmark
         self._runs = runs
         self.points = sorted((self._point(size, epochs) for size, epochs in raw), key=lambda p: p.batch_size)
@@ -185,9 +193,8 @@ def load_points(benchmark_key: str, round_name: str) -> ReferencePoints | None:
         path = _folder() / f"training_{name.removeprefix('v')}.0" / f"rcps_{benchmark_key}.json"
         if benchmark and path.is_file():
             raw = json.loads(path.read_bytes())
-            return ReferencePoints(
-                [_raw_point(r) for r in raw.values()], benchmark, benchmark.required_runs(name)
-            )
+            points = [_raw_point(r) for r in raw.values()]
+            return ReferencePoints(points, benchmark, benchmark.required_runs(name), name)
     return None
 
 

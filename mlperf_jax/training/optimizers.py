@@ -2,8 +2,8 @@
 
 The rules name other frameworks' implementations and ask anyone else to state the equation and
 show that it is equivalent (training_policies, appendix "Allowed optimizers"): here the equation is in
-the docstring and the tests run it against NumPy. All hold the learning rate inside the momentum, as
-the references do: a change of rate then acts on new gradients only.
+the docstring and the tests run it against NumPy. `sgd` and `lars` hold the learning rate inside the
+momentum, as their references do: a change of rate then acts on new gradients only.
 """
 
 from __future__ import annotations
@@ -114,6 +114,17 @@ def sgd(
     return _momentum(direction, schedule, momentum, mask)
 
 
+def torch_sgd(
+    schedule: optax.Schedule, *, momentum: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """Gradient descent with momentum as PyTorch's `optim.SGD` has it: a change of rate acts on all of m.
+
+    m <- momentum * m + g + weight_decay * w;  w <- w - lr * m, where every parameter decays.
+    Source: mlcommons/training, retired_benchmarks/ssd-v1/ssd/train.py.
+    """
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum=momentum))
+
+
 def lars(
     schedule: optax.Schedule,
     *,
@@ -151,9 +162,88 @@ def _norm(x: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))))
 
 
+class AdamState(NamedTuple):
+    """State of `adam` and `lazy_adam`.
+
+    Attributes:
+        count: updates made so far, int32 scalar.
+        mean, square: m and v in their equations, of the parameters' shapes.
+    """
+
+    count: jax.Array
+    mean: optax.Updates
+    square: optax.Updates
+
+
+def adam(
+    schedule: optax.Schedule, *, beta1: float, beta2: float, epsilon: float, lazy: optax.Params | None = None
+) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba, arXiv:1412.6980), as the end of its section 2 and TensorFlow have it.
+
+    At update t, from 1, of a parameter w with gradient g:
+
+        m <- beta1 * m + (1 - beta1) * g;  v <- beta2 * v + (1 - beta2) * g**2
+        w <- w - lr * sqrt(1 - beta2**t) / (1 - beta1**t) * m / (sqrt(v) + epsilon)
+
+    LazyAdam does so only in the rows of a table that were looked up: m, v and w of the others stay as they are.
+    Here a row was looked up if its gradient is not all zeros; a table that is also a product's operand, as embeddings
+    shared with the logits, has no such rows, and both are the same. Source: tensorflow/contrib/opt,
+    lazy_adam_optimizer.py.
+
+    Args:
+        schedule: lr.
+        beta1, beta2, epsilon: numbers of the equations.
+        lazy: True where a parameter is a table [N, ...] to be updated lazily; None for none.
+    """
+
+    def init(params: optax.Params) -> AdamState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return AdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.zeros_like, params))
+
+    def update(
+        grads: optax.Updates, state: AdamState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, AdamState]:
+        count = optax.safe_increment(state.count)
+        t = count.astype(float)
+        rate = schedule(state.count) * jnp.sqrt(1 - beta2**t) / (1 - beta1**t)
+
+        def moments(g: jax.Array, m: jax.Array, v: jax.Array, lazy: bool) -> tuple[jax.Array, jax.Array]:
+            new = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * jnp.square(g)
+            return (_in_rows_of(g, new[0], m), _in_rows_of(g, new[1], v)) if lazy else new
+
+        def step(g: jax.Array, m: jax.Array, v: jax.Array, lazy: bool) -> jax.Array:
+            change = (-rate * m / (jnp.sqrt(v) + epsilon)).astype(g.dtype)
+            return _in_rows_of(g, change, jnp.zeros_like(g)) if lazy else change
+
+        is_lazy = jax.tree.map(lambda _: False, grads) if lazy is None else lazy
+        both = jax.tree.map(moments, grads, state.mean, state.square, is_lazy)
+        mean, square = jax.tree.transpose(jax.tree.structure(grads), jax.tree.structure((0, 0)), both)
+        return jax.tree.map(step, grads, mean, square, is_lazy), AdamState(count, mean, square)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _in_rows_of(g: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """`new` in the rows where `g` is not all zeros, else `old`."""
+    looked_up = (g != 0).reshape(len(g), -1).any(1)
+    return jnp.where(looked_up.reshape(-1, *[1] * (g.ndim - 1)), new, old)
+
+
+def table_mask(params: optax.Params) -> optax.Params:
+    """Which parameters are tables that are looked up in: the leaves named "embedding"."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(path[-1], "key", None) == "embedding", params
+    )
+
+
 @register("sgd")
 def _sgd(config: Any, schedule: optax.Schedule, mask: optax.Params) -> optax.GradientTransformation:
     return sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay, mask=mask)
+
+
+@register("torch_sgd")
+def _torch_sgd(config: Any, schedule: optax.Schedule, mask: optax.Params) -> optax.GradientTransformation:
+    return torch_sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
 @register("lars")
@@ -165,4 +255,16 @@ def _lars(config: Any, schedule: optax.Schedule, mask: optax.Params) -> optax.Gr
         trust_coefficient=config.trust_coefficient,
         epsilon=config.epsilon,
         mask=mask,
+    )
+
+
+@register("adam")
+def _adam(config: Any, schedule: optax.Schedule, mask: optax.Params) -> optax.GradientTransformation:
+    return adam(schedule, beta1=config.beta1, beta2=config.beta2, epsilon=config.epsilon)
+
+
+@register("lazy_adam")
+def _lazy_adam(config: Any, schedule: optax.Schedule, mask: optax.Params) -> optax.GradientTransformation:
+    return adam(
+        schedule, beta1=config.beta1, beta2=config.beta2, epsilon=config.epsilon, lazy=table_mask(mask)
     )

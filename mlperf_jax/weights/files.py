@@ -19,19 +19,21 @@ import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.folders import read_json, write_json
-from mlperf_jax.weights import onnx_file, torch_file
+from mlperf_jax.weights import onnx_file, tensorflow_file, torch_file
 from mlperf_jax.workload import State
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file of PyTorch, safetensors, NumPy (.npz) or ONNX.
+    """The arrays of a file of PyTorch, safetensors, NumPy (.npz), ONNX or TensorFlow (.index).
 
     Raises:
         UserError: it is none of these, damaged, or hostile.
     """
     try:
         if not path.is_file():
-            raise UserError(f"There is no file {path}; give a .pth, .safetensors, .npz or .onnx file.")
+            raise UserError(
+                f"There is no file {path}; give a .pth, .safetensors, .npz, .onnx or .index file."
+            )
         return _read(path)
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -41,6 +43,10 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 def _read(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         start = file.read(9)
+        file.seek(max(path.stat().st_size - 8, 0))
+        end = file.read(8)
+    if end == tensorflow_file.MAGIC:
+        return tensorflow_file.read(path)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             is_numpy = all(name.endswith(".npy") for name in archive.namelist())

@@ -8,13 +8,12 @@ the convolution before it, only the node still tells the module: `/layer1/layer1
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
-_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
+from mlperf_jax.weights.protobuf import Refused, fields, varint
 
 # TensorProto.DataType -> dtype, and the field that holds the numbers where raw_data does not.
 _DTYPES = {
@@ -28,10 +27,6 @@ _DTYPES = {
 _WITH_WEIGHTS = ("Conv", "Gemm", "MatMul")
 
 
-class Refused(ValueError):
-    """The file is damaged, or holds its weights in a form that is not read."""
-
-
 def read(path: Path) -> dict[str, np.ndarray]:
     """The weights by PyTorch's names.
 
@@ -39,9 +34,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
         Refused: see there.
     """
     try:
-        (graph,) = (value for field, value in _fields(path.read_bytes()) if field == 7)
+        (graph,) = (value for field, value in fields(path.read_bytes()) if field == 7)
         tensors, nodes = {}, []
-        for field, value in _fields(graph):
+        for field, value in fields(graph):
             if field == 5:
                 name, array = _tensor(value)
                 tensors[name] = array
@@ -62,43 +57,10 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return tensors | named
 
 
-def _fields(data: bytes | memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(number, value) of every field of a message."""
-    data, position = memoryview(data), 0
-    while position < len(data):
-        key, position = _varint(data, position)
-        kind = key & 7
-        if kind == _VARINT:
-            value, position = _varint(data, position)
-        elif kind in (_EIGHT_BYTES, _FOUR_BYTES, _BYTES):
-            if kind == _BYTES:
-                size, position = _varint(data, position)
-            else:
-                size = 8 if kind == _EIGHT_BYTES else 4
-            if position + size > len(data):
-                raise Refused("it ends in the middle of a field")
-            value = data[position : position + size]
-            position += size
-        else:
-            raise Refused("it is no ONNX model, or damaged")
-        yield key >> 3, value
-
-
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[position]
-        position += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, position
-    raise Refused("it has a number of more than 64 bits")
-
-
 def _tensor(data: memoryview) -> tuple[str, np.ndarray]:
     shape: list[int] = []
     name, kind, raw, lists = "", 0, None, {}
-    for field, value in _fields(data):
+    for field, value in fields(data):
         if field == 1:
             shape += [value] if isinstance(value, int) else _varints(value)
         elif field == 2:
@@ -128,7 +90,7 @@ def _tensor(data: memoryview) -> tuple[str, np.ndarray]:
 def _varints(data: memoryview) -> list[int]:
     values, position = [], 0
     while position < len(data):
-        value, position = _varint(data, position)
+        value, position = varint(data, position)
         values.append(value)
     return values
 
@@ -136,7 +98,7 @@ def _varints(data: memoryview) -> list[int]:
 def _node(data: memoryview) -> tuple[str, str, list[str]]:
     """(name, operator, names of the inputs)"""
     name, operator, inputs = "", "", []
-    for field, value in _fields(data):
+    for field, value in fields(data):
         if field == 1:
             inputs.append(bytes(value).decode())
         elif field == 3:

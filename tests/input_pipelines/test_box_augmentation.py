@@ -47,10 +47,11 @@ def reference_crop(boxes, numbers, attempts):
         if least is None:
             return None, boxes, list(range(len(boxes)))
         for _ in range(attempts):
-            w, h = 0.3 + 0.7 * next(numbers), 0.3 + 0.7 * next(numbers)
+            w, h, left, top = (next(numbers) for _ in range(4))
+            w, h = 0.3 + 0.7 * w, 0.3 + 0.7 * h
             if w / h < 0.5 or w / h > 2:
                 continue
-            left, top = next(numbers) * (1 - w), next(numbers) * (1 - h)
+            left, top = left * (1 - w), top * (1 - h)
             right, bottom = left + w, top + h
             kept, cut, enough = [], [], True
             for index, (x0, y0, x1, y1) in enumerate(boxes):

@@ -138,6 +138,134 @@ def test_bytes_are_padded_to_tiles_and_on_chip_memory_is_free():
         assert cost.instruction_bytes(multiply, module.computations["main"], module) == bytes_moved
 
 
+def test_loops_that_data_end_have_no_trip_count():
+    """A float that is held against a number, and a counter that something else may stop."""
+    floats = PROGRAM.replace("%n = s32[]", "%n = f32[]").replace("%limit = s32[]", "%limit = f32[]")
+    both = PROGRAM.replace("%less = pred[] compare(%n, %limit), direction=LT", "%less = pred[] and(%c2, %ok)")
+    both = both.replace("  ROOT %less", "  %c2 = pred[] compare(%n, %limit), direction=LT\n  ROOT %less")
+    for text in (floats, both):
+        assert text != PROGRAM and hlo.parse(text).unknown_loops == ("loop",)
+
+
+# As libtpu 0.0.42 writes them: a gather that goes on beside 1500 cycles of a product, in three fusions, and a
+# reduce-scatter. What a shard_map makes shares channel 1.
+SPREAD = """HloModule jit_step, is_scheduled=true
+
+%start (a: f32[8,1024]) -> (f32[8,1024], f32[32,1024], u32[]) {
+  %a = f32[8,1024]{1,0:T(8,128)} parameter(0)
+  %gather.1 = f32[32,1024]{1,0:T(8,128)} all-gather(%a), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, \
+frontend_attributes={chain_id="0"}, metadata={op_name="jit(step)/shard_map/all_gather"}
+  ROOT %begun = (f32[8,1024]{1,0:T(8,128)}, f32[32,1024]{1,0:T(8,128)}, u32[]{:S(2)}) custom-call(%gather.1), \
+custom_call_target="AsyncCollectiveStart"
+}
+
+%beside (b: f32[8,1024], c: f32[32,1024], d: u32[], e: f32[32,1024]) -> (f32[32,1024], f32[32,1024]) {
+  %b = f32[8,1024]{1,0:T(8,128)} parameter(0)
+  %c = f32[32,1024]{1,0:T(8,128)} parameter(1)
+  %d = u32[]{:S(2)} parameter(2)
+  %e = f32[32,1024]{1,0:T(8,128)} parameter(3)
+  %gather.2 = f32[32,1024]{1,0:T(8,128)} all-gather(%b), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, \
+frontend_attributes={chain_id="0"}, metadata={op_name="jit(step)/shard_map/all_gather"}
+  %work = f32[32,1024]{1,0:T(8,128)} multiply(%e, %e)
+  ROOT %pair = (f32[32,1024]{1,0:T(8,128)}, f32[32,1024]{1,0:T(8,128)}) tuple(%work, %c)
+}
+
+%end (f: f32[8,1024], g: f32[32,1024], h: u32[]) -> f32[32,1024] {
+  %f = f32[8,1024]{1,0:T(8,128)} parameter(0)
+  %g = f32[32,1024]{1,0:T(8,128)} parameter(1)
+  %h = u32[]{:S(2)} parameter(2)
+  %gather.3 = f32[32,1024]{1,0:T(8,128)} all-gather(%f), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, \
+frontend_attributes={chain_id="0"}, metadata={op_name="jit(step)/shard_map/all_gather"}
+  ROOT %ended = f32[32,1024]{1,0:T(8,128)} custom-call(%g, %h), custom_call_target="AsyncCollectiveDone"
+}
+
+%all-reduce-scatter (i: f32[32,1024]) -> f32[8,1024] {
+  %i = f32[32,1024]{1,0:T(8,128)} parameter(0)
+  %reduced = f32[32,1024]{1,0:T(8,128)} all-reduce(%i), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %mine = s32[] constant(0)
+  ROOT %part = f32[8,1024]{1,0:T(8,128)} dynamic-slice(%reduced, %mine, %mine), dynamic_slice_sizes={8,1024}
+}
+
+ENTRY %main (x: f32[8,1024], y: f32[32,1024]) -> f32[8,1024] {
+  %x = f32[8,1024]{1,0:T(8,128)} parameter(0)
+  %y = f32[32,1024]{1,0:T(8,128)} parameter(1)
+  %s = (f32[8,1024]{1,0:T(8,128)}, f32[32,1024]{1,0:T(8,128)}, u32[]{:S(2)}) fusion(%x), kind=kCustom, \
+output_to_operand_aliasing={{0}: (0, {})}, calls=%start
+  %s0 = f32[8,1024]{1,0:T(8,128)} get-tuple-element(%s), index=0
+  %s1 = f32[32,1024]{1,0:T(8,128)} get-tuple-element(%s), index=1
+  %s2 = u32[]{:S(2)} get-tuple-element(%s), index=2
+  %both = (f32[32,1024]{1,0:T(8,128)}, f32[32,1024]{1,0:T(8,128)}) fusion(%s0, %s1, %s2, %y), kind=kOutput, \
+output_to_operand_aliasing={{1}: (1, {})}, calls=%beside, backend_config={"window_config":{"estimated_cycles":"1500"}}
+  %w = f32[32,1024]{1,0:T(8,128)} get-tuple-element(%both), index=0
+  %w1 = f32[32,1024]{1,0:T(8,128)} get-tuple-element(%both), index=1
+  %got = f32[32,1024]{1,0:T(8,128)} fusion(%s0, %w1, %s2), kind=kCustom, output_to_operand_aliasing={{}: (1, {})}, calls=%end
+  %there = f32[32,1024]{1,0:T(8,128)} all-to-all(%got), channel_id=1, replica_groups={{0,4},{1,5},{2,6},{3,7}}, dimensions={0}
+  %back = f32[32,1024]{1,0:T(8,128)} all-to-all(%there), channel_id=1, replica_groups={{0,4},{1,5},{2,6},{3,7}}, dimensions={0}
+  ROOT %last = f32[8,1024]{1,0:T(8,128)} fusion(%back), kind=kCustom, calls=%all-reduce-scatter
+}
+"""
+
+
+def test_rows_scattered_into_a_table_move_and_the_table_stays():
+    """A fusion in a fusion, as TPUs have it: 8 of a million rows, each read, added to and written; and a gather."""
+    text = """HloModule m
+%inner (p: f32[1000000,128], q: s32[8], r: f32[8,128]) -> f32[1000000,128] {
+  %p = f32[1000000,128]{1,0:T(8,128)} parameter(0)
+  %q = s32[8]{0:T(128)} parameter(1)
+  %r = f32[8,128]{1,0:T(8,128)} parameter(2)
+  ROOT %sum = f32[1000000,128]{1,0:T(8,128)} scatter(%p, %q, %r), update_window_dims={1}
+}
+%outer (a: f32[1000000,128], b: s32[8], c: f32[8,128]) -> f32[1000000,128] {
+  %a = f32[1000000,128]{1,0:T(8,128)} parameter(0)
+  %b = s32[8]{0:T(128)} parameter(1)
+  %c = f32[8,128]{1,0:T(8,128)} parameter(2)
+  ROOT %f = f32[1000000,128]{1,0:T(8,128)} fusion(%a, %b, %c), kind=kCustom, calls=%inner
+}
+%look (d: f32[1000000,128], e: s32[8]) -> f32[8,128] {
+  %d = f32[1000000,128]{1,0:T(8,128)} parameter(0)
+  %e = s32[8]{0:T(128)} parameter(1)
+  ROOT %g = f32[8,128]{1,0:T(8,128)} gather(%d, %e), offset_dims={1}, slice_sizes={1,128}
+}
+ENTRY %main (table: f32[1000000,128], ids: s32[8]) -> f32[1000000,128] {
+  %table = f32[1000000,128]{1,0:T(8,128)} parameter(0)
+  %ids = s32[8]{0:T(128)} parameter(1)
+  %rows = f32[8,128]{1,0:T(8,128)} fusion(%table, %ids), kind=kCustom, calls=%look
+  ROOT %new = f32[1000000,128]{1,0:T(8,128)} fusion(%table, %ids, %rows), kind=kCustom, calls=%outer
+}
+"""
+    rows, ids = 8 * 128 * 4, 128 * 4
+    assert cost.hlo_bytes(hlo.parse(text)) == (2 * rows + ids) + (3 * rows + ids)
+
+
+def test_collectives_that_share_a_channel_count_each_and_copies_of_one_once():
+    module, net = hlo.parse(SPREAD), network()
+    whole = 32 * 1024 * 4
+    found = cost_network.collectives(module, net)
+    rows = {(r["kind"], r["axes"][0]): (r["count"], r["bytes"]) for r in cost_network.by_kind_and_axis(found)}
+    assert rows == {
+        ("all-gather", "model"): (1, whole),
+        ("all-to-all", "data"): (2, 2 * whole),
+        ("reduce-scatter", "model"): (1, whole),
+    }
+    seconds = {c.kind: c.seconds for c in found}
+    work = 1500 / net.topology.chip.clock
+    assert seconds["all-gather"] > work > 0
+    played = cost_time.timeline(module, net.topology.chip, found)
+    expected = seconds["all-gather"] - work + 2 * seconds["all-to-all"] + seconds["reduce-scatter"]
+    assert played.waiting == pytest.approx(expected)
+    assert played.seconds == pytest.approx(expected + work, rel=1e-3)
+
+
+def test_buffers_that_a_running_gather_holds_are_handed_on_and_not_moved():
+    """The start writes what is gathered; the fusion beside it reads and writes its own arrays alone."""
+    module = hlo.parse(SPREAD)
+    main, whole = module.computations["main"], 32 * 1024 * 4
+    moved = {name: cost.instruction_bytes(main[name], main, module) for name in ("s", "both", "got")}
+    assert moved["s"] == whole
+    assert moved["both"] == pytest.approx(2 * whole + whole / 4, rel=0.01)
+    assert moved["got"] == pytest.approx(whole / 4, rel=0.01)
+
+
 def test_scan_over_layers_reads_one_layer_at_a_time():
     text = """HloModule m
 %fused (p0: f32[24,8,128], p1: s32[]) -> f32[8,128] {
@@ -219,6 +347,14 @@ def _layers(x, w):
 
 X, W = jnp.zeros((4, 8)), jnp.zeros((5, 8, 8))
 FORWARD = 5 * 2 * 4 * 8 * 8
+
+
+def test_shard_map_in_the_jaxpr_counts_on_every_device():
+    line = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+    product = jax.shard_map(jnp.dot, mesh=line, in_specs=(split, whole), out_specs=split)
+    counted = cost.jaxpr_flops(jax.make_jaxpr(product)(jnp.zeros((16, 4)), jnp.zeros((4, 3))))
+    assert counted.total == 2 * 16 * 4 * 3
 
 
 def test_scan_and_gradient_in_the_jaxpr():

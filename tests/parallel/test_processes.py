@@ -1,5 +1,6 @@
 """Two processes of four devices through the real door: against one of eight, killed, and stopped."""
 
+import functools
 import json
 import re
 import signal
@@ -95,10 +96,11 @@ def records(folder):
     return found
 
 
-@pytest.fixture(scope="module")
-def alone():
-    """One process of eight devices: (engine, final state, losses, evaluation)."""
-    workload = toys.make(toys.SmallResNet, "float64", **CHANGES)
+@functools.cache
+def alone(micro_batches):
+    """One process of eight devices: (engine, final state, evaluation)."""
+    changes = CHANGES | {"gradient_accumulation_steps": micro_batches}
+    workload = toys.make(toys.SmallResNet, "float64", **changes)
     with jax.enable_x64(True):
         engine = Engine(workload, make_layout(STRATEGIES["fsdp"]))
         engine.compile()
@@ -138,9 +140,12 @@ def assert_each_example_once(folder):
         assert len(epoch) < NUM_TRAIN or set(epoch) == set(range(NUM_TRAIN))
 
 
-def test_two_processes_agree_with_one(tmp_path, alone):
-    engine, expected, evaluation = alone
-    with Pair(tmp_path, "--config.eval_every_epochs=3", "--config.target=0.0") as pair:
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_two_processes_agree_with_one(tmp_path, micro_batches):
+    """Of micro-batches each device cuts its own rows, so batch norm sees the same in both."""
+    engine, expected, evaluation = alone(micro_batches)
+    parts = f"--config.gradient_accumulation_steps={micro_batches}"
+    with Pair(tmp_path, "--config.eval_every_epochs=3", "--config.target=0.0", parts) as pair:
         assert pair.wait() == [0, 0], pair.output(0) + pair.output(1)
     assert_same_state(tmp_path, engine, expected)
     assert_each_example_once(tmp_path)
@@ -159,8 +164,8 @@ def test_two_processes_agree_with_one(tmp_path, alone):
     assert spoken == []
 
 
-def test_killed_and_stopped_processes_end_together_and_the_same_command_resumes(tmp_path, alone):
-    engine, expected, evaluation = alone
+def test_killed_and_stopped_processes_end_together_and_the_same_command_resumes(tmp_path):
+    engine, expected, evaluation = alone(1)
     with Pair(tmp_path, step_seconds=0.8) as pair:
         pair.wait_for((run_folder(tmp_path) / "checkpoints" / "4").exists)
         pair.processes[1].send_signal(signal.SIGKILL)
@@ -173,6 +178,18 @@ def test_killed_and_stopped_processes_end_together_and_the_same_command_resumes(
         r"mlperf_jax: the work with the other processes failed in process 0 \(.*same command", last
     )
     assert "Traceback" not in pair.output(0)
+
+    # Process 0, without which jax aborts the others.
+    before = (tmp_path / "record.1").stat().st_size
+    with Pair(tmp_path, step_seconds=0.8) as pair:
+        pair.wait_for(lambda: (tmp_path / "record.1").stat().st_size > before)
+        pair.processes[0].send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        status = pair.processes[1].wait(DEADLINE)
+        assert time.monotonic() - killed < 60
+        assert status == 2, pair.output(1)
+    assert re.search(r"^mlperf_jax: .*process.*the same command in all of them", pair.output(1), re.M)
+    assert "Traceback" not in pair.output(1)
 
     # SIGTERM to one of them; the two steps of a dispatch must not carry them past their agreement.
     before = (tmp_path / "record.1").stat().st_size
@@ -190,7 +207,7 @@ def test_killed_and_stopped_processes_end_together_and_the_same_command_resumes(
     log = log_events(tmp_path)
     keys = [event.key for event in log]
     assert keys.count("run_start") == keys.count("run_stop") == 1
-    assert keys.count("resumed") == 2
+    assert keys.count("resumed") == 2  # what came after the last checkpoint is lost, in the log too
     qualities = [event.value for event in log if event.key == "eval_accuracy"]
     assert len(qualities) == 3 and qualities[-1] == evaluation["accuracy"]
 

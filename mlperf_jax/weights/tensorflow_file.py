@@ -1,0 +1,130 @@
+"""Reads checkpoints of TensorFlow: NAME.index, a sorted table of entries, and NAME.data-00000-of-00001.
+
+Sources: tensorflow/core/util/tensor_bundle (what the entries are), tensorflow/core/protobuf/tensor_bundle.proto
+and LevelDB's doc/table_format.md (how the table lies in the file). Nothing in it is executed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from mlperf_jax.weights.protobuf import Refused, fields, varint
+
+MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
+"""The last eight bytes of an index."""
+
+_FOOTER, _TRAILER = 48, 5  # bytes: of the file's end, and after each block (how it is packed, checksum)
+_LARGEST_INDEX = 64 * 2**20
+
+# DataType of tensorflow/core/framework/types.proto.
+_DTYPES = {
+    1: np.dtype(np.float32),
+    2: np.dtype(np.float64),
+    3: np.dtype(np.int32),
+    4: np.dtype(np.uint8),
+    9: np.dtype(np.int64),
+    10: np.dtype(bool),
+    14: np.dtype(ml_dtypes.bfloat16),
+    19: np.dtype(np.float16),
+}
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint, by variable.
+
+    Args:
+        path: of NAME.index; the data lie beside it.
+
+    Raises:
+        Refused: it is damaged, or in a form that is not read.
+        OSError: the data cannot be read.
+    """
+    if path.stat().st_size > _LARGEST_INDEX:
+        raise Refused("its index is too large")
+    try:
+        entries = dict(_entries(path.read_bytes()))
+        shards = dict(fields(entries.pop("", b""))).get(1, 1)
+        parts = [path.with_suffix(f".data-{i:05}-of-{shards:05}") for i in range(_shards(shards))]
+        found = [(name, _entry(entry)) for name, entry in entries.items()]
+    except (IndexError, struct.error, UnicodeDecodeError, TypeError, AttributeError) as error:
+        raise Refused(f"its index is damaged ({error})") from None
+    return {name: _array(name, entry, parts) for name, entry in found if entry.get(1) in _DTYPES}
+
+
+def _shards(count: object) -> int:
+    if not isinstance(count, int) or not 1 <= count <= 4096:
+        raise Refused("its index is damaged (no number of parts)")
+    return count
+
+
+def _entries(data: bytes) -> Iterator[tuple[str, memoryview]]:
+    """(key, value) of the table, in order."""
+    view = memoryview(data)
+    if len(data) < _FOOTER or data[-8:] != MAGIC:
+        raise Refused("it is no index of a checkpoint")
+    footer = view[-_FOOTER:-8]
+    _, position = _handle(footer, 0)
+    index, _ = _handle(footer, position)
+    for _, value in _block(view, *index):
+        block, _ = _handle(value, 0)
+        for key, entry in _block(view, *block):
+            yield key.decode(), entry
+
+
+def _handle(data: memoryview, position: int) -> tuple[tuple[int, int], int]:
+    """(offset, size) of a block, and where the handle ends."""
+    offset, position = varint(data, position)
+    size, position = varint(data, position)
+    return (offset, size), position
+
+
+def _block(data: memoryview, offset: int, size: int) -> Iterator[tuple[bytes, memoryview]]:
+    """The entries of a block; each key begins like the one before it."""
+    if size < 4 or offset + size + _TRAILER > len(data):
+        raise Refused("its index is damaged (a block lies outside)")
+    if data[offset + size] != 0:
+        raise Refused("its index is compressed")
+    block = data[offset : offset + size]
+    (restarts,) = struct.unpack("<I", block[-4:])
+    end, position, key = size - 4 * (restarts + 1), 0, b""
+    while position < end:
+        shared, position = varint(block, position)
+        fresh, position = varint(block, position)
+        length, position = varint(block, position)
+        if shared > len(key) or position + fresh + length > end:
+            raise Refused("its index is damaged (an entry lies outside)")
+        key = key[:shared] + bytes(block[position : position + fresh])
+        position += fresh
+        yield key, block[position : position + length]
+        position += length
+
+
+def _entry(data: memoryview) -> dict[int, object]:
+    """BundleEntryProto by field: 1 dtype, 2 shape, 3 part, 4 offset, 5 bytes, 7 slices."""
+    entry: dict[int, object] = {}
+    shape: tuple[int, ...] = ()
+    for number, value in fields(data):
+        if number == 2:
+            shape = tuple(dict(fields(dim)).get(1, 0) for n, dim in fields(value) if n == 2)
+        entry[number] = value
+    return entry | {2: shape}
+
+
+def _array(name: str, entry: dict[int, object], parts: list[Path]) -> np.ndarray:
+    dtype, shape = _DTYPES[entry[1]], entry[2]
+    part, offset, size = (entry.get(number, 0) for number in (3, 4, 5))
+    if 7 in entry:
+        raise Refused(f"{name} is cut into slices")
+    if part >= len(parts) or size != dtype.itemsize * int(np.prod(shape, dtype=object)):
+        raise Refused(f"its index is damaged ({name} has {size} bytes and shape {shape})")
+    with parts[part].open("rb") as file:
+        file.seek(offset)
+        data = file.read(size)
+    if len(data) < size:
+        raise Refused(f"{parts[part].name} ends inside {name}")
+    return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)

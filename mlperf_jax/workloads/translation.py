@@ -1,0 +1,232 @@
+"""Translation: a sentence of one language in, of another out; quality is uncased BLEU of beam search."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+import input_pipelines
+from input_pipelines import subwords
+from mlperf_jax import decoding
+from mlperf_jax.errors import UserError
+from mlperf_jax.metrics.bleu import bleu
+from mlperf_jax.parallel.layout import Layout
+from mlperf_jax.results.events import WithMetadata
+from mlperf_jax.supervised import SupervisedWorkload
+from mlperf_jax.training import optimizers, schedules
+from mlperf_jax.training.engine import Engine
+from mlperf_jax.workload import Batch, Program, State
+from models.transformer import Transformer, TransformerConfig, train_flops_per_row
+
+
+def smoothed_cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
+    """Cross-entropy with label smoothing, less the least value it can have, as the reference has it.
+
+    The label has probability `1 - smoothing`, each other token `smoothing / (V - 1)` (arXiv:1512.00567).
+
+    Args:
+        logits: [..., V].
+        labels: [...] int.
+        smoothing: less than 1.
+
+    Returns:
+        [...] in the dtype of the logits.
+    """
+    vocab_size = logits.shape[-1]
+    low = smoothing / (vocab_size - 1)
+    # A mask and sums rather than a gather: they fuse, and stay on the devices that hold their part of V.
+    hot = labels[..., None] == jnp.arange(vocab_size)
+    of_label = jnp.where(hot, logits, 0).sum(-1)
+    loss = jax.nn.logsumexp(logits, axis=-1) - (1 - smoothing - low) * of_label - low * logits.sum(-1)
+    least = -((1 - smoothing) * np.log(1 - smoothing) + smoothing * np.log(low + 1e-20))
+    return loss - least
+
+
+class Translation(SupervisedWorkload):
+    """Label-smoothed cross-entropy on packed rows, BLEU of translations by beam search."""
+
+    metric = "BLEU"
+    unit = "packed rows"
+
+    @classmethod
+    def prepare(cls, config: ConfigDict, data_dir: Path) -> None:
+        input_pipelines.prepare(config.data.name, data_dir, fake=config.data.get("fake", 0))
+
+    @functools.cached_property
+    def dataset(self) -> Any:
+        options = self.config.data.to_dict() | {"synthetic": self.synthetic}
+        return input_pipelines.open_dataset(self.config.data.name, self.data_dir, options)
+
+    @property
+    def num_train(self) -> int:
+        """Packed rows, as published logs of packed training have it."""
+        return self.dataset.num_train
+
+    @property
+    def num_eval(self) -> int:
+        return self.dataset.num_eval
+
+    @property
+    def data_description(self) -> str:
+        return self.dataset.description
+
+    @property
+    def made_up_data(self) -> bool:
+        return self.dataset.fake
+
+    def check_data(self) -> None:
+        """Also: that the vocabulary is the model's."""
+        known = None if self.synthetic else len(self.dataset.vocabulary)
+        if known and known > self.config.model.vocab_size:
+            raise UserError(
+                f"The vocabulary has {known:,} subwords and the model {self.config.model.vocab_size:,}; "
+                f"use --config.model.vocab_size={known}."
+            )
+
+    def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> jax.Array:
+        batch = {name: value.astype(jnp.int32) for name, value in batch.items()}
+        logits = model(**batch, key=key)
+        losses = smoothed_cross_entropy(logits, batch["target"], self.config.label_smoothing)
+        counts = (batch["target_segment"] > 0).astype(losses.dtype)
+        return (losses * counts).sum() / jnp.maximum(counts.sum(), 1)
+
+    # Evaluation: sentences sorted by length, in batches of a few lengths that are compiled before the clock starts.
+
+    def translate(self, model: nnx.Module, source: jax.Array) -> jax.Array:
+        """The best translation of each sentence.
+
+        Args:
+            model: the model.
+            source: [B, M] int tokens, each sentence with its end, padded with 0.
+
+        Returns:
+            [B, M + extra] int32 tokens; a sentence of m source tokens has at most m + extra.
+        """
+        decode = self.config.decode
+        source = source.astype(jnp.int32)
+        length = source.shape[1] + decode.extra_length
+        cache, step = model.decoder_step(source, length, decode.beams)
+        limits = (source > 0).sum(1) + decode.extra_length
+        tokens, _ = decoding.beam_search(
+            step, cache, limits, length, beams=decode.beams, alpha=decode.alpha, end=subwords.END
+        )
+        return tokens
+
+    def programs(self, state: State, layout: Layout) -> dict[str, Program]:
+        def translate(model_state: State, source: jax.Array) -> jax.Array:
+            return self.translate(self.model(model_state), source)
+
+        model_state = {name: state[name] for name in self.inference_state}
+        size, dtype = self.config.eval_batch_size, self.dataset.eval_spec["source"][1]
+        return {
+            f"translate_{length}": Program(
+                translate,
+                (model_state, layout.struct((size, length), dtype, ("batch",))),
+                out_shardings=layout.replicated,
+            )
+            for length in self._source_lengths
+        }
+
+    @property
+    def _source_lengths(self) -> list[int]:
+        """Widths of evaluation batches, the last as wide as the data."""
+        (longest,) = self.dataset.eval_spec["source"][0]
+        return [length for length in self.config.decode.source_lengths if length < longest] + [longest]
+
+    def evaluate(self, engine: Engine, state: State) -> dict[str, float]:
+        model_state = {name: state[name] for name in self.inference_state}
+        sources = self.dataset.read_eval(np.arange(self.num_eval), ("source",))["source"]
+        size = self.config.eval_batch_size
+        mine = engine.layout.rows(size)
+        waiting: list[tuple[np.ndarray, jax.Array]] = []
+        for length, members in self._batches((sources > 0).sum(1)):
+            name = f"translate_{length}"
+            rows = np.zeros((size, length), sources.dtype)
+            rows[: len(members)] = sources[members, :length]
+            placed = engine.place(rows[mine], engine.programs[name].args[1])
+            waiting.append((members, engine.run(name, model_state, placed)))
+        answers: list[np.ndarray] = [np.empty(0)] * self.num_eval
+        for members, tokens in waiting:
+            for member, answer in zip(members, np.asarray(tokens), strict=False):
+                answers[member] = answer
+        return {"quality": self._bleu(np.arange(self.num_eval), answers)}
+
+    def _batches(self, lengths: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Sentences of similar length together: the width of each batch, and its members."""
+        order = np.argsort(lengths, kind="stable")
+        batches, below = [], 0
+        for width in self._source_lengths:
+            members = order[(lengths[order] > below) & (lengths[order] <= width)]
+            below = width
+            size = self.config.eval_batch_size
+            batches += [(width, members[n : n + size]) for n in range(0, len(members), size)]
+        return batches
+
+    def _bleu(self, indices: np.ndarray, answers: Sequence[np.ndarray]) -> float:
+        references = self.dataset.read_eval(indices, ("target",))["target"]
+        return bleu([self._text(answer) for answer in answers], [self._text(tokens) for tokens in references])
+
+    def _text(self, tokens: np.ndarray) -> str:
+        if self.synthetic:  # random tokens without a vocabulary
+            return " ".join(map(str, tokens.tolist()))
+        return self.dataset.vocabulary.decode(tokens.tolist())
+
+    input_names = ("source",)
+
+    def answer(self, model: nnx.Module, inputs: Batch) -> jax.Array:
+        """Target tokens [B, L] int32, zeros after the end."""
+        return self.translate(model, inputs["source"])
+
+    def answered_quality(self, indices: np.ndarray, answers: Sequence[bytes]) -> float:
+        return self._bleu(indices, [np.frombuffer(answer, "<i4") for answer in answers])
+
+
+class TransformerTranslation(Translation):
+    """Transformer big on WMT17 (closed), and a small one on LibreOffice's help (mini)."""
+
+    benchmark = "transformer"
+
+    @functools.cached_property
+    def model_config(self) -> TransformerConfig:
+        return TransformerConfig(**self.config.model.to_dict(), remat=self.config.get("remat", "none"))
+
+    # The model computes layer by layer again what it does not keep, which the whole loss could not.
+    loss_remat = "none"
+
+    def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
+        return Transformer(self.model_config, policy=self.policy, rngs=rngs)
+
+    def make_optimizer(self, params: Any) -> optax.GradientTransformation:
+        return optimizers.make_optimizer(
+            self.config.optimizer, self.schedule(), optimizers.decay_mask(params)
+        )
+
+    def schedule(self) -> optax.Schedule:
+        """Learning rate by step."""
+        return schedules.rsqrt_with_warmup(
+            self.config.optimizer.base_lr * self.config.model.width**-0.5, self.config.schedule.warmup_steps
+        )
+
+    def hyperparameters(self) -> Mapping[str, Any]:
+        optimizer = self.config.optimizer
+        return {
+            "opt_name": optimizer.name,
+            "opt_base_learning_rate": optimizer.base_lr,
+            "opt_learning_rate_warmup_steps": self.config.schedule.warmup_steps,
+            "opt_adam_beta_1": optimizer.beta1,
+            "opt_adam_beta_2": optimizer.beta2,
+            "opt_adam_epsilon": optimizer.epsilon,
+            "max_sequence_length": WithMetadata(self.config.data.max_length, {"method": "discard"}),
+        }
+
+    def train_flops_per_example(self) -> float:
+        return train_flops_per_row(self.model_config, self.config.data.max_length)

@@ -1,0 +1,358 @@
+"""The Transformer for translation (Vaswani et al., arXiv:1706.03762), as MLPerf Training's reference has it.
+
+Source of every choice: mlcommons/training, retired_benchmarks/transformer/tensorflow/transformer/model.
+Norms before each sublayer and after each stack, no bias in attention, one table of embeddings for
+source, target and logits, scaled by the root of its width, sines and cosines of positions. The big
+model with 33,708 subwords has 210,804,736 parameters.
+
+Rows of a batch may hold several sentences one after the other ("packed"): segment ids say which token
+belongs to which, and 0 marks padding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import initializers
+
+from mlperf_jax.parallel.layout import constrain
+from mlperf_jax.precision import Policy
+from models.attention import Attention, FeedForward, LayerNorm, dropout, position_encoding, split
+
+REMAT_POLICIES = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "save_products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "save_nothing": jax.checkpoint_policies.nothing_saveable,
+}
+"""What the backward pass finds in memory of a layer: everything; its products with parameters, so that scores,
+norms and dropout are computed again; or its input alone, so that the layer is computed a second time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of a Transformer.
+
+    Attributes:
+        vocab_size: subwords, 0 (padding) and 1 (end of sentence) among them.
+        width: D, of embeddings and between layers.
+        mlp_width: inside feed-forward layers.
+        num_heads: of every attention.
+        num_layers: of the encoder, and of the decoder.
+        dropout: of embeddings and of what sublayers add.
+        attention_dropout: of attention weights.
+        relu_dropout: inside feed-forward layers.
+        remat: a name of `REMAT_POLICIES`, for each layer.
+    """
+
+    vocab_size: int = 33708
+    width: int = 1024
+    mlp_width: int = 4096
+    num_heads: int = 16
+    num_layers: int = 6
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    relu_dropout: float = 0.1
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.remat not in REMAT_POLICIES:
+            raise ValueError(f"remat {self.remat!r} is none of {', '.join(REMAT_POLICIES)}")
+
+    @classmethod
+    def big(cls) -> TransformerConfig:
+        """MLPerf's model."""
+        return cls()
+
+
+class EncoderLayer(nnx.Module):
+    """Self-attention and feed-forward, each behind a norm and added to its input."""
+
+    def __init__(self, config: TransformerConfig, *, policy: Policy, rngs: nnx.Rngs) -> None:
+        self.attention_norm = LayerNorm(config.width, policy=policy)
+        self.attention = _attention(config, to_self=True, policy=policy, rngs=rngs)
+        self.mlp_norm = LayerNorm(config.width, policy=policy)
+        self.mlp = _feed_forward(config, policy=policy, rngs=rngs)
+        self.dropout_rate = config.dropout
+
+    def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Maps [B, L, D] to [B, L, D] under `mask` [B, L, L]."""
+        keys = split(key, 4)
+        q, k, v = self.attention.queries_keys_values(self.attention_norm(x))
+        x = x + dropout(_pin(self.attention.attend(q, k, v, mask, keys[0])), self.dropout_rate, keys[1])
+        x = x + dropout(_pin(self.mlp(self.mlp_norm(x), keys[2])), self.dropout_rate, keys[3])
+        return _pin(x)
+
+
+class DecoderLayer(nnx.Module):
+    """Self-attention, attention to the source and feed-forward, each behind a norm and added to its input."""
+
+    def __init__(self, config: TransformerConfig, *, policy: Policy, rngs: nnx.Rngs) -> None:
+        self.attention_norm = LayerNorm(config.width, policy=policy)
+        self.attention = _attention(config, to_self=True, policy=policy, rngs=rngs)
+        self.source_norm = LayerNorm(config.width, policy=policy)
+        self.source_attention = _attention(config, to_self=False, policy=policy, rngs=rngs)
+        self.mlp_norm = LayerNorm(config.width, policy=policy)
+        self.mlp = _feed_forward(config, policy=policy, rngs=rngs)
+        self.dropout_rate = config.dropout
+
+    def __call__(
+        self, x: jax.Array, source: jax.Array, mask: jax.Array, source_mask: jax.Array, key: jax.Array | None
+    ) -> jax.Array:
+        """Maps [B, L, D] to [B, L, D], under masks [B, L, L] and [B, L, M] of a source [B, M, D]."""
+        keys = split(key, 6)
+        q, k, v = self.attention.queries_keys_values(self.attention_norm(x))
+        x = x + dropout(_pin(self.attention.attend(q, k, v, mask, keys[0])), self.dropout_rate, keys[1])
+        q, (k, v) = (
+            self.source_attention.queries(self.source_norm(x)),
+            self.source_attention.keys_values(source),
+        )
+        x = x + dropout(
+            _pin(self.source_attention.attend(q, k, v, source_mask, keys[2])), self.dropout_rate, keys[3]
+        )
+        x = x + dropout(_pin(self.mlp(self.mlp_norm(x), keys[4])), self.dropout_rate, keys[5])
+        return _pin(x)
+
+    def decode(
+        self, x: jax.Array, source_keys_values: Any, source_mask: jax.Array, past: Any, past_mask: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """One token of each of K beams, which is attended to together with the past.
+
+        Args:
+            x: [B, K, D].
+            source_keys_values: two [B, M, H, W], the same for all beams.
+            source_mask: [B, K, M] bool.
+            past: keys and values [B, P, H, W] of what beams decoded so far.
+            past_mask: [B, K, P] bool, what of it belongs to a beam's own past.
+
+        Returns:
+            [B, K, D], and the tokens' own keys and values [B, K, H, W].
+        """
+        attention = self.attention
+        q, k, v = attention.queries_keys_values(self.attention_norm(x))
+        past_scores = attention.scores(q, past[0], past_mask)
+        own = jnp.einsum("bkhw,bkhw->bhk", q, k, preferred_element_type=attention.score_dtype)
+        weights = jax.nn.softmax(jnp.concatenate([past_scores, own[..., None]], -1)).astype(attention.dtype)
+        heads = jnp.einsum("bhkp,bphw->bkhw", weights[..., :-1], past[1])
+        heads += weights[..., -1].swapaxes(1, 2)[..., None] * v
+        x = x + attention.combine(heads)
+        q = self.source_attention.queries(self.source_norm(x))
+        x = x + self.source_attention.attend(q, *source_keys_values, source_mask)
+        return x + self.mlp(self.mlp_norm(x)), (k, v)
+
+
+class Transformer(nnx.Module):
+    """Encoder and decoder, each with the parameters of its layers stacked on a first axis "layers"."""
+
+    def __init__(self, config: TransformerConfig, *, policy: Policy, rngs: nnx.Rngs) -> None:
+        """Builds the network.
+
+        Args:
+            config: sizes.
+            policy: dtypes.
+            rngs: holds the stream "params"; nothing of it is kept.
+        """
+        self.config = config
+        self.dtype, self.output_dtype = policy.compute_dtype, policy.output_dtype
+        table = initializers.normal(config.width**-0.5)(
+            rngs.params(), (config.vocab_size, config.width), policy.param_dtype
+        )
+        self.embedding = nnx.Param(table, axes=("vocab", "embed"))
+
+        def stack(layer: type[nnx.Module]) -> nnx.Module:
+            return _stacked([layer(config, policy=policy, rngs=rngs) for _ in range(config.num_layers)])
+
+        self.encoder, self.encoder_norm = stack(EncoderLayer), LayerNorm(config.width, policy=policy)
+        self.decoder, self.decoder_norm = stack(DecoderLayer), LayerNorm(config.width, policy=policy)
+
+    def __call__(
+        self,
+        source: jax.Array,
+        source_segment: jax.Array,
+        target: jax.Array,
+        target_segment: jax.Array,
+        *,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Logits of every target token given those before it and the source.
+
+        Args:
+            source: [B, M] int tokens.
+            source_segment: [B, M] int, numbers of the sentences from 1; 0 is padding.
+            target: [B, L] int tokens; each sentence ends with 1.
+            target_segment: [B, L] int, as of the source; the same number belongs together.
+            key: for dropout; None for none.
+
+        Returns:
+            [B, L, vocab_size] in the output dtype.
+        """
+        encoder_key, decoder_key = split(key, 2)
+        encoded = self.encode(source, source_segment, key=encoder_key)
+        positions = segment_positions(target_segment)
+        before = jnp.pad(target, ((0, 0), (1, 0)))[:, :-1]
+        before = jnp.where(positions == 0, 0, before)  # token 0 stands for "nothing yet"
+        causal = jnp.tril(jnp.ones((target.shape[1],) * 2, bool))
+        mask = _same(target_segment, target_segment) & causal
+        source_mask = _same(target_segment, source_segment)
+        keys = split(decoder_key, 2)
+        x = dropout(self._embed(before, positions), self.config.dropout, keys[0])
+
+        def layer(module: DecoderLayer, x: jax.Array, key: jax.Array | None) -> jax.Array:
+            return module(x, encoded, mask, source_mask, key)
+
+        x = self._scan(self.decoder, layer, x, keys[1])
+        return self._logits(self.decoder_norm(x))
+
+    def encode(self, source: jax.Array, segment: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """Encodes source tokens [B, M] with segments [B, M]: [B, M, D]."""
+        keys = split(key, 2)
+        x = dropout(self._embed(source, segment_positions(segment)), self.config.dropout, keys[0])
+        mask = _same(segment, segment)
+
+        def layer(module: EncoderLayer, x: jax.Array, key: jax.Array | None) -> jax.Array:
+            return module(x, mask, key)
+
+        return self.encoder_norm(self._scan(self.encoder, layer, x, keys[1]))
+
+    def decoder_step(self, source: jax.Array, length: int, beams: int) -> tuple[Any, Callable[..., Any]]:
+        """What beam search needs to translate whole sentences, without dropout.
+
+        Args:
+            source: [B, M] int tokens, one sentence a row, padded with 0.
+            length: L, the most tokens of an answer.
+            beams: K.
+
+        Returns:
+            The empty cache of keys and values, and `step` as `mlperf_jax.decoding.beam_search` takes it.
+        """
+        segment = (source > 0).astype(jnp.int32)
+        encoded = self.encode(source, segment)
+        layers = [_layer(self.decoder, n) for n in range(self.config.num_layers)]
+        of_source = [layer.source_attention.keys_values(encoded) for layer in layers]
+        batch, width = source.shape[0], layers[0].attention.head_width
+        source_mask = jnp.broadcast_to(segment[:, None] > 0, (batch, beams, source.shape[1]))
+        empty = jnp.zeros((batch, length, beams, self.config.num_heads, width), self.dtype)
+        cache = [(empty, empty) for _ in layers]
+        encoding = jnp.asarray(position_encoding(length, self.config.width), self.dtype)
+
+        def step(
+            tokens: jax.Array, position: jax.Array, ancestors: jax.Array, cache: Any
+        ) -> tuple[jax.Array, Any]:
+            x = self._embedded(tokens) + encoding[position]
+            own = ancestors[..., None] == jnp.arange(beams)  # [B, K, L, K]: whose entries are a beam's past
+            past_mask = (own & (jnp.arange(length) < position)[:, None]).reshape(batch, beams, -1)
+            new_cache = []
+            for layer, source_keys_values, entries in zip(layers, of_source, cache, strict=True):
+                past = [e.reshape(batch, length * beams, *e.shape[3:]) for e in entries]
+                x, new = layer.decode(x, source_keys_values, source_mask, past, past_mask)
+                new_cache.append(
+                    tuple(
+                        jax.lax.dynamic_update_slice_in_dim(e, n[:, None], position, 1)
+                        for e, n in zip(entries, new, strict=True)
+                    )
+                )
+            return self._logits(self.decoder_norm(x)), new_cache
+
+        return cache, step
+
+    def _embedded(self, tokens: jax.Array) -> jax.Array:
+        """[B, L] to [B, L, D]; token 0 is the zero vector."""
+        rows = self.embedding[...].astype(self.dtype)[tokens]
+        rows = rows * jnp.asarray(self.config.width**0.5, self.dtype)
+        return jnp.where((tokens > 0)[..., None], rows, jnp.zeros((), self.dtype))
+
+    def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        encoding = jnp.asarray(position_encoding(tokens.shape[1], self.config.width), self.dtype)
+        return _pin(self._embedded(tokens) + encoding[positions])
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        """[B, L, D] to [B, L, V]."""
+        table = self.embedding[...].astype(self.dtype)
+        logits = jnp.einsum("bld,vd->blv", x, table, preferred_element_type=self.output_dtype)
+        return constrain(logits, "batch", None, "vocab")
+
+    def _scan(
+        self,
+        layers: nnx.Module,
+        apply: Callable[[Any, jax.Array, jax.Array | None], jax.Array],
+        x: jax.Array,
+        key: jax.Array | None,
+    ) -> jax.Array:
+        """Applies stacked layers one after the other: the compiler sees one."""
+        graph, state = nnx.split(layers)
+
+        def body(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+            state, key = layer
+            return apply(nnx.merge(graph, state), x, key), None
+
+        if self.config.remat != "none":
+            body = jax.checkpoint(body, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
+        keys = None if key is None else jax.random.split(key, self.config.num_layers)
+        return jax.lax.scan(body, x, (state, keys))[0]
+
+
+def segment_positions(segment: jax.Array) -> jax.Array:
+    """Position of each token in its sentence: [B, L] segments to [B, L] int32 from 0."""
+    index = jnp.arange(segment.shape[1], dtype=jnp.int32)
+    starts = jnp.pad(segment, ((0, 0), (1, 0)), constant_values=-1)[:, :-1] != segment
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+
+
+def _same(queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """[B, L] and [B, M] segments to [B, L, M] bool: whether a query may see a key."""
+    return queries[:, :, None] == keys[:, None]
+
+
+def _pin(x: jax.Array) -> jax.Array:
+    """Between sublayers a layout may split the length, where tensor parallelism has no axis to split."""
+    return constrain(x, "batch", "length", "embed")
+
+
+def _attention(config: TransformerConfig, *, to_self: bool, policy: Policy, rngs: nnx.Rngs) -> Attention:
+    return Attention(
+        config.width,
+        config.num_heads,
+        to_self=to_self,
+        dropout_rate=config.attention_dropout,
+        policy=policy,
+        rngs=rngs,
+    )
+
+
+def _feed_forward(config: TransformerConfig, *, policy: Policy, rngs: nnx.Rngs) -> FeedForward:
+    return FeedForward(
+        config.width, config.mlp_width, dropout_rate=config.relu_dropout, policy=policy, rngs=rngs
+    )
+
+
+def _stacked(layers: list[nnx.Module]) -> nnx.Module:
+    """One module whose variables hold those of all layers, on a new first axis "layers"."""
+    graph, _ = nnx.split(layers[0])
+    states = [nnx.split(layer)[1] for layer in layers]
+    module = nnx.merge(graph, jax.tree.map(lambda *values: jnp.stack(values), *states))
+    for _, variable in nnx.iter_graph(module):
+        if isinstance(variable, nnx.Variable):
+            variable.set_metadata(axes=("layers", *variable.get_metadata()["axes"]))
+    return module
+
+
+def _layer(layers: nnx.Module, index: int) -> Any:
+    """One of the layers in `_stacked`."""
+    graph, state = nnx.split(layers)
+    return nnx.merge(graph, jax.tree.map(lambda value: value[index], state))
+
+
+def train_flops_per_row(config: TransformerConfig, length: int) -> int:
+    """Floating-point operations that the model asks for to train on a row of `length` source and target tokens.
+
+    Products count 2 per multiply-add, three times for training. Scores count whole rows, as they are computed;
+    look-ups, norms and the optimizer count nothing.
+    """
+    attention, mlp = 4 * config.width**2, 2 * config.width * config.mlp_width
+    per_token = config.num_layers * (3 * attention + 2 * mlp) + config.width * config.vocab_size
+    scores = config.num_layers * 3 * 2 * length * config.width
+    return 3 * 2 * length * (per_token + scores)

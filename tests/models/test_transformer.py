@@ -1,0 +1,222 @@
+"""The Transformer: sizes, parity with PyTorch, and packed rows that are as good as sentences apart."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from input_pipelines import packing
+from input_pipelines.packing import Ragged
+from mlperf_jax.precision import POLICIES
+from mlperf_jax.workloads.translation import smoothed_cross_entropy
+from models.transformer import Transformer, TransformerConfig, segment_positions, train_flops_per_row
+
+SIZES = dict(vocab_size=23, width=16, mlp_width=24, num_heads=4, num_layers=2)
+SMOOTHING = 0.1
+
+
+@functools.cache
+def small(precision="float64"):
+    """A model whose norms and biases are not at their first values, and its parameters as dicts."""
+    with jax.enable_x64(precision == "float64"):
+        model = Transformer(TransformerConfig(**SIZES), policy=POLICIES[precision], rngs=nnx.Rngs(3))
+        graph, state = nnx.split(model, nnx.Param)
+        random = np.random.default_rng(1)
+        params = jax.tree.map(
+            lambda x: np.asarray(x) + 0.1 * random.normal(size=x.shape).astype(x.dtype),
+            nnx.to_pure_dict(state),
+        )
+        return graph, params
+
+
+def sentences(seed, count, longest):
+    """Pairs of sentences of random lengths, each ended by 1."""
+    random = np.random.default_rng(seed)
+    return [
+        [
+            [*random.integers(2, SIZES["vocab_size"], random.integers(0, longest)).tolist(), 1]
+            for _ in range(2)
+        ]
+        for _ in range(count)
+    ]
+
+
+def padded(sequences, length):
+    rows = np.zeros((len(sequences), length), np.int32)
+    for row, sequence in zip(rows, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return rows
+
+
+def apart(pairs, length):
+    """A row for each pair."""
+    source, target = (padded([pair[side] for pair in pairs], length) for side in (0, 1))
+    return dict(
+        source=source, source_segment=(source > 0) * 1, target=target, target_segment=(target > 0) * 1
+    )
+
+
+def packed(pairs, length):
+    """As few rows as `packing` needs."""
+    sides = [Ragged.of([pair[side] for pair in pairs], np.dtype(np.int32)) for side in (0, 1)]
+    rows = packing.pack(sides[0].lengths, sides[1].lengths, length)
+    batch = {}
+    for name, sequences in zip(("source", "target"), sides, strict=True):
+        batch[name], batch[f"{name}_segment"] = np.zeros((2, len(rows), length), np.int32)
+        packing.fill(rows, sequences, batch[name], batch[f"{name}_segment"])
+    return batch, rows
+
+
+def loss(graph, params, batch):
+    logits = nnx.merge(graph, params)(**batch)
+    losses = smoothed_cross_entropy(logits, batch["target"], SMOOTHING)
+    real = batch["target_segment"] > 0
+    return (losses * real).sum() / real.sum()
+
+
+def test_the_big_model_has_the_references_parameters():
+    model = nnx.eval_shape(
+        lambda: Transformer(TransformerConfig.big(), policy=POLICIES["float32"], rngs=nnx.Rngs(0))
+    )
+    # By hand: table; attention without biases; feed-forward with; a scale and a bias for every norm.
+    attention, feed_forward, norm = 4 * 1024**2, 2 * 1024 * 4096 + 4096 + 1024, 2 * 1024
+    encoder = 6 * (attention + feed_forward + 2 * norm)
+    decoder = 6 * (2 * attention + feed_forward + 3 * norm)
+    expected = 33708 * 1024 + encoder + decoder + 2 * norm
+    assert sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))) == expected == 210_804_736
+
+
+def test_logits_and_gradients_are_pytorchs():
+    torch = pytest.importorskip("torch", reason="PyTorch judges ours")
+    from tests.models.torch_transformer import TorchTransformer, loss_of, take_over
+
+    graph, params = small("float32")
+    judge = TorchTransformer(**SIZES)
+    take_over(judge, params)
+    batch = apart(sentences(5, 6, 9), 10)
+    source, target = (torch.tensor(batch[name], dtype=torch.long) for name in ("source", "target"))
+    logits = judge(source, target)
+    judged = loss_of(logits, target, SMOOTHING)
+    judged.backward()
+    run = jax.jit(lambda p: nnx.merge(graph, p)(**batch))
+    real = batch["target"] > 0
+    expected = logits.detach().numpy()[real]
+    with jax.default_matmul_precision("highest"):
+        ours = np.asarray(run(params))[real]
+        value, grads = jax.jit(jax.value_and_grad(functools.partial(loss, graph)))(params, batch)
+    assert np.abs(ours - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert abs(float(value) - judged.item()) <= 1e-5 * abs(judged.item())
+    # The judge's gradients under our names: a model that holds them as parameters, read by the same map.
+    holder = TorchTransformer(**SIZES)
+    take_over(holder, jax.tree.map(np.asarray, grads))
+    for ours, theirs in zip(holder.parameters(), judge.parameters(), strict=True):
+        scale = theirs.grad.abs().max()
+        assert (ours - theirs.grad).abs().max() <= 1e-4 * scale
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_packed_rows_are_as_good_as_sentences_apart(seed):
+    pairs = sentences(seed, 11, 8)
+    with jax.enable_x64(True):
+        graph, params = small()
+        run = jax.jit(
+            lambda p, batch: (
+                nnx.merge(graph, p)(**batch),
+                jax.grad(functools.partial(loss, graph))(p, batch),
+            )
+        )
+        batch, rows = packed(pairs, 20)
+        assert len(rows) < len(pairs)
+        logits, grads = run(params, batch)
+        one = apart(pairs, 8)
+        expected, expected_grads = run(params, one)
+        for row, members in enumerate(rows):
+            for segment, member in enumerate(members, 1):
+                ours = np.asarray(logits)[row][batch["target_segment"][row] == segment]
+                np.testing.assert_allclose(
+                    ours, np.asarray(expected)[member][one["target"][member] > 0], rtol=1e-9, atol=1e-12
+                )
+        for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+            assert a.dtype == np.float64
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_positions_begin_anew_in_every_sentence():
+    segment = jnp.array([[1, 1, 1, 2, 3, 3, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0], [1, 2, 3, 4, 4, 4, 4, 5]])
+    expected = [[0, 1, 2, 0, 0, 1, 0, 1], [0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 0, 0, 1, 2, 3, 0]]
+    np.testing.assert_array_equal(segment_positions(segment), expected)
+
+
+@pytest.mark.parametrize("remat", ["save_products", "save_nothing"])
+def test_remat_changes_no_gradient(remat):
+    with jax.enable_x64(True):
+        graph, params = small()
+        batch = apart(sentences(2, 3, 6), 6)
+        config = TransformerConfig(**SIZES, remat=remat)
+        other, _ = nnx.split(Transformer(config, policy=POLICIES["float64"], rngs=nnx.Rngs(0)), nnx.Param)
+        key = jax.random.key(1)
+
+        def of(graph):
+            def summed(params):
+                return jnp.square(nnx.merge(graph, params)(**batch, key=key)).sum()
+
+            return jax.jit(jax.grad(summed))(params)
+
+        for a, b in zip(jax.tree.leaves(of(graph)), jax.tree.leaves(of(other)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_dropout_falls_at_its_rate_and_keeps_the_mean():
+    from models.attention import dropout
+
+    x = jnp.ones((200, 500))
+    y = np.asarray(dropout(x, 0.1, jax.random.key(0)))
+    assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.9)}
+    assert abs((y == 0).mean() - 0.1) < 0.005
+    assert dropout(x, 0.1, None) is x
+
+
+def test_flops_are_those_of_the_products():
+    """Against XLA's own count of an unrolled forward pass of one layer each."""
+    config = TransformerConfig(vocab_size=64, width=32, mlp_width=64, num_heads=2, num_layers=1)
+    model = Transformer(config, policy=POLICIES["float32"], rngs=nnx.Rngs(0))
+    graph, params = nnx.split(model)
+    batch = {
+        name: jnp.ones((1, 16), jnp.int32)
+        for name in ("source", "source_segment", "target", "target_segment")
+    }
+    jaxpr = jax.make_jaxpr(lambda p: nnx.merge(graph, p)(**batch))(params)
+    assert train_flops_per_row(config, 16) == 3 * products(jaxpr.jaxpr)
+
+
+def products(jaxpr):
+    """2 per multiply-add of every dot in a jaxpr; loops here go round once."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += (
+                2
+                * int(np.prod(equation.outvars[0].aval.shape))
+                * int(np.prod([shape[d] for d in contracted]))
+            )
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += products(inner)
+    return total
+
+
+def test_configs_that_cannot_be():
+    with pytest.raises(ValueError, match="remat 'some' is none of"):
+        TransformerConfig(remat="some")
+    with pytest.raises(ValueError, match="3 heads do not divide a width of 16"):
+        nnx.eval_shape(
+            lambda: Transformer(
+                TransformerConfig(**SIZES | {"num_heads": 3}), policy=POLICIES["float32"], rngs=nnx.Rngs(0)
+            )
+        )

@@ -1,0 +1,152 @@
+"""The translation workload: its loss, its layouts, its evaluation, and continuing where it was."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlperf_jax.metrics.bleu import bleu
+from mlperf_jax.parallel.layout import STRATEGIES
+from mlperf_jax.parallel.mesh import make_layout, single_device_layout
+from mlperf_jax.training.engine import Engine
+from mlperf_jax.workloads.translation import smoothed_cross_entropy
+from tests import toys_translation
+
+STEPS = 10
+
+
+@given(seed=st.integers(0, 10**6), vocab_size=st.integers(2, 40), smoothing=st.floats(0.0, 0.9))
+@settings(max_examples=50, deadline=None)
+def test_the_loss_is_the_references(seed, vocab_size, smoothing):
+    """Soft targets written out, as padded_cross_entropy_loss has them."""
+    random = np.random.default_rng(seed)
+    logits, labels = 5 * random.normal(size=(6, vocab_size)), random.integers(vocab_size, size=6)
+    low = smoothing / (vocab_size - 1)
+    soft = np.full_like(logits, low)
+    soft[np.arange(6), labels] = 1 - smoothing
+    log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    least = -((1 - smoothing) * np.log(1 - smoothing) + (vocab_size - 1) * low * np.log(low + 1e-20))
+    with jax.enable_x64(True):
+        ours = smoothed_cross_entropy(jnp.asarray(logits), jnp.asarray(labels), smoothing)
+    np.testing.assert_allclose(ours, -(soft * log_probs).sum(1) - least, rtol=1e-9, atol=1e-9)
+
+
+def engine_of(strategy, **changes):
+    layout = make_layout(STRATEGIES[strategy]) if strategy else single_device_layout()
+    return Engine(toys_translation.make("float64", **changes), layout)
+
+
+def train(engine, state, start, stop):
+    """Steps [start, stop); returns the losses and the state."""
+    batches = engine.workload.dataset.train_batches(
+        seed=1, batch_size=engine.workload.batch_size, start_step=start, rows=engine.rows
+    )
+    losses = []
+    for batch in itertools.islice(batches, stop - start):
+        state, metrics = engine.train(state, engine.place(batch, engine.batch), steps=1)
+        losses.append(float(metrics["loss"]))
+    batches.close()
+    return np.array(losses), state
+
+
+@functools.cache
+def one_device():
+    """The initial state, and losses and state after ten steps, as numpy arrays."""
+    with jax.enable_x64(True):
+        engine = engine_of(None)
+        engine.compile("init", "train_step")
+        start = jax.device_get(engine.init(1))
+        losses, state = train(engine, jax.device_put(start), 0, STEPS)
+        return start, losses, jax.device_get(state)
+
+
+def assert_same(actual, expected, relative):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(actual), strict=True
+    ):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.abs(a - b).max() <= relative * max(np.abs(a).max(), 1e-30), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("strategy", ["dp", "zero1", "fsdp", "tp", "fsdp_tp", "sequence"])
+def test_ten_steps_agree_with_one_device(strategy):
+    """With dropout: its masks do not depend on the layout."""
+    start, expected_losses, expected = one_device()
+    with jax.enable_x64(True):
+        engine = engine_of(strategy)
+        engine.compile("train_step")
+        losses, state = train(
+            engine, jax.device_put(start, jax.tree.map(lambda x: x.sharding, engine.state)), 0, STEPS
+        )
+        np.testing.assert_allclose(losses, expected_losses, rtol=1e-9)
+        assert_same(state["params"], expected["params"], 1e-9)
+        assert_same(state["opt_state"], expected["opt_state"], 1e-9)
+    assert expected_losses[-1] < expected_losses[0]
+    layers = state["params"]["decoder"]["attention"]["query_key_value"]
+    split = {"tp": 2, "sequence": 2, "fsdp": 8, "fsdp_tp": 8}.get(strategy, 1)
+    assert layers.addressable_shards[0].data.size * split == layers.size
+
+
+def test_sequence_parallelism_splits_activations_by_position():
+    with jax.enable_x64(True):
+        text = {name: engine_of(name).lower("train_step").compile().as_text() for name in ("tp", "sequence")}
+    # [B / 4, L / 2, D] on each device, instead of [B / 4, L, D].
+    assert "f64[4,8,32]" in text["sequence"]
+    assert text["sequence"].count("f64[4,16,32]") < text["tp"].count("f64[4,16,32]")
+
+
+def test_it_continues_where_it_was():
+    """Eight steps, and five and three more from what the checkpoint of the fifth holds: the same bits."""
+    engine = Engine(toys_translation.make(), single_device_layout())
+    engine.compile("init", "train_step")
+    losses, whole = train(engine, engine.init(3), 0, 8)
+    first, state = train(engine, engine.init(3), 0, 5)
+    rest, state = train(engine, jax.device_put(jax.device_get(state)), 5, 8)
+    np.testing.assert_array_equal(losses, [*first, *rest])
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_evaluation_translates_every_sentence_once_whatever_the_batches(monkeypatch):
+    """By buckets on eight devices, and one by one through `answer`: the same translations, the same BLEU."""
+    workload = toys_translation.make(eval_batch_size=8)
+    engine = Engine(workload, make_layout(STRATEGIES["dp"]))
+    engine.compile("init", "train_step", "translate_8", "translate_16")
+    _, state = train(engine, engine.init(1), 0, 60)
+    quality = workload.evaluate(engine, state)["quality"]
+    assert 0 < quality < 1
+    indices = np.arange(workload.num_eval)
+    variables = jax.device_put(
+        {name: jax.device_get(state[name]) for name in workload.inference_state}, jax.devices()[0]
+    )
+    answers = np.asarray(jax.jit(workload.predict)(variables, workload.read_samples(indices)))
+    assert answers.dtype == np.int32 and answers.shape == (workload.num_eval, 18)
+    logged = [answer.tobytes() for answer in answers]
+    assert workload.answered_quality(indices, logged) == pytest.approx(quality, abs=1e-12)
+    references = workload.read_samples(indices) and workload.dataset.read_eval(indices, ("target",))["target"]
+    decode = workload.dataset.vocabulary.decode
+    assert quality == pytest.approx(
+        bleu([decode(a.tolist()) for a in answers], [decode(r.tolist()) for r in references])
+    )
+    with pytest.raises(ValueError):
+        workload.answered_quality(indices[:1], [b"abc"])
+
+
+def test_hyperparameters_are_those_of_the_ruleset():
+    from configs.transformer import get_config
+    from mlperf_jax.precision import POLICIES
+    from mlperf_jax.workloads.translation import TransformerTranslation
+
+    workload = TransformerTranslation(get_config("closed"), POLICIES["float32"], data_dir=None)
+    found = workload.hyperparameters()
+    assert found["opt_adam_epsilon"] == 1e-9 and found["opt_name"] in ("adam", "lazy_adam")
+    assert found["max_sequence_length"] == (256, {"method": "discard"})
+    # By the reference: 2 / sqrt(1024) / sqrt(16000) at the end of the warm-up, half of it half-way and at 4 x 16,000.
+    peak = 2 / np.sqrt(1024 * 16000)
+    rates = [float(workload.schedule()(step)) for step in (0, 8000, 16000, 64000)]
+    np.testing.assert_allclose(rates, [0, peak / 2, peak, peak / 2], rtol=1e-6)
