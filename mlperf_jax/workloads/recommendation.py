@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,7 @@ from mlperf_jax.supervised import SupervisedWorkload
 from mlperf_jax.training import schedules, sparse_optimizers
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.sparse_optimizers import RowRule
+from mlperf_jax.weights import dlrm as weights
 from mlperf_jax.workload import Batch, Block, Metrics, Program, State
 from mlperf_jax.workloads import click_groups
 from models.dlrm import DLRM, DLRMConfig, flops_per_example
@@ -128,6 +129,11 @@ class Recommendation(SupervisedWorkload):
     def model(self, state: State) -> Recommender:
         network = nnx.merge(self._split[0], state["params"]["dense"], state["model_state"])
         return Recommender(network, state["params"]["table"], self.tables, self.policy)
+
+    def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
+        # The shapes of the data set will do; it need not be here.
+        shapes = type(self)(self.config, self.policy, data_dir=self.data_dir, synthetic=True)
+        return weights.from_state_dict(tensors, shapes.model_config, shapes.tables), {}
 
     def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> jax.Array:
         return _cross_entropy(model(batch), batch["label"])

@@ -39,7 +39,11 @@ def whole(workload, state):
 def stacked(workload, state):
     for part in ("params", "opt_state"):
         is_tables = lambda x: isinstance(x, list)  # noqa: E731
-        state[part]["table"] = jax.tree.map(workload.tables.stacked, state[part]["table"], is_leaf=is_tables)
+        state[part]["table"] = jax.tree.map(
+            lambda tables: workload.tables.stacked(tables, np.float64),
+            state[part]["table"],
+            is_leaf=is_tables,
+        )
     return state
 
 
