@@ -36,7 +36,8 @@ _STRINGS = {
     "system": (None, "The system's name in results; default from the machine."),
     "sharding": (
         "dp",
-        "Strategy: dp, zero1, fsdp, tp, fsdp_tp, sequence, spatial, row_wise, column_wise, table_wise, mine.toml.",
+        "dp, zero1, fsdp, tp, fsdp_tp, sequence, spatial, row_wise, column_wise, table_wise, or a file "
+        "mine.toml.",
     ),
     "mesh": (None, "Sizes of the mesh's axes, as data:4,model:2; default from the devices."),
     "checkpoint": (None, "Inference: measure the checkpoint in this folder, not the newest trained model."),
@@ -74,7 +75,7 @@ _CHOICES = {
     ),
     "mode": (
         None,
-        ("performance", "accuracy", "submission", "find_peak"),
+        ("performance", "accuracy", "submission", "find_peak", "compliance"),
         "Inference: what to run; default the first two.",
     ),
     "loadgen": (

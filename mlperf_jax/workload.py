@@ -22,6 +22,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ State = dict[str, Any]
 """A dict of pytrees of arrays; whatever is in it is checkpointed. Always holds `step` (int32 [])."""
 
 Batch = dict[str, Any]
+Evaluation = dict[str, float]
 Metrics = dict[str, jax.Array]
 
 
@@ -132,9 +134,21 @@ class Workload(abc.ABC):
         return a changed state. `start` is past `block.start` only where a run is resumed.
         """
 
+    def initial_state(self, engine: Engine, seed: int) -> State:
+        """The state that a run begins with: what `init` makes of the seed.
+
+        A workload that starts from published weights puts them in here, before the clock starts.
+        """
+        return engine.init(seed)
+
     @abc.abstractmethod
-    def evaluate(self, engine: Engine, state: State) -> dict[str, float]:
-        """Measures the state; `quality` is held against the target."""
+    def evaluate(self, engine: Engine, state: State) -> Evaluation | Future[Evaluation]:
+        """Measures the state; `quality` is held against the target.
+
+        What needs the devices is done when this returns. Figures that the host goes on computing, in a
+        thread of the workload's, may be returned as a future: training goes on meanwhile, and the run
+        ends with the state that was measured if it turns out to have reached the target.
+        """
 
     # Inference, for a workload that can be served. `predict` is traced; the others run on the host.
 
@@ -154,8 +168,13 @@ class Workload(abc.ABC):
         raise self._not_served()
 
     def read_samples(self, indices: np.ndarray) -> Batch:
-        """The inputs [N, ...] of examples [N] of the evaluation set."""
+        """The inputs [N, ...] of samples [N]."""
         raise self._not_served()
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of inference: examples of the evaluation set, where a sample is one of those."""
+        return self.num_eval
 
     def predict(self, state: State, inputs: Batch) -> jax.Array:
         """Answers samples.
@@ -165,12 +184,19 @@ class Workload(abc.ABC):
             inputs: [B, ...] by name.
 
         Returns:
-            [B, ...] one row a sample; its bytes in C order are what the accuracy log holds.
+            [B, ...] one row a sample.
         """
         raise self._not_served()
 
+    def logged_answer(self, index: int, answer: np.ndarray) -> np.ndarray | bytes:
+        """What the accuracy log holds of `predict`'s row for sample `index`: its bytes in C order, by default all.
+
+        For answers of varying length, which `predict` gives in rows of one length.
+        """
+        return answer
+
     def answered_quality(self, indices: np.ndarray, answers: Sequence[bytes]) -> float:
-        """The quality of logged answers to examples [N]; comparable with what `evaluate` gives.
+        """The quality of logged answers to samples [N]; comparable with what `evaluate` gives.
 
         Raises:
             ValueError: an answer is not of the form that `predict` gives.
@@ -285,6 +311,7 @@ _REGISTRY = {
     "dlrm_dcnv2": "mlperf_jax.workloads.recommendation:DLRMDCNv2",
     "minigo": "mlperf_jax.workloads.reinforcement_learning:MiniGo",
     "resnet50": "mlperf_jax.workloads.image_classification:ResNet50",
+    "ssd_resnet34": "mlperf_jax.workloads.object_detection:SSDResNet34",
     "transformer": "mlperf_jax.workloads.translation:TransformerTranslation",
 }
 
