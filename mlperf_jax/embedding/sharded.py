@@ -34,6 +34,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from mlperf_jax.embedding.tables import AXES, Tables
+from mlperf_jax.errors import UserError
 from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.training.sparse_optimizers import RowRule, Slots, update_rows
@@ -43,7 +44,18 @@ LOOK_UPS_AT_ONCE = 1 << 19
 
 
 def stack_sharding(tables: Tables, layout: Layout) -> NamedSharding:
-    """Where a stack lies, and a rule's slots with it: an update reads both, whatever zero1 says."""
+    """Where a stack lies, and a rule's slots with it: an update reads both, whatever zero1 says.
+
+    Raises:
+        UserError: the strategy is to shard by table, and the groups do not divide over the devices.
+    """
+    for axis in layout.strategy.rules.get(AXES[0], ()):
+        if tables.groups % layout.mesh.shape[axis]:
+            size = layout.mesh.shape[axis]
+            raise UserError(
+                f"--sharding={layout.strategy.name} puts whole tables on {size} devices, so "
+                f"--config.model.table_groups must be a multiple of {size}, not {tables.groups}."
+            )
     return layout.param_sharding(tables.shape, AXES)
 
 

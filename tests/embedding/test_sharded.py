@@ -9,6 +9,7 @@ import pytest
 
 from mlperf_jax.embedding import sharded
 from mlperf_jax.embedding.tables import Tables
+from mlperf_jax.errors import UserError
 from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel import mesh
 from mlperf_jax.parallel.layout import STRATEGIES, Strategy
@@ -129,6 +130,11 @@ def test_tables_lie_where_the_strategy_says():
         tables = dataclasses.replace(wide, groups=8) if name == "table_wise" else wide
         spec = sharded.stack_sharding(tables, mesh.make_layout(STRATEGIES[name])).spec
         assert (*spec, None, None, None)[:3] == axes, name
+
+
+def test_groups_that_do_not_divide_name_the_mend():
+    with pytest.raises(UserError, match=r"table_groups must be a multiple of 8, not 1"):
+        sharded.stack_sharding(TABLES, mesh.make_layout(STRATEGIES["table_wise"]))
 
 
 def test_no_dense_gradient_and_no_copy_of_the_table():
