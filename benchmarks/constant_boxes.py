@@ -20,13 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import input_pipelines
 
-_DATASET = flags.DEFINE_string("dataset", "composites", "A detection set, by its name in input_pipelines.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Holds all data sets; prepared there if missing.")
-_OUT = flags.DEFINE_string("out", None, "JSON file to write.")
+FLAGS = flags.FlagValues()  # Not the global ones: tests import this module.
+flags.DEFINE_string(
+    "dataset", "composites", "A detection set, by its name in input_pipelines.", flag_values=FLAGS
+)
+flags.DEFINE_string("data_dir", None, "Holds all data sets; prepared there if missing.", flag_values=FLAGS)
+flags.DEFINE_string("out", None, "JSON file to write.", flag_values=FLAGS)
 
 MAX_BOXES = 100  # of a class in an image that COCO's evaluation looks at
 _SHARE = 0.5  # intersection over union from which a box finds an object
@@ -114,10 +117,11 @@ def measure(ground_truth: Path | dict[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> None:
-    data_dir = Path(_DATA_DIR.value) if _DATA_DIR.value else input_pipelines.default_data_dir()
-    print(f"Ready: {input_pipelines.prepare(_DATASET.value, data_dir)}.")
+    FLAGS(argv)
+    data_dir = Path(FLAGS.data_dir) if FLAGS.data_dir else input_pipelines.default_data_dir()
+    print(f"Ready: {input_pipelines.prepare(FLAGS.dataset, data_dir)}.")
     options = {"image_size": 300, "max_boxes": 200, "crop_attempts": 1}
-    dataset = input_pipelines.open_dataset(_DATASET.value, data_dir, options)
+    dataset = input_pipelines.open_dataset(FLAGS.dataset, data_dir, options)
     report = {
         "schema_version": 1,
         "command": "python -m benchmarks.constant_boxes " + " ".join(sys.argv[1:]),
@@ -126,9 +130,9 @@ def main(argv: list[str]) -> None:
         **measure(dataset.ground_truth),
     }
     print(json.dumps(report))
-    if _OUT.value:
-        Path(_OUT.value).write_text(json.dumps(report, indent=1) + "\n")
+    if FLAGS.out:
+        Path(FLAGS.out).write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main(sys.argv)

@@ -154,8 +154,10 @@ class MappedClicks:
         return self._prefetched(make_batch, 0, base.num_eval_batches(self.num_eval, batch_size))
 
     def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> base.Batch:
-        runs = [(index, index + 1) for index in np.asarray(indices).tolist()]
-        batch = self._read(self._eval, runs, len(runs))
+        begins = np.flatnonzero(np.diff(indices, prepend=-2) != 1)  # Runs of neighbours are read at once.
+        lengths = np.diff(begins, append=len(indices))
+        runs = [(int(indices[b]), int(indices[b]) + n) for b, n in zip(begins, lengths.tolist(), strict=True)]
+        batch = self._read(self._eval, runs, len(indices))
         return {name: batch[name] for name in fields}
 
     def _read(self, source: Rows, runs: Collection[tuple[int, int]], num_rows: int) -> base.Batch:

@@ -154,7 +154,7 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
     if fake:
         build = functools.partial(_write_fake, num_train=fake, num_eval=max(1, fake // 8))
         prepared.prepare_folder(_fake_folder(data_dir, fake), build, verify=verify)
-    elif (data_dir / "criteo_raw").is_dir() and not (data_dir / "criteo" / FILES["train"]).exists():
+    elif (data_dir / "criteo_raw").is_dir() and not _folders(data_dir):
         from input_pipelines import criteo_convert
 
         criteo_convert.convert(data_dir / "criteo_raw", data_dir / "criteo")
@@ -164,10 +164,13 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
     return f"{dataset.description}, in {_fake_folder(data_dir, fake) if fake else _find(data_dir)}"
 
 
+def _folders(data_dir: Path) -> list[Path]:
+    return [folder for folder in (data_dir, data_dir / "criteo") if (folder / FILES["train"]).is_file()]
+
+
 def _find(data_dir: Path) -> Path:
-    for folder in (data_dir, data_dir / "criteo"):
-        if (folder / FILES["train"]).is_file():
-            return folder
+    if folders := _folders(data_dir):
+        return folders[0]
     raise UserError(
         f"Criteo 1TB is not in {data_dir}; get day_0.gz to day_23.gz from Criteo, put them into "
         f"{data_dir / 'criteo_raw'} and prepare it (--prepare, or python -m mlperf_jax.prepare), or use "

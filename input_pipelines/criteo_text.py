@@ -18,6 +18,8 @@ from input_pipelines import criteo
 from mlperf_jax.errors import UserError
 
 _FIRST_TABLE = 1 + criteo.NUM_DENSE
+_LAST_BYTES = np.array([2**64 - 2 ** (8 * (8 - n)) for n in range(9)], np.uint64)
+"""Masks of the last n bytes of a word that is read as little-endian, which are its highest."""
 
 
 def whole_lines(source: Path, chunk_bytes: int) -> Iterator[bytes]:
@@ -63,10 +65,9 @@ def parse(text: bytes, modulus: int) -> np.ndarray:
     if not is_newline[:, -1].all() or is_newline[:, :-1].any():
         raise ValueError(f"a line without {criteo.INTS} fields")
     lengths = np.diff(ends, prepend=7) - 1
-    # The eight bytes before a field's end: the field with what stands before it, which is shifted out.
+    # The eight bytes before a field's end: the field, and what stands before it, which is masked.
     words = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))[ends - 8]
-    shift = (8 * (8 - np.minimum(lengths, 8))).astype(np.uint64)
-    words = np.where(lengths > 0, words >> shift << shift, np.uint64(0)).reshape(-1, criteo.INTS)
+    words = (words & _last_bytes(lengths)).reshape(-1, criteo.INTS)
     lengths = lengths.reshape(-1, criteo.INTS)
     ends = ends.reshape(-1, criteo.INTS)
 
@@ -92,14 +93,17 @@ def _is_digit(words: np.ndarray) -> np.ndarray:
     return (words + _repeated(0x80 - ord("0"))) & ~(words + _repeated(0x80 - ord("9") - 1)) & high
 
 
+def _last_bytes(lengths: np.ndarray) -> np.ndarray:
+    return _LAST_BYTES.take(lengths, mode="clip")
+
+
 def _occupied(lengths: np.ndarray) -> np.ndarray:
     """0x80 in each of the last `lengths` bytes of a word."""
-    shift = (8 * (8 - np.clip(lengths, 1, 8))).astype(np.uint64)
-    return np.where(lengths > 0, _repeated(0x80) >> shift << shift, np.uint64(0))
+    return _last_bytes(lengths) & _repeated(0x80)
 
 
 def _hexadecimal(lengths: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """The values of at most eight hexadecimal digits, the last of them in a word's highest byte."""
+    """The values of at most eight hexadecimal digits, which are the last bytes of their words."""
     if (words & _repeated(0x80)).any():
         raise ValueError("a category that is not hexadecimal")
     lower = words | _repeated(0x20)

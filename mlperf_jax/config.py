@@ -52,7 +52,8 @@ def resolve(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     """Applies `--config.KEY=value` arguments, each with the type that the key has.
 
     A `reference_point` other than 0 first puts in the numbers of MLPerf's reference convergence
-    point of that global batch; what the user asked for beside it stands.
+    point of that global batch, and a `variant` other than "" those of that variant of the model; what
+    the user asked for beside them stands.
 
     Args:
         config: as written; it is not changed.
@@ -70,6 +71,10 @@ def resolve(config: ConfigDict, overrides: list[str]) -> ConfigDict:
             known = ", ".join(sorted(points, key=int)) or "none"
             raise UserError(f"There is no reference point at batch {batch}; there are {known}.")
         _update(resolved, points[str(batch)].to_dict())
+    if variant := asked.get("variant", config.get("variant", "")):
+        if variant not in config.variants:
+            raise UserError(f"There is no --config.variant={variant}; there is {', '.join(config.variants)}.")
+        _update(resolved, config.variants[variant].to_dict())
     for key, value in asked.items():
         _set(resolved, key, value)
     _require_positive(resolved)

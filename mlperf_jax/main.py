@@ -75,7 +75,7 @@ _CHOICES = {
     ),
     "mode": (
         None,
-        ("performance", "accuracy", "submission", "find_peak"),
+        ("performance", "accuracy", "submission", "find_peak", "compliance"),
         "Inference: what to run; default the first two.",
     ),
     "loadgen": (

@@ -11,6 +11,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from flax import nnx
 from mlperf_jax.parallel.layout import Layout, LogicalAxes
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.gradients import gradients
-from mlperf_jax.workload import Batch, Block, Metrics, Program, State, Workload
+from mlperf_jax.workload import Batch, Block, Evaluation, Metrics, Program, State, Workload
 
 
 class _Stream:
@@ -192,8 +193,8 @@ class SupervisedWorkload(GradientWorkload):
         """Adds one evaluation batch to the totals; rows with `mask` 0 are padding and do not count."""
         raise NotImplementedError
 
-    def eval_result(self, totals: Any) -> dict[str, float]:
-        """Turns totals (numpy) into figures, `quality` among them."""
+    def eval_result(self, totals: Any) -> Evaluation | Future[Evaluation]:
+        """Turns totals (numpy) into figures, `quality` among them, or what will be these."""
         raise NotImplementedError
 
     @functools.cached_property
@@ -222,7 +223,7 @@ class SupervisedWorkload(GradientWorkload):
             self._stream = stream = _Stream(batches, seed, start)
         return state, stream.until(block.stop)
 
-    def evaluate(self, engine: Engine, state: State) -> dict[str, float]:
+    def evaluate(self, engine: Engine, state: State) -> Evaluation | Future[Evaluation]:
         totals = engine.run("eval_init")
         size = self.config.eval_batch_size
         batches = self.dataset.eval_batches(batch_size=size, rows=engine.layout.rows(size))

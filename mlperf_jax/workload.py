@@ -22,6 +22,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ State = dict[str, Any]
 """A dict of pytrees of arrays; whatever is in it is checkpointed. Always holds `step` (int32 [])."""
 
 Batch = dict[str, Any]
+Evaluation = dict[str, float]
 Metrics = dict[str, jax.Array]
 
 
@@ -132,9 +134,21 @@ class Workload(abc.ABC):
         return a changed state. `start` is past `block.start` only where a run is resumed.
         """
 
+    def initial_state(self, engine: Engine, seed: int) -> State:
+        """The state that a run begins with: what `init` makes of the seed.
+
+        A workload that starts from published weights puts them in here, before the clock starts.
+        """
+        return engine.init(seed)
+
     @abc.abstractmethod
-    def evaluate(self, engine: Engine, state: State) -> dict[str, float]:
-        """Measures the state; `quality` is held against the target."""
+    def evaluate(self, engine: Engine, state: State) -> Evaluation | Future[Evaluation]:
+        """Measures the state; `quality` is held against the target.
+
+        What needs the devices is done when this returns. Figures that the host goes on computing, in a
+        thread of the workload's, may be returned as a future: training goes on meanwhile, and the run
+        ends with the state that was measured if it turns out to have reached the target.
+        """
 
     # Inference, for a workload that can be served. `predict` is traced; the others run on the host.
 
@@ -285,6 +299,7 @@ _REGISTRY = {
     "dlrm_dcnv2": "mlperf_jax.workloads.recommendation:DLRMDCNv2",
     "minigo": "mlperf_jax.workloads.reinforcement_learning:MiniGo",
     "resnet50": "mlperf_jax.workloads.image_classification:ResNet50",
+    "ssd_resnet34": "mlperf_jax.workloads.object_detection:SSDResNet34",
     "transformer": "mlperf_jax.workloads.translation:TransformerTranslation",
 }
 

@@ -29,10 +29,10 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> 
 
 
 class Conv(nnx.Module):
-    """A two-dimensional convolution without bias.
+    """A two-dimensional convolution, where asked with a bias [O] that starts as zero.
 
-    Its kernel [size, size, I, O] starts as He et al. (arXiv:1502.01852) propose: truncated normal,
-    variance 2 / fan-in.
+    Its kernel [size, size, I, O] starts by default as He et al. (arXiv:1502.01852) propose: truncated
+    normal, variance 2 / fan-in.
     """
 
     def __init__(
@@ -43,12 +43,17 @@ class Conv(nnx.Module):
         *,
         stride: int = 1,
         padding: Padding = "SAME",
+        bias: bool = False,
+        kernel_init: initializers.Initializer | None = None,
         policy: Policy,
         rngs: nnx.Rngs,
     ) -> None:
         shape = (size, size, features_in, features_out)
-        kernel = initializers.he_normal()(rngs.params(), shape, policy.param_dtype)
+        kernel = (kernel_init or initializers.he_normal())(rngs.params(), shape, policy.param_dtype)
         self.kernel = nnx.Param(kernel, axes=(None, None, "conv_in", "conv_out"))
+        self.has_bias = bias
+        if bias:
+            self.bias = nnx.Param(jnp.zeros(features_out, policy.param_dtype), axes=("conv_out",))
         self.stride = stride
         self.padding = padding
         self.dtype = policy.compute_dtype
@@ -59,8 +64,10 @@ class Conv(nnx.Module):
         if kernel.shape[:2] == (1, 1) and self.stride == 1:
             # A product of two matrices says the same, and XLA:CPU runs it and its gradients faster. Not with
             # a stride: fusing the strided rows into the product aborts XLA's GPU compiler (jax 0.10.2).
-            return jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
-        return convolve(x, kernel, self.stride, self.padding)
+            y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
+        else:
+            y = convolve(x, kernel, self.stride, self.padding)
+        return y + self.bias[...].astype(self.dtype) if self.has_bias else y
 
 
 class Dense(nnx.Module):

@@ -144,11 +144,53 @@ class Bottleneck(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps [B, H, W, I] to [B, H/stride, W/stride, 4 width]."""
-        y = nnx.relu(self.norm1(_pin(self.conv1(x)), train=train))
-        y = nnx.relu(self.norm2(_pin(self.conv2(y)), train=train))
-        y = self.norm3(_pin(self.conv3(y)), train=train)
+        y = nnx.relu(self.norm1(pin(self.conv1(x)), train=train))
+        y = nnx.relu(self.norm2(pin(self.conv2(y)), train=train))
+        y = self.norm3(pin(self.conv3(y)), train=train)
         if self.projects:
-            x = self.norm_shortcut(_pin(self.conv_shortcut(x)), train=train)
+            x = self.norm_shortcut(pin(self.conv_shortcut(x)), train=train)
+        return nnx.relu(y + x)
+
+
+class BasicBlock(nnx.Module):
+    """3x3 (strided), 3x3 with batch norms, added to a shortcut that is projected where shapes differ.
+
+    The block of ResNet-18 and -34, which detectors use as a backbone.
+    """
+
+    def __init__(
+        self,
+        features_in: int,
+        width: int,
+        stride: int,
+        config: ResNetConfig,
+        *,
+        policy: Policy,
+        rngs: nnx.Rngs,
+    ) -> None:
+        def conv3x3(features: int, stride: int) -> Conv:
+            return Conv(
+                features, width, 3, stride=stride, padding=config.padding_3x3, policy=policy, rngs=rngs
+            )
+
+        def norm(scale: float = 1.0) -> BatchNorm:
+            return BatchNorm(width, span=config.bn_span, scale=scale, policy=policy)
+
+        self.conv1 = conv3x3(features_in, stride)
+        self.norm1 = norm()
+        self.conv2 = conv3x3(width, 1)
+        self.norm2 = norm(0.0 if config.zero_init_last_gamma else 1.0)
+        self.projects = stride > 1 or features_in != width
+        if self.projects:
+            self.conv_shortcut = Conv(features_in, width, 1, stride=stride, policy=policy, rngs=rngs)
+            self.norm_shortcut = norm()
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps [B, H, W, I] to [B, H/stride, W/stride, width]."""
+        y = nnx.relu(self.norm1(pin(self.conv1(x)), train=train))
+        y = self.norm2(pin(self.conv2(y)), train=train)
+        if self.projects:
+            x = self.norm_shortcut(pin(self.conv_shortcut(x)), train=train)
         return nnx.relu(y + x)
 
 
@@ -192,11 +234,11 @@ class ResNet(nnx.Module):
         Returns:
             Logits [B, num_classes] in the policy's output dtype.
         """
-        x = nnx.relu(self.norm(_pin(self.stem(inputs)), train=train))
+        x = nnx.relu(self.norm(pin(self.stem(inputs)), train=train))
         if self.config.stem == "imagenet":
-            x = _pin(_max_pool(x, self.config.padding_3x3))
+            x = pin(max_pool(x, self.config.padding_3x3))
         for name, _, _ in _blocks(self.config):
-            x = _pin(self.blocks[name](x, train=train))
+            x = pin(self.blocks[name](x, train=train))
         x = x.mean((1, 2), dtype=self.head.dtype)
         return constrain(self.head(x), "batch", "vocab")
 
@@ -210,11 +252,12 @@ def _blocks(config: ResNetConfig) -> list[tuple[str, int, int]]:
     ]
 
 
-def _pin(x: jax.Array) -> jax.Array:
+def pin(x: jax.Array) -> jax.Array:
+    """Pins images of features [B, H, W, C] to the layout in use."""
     return constrain(x, "batch", "height", "width", "channels")
 
 
-def _max_pool(x: jax.Array, padding: Padding) -> jax.Array:
+def max_pool(x: jax.Array, padding: Padding) -> jax.Array:
     """3x3/2 max-pool."""
     if padding != "SAME":
         padding = ((0, 0), *padding, (0, 0))

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from mlperf_jax import cli, compare, import_weights, main, plan, prepare, report, workload
+from mlperf_jax import check, cli, compare, import_weights, main, package, plan, prepare, report, workload
 from mlperf_jax import config as configs
 from mlperf_jax.parallel import mesh
 from tests import door
@@ -36,7 +36,9 @@ def test_its_commands_parse(command):
 
 def test_flags_that_it_mentions_exist():
     known = {
-        name for module in (main, prepare, plan, compare, report, import_weights) for name in module.FLAGS
+        name
+        for module in (main, prepare, plan, compare, report, check, package, import_weights)
+        for name in module.FLAGS
     }
     resolved = {preset: configs.base_config("resnet50", preset).to_dict() for preset in configs.PRESETS}
     for name in re.findall(r"--([a-z_]+(?:\.[a-z_]+)*)", README):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from loadgen_py import TestScenario
@@ -18,7 +19,7 @@ from mlperf_jax import config as configs
 from mlperf_jax import platform as platforms
 from mlperf_jax import workload as registry
 from mlperf_jax.errors import UserError
-from mlperf_jax.inference import summary, trained
+from mlperf_jax.inference import compliance, summary, trained
 from mlperf_jax.inference.measure import Outcome, Session, say
 from mlperf_jax.inference.replicas import make_replicas
 from mlperf_jax.inference.settings import SCENARIOS, Asked, defaults
@@ -45,7 +46,7 @@ class InferOptions:
         results_dir: RESULTS.
         sharding, mesh: how a model lies on the devices.
         scenario: one of `SCENARIOS`, or "all".
-        mode: one of `MODES`; None runs performance and accuracy.
+        mode: one of `MODES`, or "compliance" for the tests of closed; None runs performance and accuracy.
         asked: numbers that the user fixed.
         count: samples of the data set in use; 0 all.
         checkpoint, weights: another model than the newest trained one.
@@ -163,6 +164,8 @@ def _runs(session: Session, scenarios: Sequence[TestScenario], options: InferOpt
             yield from session.find_peak()
         elif options.mode == "submission":
             yield from session.submission(scenario)
+        elif options.mode == "compliance":
+            yield from compliance.run_tests(session, scenario)
         else:
             if options.mode in (None, "performance"):
                 for outcome in session.performance(scenario):
@@ -241,16 +244,19 @@ def _facts(
     workload: Workload, model: Trained, options: InferOptions, name: str, *, replicas: int
 ) -> dict[str, Any]:
     """What every result records; also writes the system's description."""
-    labels = run_labels(options.preset, [workload.data_description] if workload.made_up_data else [])
+    made_up = [workload.data_description] if workload.made_up_data else []
+    labels = run_labels(options.preset, made_up)
     devices = jax.devices()
     path = Runs(options.results_dir, options.preset, name, workload.benchmark).system_path
     system.write_system(
-        path, system.describe_system(devices, name=name, preset=options.preset, labels=labels)
+        path, system.describe_system(devices, name=name, preset=options.preset, labels=made_up)
     )
     numbers = workload.config.inference
     return {
         "system": name,
         "model": model.description,
+        "loadgen_model": numbers.loadgen_model,
+        "inputs": {name: str(rows.dtype) for name, rows in workload.read_samples(np.arange(1)).items()},
         "trained_quality": model.quality or numbers.published_quality or workload.target,
         "precision": dataclasses.asdict(workload.policy),
         "sharding": options.sharding,

@@ -23,11 +23,13 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.inference import accuracy
 from mlperf_jax.inference.settings import Asked, capacity, defaults, make_settings
 from mlperf_jax.inference.watch import Watch
+from mlperf_jax.judging.compliance import Verdict
 from mlperf_jax.results.folders import write_json
 from mlperf_jax.workload import Workload
 
 _STREAMS = (TestScenario.SingleStream, TestScenario.MultiStream)
 _ATTEMPTS = 5
+_NO_AUDIT = Path("audit.config")  # as officially: one in the working directory counts
 _TRACED_SAMPLES = 20_000  # a trace of about 4 MB
 _MOST_LONGER = 3
 # Of the rate that the search found: a longer run meets slower moments than a short probe.
@@ -50,6 +52,7 @@ class Outcome:
         folder: where the logs lie.
         quality, quality_target: of the logged answers, where they were judged.
         batches: batch size -> how many were run, where batches were formed.
+        verdicts: of a compliance test.
     """
 
     kind: str
@@ -59,11 +62,13 @@ class Outcome:
     quality: float | None = None
     quality_target: float | None = None
     batches: Mapping[int, int] | None = None
+    verdicts: tuple[Verdict, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """VALID, and good enough where quality was judged."""
-        return self.result.valid and (self.quality is None or self.quality >= self.quality_target)
+        """VALID, and good enough where quality was judged; of a compliance test, passed."""
+        good = self.quality is None or self.quality >= self.quality_target
+        return self.result.valid and good and all(verdict.passed for verdict in self.verdicts)
 
 
 @dataclasses.dataclass
@@ -169,6 +174,20 @@ class Session:
         yield outcome
         return outcome.result.metrics["result_scheduled_samples_per_sec"] if outcome.result.valid else 0.0
 
+    def run_audited(self, settings: TestSettings, test: str, audit_config: str) -> Outcome:
+        """A performance run under a compliance test's audit.config.
+
+        Args:
+            settings: of the run that is tested.
+            test: its name, and the folder's.
+            audit_config: the text of the file.
+        """
+        place = f"{test}/performance/run_1"
+        path = self.root / settings.scenario.name / test / "audit.config"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(audit_config)
+        return self._run(settings, test, place, audit_config=path)
+
     def official(self, ours: Outcome) -> Outcome:
         """The same measurement through the official package.
 
@@ -227,7 +246,9 @@ class Session:
             changes["offline_warmup_ms"] = 0
         return changes
 
-    def _run(self, settings: TestSettings, kind: str, place: str) -> Outcome:
+    def _run(
+        self, settings: TestSettings, kind: str, place: str, *, audit_config: Path = _NO_AUDIT
+    ) -> Outcome:
         """One run of LoadGen with logs in a folder that holds nothing of an earlier one."""
         folder = self.root / settings.scenario.name / place
         _empty(folder)
@@ -243,7 +264,7 @@ class Session:
         with self._system(settings) as sut:
             what = f"{settings.scenario.name} {kind}"
             with Watch(sut, what, least_s=least_s, stream=sys.stderr, profile_dir=trace) as watched:
-                result = lg.run(watched, self.samples, settings, log_settings)
+                result = lg.run(watched, self.samples, settings, log_settings, audit_config=audit_config)
             batches = dict(sorted(sut.batches.items())) if isinstance(sut, BatchingSut) else None
         outcome = Outcome(kind, result, settings, folder, batches=batches)
         if kind in ("accuracy", "submission") and not result.errors:

@@ -20,6 +20,8 @@ def lines(outcome: Outcome, metric: str) -> list[str]:
     if outcome.quality is not None:
         word = "reached" if outcome.quality >= outcome.quality_target else "NOT REACHED"
         told.append(f"  {metric} {outcome.quality:.4f}, target {outcome.quality_target:.4f}: {word}")
+    for verdict in outcome.verdicts:
+        told.append(f"  {outcome.kind}: {'; '.join(verdict.lines)}")
     if outcome.batches:
         told.append(f"  batches: {_batches(outcome.batches)}")
     told.append(f"  logs: {outcome.folder}")

@@ -29,6 +29,7 @@ _INTERVALS = (
     ("block_start", "block_stop"),
     ("eval_start", "eval_stop"),
 )
+_EPOCHS_AHEAD = {"dlrm": 1}  # its evaluations are called 1.05, 1.10 and so on
 _MOST_EPOCHS = 20_000  # what is logged as more than this counts samples, as 3D U-Net does under either name
 _SHARE = 0.03  # of the interval between two evaluations: what one may be off
 _COUNT_SLACK = 1e-4  # relative: epochs are logged rounded
@@ -163,10 +164,13 @@ def _evaluations(log: Judged) -> Iterator[Finding]:
 def _own_schedule(log: Judged) -> schedule.Every | None:
     """What the config of a mini run of ours says; a closed one goes by the rules."""
     config = log.own.get("config", {}).get("config")
-    every = number(config.get("eval_every_epochs")) if isinstance(config, dict) else None
-    if log.closed or not every:
+    if log.closed or not isinstance(config, dict):
         return None
-    first = number(config.get("eval_offset_epochs"))
+    every, first = number(config.get("eval_every_epochs")), number(config.get("eval_offset_epochs"))
+    if per_epoch := number(config.get("evals_per_epoch")):
+        every, first = 1 / per_epoch, 1 / per_epoch + _EPOCHS_AHEAD.get(log.benchmark.key, 0)
+    if not every:
+        return None
     return schedule.Every(
         every, f"every {every:g} epochs (the run's config)", (first, first) if first else None
     )
@@ -254,10 +258,19 @@ def _own(log: Judged) -> bool:
 def _tracked(log: Judged) -> Iterator[Finding]:
     """What our runs say of every block they trained, against steps, epochs and batch size."""
     batch, train = log.number("global_batch_size"), log.number("train_samples")
-    if not _own(log) or not batch or log.first("resumed"):
+    if not _own(log) or not batch or log.first("resumed") or not log.all("tracked_stats"):
         return
     total, last_step = 0.0, 0.0
-    for event in log.all("tracked_stats"):
+    for event in log.all("tracked_stats", *_EVALS):
+        if event.key != "tracked_stats":
+            at = _samples_done(log, event, train)
+            if at is not None and abs(at - total) > max(0.5, _COUNT_SLACK * total):
+                text = f"{at:,.0f} samples are said to be trained on, and the blocks before add up to {total:,.0f}."
+                yield log.finding(
+                    event, "samples", text, "Log the epochs and train_samples that the run had."
+                )
+                return
+            continue
         value = event.value if isinstance(event.value, dict) else {}
         samples, step = number(value.get("samples")), number(event.metadata.get("step"))
         if samples is None or step is None:
@@ -269,30 +282,31 @@ def _tracked(log: Judged) -> Iterator[Finding]:
             )
             yield log.finding(event, "samples", text, "Log the batch size and the steps that the run had.")
         total, last_step = total + samples, step
-        done = next((e for e in log.all(*_EVALS) if e.line > event.line), None)
-        at = done and number(done.metadata.get("samples_count"))
-        if at is None and train and done is not None:
-            epochs = number(done.metadata.get("epoch_num"))
-            at = None if epochs is None else epochs * train
-        if at is not None and total and abs(at - total) > max(0.5, _COUNT_SLACK * total):
-            text = (
-                f"{at:,.0f} samples are said to be trained on, and the blocks before add up to {total:,.0f}."
-            )
-            yield log.finding(done, "samples", text, "Log the epochs and train_samples that the run had.")
-            return
+
+
+def _samples_done(log: Judged, evaluation: Event, train: float | None) -> float | None:
+    """Samples that an evaluation says were trained on; None where it does not."""
+    samples, epochs = (number(evaluation.metadata.get(name)) for name in ("samples_count", "epoch_num"))
+    if samples is not None or epochs is None or not train:
+        return samples
+    return (epochs - _EPOCHS_AHEAD.get(log.benchmark.key, 0)) * train
 
 
 def _unpaired(log: Judged) -> Iterator[Finding]:
-    """Evaluations that were begun twice or not ended."""
+    """Evaluations and blocks that were begun twice or not ended."""
     if not _own(log):
         return
+    stop = log.first("run_stop")
+    mend = "Begin and end every block and evaluation once."
     for begin, end in (("block_start", "block_stop"), ("eval_start", "eval_stop")):
         open_: Event | None = None
         for event in log.all(begin, end):
             if (event.key == begin) == (open_ is not None):
                 text = f"{event.key} without {'an end of the one before' if event.key == begin else begin}."
-                yield log.finding(event, "samples", text, "Begin and end every block and evaluation once.")
+                yield log.finding(event, "samples", text, mend)
             open_ = event if event.key == begin else None
+        if open_ and stop and stop.metadata.get("status") == "success":  # another may end within
+            yield log.finding(open_, "samples", f"{begin} without {end}.", mend)
 
 
 def _resumed(log: Judged) -> Iterator[Finding]:
@@ -353,7 +367,10 @@ def _counts(log: Judged) -> Iterator[Finding]:
     for key, (value, words) in wanted.items():
         event, want = log.first(key), number(value)
         told = number(event.value) if event else None
-        if event and want is not None and told != want:
+        if event is None and want is not None:
+            text = f"{key} is not logged, and {words} {want:,.10g}."
+            yield log.finding(None, "count", text, "Log what the run had.")
+        elif event and want is not None and told != want:
             text = f"{key} is logged as {event.value}, and {words} {want:,.10g}."
             yield log.finding(event, "count", text, "Log what the run had.")
     yield from _data_sizes(log)

@@ -95,11 +95,13 @@ def _judge_result(result: Result, asked: str | None) -> Iterator[Finding]:
 
 
 def _forgiven(found: Iterable[Finding], log: Judged) -> Iterator[Finding]:
-    """The official checker's complaint that a run which says so missed its target: the score judges that."""
+    """The official checker's complaint that the target was not reached, where it forbids nothing: by a run
+    that says so, which the score judges; or in open, for which ruleset 0.7.0 has closed's targets."""
     stop = log.first("run_stop")
     missed = stop is not None and str(stop.metadata.get("status", "")).lower() == "aborted"
+    own_target = not log.closed and log.first("quality_target") is not None
     for finding in found:
-        if missed and finding.text.startswith(
+        if (missed or own_target) and finding.text.startswith(
             ("Failed checks for eval_accuracy", "Failed checks for eval_error")
         ):
             finding = dataclasses.replace(finding, severity=WARNING)

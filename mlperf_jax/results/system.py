@@ -127,6 +127,11 @@ _FIELDS = [
 ]
 
 
+def training_fields() -> tuple[str, ...]:
+    """The fields that system_desc_checker wants."""
+    return tuple(_FIELDS)
+
+
 def write_system(path: str | os.PathLike[str], description: dict[str, Any]) -> None:
     """Writes `description` to systems/<system>.json, keeping what people filled in there.
 

@@ -40,7 +40,10 @@ def split_time(log: RunLog) -> TimeSplit:
 
 
 def _evaluation_minutes(log: RunLog) -> float | None:
-    """Sum over evaluations within the run; None where the log does not say when they began."""
+    """Sum over evaluations within the run; None where the log does not say when they began.
+
+    From where training goes on beside an evaluation, the time is training's.
+    """
     if log.start_ms is None or log.minutes is None:
         return None
     stop = log.start_ms + log.minutes * 60_000
@@ -48,7 +51,7 @@ def _evaluation_minutes(log: RunLog) -> float | None:
     for event in log.events:
         if event.key == "eval_start":
             began = event.time_ms
-        elif event.key == "eval_stop" and began is not None:
+        elif event.key in ("eval_stop", "block_start") and began is not None:
             seen = True
             total += max(min(event.time_ms, stop) - began, 0.0)
             began = None

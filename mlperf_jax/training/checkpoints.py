@@ -33,12 +33,14 @@ class Position:
         step: global steps done.
         epoch, example: the same in the data: full epochs done, and examples of the current one.
         log_position: bytes of the run's log that stand for what was done by then.
+        evaluated: False where the state is to be evaluated before training goes on.
     """
 
     step: int
     epoch: int
     example: int
     log_position: int
+    evaluated: bool = True
 
 
 class Checkpoints:

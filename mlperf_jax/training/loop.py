@@ -3,6 +3,10 @@
 The loop knows no workload: it asks for the batches of a block, dispatches steps, evaluates, and
 stops at the target. On the host a step costs one call of a compiled function: the next batch is
 placed while the devices work, and losses are looked at some steps later, when they are there anyway.
+
+An evaluation may leave the host something to compute while training goes on (`Workload.evaluate`). Its
+state is saved first, so that the run can end with it; at most one is under way, and none is lost: a
+run that is told to stop waits for it, and one that is killed evaluates the saved state again.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import NoReturn
 
 import jax
@@ -25,7 +30,7 @@ from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.profile import Profile
 from mlperf_jax.training.progress import Progress
 from mlperf_jax.training.stop import StopSignal
-from mlperf_jax.workload import Batch, Block, State
+from mlperf_jax.workload import Batch, Block, Evaluation, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +40,9 @@ class Outcome:
     Attributes:
         status: "success" where the target was reached, else "aborted".
         quality: of the last evaluation, nan if there was none.
-        state: the trained state; None where a loss was not finite, since nothing is left to keep.
-        step: steps done; where a loss was not finite, that step, counted from 1.
+        state: the trained state; None where a loss was not finite, since nothing is left to keep, and
+            where the state that reached the target is the newest checkpoint and training had gone on.
+        step: steps done by that state; where a loss was not finite, that step, counted from 1.
         reason: why it was aborted, "" on success.
     """
 
@@ -75,13 +81,23 @@ class Session:
     stop: StopSignal
     profile: Profile
 
-    def save(self, state: State, step: int) -> None:
-        """Saves a checkpoint in the background."""
+    def save(
+        self, state: State, step: int, *, evaluated: bool = True, log_position: int | None = None
+    ) -> None:
+        """Saves a checkpoint in the background.
+
+        Args:
+            state: at `step`.
+            step: global steps done.
+            evaluated: False where an evaluation of this state is not yet in the log.
+            log_position: bytes of the log that stand for what was done; by default all there are.
+        """
         if self.checkpoints is None:
             return
         workload = self.engine.workload
         epoch, example = divmod(step * workload.batch_size, workload.num_train)
-        self.checkpoints.save(state, Position(step, epoch, example, self.log.position()))
+        logged = self.log.position() if log_position is None else log_position
+        self.checkpoints.save(state, Position(step, epoch, example, logged, evaluated))
 
     def stop_here(self, state: State, step: int) -> NoReturn:
         """Saves a checkpoint and ends the run."""
@@ -89,43 +105,132 @@ class Session:
         raise Stopped(f"Stopped at step {step}; the same command continues from there.", self.stop.status)
 
 
-def train(session: Session, state: State, step: int) -> Outcome:
+def train(session: Session, state: State, step: int, *, evaluated: bool = True) -> Outcome:
     """Trains from `step` to the target or to the last block.
 
     Args:
         session: what the run works with.
         state: at `step`; its memory is taken over.
         step: steps done already: 0, or where a checkpoint stands.
+        evaluated: False where the checkpoint's state is still to be evaluated.
 
     Raises:
         Stopped: the run was asked to stop and has saved a checkpoint.
     """
     workload, log = session.engine.workload, session.log
-    quality, first = math.nan, step
+    evaluations = _Evaluations(session)
+    first = step
     try:
+        if not evaluated:
+            evaluations.begin(state, step)
         for block in workload.blocks():
             if block.stop <= step:
                 continue
+            if evaluations.reached:
+                break
             # Not before the first step: a start that saves nothing would leave no mark in the log.
             if step > first and session.stop.requested():
+                if evaluations.finish():
+                    break
                 session.stop_here(state, step)
-            span = events.block_metadata(block.first_epoch + 1, block.epochs)
             if step <= block.start:
-                log.start("block_start", metadata=span)
-            state = _train_block(session, state, block, max(step, block.start))
-            log.end("block_stop", metadata=span)
-            step = block.stop
-            quality = _evaluate(session, state, step)
-            if quality >= workload.target:
-                return Outcome("success", quality, state, step)
-            session.save(state, step)
+                log.start("block_start", metadata=events.block_metadata(block.first_epoch + 1, block.epochs))
+            state, step = _train_block(session, evaluations, state, block, max(step, block.start))
+            epochs = block.epochs if step == block.stop else workload.epochs(step) - block.first_epoch
+            log.end("block_stop", metadata=events.block_metadata(block.first_epoch + 1, epochs))
+            if evaluations.finish():
+                break
+            evaluations.begin(state, step)
+            if not evaluations.reached and not evaluations.under_way:
+                session.save(state, step)
     except NotFinite as error:
-        return Outcome("aborted", quality, None, error.step, str(error))
-    return Outcome("aborted", quality, state, step, f"the target {workload.target} was not reached")
+        if not evaluations.finish():
+            return Outcome("aborted", evaluations.quality, None, error.step, str(error))
+        state = None  # its memory is taken over
+    if evaluations.finish():
+        kept = state if step == evaluations.step else None
+        return Outcome("success", evaluations.quality, kept, evaluations.step)
+    reason = f"the target {workload.target} was not reached"
+    return Outcome("aborted", evaluations.quality, state, step, reason)
 
 
-def _train_block(session: Session, state: State, block: Block, start: int) -> State:
-    """The steps of a block; every loss is looked at before it ends."""
+class _Evaluations:
+    """The evaluations of a run, of which the last may be under way while training goes on.
+
+    Attributes:
+        quality: of the last one that is over, nan before.
+        step: steps done by the state that was evaluated last.
+        reached: whether that is known to have reached the target.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._future: Future[Evaluation] | None = None
+        self._asked = 0
+        self.quality, self.step, self.reached = math.nan, 0, False
+
+    @property
+    def under_way(self) -> bool:
+        return self._future is not None
+
+    def begin(self, state: State, step: int) -> None:
+        """Measures the state, and logs that as far as it is known already."""
+        session = self._session
+        self.step, self._asked = step, 0
+        position = session.log.position()
+        session.log.start("eval_start", metadata=self._metadata())
+        found = session.engine.workload.evaluate(session.engine, state)
+        if isinstance(found, Future):
+            self._future = found
+            session.save(state, step, evaluated=False, log_position=position)
+        else:
+            self._note(found)
+
+    def ready(self) -> bool:
+        """Whether the one under way is over; to be asked after each dispatch, by every process alike."""
+        if self._future is None or jax.process_count() == 1:
+            return self._future is not None and self._future.done()
+        from jax.experimental import multihost_utils
+
+        self._asked += 1
+        if self._asked % _DISPATCHES_TO_AGREE:
+            return False
+        return bool(multihost_utils.broadcast_one_to_all(np.int32(self._future.done())))
+
+    def finish(self) -> bool:
+        """Waits for the one under way, if any; returns whether the last one reached the target."""
+        if self._future is not None:
+            future, self._future = self._future, None
+            self._note(future.result())
+        return self.reached
+
+    def _note(self, found: Evaluation) -> None:
+        log, done = self._session.log, self._metadata()
+        self.quality = float(found["quality"])
+        self.reached = self.quality >= self._session.engine.workload.target
+        log.event("eval_accuracy", self.quality, metadata=done)
+        log.end("eval_stop", metadata=done)
+        self._session.progress.evaluated(self.step, self.quality, found)
+
+    def _metadata(self) -> dict[str, float]:
+        return events.eval_metadata(self._session.engine.workload.eval_epoch(self.step))
+
+
+# Several processes must stop after the same step. Agreeing on whether an evaluation is over holds up the
+# devices, so they do it now and then.
+_DISPATCHES_TO_AGREE = 16
+
+
+def _train_block(
+    session: Session, evaluations: _Evaluations, state: State, block: Block, start: int
+) -> tuple[State, int]:
+    """The steps of a block; every loss is looked at before it ends.
+
+    It ends early where an earlier evaluation turns out to have reached the target.
+
+    Returns:
+        The state, and the steps done by it.
+    """
     engine = session.engine
     begin, waited = time.perf_counter(), 0.0
     state, batches = engine.workload.data(engine, state, block, start)
@@ -139,16 +244,20 @@ def _train_block(session: Session, state: State, block: Block, start: int) -> St
         pending.append((step, metrics["loss"]))
         while len(pending) > _IN_FLIGHT[engine.layout.mesh.devices.flat[0].platform]:
             _look(session.progress, *pending.popleft())
+        if step < block.stop and evaluations.ready() and evaluations.finish():
+            break
         if step < block.stop and session.stop.requested():
             while pending:
                 _look(session.progress, *pending.popleft())
+            if evaluations.finish():
+                break
             session.stop_here(state, step)
     while pending:
         _look(session.progress, *pending.popleft())
     seconds = time.perf_counter() - begin
-    samples = (block.stop - start) * engine.workload.batch_size
+    samples = (step - start) * engine.workload.batch_size
     events.log_stats(session.log, step=step, samples=samples, seconds=seconds, input_seconds=waited)
-    return state
+    return state, step
 
 
 # Dispatches that may be under way at once. More than two hide no latency on a CPU, and its virtual
@@ -188,16 +297,3 @@ def _look(progress: Progress, step: int, losses: jax.Array) -> None:
     if bad.size:
         raise NotFinite(step - values.size + int(bad[0]) + 1, float(values[bad[0]]))
     progress.step(step, float(values[-1]))
-
-
-def _evaluate(session: Session, state: State, step: int) -> float:
-    """Measures the state and logs it; returns the quality."""
-    workload = session.engine.workload
-    done = events.eval_metadata(workload.eval_epoch(step))
-    session.log.start("eval_start", metadata=done)
-    result = workload.evaluate(session.engine, state)
-    quality = float(result["quality"])
-    session.log.event("eval_accuracy", quality, metadata=done)
-    session.log.end("eval_stop", metadata=done)
-    session.progress.evaluated(step, quality, result)
-    return quality

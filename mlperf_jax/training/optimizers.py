@@ -2,8 +2,8 @@
 
 The rules name other frameworks' implementations and ask anyone else to state the equation and
 show that it is equivalent (training_policies, appendix "Allowed optimizers"): here the equation is in
-the docstring and the tests run it against NumPy. All hold the learning rate inside the momentum, as
-the references do: a change of rate then acts on new gradients only.
+the docstring and the tests run it against NumPy. `sgd` and `lars` hold the learning rate inside the
+momentum, as their references do: a change of rate then acts on new gradients only.
 """
 
 from __future__ import annotations
@@ -112,6 +112,17 @@ def sgd(
         return g + weight_decay * w if decays else g
 
     return _momentum(direction, schedule, momentum, mask)
+
+
+def torch_sgd(
+    schedule: optax.Schedule, *, momentum: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """Gradient descent with momentum as PyTorch's `optim.SGD` has it: a change of rate acts on all of m.
+
+    m <- momentum * m + g + weight_decay * w;  w <- w - lr * m, where every parameter decays.
+    Source: mlcommons/training, retired_benchmarks/ssd-v1/ssd/train.py.
+    """
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum=momentum))
 
 
 def lars(
@@ -228,6 +239,11 @@ def table_mask(params: optax.Params) -> optax.Params:
 @register("sgd")
 def _sgd(config: Any, schedule: optax.Schedule, mask: optax.Params) -> optax.GradientTransformation:
     return sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay, mask=mask)
+
+
+@register("torch_sgd")
+def _torch_sgd(config: Any, schedule: optax.Schedule, mask: optax.Params) -> optax.GradientTransformation:
+    return torch_sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
 @register("lars")

@@ -148,7 +148,10 @@ def _one_run(
                 fallback.stayed_whole(engine.state, layout.strategy), layout.strategy
             ):
                 say(text)
-            state = checkpoints.restore(engine.state) if position else engine.init(run.seed)
+            if position:
+                state = checkpoints.restore(engine.state)
+            else:
+                state = workload.initial_state(engine, run.seed)
             jax.block_until_ready(state)
             seconds = sum(engine.compile_seconds.values())
             with _progress(workload, layout, run, log, step) as progress:  # its imports take a second
@@ -159,7 +162,7 @@ def _one_run(
                 say(f"compiled in {seconds:.1f} s; training")
                 profile = Profile(run.folder / "profile" if options.profile else None)
                 session = Session(engine, log, progress, checkpoints, stop, profile)
-                outcome = train(session, state, step)
+                outcome = train(session, state, step, evaluated=position is None or position.evaluated)
                 profile.close()
             reason = {"reason": outcome.reason} if outcome.reason else {}
             events.log_run_stop(log, outcome.status, step=outcome.step, **reason)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -38,6 +40,43 @@ def polynomial_with_warmup(
         if warmup_steps == 0:
             return decayed
         return jnp.where(step <= warmup_steps, base_lr * (step / warmup_steps), decayed)
+
+    return schedule
+
+
+def step_decay_with_warmup(
+    base_lr: float,
+    warmup_steps: float,
+    boundaries: Sequence[float],
+    *,
+    decay_factor: float = 0.1,
+    warmup_factor: float = 0.0,
+) -> optax.Schedule:
+    """Linear warm-up, then a rate that falls at some steps: SSD's schedule.
+
+    At step s (0 for the first update):
+
+        s < warmup_steps:  base_lr - (warmup_steps - s) * base_lr / (warmup_steps * 2**warmup_factor)
+        otherwise:         base_lr * decay_factor**n, n of the boundaries being <= s
+
+    Source: mlcommons/training, retired_benchmarks/ssd-v1/ssd/train.py.
+
+    Args:
+        base_lr: the rate at the end of the warm-up.
+        warmup_steps: 0 for none.
+        boundaries: steps at which the rate falls.
+        decay_factor: what it is multiplied by.
+        warmup_factor: the warm-up begins at 1 - 2**-warmup_factor of the rate; 0 at zero.
+    """
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        step = jnp.asarray(step, float)
+        fallen = sum(((step >= b).astype(step.dtype) for b in boundaries), start=jnp.zeros_like(step))
+        rate = base_lr * jnp.power(jnp.asarray(decay_factor, step.dtype), fallen)
+        if warmup_steps == 0:
+            return rate
+        slope = base_lr / (warmup_steps * 2**warmup_factor)
+        return jnp.where(step < warmup_steps, base_lr - (warmup_steps - step) * slope, rate)
 
     return schedule
 

@@ -50,7 +50,7 @@ def from_torchvision(tensors: Mapping[str, np.ndarray], config: ResNetConfig) ->
     Raises:
         UserError: an array is missing, has another shape, or belongs to another model.
     """
-    source = _Source(_torchvision_names(tensors))
+    source = Source(torchvision_names(tensors))
     params: dict[str, Any] = {"blocks": {}}
     stats: dict[str, Any] = {"blocks": {}}
     kernel = 7 if config.stem == "imagenet" else 3
@@ -71,7 +71,7 @@ def from_torchvision(tensors: Mapping[str, np.ndarray], config: ResNetConfig) ->
 
 
 def _block(
-    source: _Source, name: str, features: int, width: int, projects: bool
+    source: Source, name: str, features: int, width: int, projects: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     convolutions = {
         "1": (f"{name}.conv1", f"{name}.bn1", 1, features, width),
@@ -87,7 +87,7 @@ def _block(
     return params, stats
 
 
-class _Source:
+class Source:
     """Published arrays, each to be taken once."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
@@ -95,15 +95,18 @@ class _Source:
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name not in self._left:
-            raise UserError(f"The weights have no {name}; is this a ResNet of another depth?")
+            raise UserError(f"The weights have no {name}; are they of another model, or of another depth?")
         array = self._left.pop(name)
         if array.shape != shape:
             raise UserError(f"The weights' {name} has shape {array.shape} where this model has {shape}.")
         return np.asarray(array, np.float32)
 
-    def conv(self, name: str, size: int, features_in: int, features_out: int) -> dict[str, np.ndarray]:
+    def conv(
+        self, name: str, size: int, features_in: int, features_out: int, *, bias: bool = False
+    ) -> dict[str, np.ndarray]:
         kernel = self.take(f"{name}.weight", (features_out, features_in, size, size))
-        return {"kernel": kernel.transpose(2, 3, 1, 0)}
+        biases = {"bias": self.take(f"{name}.bias", (features_out,))} if bias else {}
+        return {"kernel": kernel.transpose(2, 3, 1, 0)} | biases
 
     def dense(self, name: str, features_in: int, features_out: int) -> dict[str, np.ndarray]:
         kernel = self.take(f"{name}.weight", (features_out, features_in))
@@ -138,7 +141,7 @@ class _Source:
             )
 
 
-def _torchvision_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def torchvision_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     named = {}
     for name, array in tensors.items():
         name = name.removeprefix("module.")

@@ -116,9 +116,13 @@ def test_evaluation_has_every_example_once_and_a_mask(num_eval, batch, data):
     assert len(found) == -(-num_eval // batch)
 
 
-def test_single_eval_examples():
-    batch = dataset(5, 50).read_eval(np.array([7, 3, 3, 49]), ["dense", "sparse"])
-    assert batch["dense"].tolist() == [[7, 7], [3, 3], [3, 3], [49, 49]] and set(batch) == {"dense", "sparse"}
+@given(st.lists(st.integers(0, 49), max_size=30), st.integers(0, 20))
+@settings(max_examples=60, deadline=None)
+def test_chosen_eval_examples_come_in_their_order(scattered, run):
+    indices = [*scattered, *range(run), *scattered[:3]]
+    batch = dataset(5, 50).read_eval(np.array(indices, np.int64), ["dense", "sparse"])
+    assert set(batch) == {"dense", "sparse"}
+    assert batch["dense"].tolist() == [[i, i] for i in indices]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -279,7 +280,7 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path):
         """
     )
     (tmp_path / "main.py").write_text(program)
-    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    environment = os.environ | {"PYTHONPATH": str(Path(criteo_convert.__file__).parents[1])}
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "main.py")], stdout=subprocess.PIPE, env=environment, text=True
     )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlperf_jax.training.schedules import polynomial_with_warmup
+from mlperf_jax.training.schedules import polynomial_with_warmup, step_decay_with_warmup
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,23 @@ def test_equals_a_transcription_of_the_rules(base, warmup, decay, power, step):
 def test_refuses_steps_that_make_no_schedule(warmup, decay):
     with pytest.raises(ValueError, match="decay_steps"):
         polynomial_with_warmup(1.0, warmup, decay)
+
+
+@given(
+    base=st.floats(1e-4, 10),
+    warmup=st.integers(0, 50),
+    factor=st.integers(0, 3),
+    boundaries=st.lists(st.integers(0, 200), max_size=3).map(sorted),
+)
+@settings(max_examples=20, deadline=None)
+def test_step_decay_is_the_references(base, warmup, factor, boundaries):
+    """Walks through a run: the rate falls at every boundary, and the warm-up overrules it."""
+    schedule = step_decay_with_warmup(base, warmup, boundaries, decay_factor=0.1, warmup_factor=factor)
+    rates = np.asarray(schedule(np.arange(250)))
+    rate = base
+    for step in range(250):
+        rate *= 0.1 ** boundaries.count(step)
+        expected = rate
+        if step < warmup:
+            expected = base - (warmup - step) * (base / (warmup * 2**factor))
+        np.testing.assert_allclose(rates[step], expected, rtol=1e-5, atol=1e-6 * base)

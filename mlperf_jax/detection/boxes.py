@@ -1,0 +1,67 @@
+"""Boxes in two forms, their overlap, and the code in which a network predicts them.
+
+"Corners" are (left, top, right, bottom), "centres" (x, y, width, height) of the centre; both as shares
+of the image. Codes are offsets from an anchor divided by the variances of the SSD paper's own
+implementation, .1 for the centre and .2 for the logarithm of the size.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
+
+
+def to_corners(centres: jax.Array) -> jax.Array:
+    """[..., 4] (x, y, width, height) to [..., 4] (left, top, right, bottom)."""
+    middle, half = centres[..., :2], centres[..., 2:] / 2
+    return jnp.concatenate([middle - half, middle + half], axis=-1)
+
+
+def to_centres(corners: jax.Array) -> jax.Array:
+    """[..., 4] (left, top, right, bottom) to [..., 4] (x, y, width, height)."""
+    first, last = corners[..., :2], corners[..., 2:]
+    return jnp.concatenate([(first + last) / 2, last - first], axis=-1)
+
+
+def iou(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Intersection over union of every pair.
+
+    Args:
+        a: [..., N, 4] corners.
+        b: [..., M, 4] corners.
+
+    Returns:
+        [..., N, M]; 0 where both boxes have no area.
+    """
+    a, b = a[..., :, None, :], b[..., None, :, :]
+    sides = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])
+    sides = jnp.maximum(sides, 0)
+    intersection = sides[..., 0] * sides[..., 1]
+    union = area(a) + area(b) - intersection
+    return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), 0)
+
+
+def area(corners: jax.Array) -> jax.Array:
+    """[..., 4] to [...]; 0 of a box whose corners are the wrong way round."""
+    sides = jnp.maximum(corners[..., 2:] - corners[..., :2], 0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def encode(corners: jax.Array, anchors: jax.Array) -> jax.Array:
+    """What a network should predict for boxes [..., A, 4] (corners) at anchors [A, 4] (centres).
+
+    The boxes must have an area.
+    """
+    boxes = to_centres(corners)
+    middle = (boxes[..., :2] - anchors[..., :2]) / anchors[..., 2:] / CENTRE_VARIANCE
+    size = jnp.log(boxes[..., 2:] / anchors[..., 2:]) / SIZE_VARIANCE
+    return jnp.concatenate([middle, size], axis=-1)
+
+
+def decode(codes: jax.Array, anchors: jax.Array) -> jax.Array:
+    """The boxes [..., A, 4] (corners) that codes [..., A, 4] mean at anchors [A, 4] (centres)."""
+    middle = codes[..., :2] * CENTRE_VARIANCE * anchors[..., 2:] + anchors[..., :2]
+    size = jnp.exp(codes[..., 2:] * SIZE_VARIANCE) * anchors[..., 2:]
+    return to_corners(jnp.concatenate([middle, size], axis=-1))

@@ -1,0 +1,86 @@
+"""Which anchor shall predict which box, and SSD's loss (arXiv:1512.02325, section 2.2).
+
+Source of every choice: mlcommons/training, retired_benchmarks/ssd-v1/ssd/{utils,base_model}.py.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mlperf_jax.detection import boxes as box
+
+IOU_THRESHOLD = 0.5
+NEGATIVES_PER_POSITIVE = 3
+
+
+def match(corners: jax.Array, labels: jax.Array, anchors: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Assigns the boxes of one image to anchors.
+
+    An anchor takes the box that it overlaps most (of equal ones the first) if their IoU is above .5.
+    Besides, the anchor that a box overlaps most is that box's; where several boxes want one anchor, the
+    last has it. A box without area, which has no code, takes no part: in the reference it makes the loss
+    infinite.
+
+    Args:
+        corners: [M, 4]; rows of label 0 are padding.
+        labels: [M] int32.
+        anchors: [A, 4] centres.
+
+    Returns:
+        [A] int32, the row of each anchor's box (any where it has none), and [A] int32, its label, 0 for
+        the background.
+    """
+    real = (labels > 0) & (box.area(corners) > 0)
+    overlaps = jnp.where(real[:, None], box.iou(corners, box.to_corners(anchors)), -1)  # [M, A]
+    best = overlaps.argmax(0)
+    found = overlaps.max(0) > IOU_THRESHOLD
+    rows = jnp.where(real, jnp.arange(len(labels)), -1)
+    # The largest row wins whatever the order of execution, which `set` would not promise.
+    wanted = jnp.full(len(anchors), -1).at[overlaps.argmax(1)].max(rows)
+    best = jnp.where(wanted >= 0, wanted, best).astype(jnp.int32)
+    return best, jnp.where(found | (wanted >= 0), labels[best], 0)
+
+
+def multibox_loss(
+    codes: jax.Array, logits: jax.Array, corners: jax.Array, labels: jax.Array, anchors: jax.Array
+) -> jax.Array:
+    """Smooth L1 of boxes plus cross-entropy of classes over the matched anchors, in at least float32.
+
+    Of the other anchors those with the largest cross-entropy count, three for each that is matched. An
+    image's sum is divided by the number of its matched anchors; an image without any has loss 0.
+
+    Args:
+        codes: [B, A, 4] predicted.
+        logits: [B, A, C].
+        corners: [B, M, 4] true boxes.
+        labels: [B, M] int32, 0 for padding.
+        anchors: [A, 4] centres.
+
+    Returns:
+        The mean over images, [].
+    """
+    wide = jnp.promote_types(logits.dtype, jnp.float32)
+    codes, logits = codes.astype(wide), logits.astype(wide)
+    corners, anchors = corners.astype(wide), jnp.asarray(anchors, wide)
+    rows, targets = jax.vmap(match, (0, 0, None))(corners, labels, anchors)
+    matched = targets > 0  # [B, A]
+    count = matched.sum(1)
+
+    wanted = jnp.take_along_axis(corners, rows[..., None], axis=1)
+    # Anchors that match nothing have any box, padding too, whose logarithm must not reach a gradient.
+    wanted = jnp.where(matched[..., None], wanted, box.to_corners(anchors))
+    located = jnp.where(matched, _smooth_l1(codes - box.encode(wanted, anchors)).sum(-1), 0).sum(1)
+
+    log_p = jax.nn.log_softmax(logits)
+    entropy = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]  # [B, A]
+    hardest = -jnp.sort(jnp.where(matched, 0, -entropy), axis=1)
+    mined = jnp.arange(hardest.shape[1]) < NEGATIVES_PER_POSITIVE * count[:, None]
+    classified = jnp.where(matched, entropy, 0).sum(1) + jnp.where(mined, hardest, 0).sum(1)
+
+    return jnp.where(count > 0, (located + classified) / jnp.maximum(count, 1), 0).mean()
+
+
+def _smooth_l1(x: jax.Array) -> jax.Array:
+    size = jnp.abs(x)
+    return jnp.where(size < 1, jnp.square(x) / 2, size - 0.5)

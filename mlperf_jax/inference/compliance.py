@@ -1,0 +1,96 @@
+"""Runs the compliance tests that a closed submission needs, on the runs that it is to submit.
+
+TEST01 and TEST04 repeat the performance run with its very settings under an audit.config; what they must
+show is in `judging/compliance.py`. The logs go where a submission has them:
+
+    SCENARIO/TEST01/{verify_accuracy.txt,verify_performance.txt,accuracy/,performance/run_1/}
+    SCENARIO/TEST04/{verify_performance.txt,performance/run_1/}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loadgen_py import TestMode, TestScenario, TestSettings
+from mlperf_jax.errors import UserError
+from mlperf_jax.judging import accuracy_log, compliance
+from mlperf_jax.judging.inference_rules import find_model
+from mlperf_jax.judging.loadgen_run import LoadGenRun, read_loadgen_run
+from mlperf_jax.results.folders import read_json
+
+if TYPE_CHECKING:
+    from mlperf_jax.inference.measure import Outcome, Session
+
+
+def tests_of(loadgen_model: str) -> tuple[str, ...]:
+    """The tests to run for a benchmark, of those that this project can run."""
+    known = find_model(loadgen_model)
+    return tuple(test for test in compliance.AUDIT_CONFIG if known is None or test in known.tests)
+
+
+def run_tests(session: Session, scenario: TestScenario) -> Iterator[Outcome]:
+    """Runs and verifies every test of a scenario.
+
+    Raises:
+        UserError: there are no VALID performance run and no accuracy run to hold the tests against.
+    """
+    folder = session.root / scenario.name
+    reference = _reference(folder)
+    settings = settings_of(reference.own, scenario)
+    for test in tests_of(session.numbers["loadgen_model"]):
+        outcome = session.run_audited(settings, test, compliance.audit_config(test))
+        yield dataclasses.replace(outcome, verdicts=verify(folder, test, reference))
+
+
+def settings_of(record: Mapping[str, Any], scenario: TestScenario) -> TestSettings:
+    """The settings that a run's result.json says it was asked with.
+
+    Raises:
+        UserError: it holds none.
+    """
+    names = {field.name for field in dataclasses.fields(TestSettings)}
+    told = record.get("settings")
+    if not isinstance(told, dict) or not names >= told.keys():
+        raise UserError(f"The {scenario.name} performance run does not say how it was made; run it again.")
+    return TestSettings(**{**told, "scenario": scenario, "mode": TestMode.PerformanceOnly})
+
+
+def verify(folder: Path, test: str, reference: LoadGenRun) -> tuple[compliance.Verdict, ...]:
+    """Verifies a test that has run, and writes verify_*.txt beside it.
+
+    Args:
+        folder: .../SCENARIO.
+        test: "TEST01" or "TEST04".
+        reference: the performance run.
+    """
+    place = folder / test / "performance" / "run_1"
+    verdicts = {
+        "performance": compliance.verify_performance(test, reference.values, read_loadgen_run(place).values)
+    }
+    if test == "TEST01":
+        sampled = folder / test / "accuracy" / accuracy_log.NAME
+        sampled.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(place / accuracy_log.NAME, sampled)
+        whole = accuracy_log.read_answers(folder / "accuracy" / accuracy_log.NAME)
+        verdicts["accuracy"] = compliance.verify_accuracy(whole, accuracy_log.read_answers(sampled))
+    for what, verdict in verdicts.items():
+        temporary = folder / test / f".verify_{what}.txt"
+        temporary.write_text(verdict.text)
+        os.replace(temporary, folder / test / f"verify_{what}.txt")
+    return tuple(verdicts.values())
+
+
+def _reference(folder: Path) -> LoadGenRun:
+    first = f"run --scenario={folder.name} first, without --mode"
+    place = folder / "performance" / "run_1"
+    if not (place / "result.json").is_file() or not (folder / "accuracy" / accuracy_log.NAME).is_file():
+        raise UserError(f"{folder} holds no performance and accuracy run to test; {first}.")
+    read_json(place / "result.json")  # of a schema that this version knows
+    run = read_loadgen_run(place)
+    if run.value("result_validity") != "VALID":
+        raise UserError(f"The performance run in {place} is not VALID, and cannot be tested; {first}.")
+    return run

@@ -1,0 +1,89 @@
+"""COCO's mean average precision, by the official package (pycocotools), which is what MLPerf asks for."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+FIGURES = ("mAP", "mAP_50", "mAP_75", "mAP_small", "mAP_medium", "mAP_large")
+"""Averages over IoU .5 to .95, at .5, at .75, and over objects of three sizes, as COCO numbers them."""
+
+
+@functools.cache
+def _package() -> tuple[ModuleType, ModuleType]:
+    """pycocotools' two modules, which print what they do: here they do it beside training, and silently."""
+    from pycocotools import coco, cocoeval
+
+    def silent(*_: object, **__: object) -> None:
+        pass
+
+    coco.print = cocoeval.print = silent
+    return coco, cocoeval
+
+
+class GroundTruth:
+    """The true boxes of an evaluation set.
+
+    Args:
+        source: a COCO file of instances, or its content.
+    """
+
+    def __init__(self, source: Path | Mapping[str, Any]) -> None:
+        content = json.loads(Path(source).read_bytes()) if isinstance(source, str | Path) else source
+        self._coco = _index(content)
+
+    def boxes(self, image_id: int) -> list[tuple[list[float], int]]:
+        """The objects of an image, crowds not among them: (left, top, width, height) in pixels, category."""
+        found = self._coco.imgToAnns.get(image_id, [])
+        return [(a["bbox"], a["category_id"]) for a in found if not a.get("iscrowd", 0)]
+
+    def judge(self, detections: np.ndarray, image_ids: Collection[int] | None = None) -> dict[str, float]:
+        """Scores detections.
+
+        Args:
+            detections: [N, 7] image id, left, top, width, height in pixels of the original, score,
+                category id. At most 100 of an image count, the best.
+            image_ids: the images to judge by; None for all of them.
+
+        Returns:
+            `FIGURES`, each of 1; -1 for a size that no object has.
+        """
+        _, cocoeval = _package()
+        found = _index(self._coco.dataset | {"annotations": _annotations(detections)})
+        judge = cocoeval.COCOeval(self._coco, found, "bbox")
+        if image_ids is not None:
+            judge.params.imgIds = sorted(image_ids)
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+        return dict(zip(FIGURES, map(float, judge.stats), strict=False))
+
+
+def _index(content: Mapping[str, Any]) -> Any:
+    coco, _ = _package()
+    index = coco.COCO()
+    index.dataset = dict(content)
+    index.createIndex()
+    return index
+
+
+def _annotations(detections: np.ndarray) -> list[dict[str, Any]]:
+    """As `COCO.loadRes` makes them of boxes."""
+    return [
+        {
+            "id": i,
+            "image_id": int(image),
+            "category_id": int(category),
+            "bbox": [left, top, width, height],
+            "area": width * height,
+            "score": score,
+            "iscrowd": 0,
+        }
+        for i, (image, left, top, width, height, score, category) in enumerate(detections.tolist(), 1)
+    ]

@@ -1,0 +1,256 @@
+"""Object detection: a picture in, boxes with classes out; quality is COCO's mean average precision."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+
+from mlperf_jax.detection.anchors import AnchorConfig, make_anchors
+from mlperf_jax.detection.suppression import Selection, detect
+from mlperf_jax.detection.training import multibox_loss
+from mlperf_jax.errors import UserError
+from mlperf_jax.metrics.mean_average_precision import GroundTruth
+from mlperf_jax.training import optimizers, schedules
+from mlperf_jax.training.engine import Engine
+from mlperf_jax.weights import files
+from mlperf_jax.weights import ssd as weights
+from mlperf_jax.workload import Batch, Evaluation, State
+from mlperf_jax.workloads.images import ImageWorkload
+from models.ssd import SSD, SSDConfig, flops_per_image
+
+ANSWER = ("index", "top", "left", "bottom", "right", "score", "label")
+"""Columns of an answer, as MLPerf Inference's accuracy log has them (tools/accuracy-coco.py)."""
+
+
+class ObjectDetection(ImageWorkload):
+    """A detector on uint8 images [B, S, S, 3] with boxes [B, M, 4] (corners) and labels [B, M].
+
+    Detections of the evaluation set are gathered on the device. pycocotools scores them in a thread
+    while training goes on.
+    """
+
+    # What a workload supplies.
+
+    def detections(self, model: nnx.Module, images: jax.Array) -> jax.Array:
+        """[B, S, S, 3] uint8 to [B, K, 6]: corners, score, label, as `Detections.rows` has them."""
+        raise NotImplementedError
+
+    # The phases, from that.
+
+    @property
+    def metric(self) -> str:
+        return {"mAP": "mAP", "mAP_50": "mAP at IoU .5"}[self.config.figure]
+
+    def eval_totals(self) -> Any:
+        """Room for the detections of every evaluation image; `seen` counts the rows that are filled."""
+        size = self.config.eval_batch_size
+        rows = -(-self.num_eval // size) * size
+        return {
+            "rows": jnp.zeros((rows, self.config.detection.detections, 6), jnp.float32),
+            "image_id": jnp.zeros(rows, jnp.int32),
+            "size": jnp.zeros((rows, 2), jnp.int32),
+            "mask": jnp.zeros(rows, jnp.float32),
+            "seen": jnp.zeros((), jnp.int32),
+        }
+
+    def eval_update(self, totals: Any, model: nnx.Module, batch: Batch) -> Any:
+        found = self.detections(model, batch["image"]).astype(jnp.float32)
+        seen = totals["seen"]
+        new = {"rows": found} | {name: batch[name] for name in ("image_id", "size", "mask")}
+        filled = {
+            name: lax.dynamic_update_slice_in_dim(totals[name], new[name], seen, axis=0) for name in new
+        }
+        return filled | {"seen": seen + len(found)}
+
+    def eval_result(self, totals: Any) -> Future[Evaluation]:
+        real = totals["mask"] > 0
+        return self._scorer.submit(
+            self._score, totals["rows"][real], totals["image_id"][real], totals["size"][real]
+        )
+
+    def _score(self, rows: np.ndarray, image_ids: np.ndarray, sizes: np.ndarray) -> Evaluation:
+        detections = in_pixels(rows, image_ids, sizes, self.dataset.category_ids)
+        figures = self.ground_truth.judge(detections)
+        return figures | {"quality": figures[self.config.figure]}
+
+    @functools.cached_property
+    def _scorer(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, thread_name_prefix="mean average precision")
+
+    @functools.cached_property
+    def ground_truth(self) -> GroundTruth:
+        return GroundTruth(self.dataset.ground_truth)
+
+    # Inference.
+
+    input_names = ("image",)
+
+    def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """The image, and the sample's own number, which the accuracy log wants in every answer."""
+        return super().sample_spec() | {"index": ((), np.dtype(np.int32))}
+
+    def read_samples(self, indices: np.ndarray) -> Batch:
+        return super().read_samples(indices) | {"index": np.asarray(indices, np.int32)}
+
+    def answer(self, model: nnx.Module, inputs: Batch) -> jax.Array:
+        """[B, K, 7] float32, columns `ANSWER`; a row of label 0 holds no detection."""
+        rows = self.detections(model, inputs["image"]).astype(jnp.float32)
+        index = jnp.broadcast_to(inputs["index"][:, None, None].astype(jnp.float32), (*rows.shape[:2], 1))
+        return jnp.concatenate([index, rows[..., jnp.array([1, 0, 3, 2, 4, 5])]], axis=-1)
+
+    def answered_quality(self, indices: np.ndarray, answers: Sequence[bytes]) -> float:
+        shape = (self.config.detection.detections, len(ANSWER))
+        rows = np.stack([np.frombuffer(answer, "<f4").reshape(shape) for answer in answers])
+        if not np.array_equal(rows[:, 0, 0], indices):
+            raise ValueError("answers name other samples than those that were asked")
+        truth = self.dataset.read_eval(indices, ("image_id", "size"))
+        detections = in_pixels(
+            rows[..., [2, 1, 4, 3, 5, 6]], truth["image_id"], truth["size"], self.dataset.category_ids
+        )
+        return self.ground_truth.judge(detections, truth["image_id"].tolist())[self.config.figure]
+
+
+def in_pixels(
+    rows: np.ndarray, image_ids: np.ndarray, sizes: np.ndarray, category_ids: Sequence[int]
+) -> np.ndarray:
+    """Detections as COCO wants them.
+
+    Args:
+        rows: [N, K, 6] corners in [0, 1], score, label; label 0 where there is none.
+        image_ids: [N].
+        sizes: [N, 2] height and width of the images as the ground truth knows them.
+        category_ids: label -> COCO's category id.
+
+    Returns:
+        [D, 7] float64: image id, left, top, width, height, score, category id.
+    """
+    image, slot = np.nonzero(rows[..., 5] > 0)
+    left, top, right, bottom, score, label = rows[image, slot].astype(np.float64).T
+    height, width = sizes[image].T
+    category = np.asarray(category_ids)[label.astype(int)]
+    box = (left * width, top * height, (right - left) * width, (bottom - top) * height)
+    return np.stack([image_ids[image], *box, score, category], axis=1)
+
+
+class SSDResNet34(ObjectDetection):
+    """SSD-ResNet34 on COCO (closed), and a small one of its family on composites (mini)."""
+
+    benchmark = "ssd"
+
+    @functools.cached_property
+    def model_config(self) -> SSDConfig:
+        span = self.config.model.bn_span
+        if span and self.batch_size % span:
+            raise UserError(
+                f"A batch of {self.batch_size} does not divide into groups of --config.model.bn_span={span}; "
+                "use a multiple of it, or --config.model.bn_span=0 for the whole batch."
+            )
+        return SSDConfig(**self.config.model.to_dict())
+
+    @functools.cached_property
+    def anchors(self) -> np.ndarray:
+        """[A, 4] float64, as `make_anchors` has them."""
+        model, numbers = self.model_config, self.config.anchors
+        config = AnchorConfig(model.image_size, numbers.steps, numbers.scales, model.anchors)
+        return make_anchors(config, model.feature_sizes)
+
+    def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
+        return SSD(self.model_config, policy=self.policy, rngs=rngs)
+
+    def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> jax.Array:
+        codes, logits = model(self.normalise(batch["image"]), train=True)
+        return multibox_loss(codes, logits, batch["boxes"], batch["labels"], self.anchors)
+
+    def detections(self, model: nnx.Module, images: jax.Array) -> jax.Array:
+        codes, logits = model(self.normalise(images), train=False)
+        selection = Selection(**self.config.detection.to_dict())
+        return detect(codes, logits, self.anchors, selection).rows()
+
+    def check_data(self) -> None:
+        super().check_data()
+        classes = max(self.dataset.num_classes, 2)
+        if classes > self.config.model.num_classes:
+            raise UserError(
+                f"The data has {classes} classes with the background and the model "
+                f"{self.config.model.num_classes}; use --config.model.num_classes={classes}."
+            )
+        if self.config.preset == "closed" and not self.made_up_data and not self.backbone_file:
+            raise UserError(
+                "The rules want a backbone trained on ImageNet; give torchvision's resnet34-333f7ec4.pth as "
+                "--config.backbone_weights=FILE."
+            )
+        if self.backbone_file and not self.backbone_file.is_file():
+            raise UserError(
+                f"There is no {self.backbone_file}; put torchvision's ResNet-34 (resnet34-333f7ec4.pth) there, or "
+                "give --config.backbone_weights=FILE (nothing for random ones, with made-up data)."
+            )
+
+    @property
+    def backbone_file(self) -> Path | None:
+        """The backbone's published weights: as named, or of that name beside the data; None for random ones."""
+        name = self.config.backbone_weights
+        if not name:
+            return None
+        given = Path(name).expanduser()
+        return given if given.exists() else self.data_dir / "weights" / given
+
+    def initial_state(self, engine: Engine, seed: int) -> State:
+        state = engine.init(seed)
+        if self.backbone_file is None:
+            return state
+        published = weights.backbone(files.read_tensors(self.backbone_file), self.model_config)
+        for part, arrays in published.items():
+            old = state[part]["backbone"]
+            new = jax.tree.map(lambda a, old: jax.device_put(a.astype(old.dtype), old.sharding), arrays, old)
+            state[part] = state[part] | {"backbone": new}
+        return state
+
+    def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
+        return weights.from_reference(tensors, self.model_config), dict(weights.CONFIG)
+
+    def make_optimizer(self, params: Any) -> optax.GradientTransformation:
+        mask = optimizers.decay_mask(params)
+        return optimizers.make_optimizer(self.config.optimizer, self.schedule(), mask)
+
+    def schedule(self) -> optax.Schedule:
+        """Learning rate by step."""
+        config = self.config.schedule
+        return schedules.step_decay_with_warmup(
+            self.config.optimizer.base_lr,
+            config.warmup_steps,
+            [self._step_after(epoch) for epoch in config.decay_epochs],
+            decay_factor=config.decay_factor,
+            warmup_factor=config.warmup_factor,
+        )
+
+    def hyperparameters(self) -> dict[str, Any]:
+        optimizer, schedule = self.config.optimizer, self.config.schedule
+        return {
+            "opt_name": optimizer.name,
+            "opt_base_learning_rate": optimizer.base_lr,
+            "opt_momentum": optimizer.momentum,
+            "opt_weight_decay": optimizer.weight_decay,
+            "opt_learning_rate_warmup_factor": schedule.warmup_factor,
+            "opt_learning_rate_warmup_steps": schedule.warmup_steps,
+            "opt_learning_rate_decay_boundary_epochs": list(schedule.decay_epochs),
+            "max_samples": self.config.data.crop_attempts,
+            # A span of 0 stands for the whole global batch.
+            "model_bn_span": self.config.model.bn_span or self.batch_size,
+            "backbone_weights": self.backbone_file.name if self.backbone_file else "random",
+        }
+
+    def initialized_tensors(self) -> Sequence[str]:
+        return weights.logged_names(self.model_config)
+
+    def train_flops_per_example(self) -> float:
+        return flops_per_image(self.model_config, train=True)
