@@ -39,7 +39,7 @@ def expected_planes(board):
     return planes.reshape(SIZE, SIZE, PLANES)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_random_games(seed):
     random = np.random.default_rng(seed)

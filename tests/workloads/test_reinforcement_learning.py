@@ -1,6 +1,9 @@
 """MiniGo through its phases: what a step learns, resuming inside a generation, layouts, inference."""
 
 import functools
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -16,9 +19,11 @@ from mlperf_jax.go import records
 from mlperf_jax.go.features import symmetries
 from mlperf_jax.parallel.mesh import find_strategy, make_layout, single_device_layout
 from mlperf_jax.precision import POLICIES
+from mlperf_jax.results.events import read_events
 from mlperf_jax.training.checkpoints import Checkpoints, Position
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.workloads.reinforcement_learning import MiniGo
+from tests import door
 
 TINY = (
     "game.size=3",
@@ -43,7 +48,7 @@ TINY = (
 
 
 def make(*overrides, preset="mini", precision="float32", synthetic=False, data_dir=Path("/nonexistent")):
-    config = configs.resolve(get_config(preset), list(overrides))
+    config = configs.resolve(get_config(preset), [f"--config.{override}" for override in overrides])
     return MiniGo(config, POLICIES[precision], data_dir=data_dir, synthetic=synthetic)
 
 
@@ -104,9 +109,11 @@ def test_positions_are_drawn_once_each(engine):
 
 
 def test_games_are_written_and_told(engine, tmp_path):
+    said = []
+
     class Log:
         def event(self, key, value, metadata):
-            self.said = key, value, metadata
+            said.append((key, value, metadata))
 
     workload, block = engine.workload, next(iter(engine.workload.blocks()))
     workload.folder, workload.log = tmp_path, Log()
@@ -115,7 +122,9 @@ def test_games_are_written_and_told(engine, tmp_path):
         result = workload.evaluate(engine, state)
     finally:
         del workload.folder, workload.log
-    key, games, facts = Log.said if hasattr(Log, "said") else (None, None, None)
+    ((key, games, facts),) = said
+    assert key == "actual_selfplay_games_per_generation" and games == int(state["played"].games) >= 8
+    assert facts["epoch_num"] == 1 and 0 <= facts["black_won"] <= 1 and facts["mean_length"] > 1
     match = records.read(tmp_path / "games" / "match_0000.sgf")
     assert len(match) == 4 and {game.size for game in match} == {3}
     won = sum(g.result[0] == "BW"[g.players[1] == "trained"] for g in match) / 4
@@ -288,3 +297,41 @@ def test_closed_needs_the_published_networks():
     assert next(iter(rehearsal.blocks())).stop == 160
     nine = make("reference_point=9", preset="closed")
     assert nine.model_config.trunk_layers == 9 and nine.rules.size == 9 and nine.match.readouts == 240
+
+
+def test_closed_on_a_tiny_board_lacks_nothing_but_the_target(tmp_path):
+    """As many games as the rules ask for, of a small network on 3x3: judged by the official checker."""
+    ended = door.run(
+        tmp_path,
+        "--workload=minigo",
+        "--platform=cpu",
+        "--preset=closed",
+        "--seed=1",
+        "--config.start_checkpoint=random",
+        "--config.target_checkpoint=first",
+        "--config.max_epochs=1",
+        "--config.self_play.fastplay_readouts=1",
+        *(f"--config.{cut}" for cut in TINY if "games_per_generation" not in cut and "lanes" not in cut),
+        "--config.self_play.lanes=512",
+        "--config.self_play.readouts=2",
+    )
+    (log,) = door.logs(tmp_path / "results", "closed")
+    events = read_events(log)
+    (quality,) = door.values(events, "eval_accuracy")
+    assert ended.returncode == (quality < 0.5), ended.stderr
+    assert "not against MLPerf's opponent" in ended.stdout
+    (games,) = door.values(events, "actual_selfplay_games_per_generation")
+    assert 8192 <= games < 8192 + 512
+    assert door.values(events, "lr_boundaries") == [[128, 10000, 20000]]
+    command = [sys.executable, "-m", "mlperf_logging.compliance_checker", "--usage", "training"]
+    command += ["--ruleset", "2.1.0", "--log_output", os.devnull, str(log)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    complaints = [
+        line
+        for line in (said.stdout + said.stderr).splitlines()
+        if "WARNING" in line or "Required" in line or "Failed" in line
+    ]
+    if 0.5 <= quality < 1:
+        assert not complaints and said.returncode == 0
+    else:
+        assert len(complaints) == 1 and "eval_accuracy" in complaints[0], complaints
