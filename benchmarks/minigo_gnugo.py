@@ -1,10 +1,10 @@
-"""MiniGo mini against GNU Go, level 1, on the same board: 100 games, 50 with each colour.
+"""A trained MiniGo network against GNU Go, level 1, on the same board: 100 games, 50 with each colour.
 
     python -m benchmarks.minigo_gnugo --results_dir=results --out=benchmarks/minigo_gnugo.json
 
-Both speak GTP; this is the referee. Chinese rules, the komi of training; GNU Go never resigns and plays on until
-dead stones are taken off, so that the area as it lies is the score. Whoever repeats a position loses. Both
-programs are seeded: the same network on the same machine plays the same games.
+GNU Go speaks GTP; this is the referee. Chinese rules, the komi of training; GNU Go never resigns and plays on
+until dead stones are taken off, so that the area as it lies is the score. Whoever repeats a position loses.
+Both programs are seeded: the same network on the same machine plays the same games.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ define_model_flags(FLAGS)
 flags.DEFINE_string("out", None, "JSON to write; games go beside it as .sgf.", flag_values=FLAGS)
 flags.DEFINE_integer("games", 100, "Even.", lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_integer("level", 1, "GNU Go's, 1 to 10.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("readouts", 100, "Of our moves.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("readouts", 400, "Of our moves.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("seed", 1, "Of both programs.", lower_bound=0, flag_values=FLAGS)
 
 SCHEMA_VERSION = 1
@@ -74,37 +74,58 @@ class Game:
         black: whether we were Black.
         won: whether we won.
         moves: by number.
-        score: as the area lies, e.g. "B+17.5"; "" where a position was repeated.
-        gnugo_score: GNU Go's own opinion.
+        repeated: whether GNU Go repeated a position; it knows no superko.
+        gnugo_score: GNU Go's own opinion of the last position.
     """
 
     black: bool
     won: bool
     moves: tuple[int, ...]
-    score: str
+    repeated: bool
     gnugo_score: str
 
 
-def play(engine, gnugo: GnuGo, size: int, komi: float, limit: int, *, black: bool, seed: int) -> Game:
-    """One game."""
+def setup(gnugo: GnuGo, rules, moves: Sequence[int], seed: int) -> None:
+    """Shows GNU Go a game so far."""
+    from mlperf_jax.go.gtp import to_vertex
+
+    for line in (f"boardsize {rules.size}", f"komi {rules.komi:g}", "clear_board", f"set_random_seed {seed}"):
+        gnugo.ask(line)
+    for i, move in enumerate(moves):
+        gnugo.ask(f"play {'bw'[i % 2]} {to_vertex(move, rules.size)}")
+
+
+def play(player, gnugo: GnuGo, count: int, *, black: bool, seed: int) -> list[Game]:
+    """`count` games with one colour, all at once: one search for all of them, GNU Go one after the other."""
+    import numpy as np
+
     from mlperf_jax.go.gtp import to_move
 
-    for line in (f"boardsize {size}", f"komi {komi:g}", "clear_board", f"set_random_seed {seed}"):
-        gnugo.ask(line)
-    engine.answer("clear_board")
-    moves: list[int] = []
-    while len(moves) < limit and moves[-2:] != [size**2] * 2:
-        color = "bw"[len(moves) % 2]
-        if (color == "b") == black:
-            vertex = engine.answer(f"genmove {color}")[1:].strip()
-            gnugo.ask(f"play {color} {vertex}")
+    rules = player.rules
+    positions, moves = player.starts(count), [[] for _ in range(count)]
+    turn = 0
+    while not (over := np.asarray(positions.over)).all():
+        if (turn % 2 == 0) == black:
+            chosen, positions = player.advance(positions)
         else:
-            vertex = gnugo.ask(f"genmove {color}")
-            if engine.answer(f"play {color} {vertex}")[0] == "?":
-                return Game(black, True, tuple(moves), "", "")  # it knows no superko
-        moves.append(to_move(vertex, size))
-    score = engine.answer("final_score")[1:].strip()
-    return Game(black, score.startswith("B" if black else "W"), tuple(moves), score, gnugo.ask("final_score"))
+            chosen = np.full(count, rules.points, np.int32)
+            for i in np.flatnonzero(~over):
+                setup(gnugo, rules, moves[i], seed + int(i))
+                chosen[i] = to_move(gnugo.ask(f"genmove {'bw'[turn % 2]}"), rules.size)
+                if not bool(positions.legal[i, chosen[i]]):
+                    raise RuntimeError(f"GNU Go plays an illegal move: {moves[i]} and then {chosen[i]}")
+            positions = player.play(positions, chosen)
+        for i in np.flatnonzero(~over):
+            moves[i].append(int(chosen[i]))
+        turn += 1
+        print(f"move {turn}, {count - int(np.asarray(positions.over).sum())} games left", file=sys.stderr)
+    games = []
+    outcome, repeated = np.asarray(positions.outcome), np.asarray(positions.game.is_psk)
+    for i in range(count):
+        setup(gnugo, rules, moves[i], seed)
+        won = (outcome[i] > 0) == black
+        games.append(Game(black, bool(won), tuple(moves[i]), bool(repeated[i]), gnugo.ask("final_score")))
+    return games
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,37 +141,27 @@ def _command(arguments: list[str]) -> int:
     gnugo = GnuGo(FLAGS.level)
     try:
         workload, variables = load_model(FLAGS, overrides)
-        from mlperf_jax.go import gtp
         from mlperf_jax.go.player import Player
 
-        rules = workload.rules
-        engine = gtp.GtpEngine(Player(workload, variables, readouts=FLAGS.readouts, seed=FLAGS.seed))
-        games = []
-        for i in range(FLAGS.games):
-            game = play(
-                engine,
-                gnugo,
-                rules.size,
-                rules.komi,
-                rules.max_moves,
-                black=i % 2 == 0,
-                seed=FLAGS.seed * 1000 + i,
-            )
-            games.append(game)
-            if (i + 1) % 10 == 0:
-                print(f"{i + 1} games, {sum(g.won for g in games)} won", file=sys.stderr, flush=True)
+        player = Player(workload, variables, readouts=FLAGS.readouts, seed=FLAGS.seed)
+        games = [
+            game
+            for black in (True, False)
+            for game in play(player, gnugo, FLAGS.games // 2, black=black, seed=FLAGS.seed * 1000)
+        ]
         version = gnugo.ask("version")
     finally:
         gnugo.close()
-    _report(games, rules, version, arguments)
+    _report(games, workload, version, arguments)
     return 0
 
 
-def _report(games: Sequence[Game], rules, version: str, arguments: Sequence[str]) -> None:
+def _report(games: Sequence[Game], workload, version: str, arguments: Sequence[str]) -> None:
     from mlperf_jax.go import records
     from mlperf_jax.results import system
     from mlperf_jax.results.folders import write_json
 
+    rules = workload.rules
     as_black, as_white = ([g.won for g in games if g.black == black] for black in (True, False))
     result = {
         "schema_version": SCHEMA_VERSION,
@@ -165,8 +176,10 @@ def _report(games: Sequence[Game], rules, version: str, arguments: Sequence[str]
         "won": sum(as_black) + sum(as_white),
         "won_as_black": sum(as_black),
         "won_as_white": sum(as_white),
-        "by_repetition": sum(not g.score for g in games),
-        "scored_otherwise_by_gnugo": sum(g.score[:1] != g.gnugo_score[:1] for g in games if g.score),
+        "by_repetition": sum(g.repeated for g in games),
+        "scored_otherwise_by_gnugo": sum(
+            (g.gnugo_score[:1] == "B") != (g.won == g.black) for g in games if not g.repeated
+        ),
         "different_games": len({(g.black, g.moves) for g in games}),
         "mean_length": sum(len(g.moves) for g in games) / len(games),
         "versions": system.versions(),
@@ -182,7 +195,11 @@ def _report(games: Sequence[Game], rules, version: str, arguments: Sequence[str]
             Path(FLAGS.out).with_suffix(".sgf"),
             [
                 records.Record(
-                    rules.size, rules.komi, g.moves, g.score, players if g.black else players[::-1]
+                    rules.size,
+                    rules.komi,
+                    g.moves,
+                    "BW"[g.won != g.black] + "+",
+                    players if g.black else players[::-1],
                 )
                 for g in games
             ],

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -299,8 +300,10 @@ def test_closed_needs_the_published_networks():
     assert nine.model_config.trunk_layers == 9 and nine.rules.size == 9 and nine.match.readouts == 240
 
 
-def test_closed_on_a_tiny_board_lacks_nothing_but_the_target(tmp_path):
-    """As many games as the rules ask for, of a small network on 3x3: judged by the official checker."""
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory):
+    """The closed run with as many games as the rules ask for, of a small network on 3x3."""
+    tmp_path = tmp_path_factory.mktemp("rehearsal")
     ended = door.run(
         tmp_path,
         "--workload=minigo",
@@ -315,6 +318,12 @@ def test_closed_on_a_tiny_board_lacks_nothing_but_the_target(tmp_path):
         "--config.self_play.lanes=512",
         "--config.self_play.readouts=2",
     )
+    return tmp_path, ended
+
+
+def test_closed_on_a_tiny_board_lacks_nothing_but_the_target(rehearsal):
+    """Judged by the official checker."""
+    tmp_path, ended = rehearsal
     (log,) = door.logs(tmp_path / "results", "closed")
     events = read_events(log)
     (quality,) = door.values(events, "eval_accuracy")
@@ -323,9 +332,9 @@ def test_closed_on_a_tiny_board_lacks_nothing_but_the_target(tmp_path):
     (games,) = door.values(events, "actual_selfplay_games_per_generation")
     assert 8192 <= games < 8192 + 512
     assert door.values(events, "lr_boundaries") == [[128, 10000, 20000]]
-    command = [sys.executable, "-m", "mlperf_logging.compliance_checker", "--usage", "training"]
-    command += ["--ruleset", "2.1.0", "--log_output", os.devnull, str(log)]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    checker = [sys.executable, "-m", "mlperf_logging.compliance_checker", "--usage", "training"]
+    checker += ["--ruleset", "2.1.0", "--log_output", os.devnull, str(log)]
+    said = subprocess.run(checker, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     complaints = [
         line
         for line in (said.stdout + said.stderr).splitlines()
@@ -335,3 +344,39 @@ def test_closed_on_a_tiny_board_lacks_nothing_but_the_target(tmp_path):
         assert not complaints and said.returncode == 0
     else:
         assert len(complaints) == 1 and "eval_accuracy" in complaints[0], complaints
+
+
+def command(module, cwd, *arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-P", "-m", module, "--platform=cpu", "--preset=closed", *arguments],
+        cwd=cwd,
+        env=door.environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
+
+
+def test_what_was_trained_speaks_gtp(rehearsal):
+    """A whole game against itself, whose moves the engine's own board accepts."""
+    lines = "name\nboardsize 3\nclear_board\ngenmove b\ngenmove w\nshowboard\nfinal_score\nquit\n"
+    ended = command("mlperf_jax.gtp", rehearsal[0], input=lines)
+    assert ended.returncode == 0, ended.stderr
+    name, size, clear, black, white, board, score, goodbye, end = ended.stdout.split("\n\n")
+    assert (name, size, clear, goodbye, end) == ("= mlperf_jax", "=", "=", "=", "")
+    assert re.fullmatch("= ([A-C][1-3]|PASS)", black) and re.fullmatch("= ([A-C][1-3]|PASS)", white)
+    assert sum(board.count(stone) for stone in "XO") <= 2 and score[2:4] in ("B+", "W+")
+
+
+def test_what_was_trained_foresees_moves(rehearsal):
+    tmp_path, _ = rehearsal
+    games = next(tmp_path.glob("results/runs/*/minigo/run_0/games"))
+    ended = command("mlperf_jax.predict_moves", tmp_path, f"--sgf_dir={games}")
+    assert ended.returncode == 0, ended.stderr
+    assert re.match(
+        r"0\.\d{4} foreseen, [01]\.\d{4} among the first five, of \d+ moves in 12 games", ended.stdout
+    )
+    (tmp_path / "none").mkdir()
+    ended = command("mlperf_jax.predict_moves", tmp_path, "--sgf_dir=none")
+    assert ended.returncode == 2 and "no game on a 3x3 board in none" in ended.stderr
