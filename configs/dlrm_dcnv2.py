@@ -10,9 +10,12 @@ accumulators take 209 GB in float32, so they lie over the devices:
 The reference convergence points of other batch sizes (mlperf_logging 4.1.68,
 training_6.0.0/rcps_dlrm_dcnv2.json) are the keys of `reference_points` below.
 
-mini: the same model at a width of 16 on nycflights13; not MLPerf's data or model.
+mini: the same model at a width of 16 on nycflights13 (one-hot), one epoch; not MLPerf's data or model.
+Gradient boosting has an AUC of 0.8084 on that split (`python -m benchmarks.flights_boosting`), and the
+target is at most 0.01 below.
 
     ./run_and_time.sh --workload=dlrm_dcnv2 --platform=cpu
+    expected: 0.80 after 0.4 of the epoch, in half a minute on two cores (benchmarks/convergence)
 """
 
 from __future__ import annotations
@@ -100,9 +103,9 @@ def _mini() -> ConfigDict:
             eval_batch_size=8192,
             optimizer=_adagrad(0.02),
             schedule=dict(warmup_steps=0, decay_start_step=0, decay_steps=0),
-            target=0.77,
-            max_epochs=5,
-            evals_per_epoch=1,
+            target=0.80,
+            max_epochs=1,
+            evals_per_epoch=5,
             steps_per_dispatch=1,
             precision="auto",
             inference=_inference(min_duration_s=10.0, published_quality=0.0),

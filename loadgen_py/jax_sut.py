@@ -150,6 +150,7 @@ class Samples:
         total_count, performance_count: as `SampleLibrary` has them.
         read: gives the inputs [N, ...] of samples [N] by name.
         replicas: what is to hold them.
+        logged: (index of a sample, its answer) -> what is logged of it; None logs all.
 
     Attributes:
         slots: [total_count] int32, where in the pool each loaded sample lies.
@@ -162,16 +163,20 @@ class Samples:
         performance_count: int,
         read: Callable[[np.ndarray], Arrays],
         replicas: Sequence[Replica],
+        *,
+        logged: Callable[[int, np.ndarray], Any] | None = None,
     ) -> None:
         self.name, self.total_count, self.performance_count = name, total_count, performance_count
-        self._read, self._replicas = read, list(replicas)
+        self._read, self._replicas, self._logged = read, list(replicas), logged
         self.slots = np.full(total_count, -1, np.int32)
+        self._loaded = np.zeros(0, np.int64)  # the sample in each slot
 
     def load(self, indices: np.ndarray) -> None:
         """Reads samples [N] into memory, in place of all others."""
         distinct = np.unique(indices)
         self.slots[:] = -1
         self.slots[distinct] = np.arange(len(distinct), dtype=np.int32)
+        self._loaded = distinct
         pool = self._read(distinct)
         for replica in self._replicas:
             replica.hold(pool)
@@ -181,6 +186,25 @@ class Samples:
         self.slots[indices] = -1
         for replica in self._replicas:
             replica.hold({})
+
+    def entries(self, slots: np.ndarray, answers: np.ndarray) -> Sequence[Any]:
+        """What `Responses.complete` is to log of answers [n, ...] to the samples in `slots` [n]."""
+        return answers if self._logged is None else _Entries(self._logged, self._loaded[slots], answers)
+
+
+class _Entries(Sequence):
+    """The logged part of each answer, made when it is asked for: most runs log none."""
+
+    def __init__(
+        self, logged: Callable[[int, np.ndarray], Any], indices: np.ndarray, answers: np.ndarray
+    ) -> None:
+        self._logged, self._indices, self._answers = logged, indices, answers
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def __getitem__(self, k: int) -> Any:
+        return self._logged(int(self._indices[k]), self._answers[k])
 
 
 class InlineSut:
@@ -206,7 +230,7 @@ class InlineSut:
             started = [replica.start(part) for replica, part in zip(self._replicas, parts, strict=False)]
             fetched = zip(started, parts, strict=True)
             answers = np.concatenate([np.asarray(batch)[: len(part)] for batch, part in fetched])
-        self._responses.complete(ids, answers)
+        self._responses.complete(ids, self._samples.entries(slots, answers))
 
     def flush(self) -> None:
         pass
@@ -315,7 +339,7 @@ class BatchingSut:
 
     def _work(self, replica: Replica) -> None:
         """Starts batches and fetches answers, in the same order; while a full batch waits, two are under way."""
-        under_way: deque[tuple[Sequence[int], int, Any]] = deque()
+        under_way: deque[tuple[Sequence[int], np.ndarray, Any]] = deque()
         while True:
             batch = self._take(wait=not under_way)
             if not batch and not under_way:
@@ -323,10 +347,11 @@ class BatchingSut:
             try:
                 if batch:
                     ids, slots = batch
-                    under_way.append((ids, len(slots), replica.start(slots)))
+                    under_way.append((ids, slots, replica.start(slots)))
                 if len(under_way) == 2 or not batch:
-                    ids, count, answers = under_way[0]
-                    self._responses.complete(ids, np.asarray(answers)[:count])
+                    ids, slots, answers = under_way[0]
+                    answers = np.asarray(answers)[: len(slots)]
+                    self._responses.complete(ids, self._samples.entries(slots, answers))
                     under_way.popleft()
                     self._ended(1)
             except Exception as error:  # told to LoadGen by the next `issue` or `flush`

@@ -36,7 +36,7 @@ _STRINGS = {
     "system": (None, "The system's name in results; default from the machine."),
     "sharding": (
         "dp",
-        "Strategy: dp, zero1, fsdp, tp, fsdp_tp, sequence, spatial, row_wise, column_wise, table_wise, or a file "
+        "dp, zero1, fsdp, tp, fsdp_tp, sequence, spatial, row_wise, column_wise, table_wise, or a file "
         "mine.toml.",
     ),
     "mesh": (None, "Sizes of the mesh's axes, as data:4,model:2; default from the devices."),

@@ -47,7 +47,7 @@ def _define_flags() -> None:
     text = "Global batch; with it come the numbers of MLPerf's reference convergence point, if there is one."
     flags.DEFINE_integer("batch", 0, text, lower_bound=0, flag_values=FLAGS)
     scenarios = ("SingleStream", "MultiStream", "Server", "Offline")
-    text = "Plan the answer to a query of this LoadGen scenario, not a training step."
+    text = "Plan the answer to a query of this LoadGen scenario, not a step."
     flags.DEFINE_enum("scenario", None, scenarios, text, flag_values=FLAGS)
     flags.DEFINE_enum("preset", "closed", configs.PRESETS, "closed: MLPerf's own; mini.", flag_values=FLAGS)
     flags.DEFINE_bool("help", False, "Show this, and end.", flag_values=FLAGS)

@@ -168,8 +168,13 @@ class Workload(abc.ABC):
         raise self._not_served()
 
     def read_samples(self, indices: np.ndarray) -> Batch:
-        """The inputs [N, ...] of examples [N] of the evaluation set."""
+        """The inputs [N, ...] of samples [N]."""
         raise self._not_served()
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of inference: examples of the evaluation set, where a sample is one of those."""
+        return self.num_eval
 
     def predict(self, state: State, inputs: Batch) -> jax.Array:
         """Answers samples.
@@ -179,12 +184,19 @@ class Workload(abc.ABC):
             inputs: [B, ...] by name.
 
         Returns:
-            [B, ...] one row a sample; its bytes in C order are what the accuracy log holds.
+            [B, ...] one row a sample.
         """
         raise self._not_served()
 
+    def logged_answer(self, index: int, answer: np.ndarray) -> np.ndarray | bytes:
+        """What the accuracy log holds of `predict`'s row for sample `index`: its bytes in C order, by default all.
+
+        For answers of varying length, which `predict` gives in rows of one length.
+        """
+        return answer
+
     def answered_quality(self, indices: np.ndarray, answers: Sequence[bytes]) -> float:
-        """The quality of logged answers to examples [N]; comparable with what `evaluate` gives.
+        """The quality of logged answers to samples [N]; comparable with what `evaluate` gives.
 
         Raises:
             ValueError: an answer is not of the form that `predict` gives.

@@ -53,7 +53,7 @@ def refused(capsys, *arguments: str) -> str:
         (["--workload="], "--workload is missing"),
         (["resnet50"], "'resnet50' is not a flag; write --name=value"),
         (["--workload=resnet5"], "There is no --workload=resnet5; did you mean resnet50?"),
-        (["--workload=zzz"], "There is no --workload=zzz; there are resnet50"),
+        (["--workload=zzz"], "There is no --workload=zzz; there are dlrm"),
         (["--platform=cup"], "flag --platform=cup: value should be one of <cpu|gpu|tpu>"),
         (["--preset=big"], "flag --preset=big: value should be one of <mini|closed>"),
         (["--runs=0"], "flag --runs=0: 0 is not a positive integer"),
@@ -120,7 +120,7 @@ def test_configs(capsys, tmp_path, override, said):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("optimizer.name=adamm", "There is no optimizer 'adamm'; use one of lars"),
+        ("optimizer.name=adamm", "There is no optimizer 'adamm'; use one of adam"),
         ("model.stem=other", "stem 'other' is neither 'imagenet' nor 'small'"),
         ("model.width=0", "ResNet50 cannot be compiled with this config"),
     ],

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -139,9 +139,9 @@ class Tables:
         """Rows in use of each group, [G]."""
         return np.bincount(self.group_of, np.array(self.sizes), minlength=self.groups).astype(np.int64)
 
-    def stacked(self, tables: Sequence[np.ndarray]) -> np.ndarray:
+    def stacked(self, tables: Iterable[np.ndarray], dtype: DTypeLike) -> np.ndarray:
         """One array [G, R, D] of tables [n, D] each."""
-        stack = np.zeros(self.shape, tables[0].dtype)
+        stack = np.zeros(self.shape, dtype)
         for table, where in zip(tables, self._rows_of_tables(), strict=True):
             stack[where] = table
         return stack

@@ -206,10 +206,10 @@ def _session(options: InferOptions, overrides: list[str]) -> Session:
     workload, model = open_model(options, overrides)
     if (own := workload.make_samples(model.load)) is not None:
         model = dataclasses.replace(model, quality=own)
-    total = options.count or workload.num_eval
-    if total > workload.num_eval:
+    total = options.count or workload.num_samples
+    if total > workload.num_samples:
         raise UserError(
-            f"--count={total} is more than the {workload.num_eval} samples there are; give at most those."
+            f"--count={total} is more than the {workload.num_samples} samples there are; give at most those."
         )
     numbers = workload.config.inference
     loaded = (
@@ -230,7 +230,14 @@ def _session(options: InferOptions, overrides: list[str]) -> Session:
     return Session(
         workload,
         replicas,
-        Samples(workload.config.data.name, total, loaded, workload.read_samples, replicas),
+        Samples(
+            workload.config.data.name,
+            total,
+            loaded,
+            workload.read_samples,
+            replicas,
+            logged=workload.logged_answer,
+        ),
         options.asked,
         quality_target=numbers.quality_share * facts["trained_quality"],
         root=_root(options, name),

@@ -64,7 +64,7 @@ def make_settings(
 
     Args:
         scenario, mode: what to measure.
-        config: the workload's `inference` numbers.
+        config: the workload's `inference` numbers; with `max_latency_s`, Server's bound is that and not LoadGen's.
         asked: what the user said.
         seconds: batch size -> what a call of one replica takes.
         replicas: how many there are.
@@ -74,8 +74,8 @@ def make_settings(
     settings.performance_sample_count_override = 0  # the library says it, never more than it has
     settings.min_duration_ms = round(1000 * (asked.duration_s or config["min_duration_s"]))
     settings.sut_timeout_ms = round(1000 * config["sut_timeout_s"])
-    if asked.max_latency_s:
-        settings.server_target_latency_ns = round(1e9 * asked.max_latency_s)
+    if bound_s := asked.max_latency_s or config.get("max_latency_s"):
+        settings.server_target_latency_ns = round(1e9 * bound_s)
     _expect(settings, seconds, replicas)
     if asked.qps:
         settings.server_target_qps = asked.qps

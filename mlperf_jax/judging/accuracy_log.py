@@ -84,6 +84,21 @@ def cut(path: Path, viewable: int) -> bytes:
         return start + _MORE + file.read(viewable)
 
 
+def accuracy_line(metric: str, quality: float, count: int, name: str) -> str:
+    """What accuracy.txt says of `count` answers, as the official checker's pattern of the metric has it.
+
+    Args:
+        metric: the submission's, "accuracy" or "mAP".
+        quality: a share, or a figure in per cent.
+        count: how many samples were answered.
+        name: what people call the metric.
+    """
+    percent = quality * 100 if quality <= 1 else quality
+    if metric == "mAP":
+        return f"mAP={percent:.3f}%"
+    return f"{metric}={percent:.3f}%, good={round(percent * count / 100)}, total={count}, metric={name}"
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with open(path, "rb") as file:

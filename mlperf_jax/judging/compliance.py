@@ -24,6 +24,9 @@ _SCORES = {
 }
 _STREAMS = ("SingleStream", "MultiStream")
 _SHARE, _LOOSE_SHARE = 0.10, 0.20
+QUALITY_SHARE = 0.01
+# Beside TEST01's accuracy log where answers differ: how good those of the accuracy run and of the test are.
+OTHERWISE = ("baseline_accuracy.txt", "compliance_accuracy.txt")
 # Latencies, in ns, up to which the machine's own unrest counts for more.
 _SHORT = {"SingleStream": 200_000, "MultiStream": 1_600_000}
 
@@ -85,6 +88,22 @@ def verify_accuracy(reference: Answers, sampled: Answers) -> Verdict:
         PASS if passed else FAIL,
     )
     return Verdict(passed, lines)
+
+
+def verify_quality(metric: str, baseline: float, tested: float) -> Verdict:
+    """TEST01 where answers differ, as they may with the batch that a sample is in: whether they are as good.
+
+    Args:
+        metric: its name.
+        baseline, tested: quality of the accuracy run's answers, and of those under performance, to the same samples.
+    """
+    apart = abs(1 - baseline / tested) if baseline and tested else 1.0
+    lines = (
+        f"{metric} of the accuracy run's answers to these samples: {baseline:.6g}",
+        f"{metric} of those under performance: {tested:.6g}",
+        f"apart by {100 * apart:.3g} %, allowed: {100 * QUALITY_SHARE:g} %",
+    )
+    return Verdict(apart <= QUALITY_SHARE, lines)
 
 
 def verify_performance(test: str, reference: Mapping[str, Any], tested: Mapping[str, Any]) -> Verdict:

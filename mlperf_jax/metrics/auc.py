@@ -93,3 +93,9 @@ def compute(counts: dict[str, np.ndarray]) -> float:
         return math.nan
     low, high = (int(np.sum(counts[limb], dtype=np.int64)) for limb in ("low", "high"))
     return (low + (high << _LIMB_BITS)) / (2 * positives * negatives)
+
+
+def area(score: np.ndarray, label: np.ndarray) -> float:
+    """The area for scores and labels [N] that lie on the host."""
+    totals = update(init(1, len(score), score.dtype), score, label, np.ones(len(score), np.float32))
+    return compute(jax.device_get(jax.jit(count)(totals)))

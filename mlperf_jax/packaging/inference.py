@@ -176,19 +176,12 @@ def _pack_accuracy(package: Package, runs: Found, model: Model | None, place: st
     if record.get("accuracy_log_sha256") != digest:
         package.lacks(f"{place}/accuracy", f"the accuracy log is not the one that was judged; run {again}")
     answers = accuracy_log.read_answers(log)
-    text = f"{_accuracy_line(model, record, quality, answers.count)}\nhash={digest}\n"
+    metric = model.targets[0][0] if model else "accuracy"
+    said = accuracy_log.accuracy_line(metric, quality, answers.count, str(record.get("metric")))
+    text = f"{said}\nhash={digest}\n"
     package.write(f"{place}/accuracy/accuracy.txt", text, source=folder / "result.json")
     cut = accuracy_log.cut(log, rules.VIEWABLE)
     package.write(f"{place}/accuracy/{accuracy_log.NAME}", cut, source=log)
-
-
-def _accuracy_line(model: Model | None, record: dict[str, Any], quality: float, count: int) -> str:
-    """As the official checker's pattern of the metric has it."""
-    name = model.targets[0][0] if model else "accuracy"
-    share = quality * 100 if quality <= 1 else quality
-    if name == "mAP":
-        return f"mAP={share:.3f}%"
-    return f"{name}={share:.3f}%, good={round(quality * count)}, total={count}, metric={record.get('metric')}"
 
 
 def _write_measurements(package: Package, runs: Found, place: str) -> None:
@@ -276,6 +269,9 @@ def _pack_test(package: Package, runs: Found, test: str, place: str, again: str)
         if log.is_file():
             hashed = f"hash={accuracy_log.digest(log)}\n"
             package.write(f"{target}/accuracy/accuracy.txt", hashed, source=log)
+            for name in compliance.OTHERWISE:
+                if (log.parent / name).is_file():
+                    package.copy(log.parent / name, f"{target}/accuracy/{name}")
             cut = accuracy_log.cut(log, rules.VIEWABLE)
             package.write(f"{target}/accuracy/{accuracy_log.NAME}", cut, source=log)
         else:

@@ -107,8 +107,8 @@ def plan_strategy(
         else _layout(strategy, where, asked_mesh)
     )
     plan = Plan(strategy.name, dict(layout.mesh.shape))
-    subject = _subject(workload, layout, scenario)
     try:
+        subject = _subject(workload, layout, scenario)
         _shapes(plan, subject, workload, layout, where)
     except ValueError as error:  # what a model says while it is traced
         reason = str(error).splitlines()[0]

@@ -18,6 +18,7 @@ import gzip
 import json
 import math
 import re
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -347,7 +348,9 @@ def _decode(text: bytes) -> Any:
     except ValueError:
         if len(decoded) > _MOST_PYTHON:
             raise
-        return ast.literal_eval(re.sub(r"\b(null|true|false)\b", lambda m: str(_BARE[m[1]]), decoded))
+        with warnings.catch_warnings():  # of the compiler, on text that is neither
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(re.sub(r"\b(null|true|false)\b", lambda m: str(_BARE[m[1]]), decoded))
 
 
 def _interpret(log: RunLog) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import PartitionSpec
@@ -29,7 +30,9 @@ from mlperf_jax.supervised import SupervisedWorkload
 from mlperf_jax.training import schedules, sparse_optimizers
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.sparse_optimizers import RowRule
+from mlperf_jax.weights import dlrm as weights
 from mlperf_jax.workload import Batch, Block, Metrics, Program, State
+from mlperf_jax.workloads import click_groups
 from models.dlrm import DLRM, DLRMConfig, flops_per_example
 
 
@@ -127,6 +130,11 @@ class Recommendation(SupervisedWorkload):
         network = nnx.merge(self._split[0], state["params"]["dense"], state["model_state"])
         return Recommender(network, state["params"]["table"], self.tables, self.policy)
 
+    def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
+        # The shapes of the data set will do; it need not be here.
+        shapes = type(self)(self.config, self.policy, data_dir=self.data_dir, synthetic=True)
+        return weights.from_state_dict(tensors, shapes.model_config, shapes.tables), {}
+
     def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> jax.Array:
         return _cross_entropy(model(batch), batch["label"])
 
@@ -219,6 +227,46 @@ class Recommendation(SupervisedWorkload):
             "eval_step": Program(eval_step, (totals, model_state, batch), (0,), places),
             "eval_count": Program(eval_count, (totals,), out_shardings=layout.replicated),
         }
+
+    # Inference: a sample is a group of examples, padded to one length.
+
+    @functools.cached_property
+    def _groups(self) -> np.ndarray:
+        return click_groups.group_bounds(self.num_eval)
+
+    @property
+    def num_samples(self) -> int:
+        return len(self._groups) - 1
+
+    input_names = ("dense", "sparse", "label")
+
+    def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        return {
+            name: ((click_groups.LARGEST, *shape), dtype)
+            for name, (shape, dtype) in super().sample_spec().items()
+        }
+
+    def read_samples(self, indices: np.ndarray) -> Batch:
+        starts, stops = self._groups[indices], self._groups[indices + 1]
+        examples = np.concatenate([np.arange(*bounds) for bounds in zip(starts, stops, strict=True)])
+        fields = self.dataset.read_eval(examples, self.input_names)
+        return {name: click_groups.padded(rows, stops - starts) for name, rows in fields.items()}
+
+    def answer(self, model: Recommender, inputs: Batch) -> jax.Array:
+        """Probability and label of each example of each sample, [B, 700, 2] float32, as MLPerf logs them."""
+        examples = {name: x.reshape(-1, *x.shape[2:]) for name, x in inputs.items()}
+        logits = model(examples).reshape(inputs["label"].shape)
+        return jnp.stack([jax.nn.sigmoid(logits.astype(jnp.float32)), inputs["label"]], axis=-1)
+
+    def logged_answer(self, index: int, answer: np.ndarray) -> np.ndarray:
+        return answer[: self._groups[index + 1] - self._groups[index]]
+
+    def answered_quality(self, indices: np.ndarray, answers: Sequence[bytes]) -> float:
+        sizes = self._groups[indices + 1] - self._groups[indices]
+        if any(len(answer) != 8 * size for answer, size in zip(answers, sizes, strict=True)):
+            raise ValueError("an answer is not a probability and a label for each example of its sample")
+        score, label = np.frombuffer(b"".join(answers), "<f4").reshape(-1, 2).T
+        return auc.area(score, label)
 
     # Facts for schedules and logs.
 

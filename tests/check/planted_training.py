@@ -37,10 +37,35 @@ _ADAM = {
     "opt_adam_epsilon": 1e-09,
     "max_sequence_length": 256,
 }
+_DLRM = {
+    "opt_base_learning_rate": 24.0,
+    "opt_learning_rate_warmup_steps": 2750,
+    "lr_decay_start_steps": 49_315,
+    "sgd_opt_base_learning_rate": 24.0,
+    "sgd_opt_learning_rate_decay_poly_power": 2,
+    "sgd_opt_learning_rate_decay_steps": 27_772,
+}
 # benchmark -> ruleset, batch size, train and eval samples, epochs evaluated, target, hyperparameters.
 KINDS = {
     "resnet": ("4.0.0", 4096, 1_281_167, 50_000, [*range(2, 39, 4)], 0.759, _LARS),
     "transformer": ("0.7.0", 4096, 4_590_101, 3003, [1, 2, 3, 4], 0.25, _ADAM),
+    "dlrm": (
+        "2.1.0",
+        55_296,
+        4_195_197_692,
+        89_137_319,
+        [round(1 + 0.05 * i, 2) for i in range(1, 20)],
+        0.8025,
+        _DLRM,
+    ),
+}
+# What is logged once for each tensor.
+TENSORS = {
+    "dlrm": (
+        "embeddings",
+        *(f"bottom_mlp_dense{i}" for i in range(1, 4)),
+        *(f"top_mlp_dense{i}" for i in range(1, 6)),
+    )
 }
 ADDED = {"max_sequence_length": {"method": "discard"}}
 
@@ -80,6 +105,8 @@ def clean_run(benchmark: str, seed: int, *, division: str = "closed", minutes: f
     say("init_start", start)
     for key, value in facts.items():
         say(key, start + 10, value, **ADDED.get(key, {}))
+    for tensor in TENSORS.get(benchmark, ()):
+        say("weights_initialization", start + 20, None, tensor=tensor)
     say("compile_time", start + 40_000, 35.0)
     say("init_stop", start + 60_000)
     begin = start + 60_000

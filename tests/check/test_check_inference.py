@@ -225,6 +225,19 @@ def test_a_planted_defect_is_found(tmp_path, clean, name):
         assert official_passes(tmp_path) == passes_officially
 
 
+@pytest.mark.parametrize(("percent", "passes"), [(76.0, True), (74.0, False)])
+def test_other_answers_in_test01_must_be_as_good(tmp_path, clean, percent, passes):
+    shutil.copytree(clean, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "closed" / "Acme" / "results" / "acme-1" / "resnet50" / "Offline" / "TEST01"
+    planted.write(folder / "verify_accuracy.txt", "TEST FAIL\n")
+    planted.write(folder / "accuracy" / "accuracy.txt", "hash=" + "0" * 64 + "\n")
+    planted.write(folder / "accuracy" / "baseline_accuracy.txt", "accuracy=76.400%, good=764, total=1000\n")
+    planted.write(folder / "accuracy" / "compliance_accuracy.txt", f"accuracy={percent:.3f}%, total=1000\n")
+    assert [f.rule for f in judge_tree(tmp_path).findings] == ([] if passes else ["compliance"])
+    if REPOSITORY:
+        assert official_passes(tmp_path) == passes
+
+
 def test_what_open_may_do(tmp_path):
     """Open needs no target, no compliance tests and not every scenario; but VALID runs."""
     model = planted.clean_submission(tmp_path, "open")

@@ -36,6 +36,14 @@ def test_a_clean_tree_is_clean(tmp_path, caplog, benchmark):
     assert report.training == RUNS[benchmark]
 
 
+def test_closed_dlrm_on_which_the_official_package_checker_fails(tmp_path, caplog):
+    """Its rcp_checker knows no number of runs for dlrm."""
+    planted.clean_tree(tmp_path, "dlrm", runs=5)
+    with pytest.raises(KeyError, match="dlrm"):
+        official_passes(tmp_path, "2.1.0", caplog)
+    assert judge_tree(tmp_path, "2.1.0").findings == ()
+
+
 def _set(key, value):
     return lambda events: of(events, key).update(value=value)
 

@@ -72,7 +72,7 @@ def on_devices(layout, tables, arrays, rows, grads):
         pooled = sharded.look_up(stack, places, tables, stack.dtype)
         return pooled, *sharded.update(rule, stack, slots, places, grads, tables, jnp.asarray(0.5))
 
-    stack = tables.stacked(arrays)
+    stack = tables.stacked(arrays, np.float64)
     place = sharded.stack_sharding(tables, layout)
     stack = jax.device_put(stack, place)
     slots = jax.device_put(rule.init(stack), place)

@@ -37,7 +37,7 @@ def test_every_row_has_a_place_of_its_own(tables):
 def test_stacking_and_places_agree(tables, seed):
     random = np.random.default_rng(seed)
     arrays = [random.normal(size=(size, tables.width)) for size in tables.sizes]
-    stack = tables.stacked(arrays)
+    stack = tables.stacked(arrays, np.float64)
     for back, array in zip(tables.unstacked(stack), arrays, strict=True):
         np.testing.assert_array_equal(back, array)
     rows = random.integers(tables.sizes, size=(5, tables.num_tables)).astype(np.int32)

@@ -87,6 +87,26 @@ def test_every_logged_answer_is_that_of_its_sample(scenario, count, threads, on_
     assert answers == {i: expected(i) for i in range(TOTAL)}
 
 
+@pytest.mark.parametrize("scenario", lg.TestScenario.__members__)
+def test_answers_of_varying_length(scenario, tmp_path):
+    """The log holds of each answer what the library is told to log, whatever batch it came in."""
+    asked = []
+
+    def logged(index, answer):
+        asked.append(index)
+        return int(answer).to_bytes(8, "little")[: 1 + index % 8]
+
+    replicas = make_replicas(2, on_device=False)
+    samples = Samples("numbers", TOTAL, LOADED, read, replicas, logged=logged)
+    sut = scenario_sut(scenario, replicas, samples)
+    assert lg.run(sut, samples, run_settings(scenario), log_to(tmp_path)).metrics
+    assert asked == []  # nothing is made that nobody reads
+    lg.run(sut, samples, run_settings(scenario, "AccuracyOnly"), log_to(tmp_path))
+    entries = json.loads((tmp_path / "mlperf_log_accuracy.json").read_text())
+    answers = {e["qsl_idx"]: bytes.fromhex(e["data"]) for e in entries}
+    assert answers == {i: expected(i).to_bytes(8, "little")[: 1 + i % 8] for i in range(TOTAL)}
+
+
 @pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("scenario", lg.TestScenario.__members__)
 def test_nothing_compiles_or_traces_in_a_measured_run(scenario, on_device, tmp_path):
@@ -136,6 +156,9 @@ def test_batching_answers_each_sample_once_and_no_padding(sizes, replicas, threa
 
 class _FakeSamples:
     slots = np.arange(TOTAL, dtype=np.int32)
+
+    def entries(self, slots, answers):
+        return answers
 
 
 class _FakeReplica:

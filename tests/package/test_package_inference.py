@@ -201,6 +201,34 @@ def test_what_the_runs_do_not_say_is_asked_of_people(results, tmp_path, capsys):
     assert told["retraining"].startswith("yes")  # what a run says, nobody says otherwise
 
 
+def test_other_answers_are_judged_by_how_good_they_are(results, tmp_path):
+    """As with a model that answers otherwise in another batch."""
+    folder = tmp_path / "Offline"
+    shutil.copytree(scenario_folder(results), folder)
+    log = folder / "TEST01" / "accuracy" / "mlperf_log_accuracy.json"
+    entries = json.loads(log.read_text())
+    entries[0]["data"] = "FF000000" if entries[0]["data"] != "FF000000" else "00000000"
+    shutil.move(log, folder / "TEST01" / "performance" / "run_1" / log.name)
+    (folder / "TEST01" / "performance" / "run_1" / log.name).write_text(json.dumps(entries))
+    verdicts = tests.verify(folder, "TEST01", read_loadgen_run(folder / "performance" / "run_1"))
+    assert not verdicts["accuracy"].passed
+
+    class Session:
+        root, numbers = tmp_path, {"loadgen_model": "resnet50"}
+
+        class workload:
+            metric = "top-1 accuracy"
+
+            @staticmethod
+            def answered_quality(indices, answers):
+                assert len(indices) == len(answers)
+                return 0.5 + 0.0001 * answers.count(b"\xff\0\0\0")
+
+    assert tests.judge_answers(Session, folder).passed
+    said = [(log.parent / name).read_text() for name in compliance.OTHERWISE]
+    assert said[0].startswith("accuracy=50.000%") and said[0] != said[1]
+
+
 def test_a_run_that_is_not_valid_cannot_be_tested(results, tmp_path):
     changed = tmp_path / "results"
     shutil.copytree(results, changed)

@@ -230,7 +230,7 @@ def test_batch_norm_groups_are_not_the_whole_batch():
     assert np.abs(whole - groups).max() > 1e-4
 
 
-@pytest.mark.parametrize("strategy", list(STRATEGIES))
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if not name.endswith("_wise")])
 def test_first_step_agrees_with_one_device_in_float32(strategy):
     start = initial("float32")
     (expected_loss,), expected = trained(None, "float32", 0, 1)

@@ -46,7 +46,10 @@ def test_command_says_what_is_missing(capsys):
     assert command.main(["--workload=resnet50"]) == 2
     assert command.main(["--workload=resnet50", "--topology=v5e:4x4", "--sharding=nope"]) == 2
     assert command.main(["--workload=resnet50", "--topology=v5e:4x4", "--bath=3"]) == 2
+    whole = ["--workload=resnet50", "--preset=mini", "--topology=v5e:2x2", "--batch=4194304"]
+    assert command.main(whole) == 2  # an epoch is less than a step, which the schedule cannot have
     errors = capsys.readouterr().err
+    assert "or --batch" in errors
     assert "--topology is missing" in errors and "--sharding=nope" in errors and "bath" in errors
     assert "Traceback" not in errors
 
