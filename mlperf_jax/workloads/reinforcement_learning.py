@@ -47,7 +47,7 @@ class MiniGo(GradientWorkload):
     metric = "matches won"
     unit = "positions"
 
-    _positions: dict[str, np.ndarray] | None = None
+    _positions: dict[str, np.ndarray]  # what `make_samples` made
 
     # What it is made of.
 
@@ -88,8 +88,8 @@ class MiniGo(GradientWorkload):
 
     @property
     def num_eval(self) -> int:
-        """Games of a match; once there are samples for inference, those."""
-        return self.match.games if self._positions is None else len(self._positions["move"])
+        """Games of a match."""
+        return self.match.games
 
     def check_data(self) -> None:
         _ = self._given  # Reads the two checkpoints, and says which is missing.
@@ -302,6 +302,10 @@ class MiniGo(GradientWorkload):
                 return function(*args)
 
         return jax.jit(traced)
+
+    @property
+    def num_samples(self) -> int:
+        return self.config.positions.count
 
     def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         size = self.rules.size

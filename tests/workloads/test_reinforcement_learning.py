@@ -265,7 +265,7 @@ def test_samples_are_made_once_and_judged(engine, tmp_path):
     quality = workload.make_samples(load)
     (path,) = (tmp_path / "minigo").iterdir()
     written = path.stat().st_mtime_ns
-    assert workload.num_eval == 40 and 0 <= quality <= 1
+    assert workload.num_samples == 40 and 0 <= quality <= 1
     index = np.arange(40)
     planes = workload.read_samples(index)["planes"]
     assert planes.shape == (40, 3, 3, 13) and planes.dtype == bool
