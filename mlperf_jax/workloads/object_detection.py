@@ -250,7 +250,8 @@ class SSDResNet34(ObjectDetection):
         return state
 
     def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
-        return weights.from_reference(tensors, self.model_config), dict(weights.CONFIG)
+        config = weights.CONFIG | {"variant": self.config.get("variant", "")}
+        return weights.from_reference(tensors, self.model_config), config
 
     def make_optimizer(self, params: Any) -> optax.GradientTransformation:
         mask = optimizers.decay_mask(params)

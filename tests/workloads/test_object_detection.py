@@ -13,6 +13,8 @@ import pytest
 from configs.ssd_resnet34 import get_config
 from mlperf_jax.config import resolve
 from mlperf_jax.errors import UserError
+from mlperf_jax.inference.command import model_config
+from mlperf_jax.inference.trained import Trained
 from mlperf_jax.metrics.mean_average_precision import GroundTruth
 from mlperf_jax.parallel.layout import STRATEGIES
 from mlperf_jax.parallel.mesh import make_layout, single_device_layout
@@ -20,7 +22,7 @@ from mlperf_jax.precision import POLICIES
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.workloads.object_detection import SSDResNet34
 from tests import door, toys
-from tests.weights.test_ssd_weights import drawn, torchvision_shapes
+from tests.weights.test_ssd_weights import drawn, reference_shapes, torchvision_shapes
 from tests.workloads.small_ssd import SmallSSD
 
 STEPS = 3
@@ -62,7 +64,7 @@ def assert_close(actual, expected, relative):
         assert np.abs(a - b).max() <= relative * max(np.abs(a).max(), 1e-30), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("strategy", list(STRATEGIES))
+@pytest.mark.parametrize("strategy", ["dp", "zero1", "fsdp", "tp", "fsdp_tp", "spatial"])
 def test_every_strategy_agrees_with_one_device_in_float64(strategy):
     """Spatial partitioning among them: rows of images lie on different devices."""
     expected_losses, expected = trained(None)
@@ -179,6 +181,22 @@ def test_closed_without_a_backbone_stops(monkeypatch):
         made_up.check_data()
     with pytest.raises(UserError, match="has 81 classes .* --config.model.num_classes=81"):
         closed("--config.backbone_weights=", "--config.model.num_classes=21").check_data()
+
+
+def test_the_variant_of_mlperf_inference_is_imported_and_answers():
+    """Its weights have the shapes of the closed model's; that they are for 1200 pixels comes with them."""
+    workload = closed("--config.variant=1200", "--config.backbone_weights=")
+    state, changes = workload.import_weights(drawn(reference_shapes(workload.model_config)))
+    trained = Trained("a file", changes, None, lambda struct: struct)
+    config = model_config(get_config("closed"), trained, [])
+    assert (config.model.image_size, config.data.image_size, config.model.head_stride) == (1200, 1200, 3)
+    assert model_config(get_config("closed"), Trained("", {}, None, None), []).model.image_size == 300
+    inputs = {
+        name: jax.ShapeDtypeStruct((2, *shape), dtype)
+        for name, (shape, dtype) in workload.sample_spec().items()
+    }
+    assert inputs["image"].shape == (2, 1200, 1200, 3)
+    assert jax.eval_shape(workload.predict, state, inputs).shape == (2, 200, 7)
 
 
 # Through the door.
