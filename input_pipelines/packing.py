@@ -1,7 +1,7 @@
 """Several pairs of sentences in one row of a batch, so that little of it is padding.
 
-Krell et al., arXiv:2107.02027: attention is kept inside a sentence by segment ids, so a packed row has the same
-loss as its sentences apart.
+Krell et al., arXiv:2107.02027: attention is kept inside a sentence by segment ids, so a packed row has the
+same loss as its sentences apart.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Ragged:
 def pack(sources: np.ndarray, targets: np.ndarray, length: int) -> list[list[int]]:
     """Distributes pairs over rows of `length` source and as many target tokens, in their order.
 
-    Each goes to the row that it fills best (best fit), so rows are full but for what source and target of a row
-    differ in length.
+    Each goes to the row that it fills best (best fit), so rows are full but for what source and target of a
+    row differ in length.
 
     Args:
         sources, targets: [N] lengths, none longer than `length`.

@@ -1,8 +1,8 @@
 """Prepared sets of sentence pairs: packed rows to train on, padded pairs to translate, and their vocabulary.
 
-A folder holds `train_{source,source_segment,target,target_segment}.npy` [R, L], `eval_{source,target}.npy` [N, L]
-and `vocabulary.txt`. Tokens are uint16 and segments uint8; each sentence ends with `subwords.END`. The reference
-translations are the evaluation targets decoded, which gives back the text that was encoded.
+A folder holds `train_{source,source_segment,target,target_segment}.npy` [R, L], `eval_{source,target}.npy`
+[N, L] and `vocabulary.txt`. Tokens are uint16 and segments uint8; each sentence ends with `subwords.END`.
+The reference translations are the evaluation targets decoded, which gives back the text that was encoded.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def write(
 ) -> dict[str, Any]:
     """Packs and writes a set; returns facts for its manifest.
 
-    Training pairs of which one side has more than `length` tokens are discarded, as the benchmark's rules have it.
+    Training pairs of which one side has more than `length` tokens are discarded, as the benchmark's rules
+    have it.
 
     Args:
         folder: empty.

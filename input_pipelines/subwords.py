@@ -1,12 +1,12 @@
 """Subwords in the text format of MLPerf's Transformer: reading, writing, encoding, decoding, learning.
 
-Text is cut into tokens where letters and numbers meet anything else; a single space between two words is left out.
-Each token is escaped so that it consists of known characters ("_" becomes "\\u", "\\" becomes "\\\\", an unknown
-character its code point as "\\8364;") and ends with "_"; then the longest known subword is taken from the left, again
-and again. So every text has an encoding, and decoding gives it back.
+Text is cut into tokens where letters and numbers meet anything else; a single space between two words is
+left out. Each token is escaped so that it consists of known characters ("_" becomes "\\u", "\\" becomes
+"\\\\", an unknown character its code point as "\\8364;") and ends with "_"; then the longest known subword
+is taken from the left, again and again. So every text has an encoding, and decoding gives it back.
 
-A vocabulary file holds a subword a line, in quotes; ids count from 0 in file order, with padding and the end of a
-sentence first. Source of the algorithm: mlcommons/training,
+A vocabulary file holds a subword a line, in quotes; ids count from 0 in file order, with padding and the
+end of a sentence first. Source of the algorithm: mlcommons/training,
 retired_benchmarks/transformer/tensorflow/transformer/utils/tokenizer.py.
 """
 
@@ -159,8 +159,8 @@ def learn(texts: Iterable[str], size: int) -> Subwords:
     """Learns a vocabulary of at most `size` subwords, and near it, from texts.
 
     A subword is kept if it occurs at least so often where no longer kept one begins at the same place; that
-    number is searched by bisection. Four rounds cut the tokens with the subwords so far and count what may follow
-    from each cut.
+    number is searched by bisection. Four rounds cut the tokens with the subwords so far and count what may
+    follow from each cut.
 
     Raises:
         ValueError: the characters of the texts alone are more.

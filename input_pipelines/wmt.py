@@ -1,16 +1,19 @@
 """WMT17 English-German as MLPerf's Transformer trains on it: 4,590,101 pairs, and newstest2014 with 3,003.
 
-DATA_DIR/wmt17 (or DATA_DIR itself) holds, as text, a sentence a line, where the reference's data_download.py leaves
-them too: news-commentary-v12.de-en, commoncrawl.de-en and europarl-v7.de-en, newstest2014, each with .en and .de, and
-the vocabulary vocab.translate_ende_wmt32k.32768.subwords. `prepare` encodes and packs them once.
+DATA_DIR/wmt17 (or DATA_DIR itself) holds, as text, a sentence a line, where the reference's
+data_download.py leaves them too: news-commentary-v12.de-en, commoncrawl.de-en and europarl-v7.de-en,
+newstest2014, each with .en and .de, and the vocabulary vocab.translate_ende_wmt32k.32768.subwords.
+`prepare` encodes and packs them once.
 
-TFDS's wmt17_translate/de-en is another set: it has rapid2016 besides, and leaves out pairs with an empty side.
+TFDS's wmt17_translate/de-en is another set: it has rapid2016 besides, and leaves out pairs with an empty
+side.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
 from concurrent import futures
@@ -120,12 +123,12 @@ def _encoded(
         UserError: the two languages have not `count` lines each.
     """
     sides = []
+    # A fork of a process with threads, as jax has them, may hang.
+    options = {"mp_context": multiprocessing.get_context("spawn"), "initializer": _use}
     for language in ("en", "de"):
         paths = [where / f"{name}.{language}" for name in names]
         parts = []
-        with futures.ProcessPoolExecutor(
-            os.cpu_count(), initializer=_use, initargs=(vocabulary.subwords,)
-        ) as pool:
+        with futures.ProcessPoolExecutor(os.cpu_count(), initargs=(vocabulary.subwords,), **options) as pool:
             for done, part in enumerate(pool.map(_encode, _chunks(paths)), 1):
                 parts.append(part)
                 if done % 10 == 0:
@@ -144,7 +147,8 @@ def _encoded(
 
 def _chunks(paths: list[Path]) -> Iterator[list[str]]:
     for path in paths:
-        # Only \n ends a line: commoncrawl has the other characters that Python takes for ends inside of lines.
+        # Only \n ends a line: commoncrawl has the other characters that Python takes for ends inside of
+        # lines.
         with open(path, encoding="utf-8", newline="\n") as file:
             while lines := list(itertools.islice(file, _LINES)):
                 yield lines

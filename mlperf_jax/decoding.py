@@ -1,8 +1,8 @@
 """Beam search on the device, with static shapes.
 
 The search of MLPerf's Transformer (mlcommons/training, retired_benchmarks/transformer, beam_search.py):
-beams that live and the best that are finished are kept apart; finished ones are ranked by log-probability over
-`((5 + length) / 6) ** alpha` (Wu et al., arXiv:1609.08144, without coverage).
+beams that live and the best that are finished are kept apart; finished ones are ranked by log-probability
+over `((5 + length) / 6) ** alpha` (Wu et al., arXiv:1609.08144, without coverage).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ WORST = -1e7
 Step = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 """(tokens [B, K], position [], ancestors [B, K, L], cache) -> (logits [B, K, V] of the next token, cache).
 
-`ancestors[b, k, t]` is the beam whose entry at position t < position belongs to what beam k decoded so far: the cache
-need not be moved when beams change places."""
+`ancestors[b, k, t]` is the beam whose entry at position t < position belongs to what beam k decoded so far:
+the cache need not be moved when beams change places."""
 
 
 class _State(NamedTuple):
@@ -50,8 +50,8 @@ def beam_search(
 ) -> tuple[jax.Array, jax.Array]:
     """The best sentence for each row.
 
-    A row's result depends on nothing but the row: it has a limit of its own, and does not change any more once
-    no living beam can beat its finished ones.
+    A row's result depends on nothing but the row: it has a limit of its own, and does not change any more
+    once no living beam can beat its finished ones.
 
     Args:
         step: the model.

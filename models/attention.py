@@ -134,7 +134,7 @@ class Attention(nnx.Module):
         return q * jnp.asarray(self.head_width**-0.5, q.dtype)
 
     def scores(self, q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
-        """Scores [B, H, L, M] of queries [B, L, H, K] and keys [B, M, H, K], `MASKED` where `mask` [B, L, M] is not."""
+        """[B, H, L, M] of queries [B, L, H, K] and keys [B, M, H, K]; `MASKED` where not `mask` [B, L, M]."""
         scores = jnp.einsum("blhk,bmhk->bhlm", q, k, preferred_element_type=self.score_dtype)
         return jnp.where(mask[:, None], scores, MASKED)
 

@@ -25,12 +25,13 @@ from mlperf_jax.precision import Policy
 from models.attention import Attention, FeedForward, LayerNorm, dropout, position_encoding, split
 
 REMAT_POLICIES = {
-    "none": jax.checkpoint_policies.everything_saveable,
+    "none": None,
     "save_products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "save_nothing": jax.checkpoint_policies.nothing_saveable,
 }
-"""What the backward pass finds in memory of a layer: everything; its products with parameters, so that scores,
-norms and dropout are computed again; or its input alone, so that the layer is computed a second time."""
+"""What the backward pass finds in memory of a layer: everything; its products with parameters, so that
+scores, norms and dropout are computed again; or its input alone, so that the layer is computed a second
+time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +237,7 @@ class Transformer(nnx.Module):
         batch, width = source.shape[0], layers[0].attention.head_width
         source_mask = jnp.broadcast_to(segment[:, None] > 0, (batch, beams, source.shape[1]))
         empty = jnp.zeros((batch, length, beams, self.config.num_heads, width), self.dtype)
+        empty = constrain(empty, "batch", None, None, "heads", None)
         cache = [(empty, empty) for _ in layers]
         encoding = jnp.asarray(position_encoding(length, self.config.width), self.dtype)
 
@@ -347,10 +349,11 @@ def _layer(layers: nnx.Module, index: int) -> Any:
 
 
 def train_flops_per_row(config: TransformerConfig, length: int) -> int:
-    """Floating-point operations that the model asks for to train on a row of `length` source and target tokens.
+    """Floating-point operations that the model asks for to train on a row of `length` source and target
+    tokens.
 
-    Products count 2 per multiply-add, three times for training. Scores count whole rows, as they are computed;
-    look-ups, norms and the optimizer count nothing.
+    Products count 2 per multiply-add, three times for training. Scores count whole rows, as they are
+    computed; look-ups, norms and the optimizer count nothing.
     """
     attention, mlp = 4 * config.width**2, 2 * config.width * config.mlp_width
     per_token = config.num_layers * (3 * attention + 2 * mlp) + config.width * config.vocab_size

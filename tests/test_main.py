@@ -120,7 +120,7 @@ def test_configs(capsys, tmp_path, override, said):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("optimizer.name=adamm", "There is no optimizer 'adamm'; use one of lars"),
+        ("optimizer.name=adamm", "There is no optimizer 'adamm'; use one of adam"),
         ("model.stem=other", "stem 'other' is neither 'imagenet' nor 'small'"),
         ("model.width=0", "ResNet50 cannot be compiled with this config"),
     ],

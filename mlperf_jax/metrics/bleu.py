@@ -1,8 +1,9 @@
 """BLEU as MLPerf's Transformer is judged by: uncased, tokenised as mteval-v14 does, over the whole set.
 
-The reference's own script (mlcommons/training, retired_benchmarks/transformer, compute_bleu.py) and sacreBLEU's
-signature `nrefs:1|case:lc|eff:no|tok:intl|smooth:exp` give the same number, but where no word is right: there sacreBLEU
-says 0 and the script smooths.
+The reference's own script (mlcommons/training, retired_benchmarks/transformer, compute_bleu.py) and
+sacreBLEU's signature `nrefs:1|case:lc|eff:no|tok:intl|smooth:exp` give the same number, but for three
+corners: sacreBLEU separates backslashes, and digits as "½" do not join punctuation to a number in the
+script; where no word at all is right sacreBLEU says 0 and the script smooths.
 """
 
 from __future__ import annotations

@@ -185,10 +185,10 @@ def adam(
         m <- beta1 * m + (1 - beta1) * g;  v <- beta2 * v + (1 - beta2) * g**2
         w <- w - lr * sqrt(1 - beta2**t) / (1 - beta1**t) * m / (sqrt(v) + epsilon)
 
-    LazyAdam does so only in the rows of a table that were looked up: m, v and w of the others stay as they are.
-    Here a row was looked up if its gradient is not all zeros; a table that is also a product's operand, as embeddings
-    shared with the logits, has no such rows, and both are the same. Source: tensorflow/contrib/opt,
-    lazy_adam_optimizer.py.
+    LazyAdam does so only in the rows of a table that were looked up: m, v and w of the others stay as they
+    are. Here a row was looked up if its gradient is not all zeros; a table that is also a product's
+    operand, as embeddings shared with the logits, has no such rows, and both are the same. Source:
+    tensorflow/contrib/opt, lazy_adam_optimizer.py.
 
     Args:
         schedule: lr.

@@ -46,9 +46,8 @@ class MiniGo(GradientWorkload):
     benchmark = "minigo"
     metric = "matches won"
     unit = "positions"
-    data_description = "self-play"
 
-    _positions: dict[str, np.ndarray] | None = None
+    _positions: dict[str, np.ndarray]  # what `make_samples` made
 
     # What it is made of.
 
@@ -89,16 +88,22 @@ class MiniGo(GradientWorkload):
 
     @property
     def num_eval(self) -> int:
-        """Games of a match; once there are samples for inference, those."""
-        return self.match.games if self._positions is None else len(self._positions["move"])
+        """Games of a match."""
+        return self.match.games
 
     def check_data(self) -> None:
         _ = self._given  # Reads the two checkpoints, and says which is missing.
 
     @property
     def made_up_data(self) -> bool:
-        """A run against its own beginning under the closed rules is a rehearsal."""
-        return self.synthetic
+        """Random positions; or, under the closed rules, another opponent than MLPerf's."""
+        return self.synthetic or (self.config.preset == "closed" and self.config.target_checkpoint == "first")
+
+    @property
+    def data_description(self) -> str:
+        if self.synthetic:
+            return "synthetic data (random positions)"
+        return "self-play" + (", not against MLPerf's opponent" if self.made_up_data else "")
 
     @functools.cached_property
     def _given(self) -> dict[str, State]:
@@ -138,7 +143,8 @@ class MiniGo(GradientWorkload):
 
         state |= given("start", {name: state[name] for name in self.inference_state})
         opponent = given("opponent", {name: state[name] for name in self.inference_state})
-        played = self.self_play.init(jax.random.fold_in(jax.random.key(seed), _PLAY))
+        key = jax.random.fold_in(jax.random.key(seed), _PLAY)
+        played = self.self_play.made_up(key) if self.synthetic else self.self_play.init(key)
         return state | {"opponent": opponent, "played": played}
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -180,12 +186,15 @@ class MiniGo(GradientWorkload):
         return lambda step: rates[(step > boundaries).sum()]
 
     def data(self, engine: Engine, state: State, block: Block, start: int) -> tuple[State, Iterator[Batch]]:
-        if start == block.start:  # else the generation's games are in the state that was saved
-            state = engine.run("play", state)
-            self._tell(engine, state["played"], block)
-        outcome = np.asarray(engine.run("outcomes", state["played"].window.outcome)).ravel()
         seed = int(jax.device_get(state["seed"]))
-        return state, self._draws(np.flatnonzero(outcome), seed, engine.rows, block, start)
+        if self.synthetic:
+            known = np.arange(self.self_play.config.positions)
+        else:
+            if start == block.start:  # else the generation's games are in the state that was saved
+                state = engine.run("play", state)
+                self._tell(engine, state["played"], block)
+            known = np.flatnonzero(engine.run("outcomes", state["played"].window.outcome))
+        return state, self._draws(known, seed, engine.rows, block, start)
 
     def _draws(self, known: np.ndarray, seed: int, rows: slice, block: Block, start: int) -> Iterator[Batch]:
         """Positions of finished games in random order, each once; from the start again where they run out."""
@@ -293,6 +302,10 @@ class MiniGo(GradientWorkload):
                 return function(*args)
 
         return jax.jit(traced)
+
+    @property
+    def num_samples(self) -> int:
+        return self.config.positions.count
 
     def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         size = self.rules.size

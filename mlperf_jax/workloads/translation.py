@@ -93,13 +93,15 @@ class Translation(SupervisedWorkload):
             )
 
     def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> jax.Array:
+        """The mean over target tokens. Of micro-batches, which hold different numbers of them, it is the mean."""
         batch = {name: value.astype(jnp.int32) for name, value in batch.items()}
         logits = model(**batch, key=key)
         losses = smoothed_cross_entropy(logits, batch["target"], self.config.label_smoothing)
         counts = (batch["target_segment"] > 0).astype(losses.dtype)
         return (losses * counts).sum() / jnp.maximum(counts.sum(), 1)
 
-    # Evaluation: sentences sorted by length, in batches of a few lengths that are compiled before the clock starts.
+    # Evaluation: sentences sorted by length, in batches of a few lengths that are compiled before the clock
+    # starts.
 
     def translate(self, model: nnx.Module, source: jax.Array) -> jax.Array:
         """The best translation of each sentence.
@@ -147,17 +149,24 @@ class Translation(SupervisedWorkload):
         sources = self.dataset.read_eval(np.arange(self.num_eval), ("source",))["source"]
         size = self.config.eval_batch_size
         mine = engine.layout.rows(size)
-        waiting: list[tuple[np.ndarray, jax.Array]] = []
+        answers: list[np.ndarray] = [np.empty(0)] * self.num_eval
+
+        def fetch(members: np.ndarray, tokens: jax.Array) -> None:
+            for member, answer in zip(members, np.asarray(tokens), strict=False):
+                answers[member] = answer
+
+        under_way: tuple[np.ndarray, jax.Array] | None = None
         for length, members in self._batches((sources > 0).sum(1)):
             name = f"translate_{length}"
             rows = np.zeros((size, length), sources.dtype)
             rows[: len(members)] = sources[members, :length]
             placed = engine.place(rows[mine], engine.programs[name].args[1])
-            waiting.append((members, engine.run(name, model_state, placed)))
-        answers: list[np.ndarray] = [np.empty(0)] * self.num_eval
-        for members, tokens in waiting:
-            for member, answer in zip(members, np.asarray(tokens), strict=False):
-                answers[member] = answer
+            started = members, engine.run(name, model_state, placed)
+            if under_way:
+                fetch(*under_way)
+            under_way = started
+        if under_way:
+            fetch(*under_way)
         return {"quality": self._bleu(np.arange(self.num_eval), answers)}
 
     def _batches(self, lengths: np.ndarray) -> list[tuple[int, np.ndarray]]:

@@ -211,6 +211,24 @@ def products(jaxpr):
     return total
 
 
+def test_dtypes_of_the_mixed_policy():
+    policy = POLICIES["bfloat16"]
+    config = TransformerConfig(**SIZES)
+    batch = apart(sentences(0, 2, 5), 6)
+
+    def run():
+        model = Transformer(config, policy=policy, rngs=nnx.Rngs(0))
+        return (
+            model(**batch),
+            model.encode(batch["source"], batch["source_segment"]),
+            nnx.state(model, nnx.Param),
+        )
+
+    logits, encoded, params = jax.eval_shape(run)
+    assert logits.dtype == np.float32 and encoded.dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+
+
 def test_configs_that_cannot_be():
     with pytest.raises(ValueError, match="remat 'some' is none of"):
         TransformerConfig(remat="some")

@@ -1,0 +1,151 @@
+"""Trains a mini to its target with several seeds, one after the other, and records what that took.
+
+    python -m benchmarks.record_convergence transformer --trivial="copying the source: BLEU 0.044"
+    python -m benchmarks.record_convergence transformer --seed=11 --runs=3 --data_dir=DATA
+
+writes benchmarks/convergence/WORKLOAD_mini.json and .md from the result logs, with the most memory that a
+process held, and how busy the machine was with other work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from mlperf_jax.results.events import Event, read_events
+
+FOLDER = Path(__file__).parent / "convergence"
+LABEL = "mini: not MLPerf's data or model; unverified, not reviewed by MLCommons"
+PACKAGES = ("jax", "flax", "optax", "grain", "orbax-checkpoint", "numpy")
+
+
+def run(log: Path, eval_unit: str = "epoch_num") -> dict:
+    """What one result log says."""
+    events = read_events(log)
+    (stop,) = (event for event in events if event.key == "run_stop")
+    evaluations = [event for event in events if event.key == "eval_accuracy"]
+    whole = stop.time_ms - _first(events, "run_start").time_ms
+    train, evaluation = (_spent(events, key) for key in ("block", "eval"))
+    return {
+        "seed": _first(events, "seed").value,
+        "status": stop.metadata["status"],
+        "target": _first(events, "quality_target").value,
+        "eval_accuracy": [round(event.value, 4) for event in evaluations],
+        "epochs": round(evaluations[-1].metadata.get(eval_unit, 0), 2),
+        "compile_seconds": round(_first(events, "compile_time").value, 2),
+        "run_seconds": round(whole / 1e3, 3),
+        "train_seconds": round(train / 1e3, 2),
+        "eval_seconds": round(evaluation / 1e3, 2),
+        "outside_train_and_eval_percent": round(100 * (1 - (train + evaluation) / whole), 2),
+    }
+
+
+def _first(events: list[Event], key: str) -> Event:
+    return next(event for event in events if event.key == key)
+
+
+def _spent(events: list[Event], key: str) -> int:
+    """Milliseconds inside intervals; of evaluations until training goes on beside them."""
+    total, began = 0, None
+    for event in events:
+        if event.key == f"{key}_start":
+            began = event.time_ms
+        elif event.key in (f"{key}_stop", "block_start") and began is not None:
+            total, began = total + event.time_ms - began, None
+    return total
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}"
+
+
+def text(record: dict) -> str:
+    """The page for people."""
+    rows = "\n".join(
+        f"| {r['seed']} | {r['eval_accuracy'][-1]:.4f} | {r['epochs']:g} | {r['run_seconds']:.1f} s | "
+        f"{r['compile_seconds']:.1f} s | {r['eval_seconds']:.1f} s | {r['outside_train_and_eval_percent']} % | {r['status']} |"
+        for r in record["runs"]
+    )
+    trivial = f" {record['trivial']}." if record["trivial"] else ""
+    return f"""# {record["workload"]} mini: convergence
+
+{LABEL}. {record["machine"]}; {record["cpu_share_percent"]} % of its time was this command's, load average
+{record["load_average"][0]} before and {record["load_average"][1]} after. Python
+{record["versions"]["python"]}, jax {record["versions"]["jax"]}. Target {record["runs"][0]["target"]}
+{record["metric"]}.{trivial}
+
+```
+{record["command"]}
+```
+
+| seed | reached | after epoch | time to train | compilation | evaluation | outside train and eval | |
+|---|---|---|---|---|---|---|---|
+{rows}
+
+The command took {record["command_seconds"]:.0f} s, at most {record["peak_resident_gb"]} GB of resident
+memory.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workload")
+    parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--data_dir")
+    parser.add_argument("--trivial", default="", help="what needs no training, and how good it is")
+    asked = parser.parse_args()
+    arguments = [
+        f"--workload={asked.workload}",
+        "--platform=cpu",
+        f"--runs={asked.runs}",
+        f"--seed={asked.seed}",
+    ]
+    extra = [f"--data_dir={asked.data_dir}"] if asked.data_dir else []
+    before, began = os.getloadavg()[0], time.monotonic()
+    with tempfile.TemporaryDirectory() as results:
+        command = [sys.executable, "-m", "mlperf_jax.main", *arguments, *extra, f"--results_dir={results}"]
+        status = subprocess.run(command).returncode
+        if status not in (0, 1):
+            raise SystemExit(status)
+        logs = sorted(Path(results).glob("mini/results/*/*/result_*.txt"))
+        runs = [run(log) for log in logs]
+        metric = _first(read_events(logs[0]), "quality_target").metadata["metric"]
+    seconds, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    record = {
+        "schema_version": 1,
+        "workload": asked.workload,
+        "command": " ".join(["./run_and_time.sh", *arguments]),
+        "label": LABEL,
+        "metric": metric,
+        "trivial": asked.trivial,
+        "machine": machine(),
+        "cpu_share_percent": round(
+            100 * (used.ru_utime + used.ru_stime) / seconds / len(os.sched_getaffinity(0))
+        ),
+        "load_average": [round(before, 1), round(os.getloadavg()[0], 1)],
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        "peak_resident_gb": round(used.ru_maxrss / 2**20, 2),
+        "command_seconds": round(seconds, 1),
+        "runs": runs,
+    }
+    path = FOLDER / f"{asked.workload}_mini.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.with_suffix(".md").write_text(text(record))
+    print(text(record))
+
+
+if __name__ == "__main__":
+    main()
