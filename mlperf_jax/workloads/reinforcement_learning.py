@@ -76,7 +76,8 @@ class MiniGo(GradientWorkload):
 
     def judge(self, variables: State, planes: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Logits and outcome of positions, as `Search` wants it."""
-        return self.model(variables)(planes, train=False)
+        with jax.enable_x64(self.policy.needs_x64):
+            return self.model(variables)(planes, train=False)
 
     # Training.
 
@@ -286,7 +287,7 @@ class MiniGo(GradientWorkload):
         return float(np.mean(np.concatenate(answers) == found["move"]))
 
     def _make_positions(self, config: PositionsConfig, variables: State) -> dict[str, np.ndarray]:
-        play = functools.partial(positions.play, config, self.search)
+        play = _narrow(functools.partial(positions.play, config, self.search))
         try:
             return positions.choose(config, jax.device_get(self._traced(play)(variables)))
         except ValueError as error:
@@ -344,11 +345,11 @@ class MiniGo(GradientWorkload):
         here = layout.replicated
         now = {name: state[name] for name in self.inference_state}
         return {
-            "play": Program(self._play, (state,), donate=(0,), out_shardings=places),
+            "play": Program(_narrow(self._play), (state,), donate=(0,), out_shardings=places),
             "outcomes": Program(lambda x: x, (state["played"].window.outcome,), out_shardings=here),
             "last": Program(lambda x: x, (state["played"].last,), out_shardings=here),
             "match": Program(
-                functools.partial(play_match, self.match, self.search),
+                _narrow(functools.partial(play_match, self.match, self.search)),
                 (now, state["opponent"]),
                 out_shardings=here,
             ),
@@ -374,3 +375,13 @@ class MiniGo(GradientWorkload):
 
 
 _PLAY = 0x60  # keeps the keys of self-play apart from those of training steps
+
+
+def _narrow(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Traces games in 32 bits, which pgx is written for, also where the network has 64."""
+
+    def traced(*args: Any) -> Any:
+        with jax.enable_x64(False):
+            return function(*args)
+
+    return traced
