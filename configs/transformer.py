@@ -123,7 +123,7 @@ def _mini() -> ConfigDict:
             optimizer=dict(name="adam", base_lr=1.0, beta1=0.9, beta2=0.98, epsilon=1e-9),
             schedule=dict(warmup_steps=400),
             decode=dict(beams=4, alpha=0.6, extra_length=20, source_lengths=(24, 64)),
-            target=0.20,
+            target=0.15,
             max_epochs=10,
             eval_offset_epochs=0,
             eval_every_epochs=1,
