@@ -162,14 +162,14 @@ def look_up(stack: jax.Array, places: jax.Array, tables: Tables, dtype: DTypeLik
     place = _placement(tables, len(places))
     if place is None:
         return _in_parts(
-            lambda part: _pooled(_flat(stack), part, tables).astype(dtype).swapaxes(0, 1), places, 1
+            lambda part: _cast(_pooled(_flat(stack), part, tables), dtype).swapaxes(0, 1), places, 1
         )
 
     def local(stack: jax.Array, places: jax.Array) -> jax.Array:
         def one_part(part: jax.Array) -> jax.Array:
             if place.looks_up_for_all:
                 part = lax.all_gather(part, place.batch, tiled=True)
-            pooled = _partly_pooled(_flat(stack), part, place).astype(dtype)
+            pooled = _cast(_partly_pooled(_flat(stack), part, place), dtype)
             return _to_own_examples(pooled, place).swapaxes(0, 1)
 
         return _in_parts(one_part, places, place.size(place.batch) if place.looks_up_for_all else 1)
@@ -261,10 +261,21 @@ def _pooled(table: jax.Array, rows: jax.Array, tables: Tables) -> jax.Array:
 
 
 def _vectors(table: jax.Array, rows: jax.Array) -> jax.Array:
-    """Rows [B, L] of a table [R, D] as [L, B, D]."""
-    found = table.at[rows.T].get(mode="fill", fill_value=0)
-    # Else XLA for TPUs casts the whole table before it gathers, where only what is found is to be cast.
-    return lax.optimization_barrier(found)
+    """Rows [B, L] of a table [R, D] as [L, B, D]; those from R on are zeros."""
+    return table.at[rows.T].get(mode="fill", fill_value=0)
+
+
+def _cast(vectors: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """`vectors.astype(dtype)`, where XLA for TPUs would cast the whole table before it gathers.
+
+    Its propagation of bfloat16 goes through gathers, sums, collectives and optimization barriers, but not
+    through the rounding, to nearest and ties to even, done on the bits of a float32.
+    """
+    if (vectors.dtype, jnp.dtype(dtype)) != (jnp.float32, jnp.bfloat16):
+        return vectors.astype(dtype)
+    bits = lax.bitcast_convert_type(vectors, jnp.uint32)
+    bits = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return lax.bitcast_convert_type(bits.astype(jnp.uint16), jnp.bfloat16)
 
 
 def _partly_pooled(table: jax.Array, places: jax.Array, place: _Placement) -> jax.Array:

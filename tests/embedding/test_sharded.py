@@ -132,6 +132,18 @@ def test_tables_lie_where_the_strategy_says():
         assert (*spec, None, None, None)[:3] == axes, name
 
 
+def test_the_cast_rounds_as_any_other():
+    """To nearest, ties to even; nothing is too small, and infinities and nan stay."""
+    bits = np.random.default_rng(0).integers(2**32, size=2000, dtype=np.uint32)
+    bits[:500] = bits[:500] & 0xFFFF0000 | 0x8000  # ties
+    values = np.append(bits.view(np.float32), np.float32([0, -0.0, np.inf, -np.inf, 3.4e38, 1e-45]))
+    values = values[~np.isnan(values)]
+    with np.errstate(over="ignore"):
+        expected = values.astype(jnp.bfloat16)
+    np.testing.assert_array_equal(np.asarray(sharded._cast(values, jnp.bfloat16)), expected)
+    assert np.isnan(np.asarray(sharded._cast(np.float32([np.nan]), jnp.bfloat16), np.float32)).all()
+
+
 def test_groups_that_do_not_divide_name_the_mend():
     with pytest.raises(UserError, match=r"table_groups must be a multiple of 8, not 1"):
         sharded.stack_sharding(TABLES, mesh.make_layout(STRATEGIES["table_wise"]))
