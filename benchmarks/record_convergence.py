@@ -55,9 +55,14 @@ def _first(events: list[Event], key: str) -> Event:
 
 
 def _spent(events: list[Event], key: str) -> int:
-    """Milliseconds inside intervals."""
-    starts, stops = ([e.time_ms for e in events if e.key == f"{key}_{end}"] for end in ("start", "stop"))
-    return sum(stop - start for start, stop in zip(starts, stops, strict=True))
+    """Milliseconds inside intervals; of evaluations until training goes on beside them."""
+    total, began = 0, None
+    for event in events:
+        if event.key == f"{key}_start":
+            began = event.time_ms
+        elif event.key in (f"{key}_stop", "block_start") and began is not None:
+            total, began = total + event.time_ms - began, None
+    return total
 
 
 def machine() -> str:

@@ -15,7 +15,7 @@ an AUC of 0.8084 on that split (`python -m benchmarks.flights_boosting`), and th
 below.
 
     ./run_and_time.sh --workload=dlrm --platform=cpu
-    expected: 0.80 after 2.5 to 3 epochs of 5, in half a minute on two cores (benchmarks/convergence)
+    expected: 0.80 after 3.5 to 4 epochs of 5, in ten seconds on two cores (benchmarks/convergence)
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ mini: the same network with one block a stage and fewer channels, on composites 
 6 classes, 6,000 / 500 images), from random weights; not MLPerf's data or model. Quality is mAP at IoU .5.
 
     ./run_and_time.sh --workload=ssd_resnet34 --platform=cpu
+    expected: 0.25 after epoch 8 or 9 of 12, in a few minutes on two cores (benchmarks/convergence); the best
+    constant boxes have 0.034
 """
 
 from __future__ import annotations
@@ -186,11 +188,11 @@ def _mini() -> ConfigDict:
             batch_size=32,
             eval_batch_size=100,
             optimizer=dict(name="torch_sgd", base_lr=0.05, momentum=0.9, weight_decay=5e-4),
-            schedule=dict(warmup_steps=200, warmup_factor=0, decay_epochs=(12, 15), decay_factor=0.1),
+            schedule=dict(warmup_steps=200, warmup_factor=0, decay_epochs=(7, 9), decay_factor=0.1),
             target=0.25,
-            max_epochs=18,
+            max_epochs=12,
             eval_offset_epochs=0,
-            eval_every_epochs=2,
+            eval_every_epochs=1,
             steps_per_dispatch=1,
             gradient_accumulation_steps=1,
             remat="none",

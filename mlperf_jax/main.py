@@ -56,6 +56,7 @@ _INTEGERS = {
         "Seed of the first run, later ones count on; default from the system's entropy.",
     ),
     "runs": (1, 1, None, "How many runs to make; 3 or more have a score."),
+    "visualize": (0, 0, 64, "Draw what the trained model makes of so many examples, for the report."),
     "count": (0, 0, None, "Inference: use so many samples of the data set; 0 all."),
     "cpu_devices": (0, 0, None, "Show the CPU as so many virtual devices."),
     "num_processes": (0, 0, None, "Several processes: how many."),
@@ -180,6 +181,7 @@ def _train(overrides: list[str], arguments: list[str]) -> int:
         seed=FLAGS.seed,
         runs=FLAGS.runs,
         profile=FLAGS.profile,
+        visualize=FLAGS.visualize,
         command=("python", "-m", "mlperf_jax.main", *arguments),
     )
     return run.train_command(workload, layout, options)
@@ -191,6 +193,8 @@ def _infer(overrides: list[str], arguments: list[str]) -> int:
 
     if FLAGS.coordinator or FLAGS.num_processes > 1:
         raise UserError("Inference runs in one process; leave --coordinator and --num_processes out.")
+    if FLAGS.visualize:
+        raise UserError("--visualize draws at the end of training; leave it or --scenario out.")
     for name in _NUMBERS:
         if FLAGS[name].value == 0:
             raise UserError(f"--{name}=0 leaves nothing to measure; give a number above 0, or leave it out.")

@@ -150,6 +150,13 @@ class Workload(abc.ABC):
         ends with the state that was measured if it turns out to have reached the target.
         """
 
+    def pictures(self, engine: Engine, state: State, count: int) -> Sequence[bytes]:
+        """PNG files of what the state makes of the first `count` evaluation examples, for `--visualize`.
+
+        Only compiled programs are called, by every process alike.
+        """
+        raise NotImplementedError
+
     # Inference, for a workload that can be served. `predict` is traced; the others run on the host.
 
     def make_samples(self, load: Callable[[State], State]) -> float | None:

@@ -5,7 +5,20 @@ import re
 
 import pytest
 
-from mlperf_jax import check, cli, compare, import_weights, main, package, plan, prepare, report, workload
+from mlperf_jax import (
+    check,
+    cli,
+    compare,
+    gtp,
+    import_weights,
+    main,
+    package,
+    plan,
+    predict_moves,
+    prepare,
+    report,
+    workload,
+)
 from mlperf_jax import config as configs
 from mlperf_jax.parallel import mesh
 from tests import door
@@ -37,7 +50,18 @@ def test_its_commands_parse(command):
 def test_flags_that_it_mentions_exist():
     known = {
         name
-        for module in (main, prepare, plan, compare, report, check, package, import_weights)
+        for module in (
+            main,
+            prepare,
+            plan,
+            compare,
+            report,
+            check,
+            package,
+            import_weights,
+            gtp,
+            predict_moves,
+        )  # fmt: skip
         for name in module.FLAGS
     }
     resolved = {preset: configs.base_config("resnet50", preset).to_dict() for preset in configs.PRESETS}

@@ -12,6 +12,9 @@ and pooled vectors, never rows:
     table_column     each device pools its columns of all vectors; an all-to-all as for tables
     over x
 
+Between the exchanges vectors stand as [T, B, D]: of the three only B is a multiple of a TPU's tile, and
+[B, T, D] would be copied each time it is made of, or into, rows.
+
 A mesh axis other than x exchanges inside itself alone: parts are summed, columns gathered. Gradients
 travel the same ways back. Rows are updated where they lie, so all copies of a row see the same numbers
 in the same order and stay bit-identical.
@@ -34,6 +37,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from mlperf_jax.embedding.tables import AXES, Tables
+from mlperf_jax.errors import UserError
 from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.training.sparse_optimizers import RowRule, Slots, update_rows
@@ -43,7 +47,18 @@ LOOK_UPS_AT_ONCE = 1 << 19
 
 
 def stack_sharding(tables: Tables, layout: Layout) -> NamedSharding:
-    """Where a stack lies, and a rule's slots with it: an update reads both, whatever zero1 says."""
+    """Where a stack lies, and a rule's slots with it: an update reads both, whatever zero1 says.
+
+    Raises:
+        UserError: the strategy is to shard by table, and the groups do not divide over the devices.
+    """
+    for axis in layout.strategy.rules.get(AXES[0], ()):
+        if tables.groups % layout.mesh.shape[axis]:
+            size = layout.mesh.shape[axis]
+            raise UserError(
+                f"--sharding={layout.strategy.name} puts whole tables on {size} devices, so "
+                f"--config.model.table_groups must be a multiple of {size}, not {tables.groups}."
+            )
     return layout.param_sharding(tables.shape, AXES)
 
 
@@ -146,13 +161,16 @@ def look_up(stack: jax.Array, places: jax.Array, tables: Tables, dtype: DTypeLik
     """
     place = _placement(tables, len(places))
     if place is None:
-        return _in_parts(lambda part: _pooled(_flat(stack), part, tables).astype(dtype), places, 1)
+        return _in_parts(
+            lambda part: _cast(_pooled(_flat(stack), part, tables), dtype).swapaxes(0, 1), places, 1
+        )
 
     def local(stack: jax.Array, places: jax.Array) -> jax.Array:
         def one_part(part: jax.Array) -> jax.Array:
             if place.looks_up_for_all:
                 part = lax.all_gather(part, place.batch, tiled=True)
-            return _to_own_examples(_partly_pooled(_flat(stack), part, place).astype(dtype), place)
+            pooled = _cast(_partly_pooled(_flat(stack), part, place), dtype)
+            return _to_own_examples(pooled, place).swapaxes(0, 1)
 
         return _in_parts(one_part, places, place.size(place.batch) if place.looks_up_for_all else 1)
 
@@ -187,12 +205,12 @@ def update(
     place = _placement(tables, len(places))
 
     def local(stack: jax.Array, slots: Slots, places: jax.Array, grads: jax.Array, lr: jax.Array):
+        grads = grads.swapaxes(0, 1)
         if place is None:
-            rows, slot, width = places, jnp.asarray(tables.table_of), tables.num_tables
+            rows, slot = places, jnp.asarray(tables.table_of)
         else:
             rows, slot, grads = _to_all_examples(places, grads, place)
-            width = grads.shape[1]
-        source = jnp.arange(len(rows), dtype=jnp.int32)[:, None] * width + slot.astype(jnp.int32)
+        source = slot.astype(jnp.int32) * len(rows) + jnp.arange(len(rows), dtype=jnp.int32)[:, None]
         table, new = update_rows(
             rule,
             _flat(stack),
@@ -234,23 +252,39 @@ def _in_parts(function: Callable[[jax.Array], jax.Array], places: jax.Array, hol
 
 
 def _pooled(table: jax.Array, rows: jax.Array, tables: Tables) -> jax.Array:
-    """Sums rows [B, L] of a table [R, D] to [B, T, D]; rows from R on are zeros."""
-    vectors = table.at[rows].get(mode="fill", fill_value=0)
+    """Sums rows [B, L] of a table [R, D] to [T, B, D]; rows from R on are zeros."""
+    vectors = _vectors(table, rows)
     if tables.look_ups == tables.num_tables:
         return vectors
     ends = np.cumsum(tables.hots)
-    sums = [vectors[:, end - hot : end].sum(1) for end, hot in zip(ends, tables.hots, strict=True)]
-    return jnp.stack(sums, axis=1)
+    return jnp.stack([vectors[end - hot : end].sum(0) for end, hot in zip(ends, tables.hots, strict=True)])
+
+
+def _vectors(table: jax.Array, rows: jax.Array) -> jax.Array:
+    """Rows [B, L] of a table [R, D] as [L, B, D]; those from R on are zeros."""
+    return table.at[rows.T].get(mode="fill", fill_value=0)
+
+
+def _cast(vectors: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """`vectors.astype(dtype)`, where XLA for TPUs would cast the whole table before it gathers.
+
+    Its propagation of bfloat16 goes through gathers, sums, collectives and optimization barriers, but not
+    through the rounding, to nearest and ties to even, done on the bits of a float32.
+    """
+    if (vectors.dtype, jnp.dtype(dtype)) != (jnp.float32, jnp.bfloat16):
+        return vectors.astype(dtype)
+    bits = lax.bitcast_convert_type(vectors, jnp.uint32)
+    bits = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return lax.bitcast_convert_type(bits.astype(jnp.uint16), jnp.bfloat16)
 
 
 def _partly_pooled(table: jax.Array, places: jax.Array, place: _Placement) -> jax.Array:
-    """What this device's shard [R', D'] adds to the pooled vectors: [B, T, D'], or of its own tables alone."""
+    """What this device's shard [R', D'] adds to the pooled vectors: [T, B, D'], or of its own tables alone."""
     if not place.swaps:
         return _pooled(table, place.rows_here(places), place.tables)
     rows, slot = _own_look_ups(places, place)
-    vectors = table.at[rows].get(mode="fill", fill_value=0)
-    sums = jnp.zeros((len(rows), place.slots_each, table.shape[1]), table.dtype)
-    return sums.at[:, slot].add(vectors)
+    sums = jnp.zeros((place.slots_each, len(rows), table.shape[1]), table.dtype)
+    return sums.at[slot].add(_vectors(table, rows))
 
 
 def _own_look_ups(places: jax.Array, place: _Placement) -> tuple[jax.Array, jax.Array]:
@@ -261,27 +295,27 @@ def _own_look_ups(places: jax.Array, place: _Placement) -> tuple[jax.Array, jax.
 
 
 def _to_own_examples(pooled: jax.Array, place: _Placement) -> jax.Array:
-    """Adds and joins the devices' parts: [B', T', D'] of all that they looked up for, to [B, T, D] of one's own."""
+    """Adds and joins the devices' parts: [T', B', D'] of all that they looked up for, to [T, B, D] of one's own."""
     for axis in (place.row, place.group):
         if axis and axis != place.batch:
             pooled = lax.psum(pooled, axis)
     if place.swaps:
-        pooled = lax.all_to_all(pooled, place.batch, 0, 1, tiled=True)
-        pooled = pooled[:, place.holders * place.slots_each + place.slots]
+        pooled = lax.all_to_all(pooled, place.batch, 1, 0, tiled=True)
+        pooled = pooled[place.holders * place.slots_each + place.slots]
     elif place.row and place.row == place.batch:
-        pooled = lax.psum_scatter(pooled, place.batch, scatter_dimension=0, tiled=True)
+        pooled = lax.psum_scatter(pooled, place.batch, scatter_dimension=1, tiled=True)
     if place.column and place.column == place.batch:
-        return lax.all_to_all(pooled, place.batch, 0, 2, tiled=True)
+        return lax.all_to_all(pooled, place.batch, 1, 2, tiled=True)
     return lax.all_gather(pooled, place.column, axis=2, tiled=True) if place.column else pooled
 
 
 def _to_all_examples(
     places: jax.Array, grads: jax.Array, place: _Placement
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The whole batch's look-ups and gradients, as far as they are of this device's shard.
+    """The whole batch's look-ups and gradients [T, B, D], as far as they are of this device's shard.
 
     Returns:
-        Rows here [B, L'], which of T' vectors of an example each belongs to [L'], gradients [B, T', D'].
+        Rows here [B', L'], which of T' vectors of an example each belongs to [L'], gradients [T', B', D'].
     """
     batch, column = place.batch, place.column
     if column and column != batch:
@@ -292,10 +326,10 @@ def _to_all_examples(
     if place.swaps:
         sent = np.zeros(place.size(batch) * place.slots_each, np.int32)  # unused slots carry anything
         sent[place.holders * place.slots_each + place.slots] = np.arange(place.tables.num_tables)
-        grads = lax.all_to_all(grads[:, sent], batch, 1, 0, tiled=True)
+        grads = lax.all_to_all(grads[sent], batch, 0, 1, tiled=True)
         return *_own_look_ups(places, place), grads
     if column and column == batch:
-        grads = lax.all_to_all(grads, batch, 2, 0, tiled=True)
+        grads = lax.all_to_all(grads, batch, 2, 1, tiled=True)
     elif batch:
-        grads = lax.all_gather(grads, batch, tiled=True)
+        grads = lax.all_gather(grads, batch, axis=1, tiled=True)
     return place.rows_here(places), jnp.asarray(place.tables.table_of), grads

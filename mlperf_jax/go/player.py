@@ -67,6 +67,21 @@ class Player:
         )
         return Choice(np.asarray(moves), np.asarray(value))
 
+    def advance(self, positions: Position) -> tuple[np.ndarray, Position]:
+        """The moves [B] to play in positions [B], and what comes of them.
+
+        The best that repeat no position; where a game is over, the position stays as it is.
+        """
+        choice = self.choose(positions)
+        rank = np.zeros(len(choice.value), np.int32)
+        while True:
+            moves = np.take_along_axis(choice.moves, rank[:, None], 1)[:, 0]
+            after = self.play(positions, moves)
+            repeats = np.asarray(after.game.is_psk) & ~np.asarray(positions.over)
+            if not repeats.any():  # passing repeats nothing, so this comes to an end
+                return moves, after
+            rank += repeats
+
 
 @functools.lru_cache(maxsize=8)
 def _play(rules: Rules) -> Any:

@@ -64,19 +64,18 @@ class Search:
         rules: of the game.
         network: policy and value.
         value_init_penalty: how much worse than its parent a move counts until it was visited.
+        random_symmetry: show each position to the network through a symmetry drawn anew.
     """
 
     rules: Rules
     network: Network
     value_init_penalty: float = 0.2
+    random_symmetry: bool = True
 
     def __call__(
         self, variables: Any, positions: Position, key: jax.Array, readouts: int, noise: Noise | None = None
     ) -> Found:
-        """Searches each of `positions` [B], which must not be over, with so many readouts.
-
-        Each position is shown to the network through a symmetry drawn anew.
-        """
+        """Searches each of `positions` [B] with so many readouts."""
         noise_key, root_key, key = jax.random.split(key, 3)
         logits, value = self._evaluate(variables, positions, root_key)
         if noise:
@@ -107,9 +106,13 @@ class Search:
         """Logits, those of illegal moves out of reach, and the mover's value."""
         size = self.rules.size
         planes = jax.vmap(features, (0, None))(positions, size)
-        symmetry = jax.random.randint(key, planes.shape[:1], 0, 8)
-        logits, value = self.network(variables, turn_features(planes, symmetry))
-        logits = turn_moves(logits, jnp.asarray(inverse_symmetries(size))[symmetry]).astype(jnp.float32)
+        if self.random_symmetry:
+            symmetry = jax.random.randint(key, planes.shape[:1], 0, 8)
+            logits, value = self.network(variables, turn_features(planes, symmetry))
+            logits = turn_moves(logits, jnp.asarray(inverse_symmetries(size))[symmetry])
+        else:
+            logits, value = self.network(variables, planes)
+        logits = logits.astype(jnp.float32)
         value = value.astype(jnp.float32) * positions.color
         return jnp.where(positions.legal, jax.nn.log_softmax(logits), _NEVER), value
 

@@ -165,6 +165,18 @@ class SelfPlay:
         zero = jnp.zeros((), jnp.int32)
         return Played(lanes, window, last, zero - 1, zero, zero, zero, zero, zero, zero)
 
+    def made_up(self, key: jax.Array) -> Played:
+        """As `init`, with a window full of random planes, policies and outcomes."""
+        played, (a, b, c) = self.init(key), jax.random.split(key, 3)
+        window = played.window
+        drawn = jax.random.exponential(b, window.policy.shape, jnp.float32)
+        window = window._replace(
+            planes=jax.random.bits(a, window.planes.shape, jnp.uint8),
+            policy=drawn / drawn.sum(-1, keepdims=True),
+            outcome=jnp.where(jax.random.bernoulli(c, shape=window.outcome.shape), 1, -1).astype(jnp.int8),
+        )
+        return played._replace(window=window)
+
     def generation(self, variables: Any, played: Played, key: jax.Array) -> Played:
         """Plays with one network until enough games are finished.
 

@@ -26,6 +26,7 @@ _OWN_RULESETS = {"ssd": "1.1.0", "dlrm_dcnv2": "4.0.0"}
 _NAMING = ("submission_division", "submission_benchmark", "opt_name")
 _MOST_BYTES = 256 << 20
 _LONGEST_LINE = 1 << 14
+_MOST_DAMAGED = 10  # lines told one by one
 _MEND = "Log what the ruleset's YAML in mlperf_logging/compliance_checker asks for."
 
 
@@ -96,12 +97,7 @@ def check_log(path: Path, ruleset: str) -> list[Finding]:
             text = f"the official parser fails on this log ({type(error).__name__}: {error})."
             return [Finding(path, rule, text, "Mend the damaged lines.")]
     numbers = _line_numbers(path, ruleset)
-    found = [
-        Finding(
-            path, "damaged-line", f"is no event: {reason}", "Restore the line.", line=_find_line(path, text)
-        )
-        for text, reason in damaged
-    ]
+    found = list(_damaged(path, damaged))
     if bad := _unsafe(lines):
         text = f"{bad} is no plain name, and the official checker would open a file called after it."
         return [*found, Finding(path, rule, text, _MEND)]
@@ -158,9 +154,23 @@ def _overlong(path: Path) -> int | None:
         return next((at for at, line in lines if len(line) > _LONGEST_LINE and b":::ML" in line), None)
 
 
-def _find_line(path: Path, text: str) -> int | None:
+def _damaged(path: Path, lines: Sequence[tuple[str, str]]) -> Iterator[Finding]:
+    """The lines that the official parser cannot read, the first of them by number."""
+    wanted = dict(lines[:_MOST_DAMAGED])
     with open(path, encoding="latin-1") as file:
-        return next((number for number, line in enumerate(file, 1) if text and text in line), None)
+        for number, line in enumerate(file, 1):
+            text = next((text for text in wanted if text and text in line), None)
+            if text is not None:
+                reason = one_line(wanted.pop(text))
+                mend = "Restore the line."
+                yield Finding(
+                    path, "damaged-line", f"the official parser cannot read it: {reason}.", mend, line=number
+                )
+            if not wanted:
+                break
+    if len(lines) > _MOST_DAMAGED:
+        text = f"the official parser cannot read {len(lines)} lines."
+        yield Finding(path, "damaged-line", text, "Restore the log.")
 
 
 class _Checker:

@@ -18,6 +18,7 @@ from mlperf_jax.results.rules import Benchmark
 
 # Between processes that write one log.
 _CLOCK_SLACK_MS = 1000
+_MOST_OF_A_KIND = 10  # findings told one by one
 _EVALS = ("eval_accuracy", "eval_error")
 # Evaluated after the run, from its checkpoints.
 _EVALUATED_LATER = ("minigo", "stable_diffusion")
@@ -106,15 +107,22 @@ def _clock(log: Judged) -> Iterator[Finding]:
     mend = "Run again: a time that runs backwards measures nothing."
     latest: Event | None = None
     later = log.benchmark.key in _EVALUATED_LATER
+    count = 0
     for event in log.events:
         if later and event.key.startswith("eval_"):
             continue
         if latest and event.time_ms < latest.time_ms - _CLOCK_SLACK_MS:
+            count += 1
             back = (latest.time_ms - event.time_ms) / 1e3
             text = f"{event.key} is {back:.1f} s before {latest.key} in line {latest.line}."
-            yield log.finding(event, "time-backwards", text, mend)
+            if count <= _MOST_OF_A_KIND:
+                yield log.finding(event, "time-backwards", text, mend)
         elif latest is None or event.time_ms > latest.time_ms:
             latest = event
+    if count > _MOST_OF_A_KIND:
+        yield log.finding(
+            None, "time-backwards", f"{count} events of this log are before earlier lines.", mend
+        )
     for begin_key, end_key in _INTERVALS:
         begin: Event | None = None
         for event in log.all(begin_key, end_key):

@@ -43,6 +43,10 @@ class GroundTruth:
         found = self._coco.imgToAnns.get(image_id, [])
         return [(a["bbox"], a["category_id"]) for a in found if not a.get("iscrowd", 0)]
 
+    def name(self, category_id: int) -> str:
+        """What a category is called."""
+        return str(self._coco.cats.get(category_id, {}).get("name", category_id))
+
     def judge(self, detections: np.ndarray, image_ids: Collection[int] | None = None) -> dict[str, float]:
         """Scores detections.
 

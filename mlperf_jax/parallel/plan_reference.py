@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from mlperf_jax.results import reference_points
+from mlperf_jax.results.rules import LOCAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ def convergence(benchmark: str, batch_size: int) -> Convergence | None:
     Outside the range of batch sizes the nearest point stands, and `how` says so. Points that the rules'
     own test leaves out, because the reference was slow there, are among them: this is no test.
     """
-    found = reference_points.load_points(benchmark, "")
+    found = reference_points.load_points(benchmark, LOCAL)
     if found is None:
         return None
     means = {point.batch_size: point.mean for point in found.points}

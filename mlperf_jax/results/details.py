@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 
 from mlperf_jax.results import figures
@@ -43,6 +44,7 @@ def result_details(result: Result, identifier: str, references: References) -> M
         facts(_score_facts(result, references, verdict)),
         tag("div", _figures(result, verdict, splits), class_="figures"),
         _run_table(result, splits, own),
+        _pictures(own),
         _command(result, own),
         _environment(result, own),
         class_="result",
@@ -153,6 +155,19 @@ def _run_table(result: Result, splits: Sequence[TimeSplit], own: dict) -> Markup
     table = tag("table", tag("thead", head), tag("tbody", rows), class_="cards")
     summary = tag("summary", f"Run by run ({len(result.logs)}; phases in minutes)")
     return tag("details", summary, tag("div", table, class_="wide"), class_="more")
+
+
+def _pictures(own: dict[object, OwnRun]) -> Markup:
+    """What `--visualize` drew, inside the page: it fetches nothing."""
+    shown = [
+        tag("img", src=f"data:image/png;base64,{base64.b64encode(content).decode()}", alt=f"example {i}")
+        for run in own.values()
+        for i, content in enumerate(run.pictures)
+    ]
+    if not shown:
+        return Markup("")
+    summary = tag("summary", f"Examples of the evaluation set ({len(shown)}; true green, predicted orange)")
+    return tag("details", summary, tag("div", shown, class_="figures"), class_="more")
 
 
 def _ending(log: RunLog, result: Result, own: OwnRun | None) -> str:

@@ -27,6 +27,9 @@ from typing import Any, Self
 
 from mlperf_jax.errors import UserError
 
+PICTURES = "pictures"
+"""The folder of a run's drawn examples, PNG files, inside its own."""
+
 SCHEMA_VERSION = 1
 PRESETS = ("mini", "closed")
 FINISHED = ("success", "aborted")
@@ -61,14 +64,22 @@ def write_json(path: str | os.PathLike[str], obj: Mapping[str, Any]) -> None:
     Raises:
         UserError: the file cannot be written, with the system's reason.
     """
-    path = Path(path)
     text = json.dumps({"schema_version": SCHEMA_VERSION, **plain(obj)}, indent=2, allow_nan=False)
+    write_bytes(Path(path), f"{text}\n".encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file; a reader sees the old one or the new, never half.
+
+    Raises:
+        UserError: the file cannot be written, with the system's reason.
+    """
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w") as file:
-                file.write(text + "\n")
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)  # mkstemp's own mode keeps out everybody else

@@ -10,7 +10,7 @@ from typing import Any
 # Control characters have no place in HTML, and characters that turn the direction of writing can make a
 # text look like another.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
-_VOID = {"meta", "link", "br", "input"}
+_VOID = {"meta", "link", "br", "img", "input"}
 
 
 class Markup(str):

@@ -1,26 +1,32 @@
-"""What the folder of a run of ours adds to its log: configuration, software, machine, state, command."""
+"""What the folder of a run of ours adds to its log: configuration, software, machine, state, command, pictures."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mlperf_jax.results.descriptions import flatten
+from mlperf_jax.results.folders import PICTURES
 from mlperf_jax.results.logs import RunLog
 
 _MOST_BYTES = 4 << 20
+_MOST_PICTURES, _MOST_PICTURE_BYTES = 64, 1 << 20
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclasses.dataclass(frozen=True)
 class OwnRun:
-    """state: of status.json. command: what repeats the run. facts: everything else, by file."""
+    """state: of status.json. command: what repeats the run. facts: everything else, by file.
+    pictures: what `--visualize` drew, PNG files' contents."""
 
     state: str
     command: str
     facts: dict[str, tuple[tuple[str, str], ...]]
+    pictures: tuple[bytes, ...] = ()
 
 
 def read_own_run(log: RunLog) -> OwnRun | None:
@@ -38,7 +44,18 @@ def read_own_run(log: RunLog) -> OwnRun | None:
     if isinstance(command, list):
         command = shlex.join(map(str, command))
     facts = {name: flatten(files[name]) for name in ("config", "versions", "devices")}
-    return OwnRun(str(status.get("state", "")), str(command), facts)
+    return OwnRun(str(status.get("state", "")), str(command), facts, tuple(_pictures(folder / PICTURES)))
+
+
+def _pictures(folder: Path) -> Iterator[bytes]:
+    for path in sorted(folder.glob("*.png"))[:_MOST_PICTURES]:
+        try:
+            with open(path, "rb") as file:
+                content = file.read(_MOST_PICTURE_BYTES + 1)
+        except OSError:
+            continue
+        if content.startswith(_PNG) and len(content) <= _MOST_PICTURE_BYTES:
+            yield content
 
 
 def run_folder(log_path: Path) -> Path | None:

@@ -186,9 +186,11 @@ def olympic_mean(values: Sequence[float], dropped: int) -> float:
 
 @functools.cache
 def load_points(benchmark_key: str, round_name: str) -> ReferencePoints | None:
-    """The points for a round, for runs of our own the latest that has the benchmark; None if none has."""
-    rounds = [round_name] if round_name in rules.ROUNDS else list(reversed(rules.ROUNDS))
+    """The points for a round, for runs of our own those of `Benchmark.local_round` or the latest; None if none has."""
     benchmark = rules.BENCHMARKS.get(benchmark_key)
+    if benchmark:
+        round_name = benchmark.round(round_name)
+    rounds = [round_name] if round_name in rules.ROUNDS else list(reversed(rules.ROUNDS))
     for name in rounds:
         path = _folder() / f"training_{name.removeprefix('v')}.0" / f"rcps_{benchmark_key}.json"
         if benchmark and path.is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from mlperf_jax.parallel import distributed, fallback
 from mlperf_jax.parallel.chips import find_chip
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.results import events, summary, system
-from mlperf_jax.results.folders import Run, Runs
+from mlperf_jax.results.folders import PICTURES, Run, Runs, write_bytes
 from mlperf_jax.training.checkpoints import Checkpoints
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.loop import Outcome, Session, train
@@ -41,6 +42,7 @@ class TrainOptions:
         seed: base of the seeds; None draws from the system's entropy.
         runs: how many runs to finish.
         profile: whether to trace a few steps.
+        visualize: how many evaluation examples to draw at the end.
         command: what was typed, for whoever wants to repeat it.
     """
 
@@ -50,6 +52,7 @@ class TrainOptions:
     seed: int | None = None
     runs: int = 1
     profile: bool = False
+    visualize: int = 0
     command: tuple[str, ...] = ()
 
 
@@ -62,6 +65,8 @@ def train_command(workload: Workload, layout: Layout, options: TrainOptions) -> 
     Raises:
         UserError, Stopped: see the modules that raise them.
     """
+    if options.visualize and type(workload).pictures is Workload.pictures:
+        raise UserError(f"{type(workload).__name__} has nothing to draw; leave --visualize out.")
     name = options.system or system.default_system_name(jax.devices())
     runs = Runs(options.results_dir, options.preset, name, workload.benchmark)
     first = jax.process_index() == 0
@@ -169,6 +174,9 @@ def _one_run(
             if outcome.state is not None:
                 session.save(outcome.state, outcome.step)
             checkpoints.wait()
+            if options.visualize and (outcome.state is not None or outcome.status == "success"):
+                state = checkpoints.restore(engine.state) if outcome.state is None else outcome.state
+                _draw(run, workload.pictures(engine, state, options.visualize))
         except BaseException as error:
             _record_failure(run, error, first)
             if not isinstance(error, Stopped):  # those who were asked to stop do so together
@@ -179,6 +187,13 @@ def _one_run(
     if first:
         run.update(outcome.status, step=outcome.step, quality=outcome.quality)
     return outcome
+
+
+def _draw(run: Run, pictures: Sequence[bytes]) -> None:
+    """Writes what the report shows of a run."""
+    if jax.process_index() == 0:
+        for i, picture in enumerate(pictures):
+            write_bytes(run.folder / PICTURES / f"{i:03d}.png", picture)
 
 
 def _compile(workload: Workload, layout: Layout) -> Engine:

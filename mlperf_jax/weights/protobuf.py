@@ -32,7 +32,7 @@ def fields(data: bytes | memoryview) -> Iterator[tuple[int, int | memoryview]]:
             value = data[position : position + size]
             position += size
         else:
-            raise Refused("it has a field of an unknown kind")
+            raise Refused("it is no protocol buffer, or damaged")
         yield key >> 3, value
 
 

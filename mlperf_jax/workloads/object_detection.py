@@ -15,6 +15,7 @@ import optax
 from flax import nnx
 from jax import lax
 
+from mlperf_jax.detection import drawing
 from mlperf_jax.detection.anchors import AnchorConfig, make_anchors
 from mlperf_jax.detection.suppression import Selection, detect
 from mlperf_jax.detection.training import multibox_loss
@@ -30,6 +31,9 @@ from models.ssd import SSD, SSDConfig, flops_per_image
 
 ANSWER = ("index", "top", "left", "bottom", "right", "score", "label")
 """Columns of an answer, as MLPerf Inference's accuracy log has them (tools/accuracy-coco.py)."""
+
+
+_DRAWN_SCORE = 0.3  # what is less certain is not drawn
 
 
 class ObjectDetection(ImageWorkload):
@@ -90,6 +94,36 @@ class ObjectDetection(ImageWorkload):
     @functools.cached_property
     def ground_truth(self) -> GroundTruth:
         return GroundTruth(self.dataset.ground_truth)
+
+    def pictures(self, engine: Engine, state: State, count: int) -> list[bytes]:
+        count, size = min(count, self.num_eval), self.config.eval_batch_size
+        batches = self.dataset.eval_batches(batch_size=size, rows=engine.layout.rows(size))
+        struct = self.eval_batch_struct(engine.layout)
+        model_state = {"params": state["params"], "model_state": state["model_state"]}
+        totals = engine.run("eval_init")
+        for _, batch in zip(range(-(-count // size)), batches, strict=False):
+            totals = engine.run("eval_step", totals, model_state, engine.place(batch, struct))
+        batches.close()
+        rows = jax.device_get(totals["rows"])
+        examples = self.dataset.read_eval(np.arange(count), ("image", "image_id", "size"))
+        return [
+            drawing.draw(image, self._true_boxes(int(image_id), *map(int, size)), self._found_boxes(found))
+            for image, image_id, size, found in zip(*examples.values(), rows[:count], strict=True)
+        ]
+
+    def _true_boxes(self, image_id: int, height: int, width: int) -> list[drawing.LabelledBox]:
+        boxes = self.ground_truth.boxes(image_id)
+        return [
+            ((x / width, y / height, (x + w) / width, (y + h) / height), self.ground_truth.name(category))
+            for (x, y, w, h), category in boxes
+        ]
+
+    def _found_boxes(self, rows: np.ndarray) -> list[drawing.LabelledBox]:
+        return [
+            (tuple(corners), f"{self.ground_truth.name(self.dataset.category_ids[int(label)])} {score:.2f}")
+            for *corners, score, label in rows.tolist()
+            if label and score >= _DRAWN_SCORE
+        ]
 
     # Inference.
 
@@ -216,7 +250,8 @@ class SSDResNet34(ObjectDetection):
         return state
 
     def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
-        return weights.from_reference(tensors, self.model_config), dict(weights.CONFIG)
+        config = weights.CONFIG | {"variant": self.config.get("variant", "")}
+        return weights.from_reference(tensors, self.model_config), config
 
     def make_optimizer(self, params: Any) -> optax.GradientTransformation:
         mask = optimizers.decay_mask(params)

@@ -46,9 +46,8 @@ class MiniGo(GradientWorkload):
     benchmark = "minigo"
     metric = "matches won"
     unit = "positions"
-    data_description = "self-play"
 
-    _positions: dict[str, np.ndarray] | None = None
+    _positions: dict[str, np.ndarray]  # what `make_samples` made
 
     # What it is made of.
 
@@ -77,7 +76,8 @@ class MiniGo(GradientWorkload):
 
     def judge(self, variables: State, planes: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Logits and outcome of positions, as `Search` wants it."""
-        return self.model(variables)(planes, train=False)
+        with jax.enable_x64(self.policy.needs_x64):
+            return self.model(variables)(planes, train=False)
 
     # Training.
 
@@ -89,16 +89,22 @@ class MiniGo(GradientWorkload):
 
     @property
     def num_eval(self) -> int:
-        """Games of a match; once there are samples for inference, those."""
-        return self.match.games if self._positions is None else len(self._positions["move"])
+        """Games of a match."""
+        return self.match.games
 
     def check_data(self) -> None:
         _ = self._given  # Reads the two checkpoints, and says which is missing.
 
     @property
     def made_up_data(self) -> bool:
-        """A run against its own beginning under the closed rules is a rehearsal."""
-        return self.synthetic
+        """Random positions; or, under the closed rules, another opponent than MLPerf's."""
+        return self.synthetic or (self.config.preset == "closed" and self.config.target_checkpoint == "first")
+
+    @property
+    def data_description(self) -> str:
+        if self.synthetic:
+            return "synthetic data (random positions)"
+        return "self-play" + (", not against MLPerf's opponent" if self.made_up_data else "")
 
     @functools.cached_property
     def _given(self) -> dict[str, State]:
@@ -138,7 +144,8 @@ class MiniGo(GradientWorkload):
 
         state |= given("start", {name: state[name] for name in self.inference_state})
         opponent = given("opponent", {name: state[name] for name in self.inference_state})
-        played = self.self_play.init(jax.random.fold_in(jax.random.key(seed), _PLAY))
+        key = jax.random.fold_in(jax.random.key(seed), _PLAY)
+        played = self.self_play.made_up(key) if self.synthetic else self.self_play.init(key)
         return state | {"opponent": opponent, "played": played}
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -180,12 +187,15 @@ class MiniGo(GradientWorkload):
         return lambda step: rates[(step > boundaries).sum()]
 
     def data(self, engine: Engine, state: State, block: Block, start: int) -> tuple[State, Iterator[Batch]]:
-        if start == block.start:  # else the generation's games are in the state that was saved
-            state = engine.run("play", state)
-            self._tell(engine, state["played"], block)
-        outcome = np.asarray(engine.run("outcomes", state["played"].window.outcome)).ravel()
         seed = int(jax.device_get(state["seed"]))
-        return state, self._draws(np.flatnonzero(outcome), seed, engine.rows, block, start)
+        if self.synthetic:
+            known = np.arange(self.self_play.config.positions)
+        else:
+            if start == block.start:  # else the generation's games are in the state that was saved
+                state = engine.run("play", state)
+                self._tell(engine, state["played"], block)
+            known = np.flatnonzero(engine.run("outcomes", state["played"].window.outcome))
+        return state, self._draws(known, seed, engine.rows, block, start)
 
     def _draws(self, known: np.ndarray, seed: int, rows: slice, block: Block, start: int) -> Iterator[Batch]:
         """Positions of finished games in random order, each once; from the start again where they run out."""
@@ -277,7 +287,7 @@ class MiniGo(GradientWorkload):
         return float(np.mean(np.concatenate(answers) == found["move"]))
 
     def _make_positions(self, config: PositionsConfig, variables: State) -> dict[str, np.ndarray]:
-        play = functools.partial(positions.play, config, self.search)
+        play = _narrow(functools.partial(positions.play, config, self.search))
         try:
             return positions.choose(config, jax.device_get(self._traced(play)(variables)))
         except ValueError as error:
@@ -293,6 +303,10 @@ class MiniGo(GradientWorkload):
                 return function(*args)
 
         return jax.jit(traced)
+
+    @property
+    def num_samples(self) -> int:
+        return self.config.positions.count
 
     def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         size = self.rules.size
@@ -331,11 +345,11 @@ class MiniGo(GradientWorkload):
         here = layout.replicated
         now = {name: state[name] for name in self.inference_state}
         return {
-            "play": Program(self._play, (state,), donate=(0,), out_shardings=places),
+            "play": Program(_narrow(self._play), (state,), donate=(0,), out_shardings=places),
             "outcomes": Program(lambda x: x, (state["played"].window.outcome,), out_shardings=here),
             "last": Program(lambda x: x, (state["played"].last,), out_shardings=here),
             "match": Program(
-                functools.partial(play_match, self.match, self.search),
+                _narrow(functools.partial(play_match, self.match, self.search)),
                 (now, state["opponent"]),
                 out_shardings=here,
             ),
@@ -361,3 +375,13 @@ class MiniGo(GradientWorkload):
 
 
 _PLAY = 0x60  # keeps the keys of self-play apart from those of training steps
+
+
+def _narrow(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Traces games in 32 bits, which pgx is written for, also where the network has 64."""
+
+    def traced(*args: Any) -> Any:
+        with jax.enable_x64(False):
+            return function(*args)
+
+    return traced

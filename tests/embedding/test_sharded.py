@@ -9,6 +9,7 @@ import pytest
 
 from mlperf_jax.embedding import sharded
 from mlperf_jax.embedding.tables import Tables
+from mlperf_jax.errors import UserError
 from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel import mesh
 from mlperf_jax.parallel.layout import STRATEGIES, Strategy
@@ -129,6 +130,23 @@ def test_tables_lie_where_the_strategy_says():
         tables = dataclasses.replace(wide, groups=8) if name == "table_wise" else wide
         spec = sharded.stack_sharding(tables, mesh.make_layout(STRATEGIES[name])).spec
         assert (*spec, None, None, None)[:3] == axes, name
+
+
+def test_the_cast_rounds_as_any_other():
+    """To nearest, ties to even; nothing is too small, and infinities and nan stay."""
+    bits = np.random.default_rng(0).integers(2**32, size=2000, dtype=np.uint32)
+    bits[:500] = bits[:500] & 0xFFFF0000 | 0x8000  # ties
+    values = np.append(bits.view(np.float32), np.float32([0, -0.0, np.inf, -np.inf, 3.4e38, 1e-45]))
+    values = values[~np.isnan(values)]
+    with np.errstate(over="ignore"):
+        expected = values.astype(jnp.bfloat16)
+    np.testing.assert_array_equal(np.asarray(sharded._cast(values, jnp.bfloat16)), expected)
+    assert np.isnan(np.asarray(sharded._cast(np.float32([np.nan]), jnp.bfloat16), np.float32)).all()
+
+
+def test_groups_that_do_not_divide_name_the_mend():
+    with pytest.raises(UserError, match=r"table_groups must be a multiple of 8, not 1"):
+        sharded.stack_sharding(TABLES, mesh.make_layout(STRATEGIES["table_wise"]))
 
 
 def test_no_dense_gradient_and_no_copy_of_the_table():

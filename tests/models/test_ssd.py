@@ -120,9 +120,11 @@ def test_loss_and_every_gradient_are_pytorchs():
     boxes = np.concatenate([low, low + random.uniform(0.15, 0.4, (3, 2, 2))], axis=-1)
     labels = random.integers(1, 4, (3, 2)).astype(np.int32)
     judge = random_ssd(config).train()
-    expected = torch_loss(judge, torch.from_numpy(images).permute(0, 3, 1, 2), boxes, labels, anchors(config))
     with jax.enable_x64(True):
-        state = state_of(judge, config, np.float64)
+        state = state_of(judge, config, np.float64)  # before PyTorch's forward pass changes its statistics
+        expected = torch_loss(
+            judge, torch.from_numpy(images).permute(0, 3, 1, 2), boxes, labels, anchors(config)
+        )
         expected.backward()
 
         @jax.jit

@@ -108,3 +108,9 @@ def test_what_the_rules_have_no_say_on(tmp_path):
 
 def test_a_local_run_is_held_against_the_latest_points():
     assert load_points("resnet", "local").points == load_points("resnet", "v4.0").points
+
+
+def test_our_own_ssd_is_not_the_retinanet_that_took_its_name():
+    ssd, local = rules.BENCHMARKS["ssd"], rules.LOCAL
+    assert (ssd.title(local), ssd.target(local), ssd.title("v2.0")) == ("SSD", 0.230, "RetinaNet")
+    assert {point.batch_size for point in load_points("ssd", local).points} == {1024, 1536, 2048, 4096}

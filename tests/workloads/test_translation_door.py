@@ -35,7 +35,9 @@ def test_closed_on_made_up_data_lacks_nothing_but_the_target(tmp_path):
         "--config.max_epochs=1",
     )
     assert ended.returncode == 1, ended.stderr
-    assert "Fake WMT17 en-de (random words, not MLPerf's data)" in ended.stdout and "not reached" in ended.stdout
+    assert (
+        "Fake WMT17 en-de (random words, not MLPerf's data)" in ended.stdout and "not reached" in ended.stdout
+    )
     (log,) = door.logs(tmp_path / "results", "closed")
     complaints = complaints_about(log)
     assert len(complaints) == 1 and "eval_accuracy" in complaints[0] and "0.2500" in complaints[0], complaints

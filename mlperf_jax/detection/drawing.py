@@ -1,0 +1,45 @@
+"""Pictures with boxes, for people to look at."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+import numpy as np
+
+_TRUE, _FOUND = (0, 170, 90), (255, 130, 0)
+_LEAST_SIDE = 256  # pixels; smaller images are enlarged, so that labels can be read
+
+LabelledBox = tuple[tuple[float, float, float, float], str]
+"""Corners (left, top, right, bottom) in [0, 1], and what is written at them."""
+
+
+def draw(image: np.ndarray, true: Iterable[LabelledBox], found: Iterable[LabelledBox]) -> bytes:
+    """Draws true boxes green and predicted ones orange.
+
+    Args:
+        image: [H, W, 3] uint8.
+        true, found: the boxes.
+
+    Returns:
+        The content of a PNG file.
+    """
+    from PIL import Image, ImageDraw
+
+    height, width, _ = image.shape
+    times = max(1, -(-_LEAST_SIDE // min(height, width)))
+    picture = Image.fromarray(image).resize((width * times, height * times), Image.Resampling.BILINEAR)
+    canvas = ImageDraw.Draw(picture)
+    for boxes, colour, below in ((true, _TRUE, True), (found, _FOUND, False)):
+        for corners, text in boxes:
+            left, top, right, bottom = (
+                float(np.clip(share, 0, 1)) * (side - 1)
+                for share, side in zip(corners, picture.size * 2, strict=True)
+            )
+            if right < left or bottom < top:
+                continue
+            canvas.rectangle((left, top, right, bottom), outline=colour, width=2)
+            canvas.text((left + 3, bottom - 13 if below else top + 2), text, fill=colour)
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return file.getvalue()
