@@ -18,6 +18,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 
@@ -78,12 +79,15 @@ def text(record: dict) -> str:
         for r in record["runs"]
     )
     trivial = f" {record['trivial']}." if record["trivial"] else ""
+    versions, load = record["versions"], record["load_average"]
+    head = (
+        f"{LABEL}. {record['machine']}, of whose time this command had {record['cpu_share_percent']} %; load average "
+        f"{load[0]} before and {load[1]} after. Python {versions['python']}, jax {versions['jax']}. "
+        f"Target {record['runs'][0]['target']} {record['metric']}.{trivial}"
+    )
     return f"""# {record["workload"]} mini: convergence
 
-{LABEL}. {record["machine"]}; {record["cpu_share_percent"]} % of its time was this command's, load average
-{record["load_average"][0]} before and {record["load_average"][1]} after. Python
-{record["versions"]["python"]}, jax {record["versions"]["jax"]}. Target {record["runs"][0]["target"]}
-{record["metric"]}.{trivial}
+{textwrap.fill(head, 118)}
 
 ```
 {record["command"]}
@@ -93,8 +97,7 @@ def text(record: dict) -> str:
 |---|---|---|---|---|---|---|---|
 {rows}
 
-The command took {record["command_seconds"]:.0f} s, at most {record["peak_resident_gb"]} GB of resident
-memory.
+The command took {record["command_seconds"]:.0f} s, at most {record["peak_resident_gb"]} GB of resident memory.
 """
 
 
