@@ -256,7 +256,7 @@ def test_ctrl_c_leaves_complete_logs(tmp_path):
     for folder, mode, process in running:
         assert process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=30)
+        _, error = process.communicate(timeout=300)
         assert process.returncode == 3, error
         assert "Interrupted by the user" in error
         assert systems.values(folder, "loadgen_py_interrupted") == [True]

@@ -52,7 +52,7 @@ def stop(cwd: Path, which: signal.Signals, condition) -> Ended:
     process = door.start(cwd, *RUN)
     door.wait_for(process, condition)
     process.send_signal(which)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=300)
     return Ended(process.returncode, stderr, log_text(cwd), saved(cwd))
 
 
