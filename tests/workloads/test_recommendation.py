@@ -172,7 +172,8 @@ RUN = (
     "--workload=tests.toys_clicks:SmallDCNv2",
     "--seed=5",
     "--results_dir=results",
-    "--config.max_epochs=40",
+    "--config.max_epochs=20",
+    "--config.evals_per_epoch=1",
 )
 
 
@@ -223,6 +224,8 @@ def test_closed_on_made_up_data_lacks_only_what_that_cannot_have(
         "--config.data.table_fraction=1e-5",
         "--config.batch_size=64",
         "--config.eval_batch_size=256",
+        "--config.evals_per_epoch=2",
+        "--seed=1",
     )
     assert ended.returncode == 1, ended.stderr
     assert "random clicks, not MLPerf's data" in ended.stdout and "not reached" in ended.stdout
