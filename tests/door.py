@@ -71,7 +71,7 @@ def start(cwd: Path, *arguments: str, largest_file: int = 0, **changes: str) -> 
 def run(cwd: Path, *arguments: str, largest_file: int = 0, **changes: str) -> subprocess.CompletedProcess:
     """Runs it to its end."""
     process = start(cwd, *arguments, largest_file=largest_file, **changes)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
