@@ -62,11 +62,13 @@ def test_a_reference_point_applies_and_what_is_asked_beside_it_stands():
 
 
 def test_every_workload_has_every_preset_with_what_the_loop_needs():
-    keys = {"benchmark", "preset", "batch_size", "target", "max_epochs", "eval_every_epochs", "precision"}
+    keys = {"benchmark", "preset", "batch_size", "target", "max_epochs", "precision"}
     for name in workload.names():
         for preset in configs.PRESETS:
             config = configs.base_config(name, preset)
             assert keys <= set(config.keys()), (name, preset)
+            # Said as one or the other: DLRM's rules count evaluations an epoch.
+            assert {"eval_every_epochs", "evals_per_epoch"} & set(config.keys()), (name, preset)
             assert config.preset == preset and config.workload == name
 
 
