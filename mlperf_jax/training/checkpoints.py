@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import logging
 import sys
+import traceback
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -205,9 +206,11 @@ def _hush() -> None:
     """Leaves out the pages of traceback that Orbax shows for what it also raises.
 
     It logs every failure through absl; and when one of its writes fails, the others of the same
-    checkpoint call back into an event loop that is closed by then.
+    checkpoint call back into an event loop that is closed by then, or fail with nobody waiting, which
+    asyncio logs.
     """
     logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(lambda record: not _raised_by_orbax(record))
     show = sys.unraisablehook
 
     def show_others(unraisable: Any) -> None:
@@ -215,6 +218,11 @@ def _hush() -> None:
             show(unraisable)
 
     sys.unraisablehook = show_others
+
+
+def _raised_by_orbax(record: logging.LogRecord) -> bool:
+    frames = traceback.walk_tb(record.exc_info[2]) if record.exc_info else ()
+    return any("/orbax/" in frame.f_code.co_filename for frame, _ in frames)
 
 
 def _reason(error: Exception) -> str:

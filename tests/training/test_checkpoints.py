@@ -1,5 +1,7 @@
 """Checkpoints: written by one process, read by another, damaged, of another model, without room."""
 
+import asyncio
+import gc
 import shutil
 import subprocess
 import sys
@@ -209,3 +211,29 @@ print("whole")
     )
     assert "free space" in sentence and whole == "whole"
     assert "Traceback" not in done.stderr  # Orbax logs pages of it
+
+
+def test_only_what_orbax_left_unawaited_goes_unsaid(two, caplog):
+    """Whether asyncio gets to log it is a race within Orbax; here it surely does."""
+    opened(two, Checkpoints.position)
+
+    def leave(filename: str) -> None:
+        scope = {}
+        exec(
+            compile("async def fail(): raise ValueError(filename)", filename, "exec"),
+            {"filename": filename},
+            scope,
+        )
+
+        async def abandon() -> None:
+            asyncio.ensure_future(scope["fail"]())
+            await asyncio.sleep(0)
+
+        asyncio.run(abandon())
+        gc.collect()
+
+    leave("/lib/orbax/checkpoint/serialization.py")
+    leave("/lib/other/serialization.py")
+    assert [str(record.exc_info[1]) for record in caplog.records if record.name == "asyncio"] == [
+        "/lib/other/serialization.py"
+    ]
