@@ -1,10 +1,10 @@
-"""Trains a mini to its target with several seeds, one after the other, and records what that took.
+"""Trains a mini to its target with several seeds, one after the other, serves the last, and records both.
 
     python -m benchmarks.record_convergence transformer --trivial="copying the source: BLEU 0.044"
     python -m benchmarks.record_convergence transformer --seed=11 --runs=3 --data_dir=DATA
 
 writes benchmarks/convergence/WORKLOAD_mini.json and .md from the result logs, with the most memory that a
-process held, and how busy the machine was with other work.
+process held, and how busy the machine was with other work. Serving is `--scenario=all` of the same folder.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from mlperf_jax.results.events import Event, read_events
 
 FOLDER = Path(__file__).parent / "convergence"
 LABEL = "mini: not MLPerf's data or model; unverified, not reviewed by MLCommons"
+SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline")
 PACKAGES = ("jax", "flax", "optax", "grain", "orbax-checkpoint", "numpy")
 
 
@@ -65,6 +66,64 @@ def _spent(events: list[Event], key: str) -> int:
     return total
 
 
+def scenario(folder: Path) -> dict:
+    """What one scenario's performance and accuracy runs found; latencies in ms."""
+    performance = json.loads((folder / "performance" / "run_1" / "result.json").read_text())
+    accuracy = json.loads((folder / "accuracy" / "result.json").read_text())
+    metrics = performance["metrics"]
+    figures = {
+        "SingleStream": ("early_stopping_latency_ss", "result_50.00_percentile_latency_ns"),
+        "MultiStream": ("early_stopping_latency_ms", "result_50.00_percentile_per_query_latency_ns"),
+        "Server": ("result_completed_samples_per_sec", "result_99.00_percentile_latency_ns"),
+        "Offline": ("result_samples_per_second",),
+    }[folder.name]
+    return {
+        "result": metrics["result_validity"],
+        "quality": accuracy["quality"],
+        "quality_target": accuracy["quality_target"],
+        "trained_quality": accuracy["trained_quality"],
+        "min_duration_ms": performance["settings"]["min_duration_ms"],
+        "server_target_latency_ns": performance["settings"]["server_target_latency_ns"],
+        "metrics": {name: metrics[name] for name in figures},
+    }
+
+
+def served_text(served: dict) -> str:
+    """A table of the four scenarios."""
+
+    def figure(name: str, found: dict) -> str:
+        figures = list(found["metrics"].values())
+        match name:
+            case "SingleStream":
+                return f"p90 {figures[0] / 1e6:.3g} ms, median {figures[1] / 1e6:.3g} ms"
+            case "MultiStream":
+                return f"p99 {figures[0] / 1e6:.3g} ms a query of 8, median {figures[1] / 1e6:.3g} ms"
+            case "Server":
+                bound = found["server_target_latency_ns"] / 1e6
+                return f"{figures[0]:,.1f} samples/s, p99 {figures[1] / 1e6:.3g} ms of {bound:g} ms"
+        return f"{figures[0]:,.1f} samples/s"
+
+    rows = "\n".join(
+        f"| {name} | {found['result']} | {figure(name, found)} | {found['quality']:.4f} |"
+        for name, found in served["scenarios"].items()
+    )
+    any_ = next(iter(served["scenarios"].values()))
+    return f"""
+## Served
+
+The newest of these models had {any_["trained_quality"]:.4f} in training; asked is {any_["quality_target"]:.4f}. Percentiles are
+early stopping's. Load average {served["load_average"][0]} before and {served["load_average"][1]} after.
+
+```
+{served["command"]}
+```
+
+| scenario | result | found | quality of the logged answers |
+|---|---|---|---|
+{rows}
+"""
+
+
 def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -97,8 +156,23 @@ def text(record: dict) -> str:
 |---|---|---|---|---|---|---|---|
 {rows}
 
-The command took {record["command_seconds"]:.0f} s, at most {record["peak_resident_gb"]} GB of resident memory.
-"""
+Training took {record["command_seconds"]:.0f} s in all, at most {record["peak_resident_gb"]} GB of resident memory.
+{served_text(record["served"])}"""
+
+
+def serve(workload: str, seconds: float, extra: list[str]) -> dict:
+    """Measures what was trained under the four scenarios."""
+    arguments = [f"--workload={workload}", "--platform=cpu", "--scenario=all", f"--time={seconds:g}"]
+    before = os.getloadavg()[0]
+    status = subprocess.run([sys.executable, "-m", "mlperf_jax.main", *arguments, *extra]).returncode
+    if status not in (0, 1):
+        raise SystemExit(status)
+    (folder,) = Path(extra[-1].partition("=")[2]).glob("mini/inference/*/*")
+    return {
+        "command": " ".join(["python -m mlperf_jax.main", *arguments]),
+        "load_average": [round(before, 1), round(os.getloadavg()[0], 1)],
+        "scenarios": {name: scenario(folder / name) for name in SCENARIOS},
+    }
 
 
 def main() -> None:
@@ -108,6 +182,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--data_dir")
     parser.add_argument("--trivial", default="", help="what needs no training, and how good it is")
+    parser.add_argument("--time", type=float, default=10, help="seconds of each scenario")
     asked = parser.parse_args()
     arguments = [
         f"--workload={asked.workload}",
@@ -125,7 +200,9 @@ def main() -> None:
         logs = sorted(Path(results).glob("mini/results/*/*/result_*.txt"))
         runs = [run(log) for log in logs]
         metric = _first(read_events(logs[0]), "quality_target").metadata["metric"]
-    seconds, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+        after = os.getloadavg()[0]
+        served = serve(asked.workload, asked.time, [*extra, f"--results_dir={results}"])
     record = {
         "schema_version": 1,
         "workload": asked.workload,
@@ -137,12 +214,13 @@ def main() -> None:
         "cpu_share_percent": round(
             100 * (used.ru_utime + used.ru_stime) / seconds / len(os.sched_getaffinity(0))
         ),
-        "load_average": [round(before, 1), round(os.getloadavg()[0], 1)],
+        "load_average": [round(before, 1), round(after, 1)],
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
         "peak_resident_gb": round(used.ru_maxrss / 2**20, 2),
         "command_seconds": round(seconds, 1),
         "runs": runs,
+        "served": served,
     }
     path = FOLDER / f"{asked.workload}_mini.json"
     path.write_text(json.dumps(record, indent=1) + "\n")

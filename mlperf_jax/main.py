@@ -25,6 +25,7 @@ from mlperf_jax import cli
 from mlperf_jax import config as configs
 from mlperf_jax import platform as platforms
 from mlperf_jax.errors import UserError
+from mlperf_jax.results import folders
 
 FLAGS = flags.FlagValues()
 
@@ -34,6 +35,7 @@ _STRINGS = {
     "data_dir": (None, "Where prepared data lies; default $MLPERF_JAX_DATA or ~/.cache/mlperf_jax."),
     "results_dir": ("results", "Where results go."),
     "system": (None, "The system's name in results; default from the machine."),
+    "org": ("mlperf_jax", "Who runs it, as logs and a submission name them."),
     "sharding": (
         "dp",
         "dp, zero1, fsdp, tp, fsdp_tp, sequence, spatial, row_wise, column_wise, table_wise, or a file "
@@ -133,6 +135,7 @@ def _command(arguments: list[str]) -> int:
         raise UserError("--workload is missing; --list shows what there is, as --workload=resnet50.")
     if not FLAGS.results_dir:
         raise UserError("--results_dir is empty; name a folder, or leave it out for ./results.")
+    folders.check_name("organisation's", FLAGS.org)
     platforms.configure(FLAGS.platform, cpu_devices=FLAGS.cpu_devices)
     if FLAGS.scenario:
         return _infer(overrides, arguments)
@@ -178,6 +181,7 @@ def _train(overrides: list[str], arguments: list[str]) -> int:
         preset=preset,
         results_dir=Path(FLAGS.results_dir),
         system=FLAGS.system,
+        org=FLAGS.org,
         seed=FLAGS.seed,
         runs=FLAGS.runs,
         profile=FLAGS.profile,
@@ -215,6 +219,7 @@ def _infer(overrides: list[str], arguments: list[str]) -> int:
         checkpoint=Path(FLAGS.checkpoint) if FLAGS.checkpoint else None,
         weights=Path(FLAGS.weights) if FLAGS.weights else None,
         system=FLAGS.system,
+        org=FLAGS.org,
         official=FLAGS.loadgen == "official",
         profile=FLAGS.profile,
         command=("python", "-m", "mlperf_jax.main", *arguments),

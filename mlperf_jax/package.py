@@ -50,10 +50,11 @@ def _command(arguments: list[str]) -> int:
         if not FLAGS[name].value:
             raise UserError(f"--{name} is missing; --help shows what it is.")
     from mlperf_jax.packaging.inference import pack_inference
-    from mlperf_jax.packaging.package import building, check_org
+    from mlperf_jax.packaging.package import building
     from mlperf_jax.packaging.training import pack_training
+    from mlperf_jax.results.folders import check_name
 
-    org, division = check_org(FLAGS.org), FLAGS.division
+    org, division = check_name("organisation's", FLAGS.org), FLAGS.division
     kind, pack = ("training", pack_training) if FLAGS.training else ("inference", pack_inference)
     results_dir = Path(os.path.abspath(FLAGS.training or FLAGS.inference))
     if not results_dir.is_dir():

@@ -222,6 +222,7 @@ def test_results_that_cannot_be_written(capsys, tmp_path):
     assert "cannot name a folder" in refused(
         capsys, *arguments, f"--results_dir={tmp_path}", "--system=../../x"
     )
+    assert "The organisation's name '../x' cannot" in refused(capsys, *arguments, "--org=../x")
     assert "/proc/" in refused(capsys, *arguments, "--results_dir=/proc/mlperf_jax")
 
 

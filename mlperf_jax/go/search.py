@@ -33,11 +33,11 @@ class Noise:
 
     Attributes:
         alpha: of the distribution, the same for every legal move.
-        mix: the noise's share.
+        mix: the noise's share; may be traced.
     """
 
     alpha: float
-    mix: float
+    mix: float | jax.Array
 
 
 class Found(NamedTuple):
@@ -73,9 +73,25 @@ class Search:
     random_symmetry: bool = True
 
     def __call__(
-        self, variables: Any, positions: Position, key: jax.Array, readouts: int, noise: Noise | None = None
+        self,
+        variables: Any,
+        positions: Position,
+        key: jax.Array,
+        readouts: int,
+        noise: Noise | None = None,
+        *,
+        stop: jax.Array | None = None,
     ) -> Found:
-        """Searches each of `positions` [B] with so many readouts."""
+        """Searches each of `positions` [B].
+
+        Args:
+            variables: the network's.
+            positions: the roots.
+            key: of noise, symmetries and ties.
+            readouts: the most that the tree has room for, and how many there are unless `stop` says otherwise.
+            noise: at the root.
+            stop: how many readouts there are, int32 [], where only the device knows.
+        """
         noise_key, root_key, key = jax.random.split(key, 3)
         logits, value = self._evaluate(variables, positions, root_key)
         if noise:
@@ -93,6 +109,9 @@ class Search:
             qtransform=self._score,
             pb_c_init=_PUCT_INIT,
             pb_c_base=_PUCT_BASE,
+            loop_fn=lambda start, end, body, tree: jax.lax.fori_loop(
+                start, end if stop is None else stop, body, tree
+            ),
         ).search_tree
         summary = tree.summary()
         return Found(

@@ -223,46 +223,38 @@ class SelfPlay:
         return drawn if low < high else jnp.full(self.config.lanes, low, jnp.float32)
 
     def _ply(self, variables: Any, played: Played, key: jax.Array) -> Played:
-        """One move in every lane."""
-        config = self.config
-        coin, fast_key, key = jax.random.split(key, 3)
-        if config.fastplay_frequency == 0:
-            return self._searched(variables, played, key)
-        fast = jax.random.bernoulli(coin, config.fastplay_frequency)
-        return jax.lax.cond(
-            fast,
-            lambda: self._fast(variables, played, fast_key),
-            lambda: self._searched(variables, played, key),
-        )
+        """One move in every lane: a fast one, or one that is learnt from.
 
-    def _fast(self, variables: Any, played: Played, key: jax.Array) -> Played:
-        """A move that is not learnt from."""
-        search_key, key = jax.random.split(key)
-        found = self.search(
-            variables, played.lanes.position, search_key, self.config.fastplay_readouts, noise=None
-        )
-        return self._move(played, found, key)
-
-    def _searched(self, variables: Any, played: Played, key: jax.Array) -> Played:
-        """A move that is learnt from."""
+        Both are one search, so that it is compiled once: a fast one ends sooner, and is written past the
+        window's last row, where writes are dropped.
+        """
         config, position = self.config, played.lanes.position
-        search_key, key = jax.random.split(key)
-        noise = Noise(config.dirichlet_alpha, config.noise_mix)
-        found = self.search(variables, position, search_key, config.readouts, noise)
+        coin, search_key, key = jax.random.split(key, 3)
+        fast = jax.random.bernoulli(coin, config.fastplay_frequency)
+        found = self.search(
+            variables,
+            position,
+            search_key,
+            max(config.readouts, config.fastplay_readouts),
+            Noise(config.dirichlet_alpha, jnp.where(fast, 0, config.noise_mix)),
+            stop=jnp.where(fast, config.fastplay_readouts, config.readouts),
+        )
         visits = (prune_visits(found) if config.prune else found.visits).astype(jnp.float32)
         opening = (position.played < config.soft_pick_moves)[:, None]
         policy = jnp.where(opening, visits**config.soft_pick_power, visits)
         policy = policy / policy.sum(1, keepdims=True)
         planes = jax.vmap(features, (0, None))(position, self.search.rules.size)
-        at = played.generation % config.window, played.rows % config.rows
+        at = played.generation % config.window, jnp.where(fast, config.rows, played.rows % config.rows)
         window = played.window
         window = window._replace(
-            planes=window.planes.at[at].set(jnp.packbits(planes.reshape(len(planes), -1), axis=1)),
-            policy=window.policy.at[at].set(policy),
-            number=window.number.at[at].set(played.lanes.number),
-            outcome=window.outcome.at[at].set(0),
+            planes=window.planes.at[at].set(
+                jnp.packbits(planes.reshape(len(planes), -1), axis=1), mode="drop"
+            ),
+            policy=window.policy.at[at].set(policy, mode="drop"),
+            number=window.number.at[at].set(played.lanes.number, mode="drop"),
+            outcome=window.outcome.at[at].set(0, mode="drop"),
         )
-        return self._move(played._replace(window=window, rows=played.rows + 1), found, key)
+        return self._move(played._replace(window=window, rows=played.rows + ~fast), found, key)
 
     def _move(self, played: Played, found: Found, key: jax.Array) -> Played:
         """Plays what was found, and begins anew where a game is over."""

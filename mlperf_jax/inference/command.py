@@ -51,6 +51,7 @@ class InferOptions:
         count: samples of the data set in use; 0 all.
         checkpoint, weights: another model than the newest trained one.
         system: name of the system; None takes one from the machine.
+        org: who runs it.
         official: compare with the official package.
         profile: trace a second of each performance run.
         command: what was typed, for whoever wants to repeat it.
@@ -72,6 +73,7 @@ class InferOptions:
     checkpoint: Path | None = None
     weights: Path | None = None
     system: str | None = None
+    org: str = "mlperf_jax"
     official: bool = False
     profile: bool = False
     command: tuple[str, ...] = ()
@@ -256,7 +258,10 @@ def _facts(
     devices = jax.devices()
     path = Runs(options.results_dir, options.preset, name, workload.benchmark).system_path
     system.write_system(
-        path, system.describe_system(devices, name=name, preset=options.preset, labels=made_up)
+        path,
+        system.describe_system(
+            devices, name=name, preset=options.preset, submitter=options.org, labels=made_up
+        ),
     )
     numbers = workload.config.inference
     return {

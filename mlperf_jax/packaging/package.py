@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -34,7 +33,6 @@ _BESIDE = (
     "run_and_time.sh",
 )
 _SUFFIXES = {".py", ".sh", ".css", ".js", ".toml"}
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,17 +165,6 @@ def building(out: Path, results_dir: Path, *, kind: str, org: str, division: str
     except BaseException:
         shutil.rmtree(root, ignore_errors=True)
         raise
-
-
-def check_org(org: str) -> str:
-    """`org` if it can name a folder.
-
-    Raises:
-        UserError: it cannot.
-    """
-    if not _NAME.fullmatch(org):
-        raise UserError(f"--org={org!r} cannot name a folder; use letters, digits, '.', '_', '+' and '-'.")
-    return org
 
 
 def tell_findings(package: Package, findings: list[Finding]) -> None:

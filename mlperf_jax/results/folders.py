@@ -36,6 +36,19 @@ FINISHED = ("success", "aborted")
 STATES = ("running", "stopped", "failed", *FINISHED)
 
 
+def check_name(what: str, name: str) -> str:
+    """`name` if it can name a folder.
+
+    Raises:
+        UserError: it cannot; `what` is what the sentence says before "name", as "system".
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", name):
+        raise UserError(
+            f"The {what} name {name!r} cannot name a folder; use letters, digits, '.', '_', '+' and '-'."
+        )
+    return name
+
+
 def plain(value: Any) -> Any:
     """Returns `value` as types that every JSON reader knows.
 
@@ -194,11 +207,7 @@ class Runs:
         if preset not in PRESETS:
             raise UserError(f"There is no preset {preset!r}; use {' or '.join(PRESETS)}.")
         for what, name in (("system", system), ("benchmark", benchmark)):
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", name):
-                raise UserError(
-                    f"The {what} name {name!r} cannot name a folder; "
-                    "use letters, digits, '.', '_', '+' and '-'."
-                )
+            check_name(what, name)
         self.results_dir = Path(results_dir)
         self.system_path = self.results_dir / "systems" / f"{system}.json"
         root = self.results_dir / "mini" if preset == "mini" else self.results_dir

@@ -39,6 +39,7 @@ class TrainOptions:
         preset: mini or closed.
         results_dir: RESULTS.
         system: name of the system; None takes one from the machine.
+        org: who runs it.
         seed: base of the seeds; None draws from the system's entropy.
         runs: how many runs to finish.
         profile: whether to trace a few steps.
@@ -49,6 +50,7 @@ class TrainOptions:
     preset: str
     results_dir: Path
     system: str | None = None
+    org: str = "mlperf_jax"
     seed: int | None = None
     runs: int = 1
     profile: bool = False
@@ -72,7 +74,7 @@ def train_command(workload: Workload, layout: Layout, options: TrainOptions) -> 
     first = jax.process_index() == 0
     if first:
         description = system.describe_system(
-            jax.devices(), name=name, preset=options.preset, labels=_labels(workload)
+            jax.devices(), name=name, preset=options.preset, submitter=options.org, labels=_labels(workload)
         )
         system.write_system(runs.system_path, description)
     finished: list[Run] = []
@@ -240,6 +242,7 @@ def _log_facts(
         hyperparameters=workload.hyperparameters(),
         cache_clear=_clear_caches(options.preset),
         labels=_labels(workload),
+        org=options.org,
     )
     for name in workload.initialized_tensors():
         log.event("weights_initialization", metadata={"tensor": name})

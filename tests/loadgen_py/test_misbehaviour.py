@@ -209,9 +209,11 @@ def test_ctrl_c_before_the_first_query(scenario, tmp_path, monkeypatch):
 def test_ctrl_c_leaves_complete_logs(tmp_path):
     script = textwrap.dedent(
         """
-        import sys, time
+        import signal, sys, time
         sys.path[:0] = [sys.argv[2], sys.argv[3]]
         import systems, loadgen_py as lg
+        # A shell's background jobs, as the tests may be one, begin with Ctrl-C ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         def answer(responses, ids, indices):
             if system.queries == 200:
                 print("started", flush=True)
