@@ -1,6 +1,6 @@
 """MiniGo through its phases: what a step learns, resuming inside a generation, layouts, inference."""
 
-import functools
+import itertools
 import os
 import re
 import subprocess
@@ -16,7 +16,7 @@ import pytest
 from configs.minigo import get_config
 from mlperf_jax import config as configs
 from mlperf_jax.errors import UserError
-from mlperf_jax.go import records
+from mlperf_jax.go import positions, records
 from mlperf_jax.go.features import symmetries
 from mlperf_jax.parallel.mesh import find_strategy, make_layout, single_device_layout
 from mlperf_jax.precision import POLICIES
@@ -53,11 +53,26 @@ def make(*overrides, preset="mini", precision="float32", synthetic=False, data_d
     return MiniGo(config, POLICIES[precision], data_dir=data_dir, synthetic=synthetic)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(scope="module")
-def engine():
-    engine = Engine(make(*TINY), single_device_layout())
+def engine(x64):
+    """One for all, since it takes a while to compile; in float64, in which layouts are compared."""
+    engine = Engine(make(*TINY, precision="float64"), single_device_layout())
     engine.compile()
     return engine
+
+
+@pytest.fixture(scope="module")
+def generation(engine):
+    """The state after a generation's games, on the host, and the batches to learn from them."""
+    block = next(iter(engine.workload.blocks()))
+    state, batches = engine.workload.data(engine, engine.init(1), block, 0)
+    return jax.device_get(state), list(batches)
 
 
 def steps(engine, state, batches):
@@ -176,7 +191,8 @@ def test_optimizer_and_schedule_equal_pytorch():
     params = {"norm": {"scale": jnp.ones(3), "bias": jnp.ones(3)}, "dense": {"kernel": jnp.ones((2, 3))}}
     optimizer = workload.make_optimizer(params)
     state = optimizer.init(params)
-    tensors = {"scale": torch.ones(3), "bias": torch.ones(3), "kernel": torch.ones(2, 3)}
+    shapes = {"scale": 3, "bias": 3, "kernel": (2, 3)}
+    tensors = {name: torch.ones(shape, dtype=torch.float64) for name, shape in shapes.items()}
     for tensor in tensors.values():
         tensor.requires_grad_()
     judge = torch.optim.SGD(
@@ -200,61 +216,57 @@ def test_optimizer_and_schedule_equal_pytorch():
         params = optax.apply_updates(params, updates)
         for ours, theirs in ((params["norm"], ("scale", "bias")), (params["dense"], ("kernel",))):
             for name in theirs:
-                np.testing.assert_allclose(ours[name], tensors[name].detach().numpy(), rtol=1e-5)
+                np.testing.assert_allclose(ours[name], tensors[name].detach().numpy(), rtol=1e-12)
 
 
-@functools.cache
-def ten_steps(strategy):
-    """Losses and state after ten steps in float64 on random positions, as numpy arrays."""
-    with jax.enable_x64(True):
-        workload = make(*TINY, precision="float64", synthetic=True)
-        layout = make_layout(find_strategy(strategy)) if strategy else single_device_layout()
-        engine = Engine(workload, layout)
-        engine.compile("init", "train_step")
-        state = engine.init(3)
-        block = next(iter(workload.blocks()))
-        losses = []
-        for _ in range(3):
-            _, batches = workload.data(engine, state, block, 0)
-            state, more = steps(engine, state, batches)
-            losses += more
-        return losses[:10], jax.device_get(state)
+def ten_steps(engine, generation):
+    """Losses and state after ten steps from the generation's end."""
+    state, batches = generation
+    state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, engine.state))
+    state, losses = steps(engine, state, itertools.islice(itertools.cycle(batches), 10))
+    return losses, jax.device_get(state)
 
 
-@pytest.mark.parametrize("strategy", ["dp", "zero1", "fsdp", "tp"])
-def test_ten_steps_agree_with_one_device_in_float64(strategy):
-    expected_losses, expected = ten_steps(None)
-    losses, state = ten_steps(strategy)
-    assert len(losses) == 10 and len(set(losses)) == 10
+@pytest.fixture(scope="module")
+def alone(engine, generation):
+    return ten_steps(engine, generation)
+
+
+@pytest.mark.parametrize("strategy", ["dp", "zero1", "fsdp", "tp", "fsdp_tp"])
+def test_ten_steps_agree_with_one_device_in_float64(engine, generation, alone, strategy):
+    sharded = Engine(engine.workload, make_layout(find_strategy(strategy)))
+    sharded.compile("train_step")
+    losses, state = ten_steps(sharded, generation)
+    expected_losses, expected = alone
+    assert len(set(losses)) == 10 and expected["params"]["conv"]["kernel"].dtype == np.float64
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-9)
     for part in ("params", "model_state", "opt_state"):
         for a, b in zip(jax.tree.leaves(state[part]), jax.tree.leaves(expected[part]), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * np.abs(b).max() + 1e-300)
 
 
-def test_games_sharded_over_devices_are_the_same_games():
+def test_games_sharded_over_devices_are_the_same_games(engine, generation):
     """In float64, whose last digits do not reach the float32 search: move for move."""
-
-    def played(layout):
-        with jax.enable_x64(True):
-            engine = Engine(make(*TINY, precision="float64"), layout)
-            engine.compile("init", "play")
-            state = engine.run("play", engine.init(1))
-            window = state["played"].window
-            assert len(window.planes.sharding.device_set) == layout.mesh.size
-            assert window.planes.addressable_shards[0].data.shape[2] * layout.mesh.size == 8
-            return jax.device_get(state["played"])
-
-    one, eight = played(single_device_layout()), played(make_layout(find_strategy("dp")))
+    sharded = Engine(engine.workload, make_layout(find_strategy("dp")))
+    sharded.compile("play")
+    start = jax.device_get(engine.init(1))
+    state = sharded.run("play", jax.device_put(start, jax.tree.map(lambda x: x.sharding, sharded.state)))
+    window = state["played"].window
+    assert (
+        len(window.planes.sharding.device_set) == 8 and window.planes.addressable_shards[0].data.shape[2] == 1
+    )
+    one, eight = generation[0]["played"], jax.device_get(state["played"])
     np.testing.assert_array_equal(one.lanes.moves, eight.lanes.moves)
     np.testing.assert_array_equal(one.last.moves, eight.last.moves)
     np.testing.assert_array_equal(one.window.outcome, eight.window.outcome)
     np.testing.assert_allclose(one.window.policy, eight.window.policy, atol=1e-6)
 
 
-def test_samples_are_made_once_and_judged(engine, tmp_path):
-    workload = make(*TINY, data_dir=tmp_path)
-    state = engine.init(1)
+def test_samples_are_made_once_and_judged(engine, tmp_path, monkeypatch):
+    workload = make(*TINY, precision="float64", data_dir=tmp_path)
+    state, played = engine.init(1), []
+    play = positions.play
+    monkeypatch.setattr(positions, "play", lambda *args: played.append(args) or play(*args))
 
     def load(struct):
         assert jax.tree.map(lambda s: s.shape, struct) == {
@@ -275,11 +287,13 @@ def test_samples_are_made_once_and_judged(engine, tmp_path):
     assert workload.answered_quality(index, [a.tobytes() for a in answers]) == quality
     moves = workload._positions["move"]
     assert workload.answered_quality(index, [m.tobytes() for m in moves]) == 1
-    again = make(*TINY, data_dir=tmp_path)
+    again = make(*TINY, precision="float64", data_dir=tmp_path)
     assert again.make_samples(load) == quality and path.stat().st_mtime_ns == written
+    assert len(played) == 1
     path.write_bytes(b"damaged")
-    assert make(*TINY, data_dir=tmp_path).make_samples(load) == quality
-    assert path.stat().st_size > 100
+    made = workload._positions
+    monkeypatch.setattr(again, "_make_positions", lambda *_: made)  # seconds to compile once more
+    assert again.make_samples(load) == quality and path.stat().st_size > 100
 
 
 def test_closed_needs_the_published_networks():
