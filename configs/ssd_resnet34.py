@@ -18,7 +18,7 @@ MLPerf Inference's model has the same parameters at 1200 x 1200 pixels:
         --from=resnet34-ssd1200.pth --to=weights
     python -m mlperf_jax.main --workload=ssd_resnet34 --preset=closed --scenario=Offline --weights=weights
 
-mini: the same network with one block a stage and fewer channels, on composites of photographs (128 x 128,
+mini: the same network with one block a stage and fewer channels, on composites of photographs (at 96 x 96,
 6 classes, 6,000 / 500 images), from random weights; not MLPerf's data or model. Quality is mAP at IoU .5.
 
     ./run_and_time.sh --workload=ssd_resnet34 --platform=cpu
@@ -188,9 +188,9 @@ def _mini() -> ConfigDict:
             batch_size=32,
             eval_batch_size=100,
             optimizer=dict(name="torch_sgd", base_lr=0.05, momentum=0.9, weight_decay=5e-4),
-            schedule=dict(warmup_steps=200, warmup_factor=0, decay_epochs=(7, 9), decay_factor=0.1),
+            schedule=dict(warmup_steps=200, warmup_factor=0, decay_epochs=(10, 12), decay_factor=0.1),
             target=0.25,
-            max_epochs=12,
+            max_epochs=15,
             eval_offset_epochs=0,
             eval_every_epochs=1,
             steps_per_dispatch=1,

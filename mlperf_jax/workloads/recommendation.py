@@ -24,6 +24,7 @@ import input_pipelines
 from input_pipelines.base import num_eval_batches
 from mlperf_jax.embedding import sharded
 from mlperf_jax.embedding.tables import Tables
+from mlperf_jax.errors import UserError
 from mlperf_jax.metrics import auc
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.supervised import SupervisedWorkload
@@ -277,12 +278,15 @@ class Recommendation(SupervisedWorkload):
         """`evals_per_epoch` blocks of equally many steps in each of `max_epochs`; a few last steps stay out.
 
         The rules evaluate every FLOOR(examples / (batch * 20)) steps.
+
+        Raises:
+            UserError: that would be more often than every step.
         """
         steps = self.num_train // (self.batch_size * self.config.evals_per_epoch)
         if steps == 0:
-            raise ValueError(
+            raise UserError(
                 f"evals_per_epoch={self.config.evals_per_epoch} asks for evaluations more often than every "
-                f"batch of {self.batch_size}"
+                f"batch of {self.batch_size}; give fewer, or a smaller --config.batch_size."
             )
         for index in range(self.config.max_epochs * self.config.evals_per_epoch):
             start, stop = index * steps, (index + 1) * steps

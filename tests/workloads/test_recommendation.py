@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from mlperf_jax.errors import UserError
 from mlperf_jax.parallel.layout import STRATEGIES
 from mlperf_jax.parallel.mesh import make_layout, single_device_layout
 from mlperf_jax.training.engine import Engine
@@ -162,7 +163,7 @@ def test_answers_are_probability_and_label_of_each_example():
 
 def test_more_evaluations_than_batches():
     workload = toys.make(SmallDLRM, evals_per_epoch=21)
-    with pytest.raises(ValueError, match="evals_per_epoch=21"):
+    with pytest.raises(UserError, match="evals_per_epoch=21"):
         list(workload.blocks())
 
 
