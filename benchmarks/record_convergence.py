@@ -108,11 +108,15 @@ def served_text(served: dict) -> str:
         for name, found in served["scenarios"].items()
     )
     any_ = next(iter(served["scenarios"].values()))
+    head = (
+        f"The newest of these models had {any_['trained_quality']:.4f} in training; asked is {any_['quality_target']:.4f}. "
+        "SingleStream's p90 and MultiStream's p99 are early stopping's; Server found its rate itself. Load average "
+        f"{served['load_average'][0]} before and {served['load_average'][1]} after."
+    )
     return f"""
 ## Served
 
-The newest of these models had {any_["trained_quality"]:.4f} in training; asked is {any_["quality_target"]:.4f}. Percentiles are
-early stopping's. Load average {served["load_average"][0]} before and {served["load_average"][1]} after.
+{textwrap.fill(head, 118)}
 
 ```
 {served["command"]}
