@@ -13,7 +13,7 @@ mini: the same network, search and window on 5x5, against the network that the r
 board or opponent.
 
     ./run_and_time.sh --workload=minigo --platform=cpu
-    expected: 0.90 after two to four generations, in some minutes on two cores (benchmarks/convergence)
+    expected: 0.90 after two or three generations, in a minute on two cores (benchmarks/convergence)
 
 Source: mlcommons/training, retired_benchmarks/minigo/tensorflow/minigo/ml_perf/flags/{19,9}/*.flags.
 """

@@ -22,7 +22,7 @@ mini: the same network with one block a stage and fewer channels, on composites 
 6 classes, 6,000 / 500 images), from random weights; not MLPerf's data or model. Quality is mAP at IoU .5.
 
     ./run_and_time.sh --workload=ssd_resnet34 --platform=cpu
-    expected: 0.25 after epoch 8 or 9 of 12, in a few minutes on two cores (benchmarks/convergence); the best
+    expected: 0.25 after epoch 10 or 11 of 15, in 3 minutes on two cores (benchmarks/convergence); the best
     constant boxes have 0.034
 """
 

@@ -2,7 +2,8 @@
 
 The base rate must pass; it is multiplied by (1 + step) until a rate fails, and the two are
 bisected to the asked number of decimals (`FindPeakPerformance`, official `loadgen.cc`). With
-`server_find_peak_early_stopping` a base rate that fails is divided by (1 + step) until one passes.
+`server_find_peak_early_stopping` a base rate that fails is divided by (1 + step) until one passes, or
+until the system is idle nearly all the time and misses the bound even so.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from loadgen_py.run import Run
 
 _LOWEST_QPS = 1e-3
+_IDLE = 0.02  # queries in flight on average
 
 
 def find_peak(run: Run, base: EffectiveSettings) -> None:
@@ -53,6 +55,11 @@ def _passing_base(run: Run, base: EffectiveSettings) -> tuple[Verdict | None, Ef
     while base.requested.server_find_peak_early_stopping and not _passes(lower) and not run.broken:
         upper = lower.settings
         if upper.target_qps < _LOWEST_QPS:
+            break
+        if _idle(lower):
+            run.note(
+                f"FindPeakPerformance: {upper.target_qps:f} leaves the system idle, a lower base is no faster"
+            )
             break
         run.note(f"FindPeakPerformance: {upper.target_qps:f} does not pass, trying a lower base")
         lower = _probe_with_load(run, _at(upper, upper.target_qps / step))
@@ -113,6 +120,13 @@ def _probe(run: Run, settings: EffectiveSettings, loaded: LoadableSet) -> Verdic
     if settings.requested.server_find_peak_early_stopping and not settings.requested.use_token_latencies:
         most_slow_share = 1 - settings.target_latency_percentile
     return run.measure(settings, loaded, most_slow_share)
+
+
+def _idle(verdict: Verdict) -> bool:
+    """Whether queries hardly ever met another one: by Little's law the rate times the mean latency are in flight."""
+    if verdict.samples is None:
+        return False
+    return verdict.settings.target_qps * verdict.samples.mean / 1e9 < _IDLE
 
 
 def _passes(verdict: Verdict) -> bool:

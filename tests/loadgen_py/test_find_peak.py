@@ -102,6 +102,29 @@ def test_a_base_that_fails_is_a_reason(tmp_path):
     assert any(reason.condition == "find_peak" for reason in result.reasons)
 
 
+def test_gives_up_where_even_an_idle_system_is_too_slow(tmp_path):
+    """At 100 queries/s 0.3 of them are in flight; the fifth halving leaves less than 0.02."""
+
+    def answer(responses, ids, indices):
+        time.sleep(0.003)
+        systems.echo(responses, ids, indices)
+
+    settings = systems.settings(
+        "Server",
+        "FindPeakPerformance",
+        server_target_qps=100,
+        server_target_latency_ns=1_000_000,
+        min_duration_ms=10,
+        min_query_count=3,
+        server_find_peak_early_stopping=True,
+    )
+    result = lg.run(systems.System(answer), systems.Library(), settings, systems.log_to(tmp_path))
+    assert not result.valid and any(reason.condition == "find_peak" for reason in result.reasons)
+    said = [text for text in systems.values(tmp_path, "generic_message") if "idle" in text]
+    (rate,) = [float(text.split()[1]) for text in said]
+    assert 1.5 < rate < 7
+
+
 @pytest.mark.parametrize("scenario", ["SingleStream", "MultiStream", "Offline"])
 def test_only_for_server(scenario, tmp_path):
     settings = systems.settings(scenario, "FindPeakPerformance")
