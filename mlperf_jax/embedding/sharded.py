@@ -1,14 +1,13 @@
 """Looking up and updating a stack of tables that lies on many devices.
 
 Written for one device, in `shard_map`, with the exchanges spelled out: left to itself, XLA's
-partitioner gathers a table whole. A batch of B examples lies over mesh axis x; what travels is look-ups
-and pooled vectors, never rows:
+partitioner gathers a table whole. A batch of B examples lies over mesh axis x:
 
     no sharding      nothing; for an update every device takes the whole batch's gradients
     table over x     each device pools its tables' look-ups of the whole batch; an all-to-all trades
                      vectors [B, T / n, D] for [B / n, T, D]
-    table_row over x each device pools the rows it has, of the whole batch; a reduce-scatter adds these
-                     parts and leaves everyone its own examples
+    table_row over x each device asks the holders for the distinct rows of its own examples, and sends
+                     them these rows' gradients (`exchange.py`)
     table_column     each device pools its columns of all vectors; an all-to-all as for tables
     over x
 
@@ -27,6 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -36,6 +36,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from mlperf_jax.embedding import exchange
+from mlperf_jax.embedding.exchange import Exchange
 from mlperf_jax.embedding.tables import AXES, Tables
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel import layout as layouts
@@ -94,8 +96,26 @@ class _Placement:
 
     @property
     def looks_up_for_all(self) -> bool:
-        """Whether a device holds parts of vectors that other devices' examples need."""
-        return self.batch is not None and self.batch in (self.group, self.row, self.column)
+        """Whether a device pools parts of vectors that other devices' examples need."""
+        return self.batch is not None and self.batch in (self.group, self.column)
+
+    def exchange(self, look_ups: int) -> Exchange | None:
+        """How devices send each other rows, where they do, for so many look-ups of each."""
+        if self.row is None or self.row != self.batch:
+            return None
+        size = self.size(self.row)
+        rows = self.tables.groups // self.size(self.group) * (self.tables.rows // size)
+        capacity = min(math.ceil(exchange.SLACK * look_ups / size), look_ups)
+        return Exchange(self.row, tuple(self.mesh.axis_names), size, rows, capacity)
+
+    def rows_anywhere(self, places: jax.Array) -> jax.Array:
+        """Rows as `Exchange` counts them; those of groups that lie on another axis' devices are none."""
+        groups, rows = self.tables.groups // self.size(self.group), self.tables.rows // self.size(self.row)
+        group, row = places // self.tables.rows, places % self.tables.rows
+        group -= lax.axis_index(self.group) * groups if self.group else 0
+        here = (group >= 0) & (group < groups)
+        found = (row // rows * groups + group) * rows + row % rows
+        return jnp.where(here, found, self.size(self.row) * groups * rows)
 
     def rows_here(self, places: jax.Array) -> jax.Array:
         """Rows of this device's shard [G' * R', D'] for places in the stack; G' * R' where it has them not."""
@@ -169,7 +189,10 @@ def look_up(stack: jax.Array, places: jax.Array, tables: Tables, dtype: DTypeLik
         def one_part(part: jax.Array) -> jax.Array:
             if place.looks_up_for_all:
                 part = lax.all_gather(part, place.batch, tiled=True)
-            pooled = _cast(_partly_pooled(_flat(stack), part, place), dtype)
+            if between := place.exchange(part.size):
+                pooled = _fetched(_flat(stack), part, between, place, dtype)
+            else:
+                pooled = _cast(_partly_pooled(_flat(stack), part, place), dtype)
             return _to_own_examples(pooled, place).swapaxes(0, 1)
 
         return _in_parts(one_part, places, place.size(place.batch) if place.looks_up_for_all else 1)
@@ -206,20 +229,24 @@ def update(
 
     def local(stack: jax.Array, slots: Slots, places: jax.Array, grads: jax.Array, lr: jax.Array):
         grads = grads.swapaxes(0, 1)
+        between = place and place.exchange(places.size)
         if place is None:
             rows, slot = places, jnp.asarray(tables.table_of)
+        elif between:
+            rows, slot, grads = (
+                place.rows_anywhere(places),
+                jnp.asarray(tables.table_of),
+                _own_columns(grads, place),
+            )
         else:
             rows, slot, grads = _to_all_examples(places, grads, place)
         source = slot.astype(jnp.int32) * len(rows) + jnp.arange(len(rows), dtype=jnp.int32)[:, None]
-        table, new = update_rows(
-            rule,
-            _flat(stack),
-            tuple(_flat(s) for s in slots),
-            rows.ravel(),
-            source.ravel(),
-            grads.reshape(-1, grads.shape[-1]),
-            lr,
-        )
+        look_ups = rows.ravel(), source.ravel(), grads.reshape(-1, grads.shape[-1])
+        table, past = _flat(stack), tuple(_flat(s) for s in slots)
+        if between:
+            table, new = _update_holders(rule, table, past, *look_ups, lr, between)
+        else:
+            table, new = update_rows(rule, table, past, *look_ups, lr)
         return table.reshape(stack.shape), tuple(s.reshape(stack.shape) for s in new)
 
     if place is None:
@@ -287,6 +314,58 @@ def _partly_pooled(table: jax.Array, places: jax.Array, place: _Placement) -> ja
     return sums.at[slot].add(_vectors(table, rows))
 
 
+def _fetched(
+    table: jax.Array, places: jax.Array, between: Exchange, place: _Placement, dtype: DTypeLike
+) -> jax.Array:
+    """Pooled vectors [T, B, D'] of one's own examples, of rows that their holders send."""
+    wanted = between.wanted(place.rows_anywhere(places).ravel())
+
+    def one_round(number: jax.Array, pooled: jax.Array) -> jax.Array:
+        now = between.round(wanted, number)
+        held = table.at[between.trade(now.rows)].get(mode="fill", fill_value=0)
+        sent = between.trade(_cast(held, dtype))
+        # What arrives is a small table, in which the look-ups have other numbers.
+        arrived = sent.reshape(-1, sent.shape[-1])
+        return pooled + _pooled(arrived, now.place.reshape(places.shape), place.tables).astype(table.dtype)
+
+    nothing = jnp.zeros((place.tables.num_tables, len(places), table.shape[1]), table.dtype)
+    return lax.fori_loop(0, wanted.rounds, one_round, nothing).astype(dtype)
+
+
+def _update_holders(
+    rule: RowRule,
+    table: jax.Array,
+    slots: Slots,
+    rows: jax.Array,
+    source: jax.Array,
+    grads: jax.Array,
+    lr: jax.Array,
+    between: Exchange,
+) -> tuple[jax.Array, Slots]:
+    """As `update_rows` with rows [N] of all devices: each row's gradients are summed here, and sent to its holder."""
+    wanted = between.wanted(rows)
+    sums = jax.ops.segment_sum(
+        grads[source[wanted.order]], wanted.number[wanted.order], len(rows), indices_are_sorted=True
+    )
+
+    def one_round(number: jax.Array, carry: tuple[jax.Array, Slots]) -> tuple[jax.Array, Slots]:
+        now = between.round(wanted, number)
+        arrived = between.trade(sums.at[now.index].get(mode="fill", fill_value=0))
+        rows = between.trade(now.rows).ravel()
+        each = jnp.arange(len(rows), dtype=jnp.int32)
+        return update_rows(rule, *carry, rows, each, arrived.reshape(-1, arrived.shape[-1]), lr)
+
+    return lax.fori_loop(0, wanted.rounds, one_round, (table, slots))
+
+
+def _own_columns(grads: jax.Array, place: _Placement) -> jax.Array:
+    """Of gradients [T, B, D] the columns that this device's shard has."""
+    if place.column is None or place.column == place.batch:
+        return grads
+    width = grads.shape[2] // place.size(place.column)
+    return lax.dynamic_slice_in_dim(grads, lax.axis_index(place.column) * width, width, axis=2)
+
+
 def _own_look_ups(places: jax.Array, place: _Placement) -> tuple[jax.Array, jax.Array]:
     """Rows [B, L'] here that are looked up in this device's tables, and the slots [L'] of those."""
     which, slot = place.look_ups_here()
@@ -302,8 +381,6 @@ def _to_own_examples(pooled: jax.Array, place: _Placement) -> jax.Array:
     if place.swaps:
         pooled = lax.all_to_all(pooled, place.batch, 1, 0, tiled=True)
         pooled = pooled[place.holders * place.slots_each + place.slots]
-    elif place.row and place.row == place.batch:
-        pooled = lax.psum_scatter(pooled, place.batch, scatter_dimension=1, tiled=True)
     if place.column and place.column == place.batch:
         return lax.all_to_all(pooled, place.batch, 1, 2, tiled=True)
     return lax.all_gather(pooled, place.column, axis=2, tiled=True) if place.column else pooled
@@ -318,9 +395,7 @@ def _to_all_examples(
         Rows here [B', L'], which of T' vectors of an example each belongs to [L'], gradients [T', B', D'].
     """
     batch, column = place.batch, place.column
-    if column and column != batch:
-        width = grads.shape[2] // place.size(column)
-        grads = lax.dynamic_slice_in_dim(grads, lax.axis_index(column) * width, width, axis=2)
+    grads = _own_columns(grads, place)
     if batch:
         places = lax.all_gather(places, batch, tiled=True)
     if place.swaps:

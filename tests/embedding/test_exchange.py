@@ -1,0 +1,69 @@
+"""Rows sent between devices, against NumPy: whoever wants which, everything arrives, in the fewest rounds."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from mlperf_jax.embedding.exchange import Exchange
+
+DEVICES, ROWS, COUNT = 8, 24, 40
+NONE = DEVICES * ROWS
+RANDOM = np.random.default_rng(5)
+CASES = {
+    "evenly spread": RANDOM.integers(0, NONE, (DEVICES, COUNT)),
+    "one row, everybody": np.full((DEVICES, COUNT), 77),
+    "one holder": RANDOM.integers(3 * ROWS, 4 * ROWS, (DEVICES, COUNT)),
+    "one holder's first rows": RANDOM.integers(0, 6, (DEVICES, COUNT)),
+    "some look nothing up": np.where(
+        RANDOM.random((DEVICES, COUNT)) < 0.7, NONE, RANDOM.integers(0, NONE, (8, 1))
+    ),
+    "nobody does": np.full((DEVICES, COUNT), NONE),
+    "the very last row": np.where(np.arange(COUNT) % 2, NONE - 1, NONE)[None].repeat(DEVICES, 0),
+}
+
+
+def fewest_rounds(rows, capacity):
+    """The least power of two for which no device asks another for more distinct rows in one range."""
+    rounds = 1
+    while True:
+        width = -(-ROWS // rounds)
+        most = 0
+        for mine in rows:
+            distinct = np.unique(mine[mine < NONE])
+            asked = distinct // ROWS * 1000 + distinct % ROWS // width
+            most = max(most, *np.bincount(asked), 0) if len(asked) else most
+        if most <= capacity:
+            return rounds
+        rounds *= 2
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 7, COUNT])
+@pytest.mark.parametrize("case", CASES)
+def test_everyone_gets_what_they_want(case, capacity):
+    rows = CASES[case].astype(np.int32)
+    between = Exchange("x", ("x",), DEVICES, ROWS, capacity)
+    table = np.arange(1, NONE + 1, dtype=np.int32)  # row r holds r + 1; 0 is for none
+
+    def local(table, rows):
+        wanted = between.wanted(rows[0])
+
+        def one_round(number, found):
+            now = between.round(wanted, number)
+            held = table.at[between.trade(now.rows)].get(mode="fill", fill_value=0)
+            arrived = between.trade(held).ravel()
+            return found + arrived.at[now.place].get(mode="fill", fill_value=0)
+
+        found = jax.lax.fori_loop(0, wanted.rounds, one_round, 0 * rows[0])
+        return found[None], wanted.rows[None], wanted.rounds[None]
+
+    mesh = Mesh(np.array(jax.devices()[:DEVICES]), "x")
+    on_x = PartitionSpec("x")
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=(on_x, on_x), out_specs=(on_x,) * 3, check_vma=False)
+    found, distinct, rounds = jax.jit(mapped)(table, rows)
+    np.testing.assert_array_equal(found, np.where(rows < NONE, rows + 1, 0))
+    for mine, expected in zip(np.asarray(distinct), rows, strict=True):
+        wanted = np.unique(expected)
+        np.testing.assert_array_equal(mine[: len(wanted)], wanted)
+        assert (mine[len(wanted) :] == NONE).all()
+    assert set(np.asarray(rounds).tolist()) == {fewest_rounds(rows, capacity)}
