@@ -25,7 +25,7 @@ from tests import door, toys
 from tests.weights.test_ssd_weights import drawn, reference_shapes, torchvision_shapes
 from tests.workloads.small_ssd import SmallSSD
 
-STEPS = 3
+STEPS = 10
 
 
 @functools.cache
@@ -43,7 +43,7 @@ def engine_of(strategy, precision="float64"):
 
 @functools.cache
 def trained(strategy):
-    """Losses and the state after some steps from one initial state, in float64."""
+    """Losses and the state after ten steps from one initial state, in float64."""
     alone, engine = engine_of(None), engine_of(strategy)
     with jax.enable_x64(True):
         start = jax.device_get(alone.init(1))
