@@ -14,7 +14,7 @@ benchmark; `reference_points` holds what accepted submissions of v0.7 logged for
 mini: the same architecture on LibreOffice's help (34,582 pairs to train on); not MLPerf's data or model.
 
     ./run_and_time.sh --workload=transformer --platform=cpu
-    expected: 0.21 to 0.22 after epoch 2, in 4 minutes on two shared cores (benchmarks/convergence)
+    expected: 0.21 to 0.22 after epoch 2, in 140 seconds on two cores (benchmarks/convergence)
 """
 
 from __future__ import annotations
