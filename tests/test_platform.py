@@ -1,6 +1,7 @@
 """What is decided before jax is imported."""
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -106,3 +107,21 @@ def test_contradictions(bare, name, devices, said):
     with pytest.raises(UserError, match=said):
         platform.configure(name, cpu_devices=devices)
     assert "JAX_PLATFORMS" not in os.environ
+
+
+def test_no_import_touches_a_device():
+    """Else platform, XLA flags and other processes could not be decided any more."""
+    script = """
+import importlib, pkgutil, sys
+import configs, input_pipelines, loadgen_py, mlperf_jax, models
+from jax._src import xla_bridge
+for package in (configs, input_pipelines, loadgen_py, mlperf_jax, models):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+        if xla_bridge.backends_are_initialized():
+            sys.exit(f"{module.name} touches devices when it is imported")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=door.ROOT, timeout=300
+    )
+    assert done.returncode == 0, done.stderr

@@ -12,14 +12,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from pgx._src.games import go
+
+if TYPE_CHECKING:
+    from pgx._src.games import go
 
 HISTORY = 4
 """Boards that a position remembers for its features, the present one among them."""
+
+
+@functools.cache
+def _pgx() -> ModuleType:
+    """pgx's Go. Its import makes arrays: not before devices are chosen, nor inside of what is being traced."""
+    with jax.enable_x64(False), jax.ensure_compile_time_eval():
+        from pgx._src.games import go
+    return go
 
 
 class Position(NamedTuple):
@@ -77,7 +88,7 @@ class Rules:
 
     @functools.cached_property
     def _game(self) -> go.Game:
-        return go.Game(self.size, self.komi, history_length=HISTORY, max_termination_steps=self.max_moves)
+        return _pgx().Game(self.size, self.komi, history_length=HISTORY, max_termination_steps=self.max_moves)
 
     def start(self) -> Position:
         """The empty board, Black to play."""
@@ -94,7 +105,7 @@ class Rules:
 
     def score(self, position: Position) -> jax.Array:
         """Black's area less White's, without komi, int32 []: every stone on the board counts as alive."""
-        black, white = go._count_scores(position.game, self.size)
+        black, white = _pgx()._count_scores(position.game, self.size)
         return black - white
 
     def _position(self, game: go.GameState) -> Position:
