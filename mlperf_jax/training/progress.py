@@ -123,7 +123,8 @@ class Progress:
                 *([] if throughput is None else [f"{throughput:.1f} {self._unit}/s"]),
                 *([] if mfu is None else [f"MFU {mfu:.1%}"]),
                 *([] if self._quality is None else [self._quality_part()]),
-                *self._times(step, now),
+                # The first step also waited for data: it says nothing of the others.
+                *self._times(step, now, estimate=throughput is not None),
             ]
             self._show(" | ".join(parts), lasting=False)
 
@@ -167,10 +168,10 @@ class Progress:
     def _quality_part(self) -> str:
         return f"{self._metric} {self._quality:.4f} of {self._target:.4f}"
 
-    def _times(self, step: int, now: float) -> list[str]:
+    def _times(self, step: int, now: float, *, estimate: bool = True) -> list[str]:
         parts = [f"{_duration(now - self._started)} so far"]
         done = step - self._first_step
-        if done > 0 and step < self._total_steps:
+        if estimate and done > 0 and step < self._total_steps:
             left = (now - self._began) / done * (self._total_steps - step)
             parts.append(f"at most {_duration(left)} left")
         return parts
