@@ -184,10 +184,13 @@ class InMemoryDataset:
     def train_batches(self, *, seed: int, batch_size: int, start_step: int, rows: slice) -> BatchIterator:
         def make_batch(step: int) -> Batch:
             positions = train_positions(step, batch_size=batch_size, rows=rows)
-            examples = examples_at(positions, seed=seed, num_examples=self.num_train)
+            examples = self._examples_at(positions, seed)
             return {name: value[examples] for name, value in self._train.items()}
 
         return prefetched(make_batch, start_step)
+
+    def _examples_at(self, positions: np.ndarray, seed: int) -> np.ndarray:
+        return examples_at(positions, seed=seed, num_examples=self.num_train)
 
     def eval_batches(self, *, batch_size: int, rows: slice) -> BatchIterator:
         def make_batch(index: int) -> Batch:

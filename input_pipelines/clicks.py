@@ -69,7 +69,15 @@ class Columns:
     def synthetic_shapes(self, *, num_train: int, num_eval: int) -> synthetic.Shapes:
         """What `--synthetic_data` makes up in place of a data set of so many examples."""
         limits = {"dense": 10, "sparse": self.rows, "label": 2}
-        return synthetic.Shapes(self.spec, limits, num_train, num_eval, attributes=dataclasses.asdict(self))
+        return synthetic.Shapes(
+            self.spec,
+            limits,
+            num_train,
+            num_eval,
+            distinct=1 << 16,  # of rows that are looked up again a device fetches one copy
+            in_order=True,
+            attributes=dataclasses.asdict(self),
+        )
 
 
 class InMemoryClicks(base.InMemoryDataset):

@@ -10,8 +10,6 @@ import numpy as np
 
 from input_pipelines import base
 
-_POOL = 64  # distinct examples; more would only cost memory
-
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
@@ -21,6 +19,9 @@ class Shapes:
         spec: shape and dtype of each field of an example.
         limits: field -> whole numbers are drawn from [0, limit); an array has a limit for each place.
         num_train, num_eval: the real set's counts.
+        distinct: as many examples are made up, and repeated; more than few matter where what is in them
+            decides how much work they are.
+        in_order: like a set that is not shuffled; the order of billions would not fit in memory.
         attributes: what else the real set tells of itself.
     """
 
@@ -28,6 +29,8 @@ class Shapes:
     limits: Mapping[str, int | np.ndarray]
     num_train: int
     num_eval: int
+    distinct: int = 64
+    in_order: bool = False
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -44,11 +47,13 @@ def open_dataset(name: str, shapes: Shapes, options: Mapping[str, Any]) -> base.
     random = np.random.default_rng(0)
     pool = {
         field: random.integers(
-            shapes.limits[field], size=(_POOL, *shape), dtype=dtype if dtype.kind in "iu" else np.int64
+            shapes.limits[field],
+            size=(shapes.distinct, *shape),
+            dtype=dtype if dtype.kind in "iu" else np.int64,
         ).astype(dtype)
         for field, (shape, dtype) in shapes.spec.items()
     }
-    dataset = base.InMemoryDataset(
+    dataset = (_InOrder if shapes.in_order else base.InMemoryDataset)(
         {field: Repeated(values, num_train) for field, values in pool.items()},
         {field: Repeated(values, num_eval) for field, values in pool.items()},
         fake=True,
@@ -56,6 +61,11 @@ def open_dataset(name: str, shapes: Shapes, options: Mapping[str, Any]) -> base.
     )
     vars(dataset).update(shapes.attributes)
     return dataset
+
+
+class _InOrder(base.InMemoryDataset):
+    def _examples_at(self, positions: np.ndarray, seed: int) -> np.ndarray:
+        return positions % self.num_train
 
 
 class Repeated:

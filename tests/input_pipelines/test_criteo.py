@@ -137,3 +137,16 @@ def test_synthetic_examples_have_cut_tables(tmp_path):
     data = input_pipelines.open_dataset("criteo", tmp_path, {"synthetic": True, "table_fraction": 0.001})
     assert data.num_train == criteo.NUM_TRAIN and data.table_sizes[0] == 39885
     assert (data.read_eval(np.arange(64), ["sparse"])["sparse"] < np.array(data.table_sizes)).all()
+
+
+def test_synthetic_examples_come_in_order_and_differ(tmp_path):
+    """The order of 4.2 billion would need 31 GiB; and equal examples would look up fewer rows than real ones."""
+    data = input_pipelines.open_dataset("criteo", tmp_path, {"synthetic": True})
+    batches = data.train_batches(seed=1, batch_size=32768, start_step=90_000, rows=slice(8192, 16384))
+    here = next(batches)
+    batches.close()
+    assert here["sparse"].shape == (8192, 26)
+    assert len(np.unique(here["sparse"], axis=0)) == 8192
+    whole = data.train_batches(seed=2, batch_size=32768, start_step=90_000, rows=slice(0, 32768))
+    np.testing.assert_array_equal(next(whole)["sparse"][8192:16384], here["sparse"])
+    whole.close()
