@@ -12,6 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from ml_collections import ConfigDict
 
+import input_pipelines
 from mlperf_jax.parallel.layout import Layout, LogicalAxes
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.gradients import gradients
@@ -177,8 +180,8 @@ class SupervisedWorkload(GradientWorkload):
     """A model trained by gradients on a data set.
 
     A task fills in `build_model`, `loss`, `eval_totals`, `eval_update`, `eval_result`; a workload its
-    data set and optimizer. A task that evaluates otherwise overrides `evaluate` and `programs`, and
-    needs none of the last three.
+    optimizer. A task that evaluates otherwise overrides `evaluate` and `programs`, and needs none of the
+    last three. The data set is the one that `config.data` names, unless `dataset` is overridden.
     """
 
     _stream: _Stream | None = None
@@ -197,17 +200,43 @@ class SupervisedWorkload(GradientWorkload):
         """Turns totals (numpy) into figures, `quality` among them, or what will be these."""
         raise NotImplementedError
 
-    @functools.cached_property
-    @abc.abstractmethod
-    def dataset(self) -> Any:
-        """An `input_pipelines.base.Dataset`, opened without reading an example."""
-
     input_names: tuple[str, ...] = ()
     """The entries of an evaluation batch that `answer` takes, for a workload that is served."""
 
     def answer(self, model: nnx.Module, inputs: Batch) -> jax.Array:
         """`Workload.predict` of a module; for a workload that is served."""
         raise self._not_served()
+
+    # The data set.
+
+    @classmethod
+    def prepare(cls, config: ConfigDict, data_dir: Path) -> None:
+        input_pipelines.prepare(config.data.name, data_dir, fake=config.data.get("fake", 0))
+
+    @functools.cached_property
+    def dataset(self) -> Any:
+        """An `input_pipelines.base.Dataset`, opened without reading an example."""
+        options = self.config.data.to_dict() | {"synthetic": self.synthetic}
+        return input_pipelines.open_dataset(self.config.data.name, self.data_dir, options)
+
+    @property
+    def num_train(self) -> int:
+        return self.dataset.num_train
+
+    @property
+    def num_eval(self) -> int:
+        return self.dataset.num_eval
+
+    @property
+    def data_description(self) -> str:
+        return self.dataset.description
+
+    @property
+    def made_up_data(self) -> bool:
+        return self.dataset.fake
+
+    def check_data(self) -> None:
+        _ = self.dataset  # Opening it reads its manifest and says what is missing.
 
     # The phases, from those.
 

@@ -18,9 +18,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import PartitionSpec
-from ml_collections import ConfigDict
 
-import input_pipelines
 from input_pipelines.base import num_eval_batches
 from mlperf_jax.embedding import sharded
 from mlperf_jax.embedding.tables import Tables
@@ -58,34 +56,6 @@ class Recommendation(SupervisedWorkload):
 
     metric = "AUC"
     unit = "samples"
-
-    @classmethod
-    def prepare(cls, config: ConfigDict, data_dir: Any) -> None:
-        input_pipelines.prepare(config.data.name, data_dir, fake=config.data.get("fake", 0))
-
-    @functools.cached_property
-    def dataset(self) -> Any:
-        options = self.config.data.to_dict() | {"synthetic": self.synthetic}
-        return input_pipelines.open_dataset(self.config.data.name, self.data_dir, options)
-
-    @property
-    def num_train(self) -> int:
-        return self.dataset.num_train
-
-    @property
-    def num_eval(self) -> int:
-        return self.dataset.num_eval
-
-    @property
-    def data_description(self) -> str:
-        return self.dataset.description
-
-    @property
-    def made_up_data(self) -> bool:
-        return self.dataset.fake
-
-    def check_data(self) -> None:
-        _ = self.dataset  # Opening it reads its manifest and says what is missing.
 
     # The model.
 

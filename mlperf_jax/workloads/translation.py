@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,9 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from ml_collections import ConfigDict
 
-import input_pipelines
 from input_pipelines import subwords
 from mlperf_jax import decoding
 from mlperf_jax.errors import UserError
@@ -52,36 +49,13 @@ def smoothed_cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: floa
 
 
 class Translation(SupervisedWorkload):
-    """Label-smoothed cross-entropy on packed rows, BLEU of translations by beam search."""
+    """Label-smoothed cross-entropy on packed rows, BLEU of translations by beam search.
+
+    An example is a packed row: published logs of packed training count them so.
+    """
 
     metric = "BLEU"
     unit = "packed rows"
-
-    @classmethod
-    def prepare(cls, config: ConfigDict, data_dir: Path) -> None:
-        input_pipelines.prepare(config.data.name, data_dir, fake=config.data.get("fake", 0))
-
-    @functools.cached_property
-    def dataset(self) -> Any:
-        options = self.config.data.to_dict() | {"synthetic": self.synthetic}
-        return input_pipelines.open_dataset(self.config.data.name, self.data_dir, options)
-
-    @property
-    def num_train(self) -> int:
-        """Packed rows, as published logs of packed training have it."""
-        return self.dataset.num_train
-
-    @property
-    def num_eval(self) -> int:
-        return self.dataset.num_eval
-
-    @property
-    def data_description(self) -> str:
-        return self.dataset.description
-
-    @property
-    def made_up_data(self) -> bool:
-        return self.dataset.fake
 
     def check_data(self) -> None:
         """Also: that the vocabulary is the model's."""
