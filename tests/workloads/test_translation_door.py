@@ -72,7 +72,7 @@ def test_the_trained_model_serves_in_four_scenarios(results):
         *TOY,
         f"--results_dir={results}",
         "--scenario=all",
-        "--qps=40",
+        "--qps=200",
         "--max_latency=2",
         "--time=0.3",
     )
