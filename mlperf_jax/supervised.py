@@ -181,7 +181,8 @@ class SupervisedWorkload(GradientWorkload):
 
     A task fills in `build_model`, `loss`, `eval_totals`, `eval_update`, `eval_result`; a workload its
     optimizer. A task that evaluates otherwise overrides `evaluate` and `programs`, and needs none of the
-    last three. The data set is the one that `config.data` names, unless `dataset` is overridden.
+    last three. The data set is the one that `config.data` names; a workload with one of its own overrides
+    `dataset` and `prepare`.
     """
 
     _stream: _Stream | None = None

@@ -69,9 +69,12 @@ def positions():
     return jax.tree.map(lambda *x: jnp.stack(x), *found)
 
 
-def test_visits_equal_a_plain_search(positions):
+@pytest.mark.parametrize("room", [0, 5])
+def test_visits_equal_a_plain_search(positions, room):
+    """Also where the tree has room for more readouts than are made."""
     search = Search(RULES, linear, PENALTY, random_symmetry=False)
-    run = jax.jit(lambda p, key: search(1.0, p, key, READOUTS))
+    stop = jnp.int32(READOUTS) if room else None
+    run = jax.jit(lambda p, key: search(1.0, p, key, READOUTS + room, stop=stop))
     with jax.default_matmul_precision("highest"):
         found = run(positions, jax.random.key(0))
     play, planes = jax.jit(RULES.play), jax.jit(lambda p: features(p, RULES.size))
