@@ -1,4 +1,7 @@
-"""The tests' process shows eight virtual CPU devices; that must be decided before jax is imported."""
+"""The tests' process shows eight virtual CPU devices; that must be decided before jax is imported.
+
+It compiles lightly: tests spend their time compiling, and what they judge does not depend on it.
+"""
 
 import os
 import sys
@@ -6,9 +9,11 @@ import sys
 os.environ["JAX_PLATFORMS"] = "cpu"  # also on machines with an accelerator
 
 from mlperf_jax import platform
+from tests import door
 
 _flags_before = os.environ.get("XLA_FLAGS")
 assert "jax" not in sys.modules, "something imports jax before its environment is set"
+os.environ["XLA_FLAGS"] = f"{door.LIGHT_FLAGS} {_flags_before or ''}"  # of the same flag the last counts
 platform.configure("cpu", cpu_devices=8)
 
 import jax  # noqa: E402

@@ -29,6 +29,12 @@ TINY = (
 """Mini's code on random images: 20 steps an epoch, under a second."""
 
 
+LIGHT_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+"""XLA's, with which a program compiles in a third of the time, and runs slower."""
+
+LIGHTLY = {"XLA_FLAGS": LIGHT_FLAGS}
+"""For `start` and `run`, in tests of what a workload adds; the spine's own are compiled as a user's are."""
+
 # Compiled programs are shared between the commands of a test session: most of a tiny run is compilation.
 _CACHE = tempfile.TemporaryDirectory(prefix="mlperf_jax-compiled-")
 
@@ -102,3 +108,15 @@ def values(events: Sequence[Event], key: str) -> list:
 
 def events_of(results: Path, index: int = 0) -> list[Event]:
     return read_events(logs(results)[index])
+
+
+def complaints(log: Path, ruleset: str) -> list[str]:
+    """What the official compliance checker objects to in a training log."""
+    command = [sys.executable, "-m", "mlperf_logging.compliance_checker", "--usage", "training"]
+    command += ["--ruleset", ruleset, "--log_output", os.devnull, str(log)]
+    # It writes a file of its own where it is.
+    judged = subprocess.run(command, cwd=log.parent, capture_output=True, text=True, timeout=120)
+    lines = (judged.stdout + judged.stderr).splitlines()
+    found = [line for line in lines if any(w in line for w in ("WARNING", "Required", "Failed"))]
+    assert (judged.returncode == 0) == (not found), lines
+    return found

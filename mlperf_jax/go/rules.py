@@ -92,7 +92,7 @@ class Rules:
 
     def start(self) -> Position:
         """The empty board, Black to play."""
-        return self._position(self._game.init())
+        return _start(self)
 
     def starts(self, count: int) -> Position:
         """`count` empty boards, [count, ...]."""
@@ -115,3 +115,9 @@ class Rules:
             jnp.asarray(self._game.is_terminal(game)),
             self._game.rewards(game)[0],
         )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _start(rules: Rules) -> Position:
+    """Compiled: outside of traced functions pgx would run, and compile, operation by operation."""
+    return rules._position(rules._game.init())

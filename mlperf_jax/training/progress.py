@@ -5,9 +5,13 @@ from __future__ import annotations
 import collections
 import os
 import shutil
+import sys
 import time
 from collections.abc import Mapping
-from typing import Self, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
 def model_flops_utilization(
@@ -94,10 +98,8 @@ class Progress:
         self._quality: float | None = None
         self._writer = None
         if tensorboard_dir is not None:
-            from tensorboardX import SummaryWriter
-
             # The suffix keeps apart the files of two processes that start within one second.
-            self._writer = SummaryWriter(
+            self._writer = _summary_writer()(
                 str(tensorboard_dir),
                 purge_step=first_step + 1,
                 filename_suffix=f".{os.getpid()}.{first_step}",
@@ -194,6 +196,19 @@ class Progress:
 _WINDOW = 50  # steps that throughput is taken over
 _REWRITE_SECONDS = 0.2
 _CURVE_SECONDS = 1.0
+
+
+def _summary_writer() -> type[SummaryWriter]:
+    """tensorboardX's class, without PyTorch, which it imports where it can: seconds, for tensors we have not."""
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # what makes an import fail
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if absent:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 class _Every:

@@ -2,18 +2,16 @@
 
 import types
 
-import jax
 import numpy as np
 
 from mlperf_jax.go import prediction, records
-from mlperf_jax.go.features import features
 from mlperf_jax.go.records import Record
 from mlperf_jax.precision import POLICIES
-from tests.go.tiny import POLICY, RULES, linear
+from tests.go.tiny import POLICY, RULES, linear, planes, play
 
 
 def random_game(random, length):
-    play, position, moves = jax.jit(RULES.play), RULES.start(), []
+    position, moves = RULES.start(), []
     for _ in range(length):
         moves.append(int(random.choice(np.flatnonzero(np.asarray(position.legal)))))
         position = play(position, moves[-1])
@@ -35,7 +33,6 @@ def test_a_folder_of_games(tmp_path):
 
     workload = types.SimpleNamespace(rules=RULES, judge=linear, policy=POLICIES["float32"])
     result = prediction.predict(workload, 1.0, found)
-    play, planes = jax.jit(RULES.play), jax.jit(lambda p: features(p, 3))
     moves = first = fifth = 0
     for game in [*games, Record(3, 0.5, (4,))]:
         position = RULES.start()

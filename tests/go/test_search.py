@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from mlperf_jax.go import search as searching
-from mlperf_jax.go.features import features
 from mlperf_jax.go.search import Found, Noise, Search
-from tests.go.tiny import POLICY, RULES, VALUE, linear
+from tests.go.tiny import POLICY, RULES, VALUE, linear, planes, play
 
 READOUTS = 24
 PENALTY = 0.2
@@ -17,8 +16,8 @@ PENALTY = 0.2
 class Node:
     """PUCT as AlphaZero has it, with MiniGo's constants and its first guess of a move's value."""
 
-    def __init__(self, position, play, planes):
-        self.position, self.play, self.planes = position, play, planes
+    def __init__(self, position):
+        self.position = position
         self.legal = np.asarray(position.legal)
         self.color = float(position.color)
         x = np.asarray(planes(position)).reshape(-1).astype(np.float32)
@@ -40,10 +39,8 @@ class Node:
         """One readout below this node; returns what it found for the player to move here."""
         move = self.pick()
         if move not in self.children:
-            after = self.play(self.position, move)
-            self.children[move] = (
-                self.color * float(after.outcome) if bool(after.over) else Node(after, self.play, self.planes)
-            )
+            after = play(self.position, move)
+            self.children[move] = self.color * float(after.outcome) if bool(after.over) else Node(after)
             child = self.children[move]
             found = child if isinstance(child, float) else -child.value
         else:
@@ -58,7 +55,7 @@ class Node:
 @pytest.fixture(scope="module")
 def positions():
     """Some positions of random games, batched."""
-    random, play = np.random.default_rng(2), jax.jit(RULES.play)
+    random = np.random.default_rng(2)
     found = []
     for length in (0, 3, 5, 8):
         position = RULES.start()
@@ -77,9 +74,8 @@ def test_visits_equal_a_plain_search(positions, room):
     run = jax.jit(lambda p, key: search(1.0, p, key, READOUTS + room, stop=stop))
     with jax.default_matmul_precision("highest"):
         found = run(positions, jax.random.key(0))
-    play, planes = jax.jit(RULES.play), jax.jit(lambda p: features(p, RULES.size))
     for i in range(len(found.value)):
-        root = Node(jax.tree.map(lambda x, i=i: x[i], positions), play, planes)
+        root = Node(jax.tree.map(lambda x, i=i: x[i], positions))
         for _ in range(READOUTS):
             root.visit()
         np.testing.assert_array_equal(found.visits[i], root.visits)

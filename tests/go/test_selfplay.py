@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlperf_jax.go.features import PLANES, features
+from mlperf_jax.go.features import PLANES
 from mlperf_jax.go.match import MatchConfig, play_match
 from mlperf_jax.go.search import Search
 from mlperf_jax.go.selfplay import SelfPlay, SelfPlayConfig
-from tests.go.tiny import RULES, linear
+from tests.go.tiny import RULES, linear, planes, play
 
 LANES, ROWS, WINDOW = 6, 40, 2
 CONFIG = SelfPlayConfig(
@@ -65,7 +65,6 @@ def test_counts(generations):
 def test_the_window_holds_what_was_played(generations):
     """Every row of a lane's last game is a position of it, in order, with its outcome; open games have none."""
     _, states = generations
-    play, planes = jax.jit(RULES.play), jax.jit(lambda p: features(p, 3))
     checked = 0
     for played in states:
         window, last = played.window, played.last

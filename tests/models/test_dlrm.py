@@ -23,7 +23,7 @@ SMALL = {
 
 
 def build(config, precision="float32"):
-    return DLRM(config, policy=POLICIES[precision], rngs=nnx.Rngs(0))
+    return nnx.jit(lambda: DLRM(config, policy=POLICIES[precision], rngs=nnx.Rngs(0)))()
 
 
 @pytest.mark.parametrize(("name", "count"), [("dlrm", 2_368_897), ("dlrm_dcnv2", 16_044_545)])
@@ -68,8 +68,9 @@ def test_values_and_gradients_equal_torchs(interaction):
         losses = jnp.maximum(logits, 0) - logits * label + jnp.log1p(jnp.exp(-jnp.abs(logits)))
         return losses.mean(), logits
 
+    both = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
     with jax.default_matmul_precision("highest"):
-        (value, logits), (grads, of_tables) = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, tables)
+        (value, logits), (grads, of_tables) = both(params, tables)
     np.testing.assert_allclose(logits, expected.detach(), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(value, expected_loss.item(), rtol=1e-5)
     torch_grads = {n: p.grad for n, p in theirs.named_parameters()}
@@ -104,14 +105,15 @@ def test_first_values_are_the_references():
 def test_float64_stays_float64_and_mixed_computes_in_bfloat16(interaction):
     with jax.enable_x64(True):
         model = build(SMALL[interaction], "float64")
-        out = model(np.ones((2, 5)), np.ones((2, 4, 8)))
+        out = jax.eval_shape(model, np.ones((2, 5)), np.ones((2, 4, 8)))
         dtypes = {x.dtype for x in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model)))}
         assert out.dtype == np.float64 and dtypes == {np.dtype(np.float64)}
         jaxpr = str(jax.make_jaxpr(lambda d, p: model(d, p))(np.ones((2, 5)), np.ones((2, 4, 8))))
         assert "f32" not in jaxpr
     model = build(SMALL[interaction], "bfloat16")
-    assert model(np.ones((2, 5), np.float32), np.ones((2, 4, 8), np.float32)).dtype == np.float32
-    assert model.bottom(np.ones((2, 5), np.float32)).dtype == jnp.bfloat16
+    dense, pooled = np.ones((2, 5), np.float32), np.ones((2, 4, 8), np.float32)
+    assert jax.eval_shape(model, dense, pooled).dtype == np.float32
+    assert jax.eval_shape(model.bottom, dense).dtype == jnp.bfloat16
 
 
 def test_a_shape_that_cannot_be():

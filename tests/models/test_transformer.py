@@ -70,11 +70,21 @@ def packed(pairs, length):
     return batch, rows
 
 
-def loss(graph, params, batch):
-    logits = nnx.merge(graph, params)(**batch)
-    losses = smoothed_cross_entropy(logits, batch["target"], SMOOTHING)
-    real = batch["target_segment"] > 0
-    return (losses * real).sum() / real.sum()
+@functools.cache
+def all_of(graph):
+    """Computes logits, loss and gradients of `params` on `batch`."""
+
+    def loss(params, batch):
+        logits = nnx.merge(graph, params)(**batch)
+        losses = smoothed_cross_entropy(logits, batch["target"], SMOOTHING)
+        real = batch["target_segment"] > 0
+        return (losses * real).sum() / real.sum(), logits
+
+    def run(params, batch):
+        (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
+        return logits, value, grads
+
+    return jax.jit(run)
 
 
 def test_the_big_model_has_the_references_parameters():
@@ -101,12 +111,11 @@ def test_logits_and_gradients_are_pytorchs():
     logits = judge(source, target)
     judged = loss_of(logits, target, SMOOTHING)
     judged.backward()
-    run = jax.jit(lambda p: nnx.merge(graph, p)(**batch))
     real = batch["target"] > 0
     expected = logits.detach().numpy()[real]
     with jax.default_matmul_precision("highest"):
-        ours = np.asarray(run(params))[real]
-        value, grads = jax.jit(jax.value_and_grad(functools.partial(loss, graph)))(params, batch)
+        ours, value, grads = all_of(graph)(params, batch)
+    ours = np.asarray(ours)[real]
     assert np.abs(ours - expected).max() <= 1e-4 * np.abs(expected).max()
     assert abs(float(value) - judged.item()) <= 1e-5 * abs(judged.item())
     # The judge's gradients under our names: a model that holds them as parameters, read by the same map.
@@ -122,17 +131,11 @@ def test_packed_rows_are_as_good_as_sentences_apart(seed):
     pairs = sentences(seed, 11, 8)
     with jax.enable_x64(True):
         graph, params = small()
-        run = jax.jit(
-            lambda p, batch: (
-                nnx.merge(graph, p)(**batch),
-                jax.grad(functools.partial(loss, graph))(p, batch),
-            )
-        )
         batch, rows = packed(pairs, 20)
         assert len(rows) < len(pairs)
-        logits, grads = run(params, batch)
+        logits, _, grads = all_of(graph)(params, batch)
         one = apart(pairs, 8)
-        expected, expected_grads = run(params, one)
+        expected, _, expected_grads = all_of(graph)(params, one)
         for row, members in enumerate(rows):
             for segment, member in enumerate(members, 1):
                 ours = np.asarray(logits)[row][batch["target_segment"][row] == segment]
@@ -150,23 +153,25 @@ def test_positions_begin_anew_in_every_sentence():
     np.testing.assert_array_equal(segment_positions(segment), expected)
 
 
+@functools.cache
+def gradients_with(remat):
+    with jax.enable_x64(True):
+        batch, key = apart(sentences(2, 3, 6), 6), jax.random.key(1)
+        config = TransformerConfig(**SIZES, remat=remat)
+        graph, _ = nnx.split(Transformer(config, policy=POLICIES["float64"], rngs=nnx.Rngs(0)), nnx.Param)
+
+        def summed(params):
+            return jnp.square(nnx.merge(graph, params)(**batch, key=key)).sum()
+
+        return jax.jit(jax.grad(summed))(small()[1])
+
+
 @pytest.mark.parametrize("remat", ["save_products", "save_nothing"])
 def test_remat_changes_no_gradient(remat):
-    with jax.enable_x64(True):
-        graph, params = small()
-        batch = apart(sentences(2, 3, 6), 6)
-        config = TransformerConfig(**SIZES, remat=remat)
-        other, _ = nnx.split(Transformer(config, policy=POLICIES["float64"], rngs=nnx.Rngs(0)), nnx.Param)
-        key = jax.random.key(1)
-
-        def of(graph):
-            def summed(params):
-                return jnp.square(nnx.merge(graph, params)(**batch, key=key)).sum()
-
-            return jax.jit(jax.grad(summed))(params)
-
-        for a, b in zip(jax.tree.leaves(of(graph)), jax.tree.leaves(of(other)), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+    for a, b in zip(
+        jax.tree.leaves(gradients_with("none")), jax.tree.leaves(gradients_with(remat)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
 def test_dropout_falls_at_its_rate_and_keeps_the_mean():

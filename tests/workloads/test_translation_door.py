@@ -1,9 +1,5 @@
 """Translation through the door: a closed run's log, and the trained toy under LoadGen's scenarios."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from loadgen_py import TestScenario
@@ -33,33 +29,27 @@ def test_closed_on_made_up_data_lacks_nothing_but_the_target(tmp_path):
         "--config.eval_batch_size=4",
         "--config.decode.source_lengths=(32,)",
         "--config.max_epochs=1",
+        **door.LIGHTLY,
     )
     assert ended.returncode == 1, ended.stderr
     assert (
         "Fake WMT17 en-de (random words, not MLPerf's data)" in ended.stdout and "not reached" in ended.stdout
     )
     (log,) = door.logs(tmp_path / "results", "closed")
-    complaints = complaints_about(log)
+    complaints = door.complaints(log, "0.7.0")
     assert len(complaints) == 1 and "eval_accuracy" in complaints[0] and "0.2500" in complaints[0], complaints
     events = {event.key: event for event in read_events(log)}
     assert events["max_sequence_length"].value == 256
     assert events["max_sequence_length"].metadata["method"] == "discard"
 
 
-def complaints_about(log):
-    """What the official checker objects to under the ruleset that has this benchmark."""
-    command = [sys.executable, "-m", "mlperf_logging.compliance_checker", "--usage", "training"]
-    command += ["--ruleset", "0.7.0", "--log_output", os.devnull, str(log)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=log.parent)
-    lines = (done.stdout + done.stderr).splitlines()
-    return [line for line in lines if "WARNING" in line or "Required" in line or "Failed" in line]
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """A results folder in which the toy was trained until it translates something."""
     folder = tmp_path_factory.mktemp("trained")
-    ended = door.run(door.ROOT, *TOY, f"--results_dir={folder}", "--seed=1", "--config.max_epochs=8")
+    ended = door.run(
+        door.ROOT, *TOY, f"--results_dir={folder}", "--seed=1", "--config.max_epochs=8", **door.LIGHTLY
+    )
     assert ended.returncode == 1, ended.stderr  # it has no target that can be reached
     return folder
 
@@ -75,6 +65,7 @@ def test_the_trained_model_serves_in_four_scenarios(results):
         "--qps=200",
         "--max_latency=2",
         "--time=0.3",
+        **door.LIGHTLY,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     root = results / "mini/inference/here/tests.toys_translation.WordByWord"
