@@ -74,11 +74,15 @@ def start(cwd: Path, *arguments: str, largest_file: int = 0, **changes: str) -> 
     )
 
 
+def finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
+    """Waits for its end. Several that were started before are at work meanwhile."""
+    out, err = process.communicate(timeout=900)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
 def run(cwd: Path, *arguments: str, largest_file: int = 0, **changes: str) -> subprocess.CompletedProcess:
     """Runs it to its end."""
-    process = start(cwd, *arguments, largest_file=largest_file, **changes)
-    out, err = process.communicate(timeout=900)
-    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+    return finish(start(cwd, *arguments, largest_file=largest_file, **changes))
 
 
 def wait_for(process: subprocess.Popen, condition: Callable[[], bool], seconds: float = 240) -> None:

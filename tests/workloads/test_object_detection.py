@@ -206,8 +206,7 @@ def test_the_variant_of_mlperf_inference_is_imported_and_answers():
 def test_killed_and_continued_it_ends_with_the_same_figures(tmp_path):
     """Through the door, drawn too: evaluations of a whole run and of one that was told to stop."""
     run = ("--workload=tests.workloads.small_ssd:SmallSSD", "--platform=cpu", "--seed=3", "--visualize=2")
-    whole = door.run(tmp_path, *run, "--results_dir=whole", **door.LIGHTLY)
-    assert whole.returncode == 1, whole.stderr
+    whole = door.start(tmp_path, *run, "--results_dir=whole", **door.LIGHTLY)
     process = door.start(tmp_path, *run, "--results_dir=pieces", **door.LIGHTLY)
 
     def evaluating():
@@ -219,6 +218,8 @@ def test_killed_and_continued_it_ends_with_the_same_figures(tmp_path):
     process.communicate()
     again = door.run(tmp_path, *run, "--results_dir=pieces", **door.LIGHTLY)
     assert again.returncode == 1, again.stderr
+    whole = door.finish(whole)
+    assert whole.returncode == 1, whole.stderr
     figures = [
         [
             (e.metadata["epoch_num"], e.value)

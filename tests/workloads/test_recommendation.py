@@ -188,7 +188,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
     for folder in (undisturbed, stopped):
         folder.mkdir()
-    assert door.run(undisturbed, *RUN, **door.LIGHTLY).returncode == 1
+    beside = door.start(undisturbed, *RUN, **door.LIGHTLY)
     process = door.start(stopped, *RUN, **door.LIGHTLY)
     door.wait_for(
         process, lambda: any(b"eval_stop" in p.read_bytes() for p in door.logs(stopped / "results"))
@@ -197,8 +197,31 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
     process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
     assert door.run(stopped, *RUN, **door.LIGHTLY).returncode == 1
+    assert door.finish(beside).returncode == 1
     for (path, a), (_, b) in zip(final_state(undisturbed), final_state(stopped), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.fixture(scope="module")
+def closed_runs(tmp_path_factory):
+    """The whole networks, and tables cut to a 100,000th of their rows: folders, and how the runs ended."""
+    started = {}
+    for workload in ("dlrm", "dlrm_dcnv2"):
+        folder = tmp_path_factory.mktemp(workload)
+        names = (f"--workload={workload}", "--preset=closed", f"--data_dir={folder}")
+        assert prepare.main([*names, "--fake=640"]) == 0
+        cuts = ("data.fake=640", "data.table_fraction=1e-5", "batch_size=64", "eval_batch_size=256")
+        started[workload] = (
+            folder,
+            door.start(
+                folder,
+                *names,
+                *(f"--config.{cut}" for cut in (*cuts, "evals_per_epoch=2")),
+                "--seed=1",
+                **door.LIGHTLY,
+            ),
+        )
+    return {workload: (folder, door.finish(process)) for workload, (folder, process) in started.items()}
 
 
 @pytest.mark.parametrize(
@@ -208,24 +231,11 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
         ("dlrm_dcnv2", "4.0.0", [("eval_samples", "CHECK"), ("eval_accuracy", "0.80275")]),
     ],
 )
-def test_closed_on_made_up_data_lacks_only_what_that_cannot_have(workload, ruleset, complaints, tmp_path):
-    """The whole network, and tables cut to a 100,000th of their rows."""
-    names = (f"--workload={workload}", "--preset=closed", f"--data_dir={tmp_path}")
-    assert prepare.main([*names, "--fake=640"]) == 0
-    ended = door.run(
-        tmp_path,
-        *names,
-        "--config.data.fake=640",
-        "--config.data.table_fraction=1e-5",
-        "--config.batch_size=64",
-        "--config.eval_batch_size=256",
-        "--config.evals_per_epoch=2",
-        "--seed=1",
-        **door.LIGHTLY,
-    )
+def test_closed_on_made_up_data_lacks_only_what_that_cannot_have(workload, ruleset, complaints, closed_runs):
+    folder, ended = closed_runs[workload]
     assert ended.returncode == 1, ended.stderr
     assert "random clicks, not MLPerf's data" in ended.stdout and "not reached" in ended.stdout
-    (log,) = door.logs(tmp_path / "results", "closed")
+    (log,) = door.logs(folder / "results", "closed")
     said = door.complaints(log, ruleset)
     assert len(said) == len(complaints), said
     for line, parts in zip(said, complaints, strict=True):

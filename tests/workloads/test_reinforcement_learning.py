@@ -58,6 +58,36 @@ def x64():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def rehearsing(tmp_path_factory):
+    """The closed run with as many games as the rules ask for, of a small network on 3x3.
+
+    It starts before the first test, beside which it has a core of its own.
+    """
+    folder = tmp_path_factory.mktemp("rehearsal")
+    cuts = (
+        *(cut for cut in TINY if "games_per_generation" not in cut and "lanes" not in cut),
+        "start_checkpoint=random",
+        "target_checkpoint=first",
+        "max_epochs=1",
+        "game.max_moves=6",
+        "self_play.lanes=512",
+        "self_play.readouts=2",
+        "self_play.fastplay_readouts=1",
+    )
+    process = door.start(
+        folder,
+        "--workload=minigo",
+        "--platform=cpu",
+        "--preset=closed",
+        "--seed=1",
+        *(f"--config.{cut}" for cut in cuts),
+        **door.LIGHTLY,
+    )
+    yield folder, process
+    process.kill()
+
+
 @pytest.fixture(scope="module")
 def engine(x64):
     """One for all, since it takes a while to compile; in float64, in which layouts are compared."""
@@ -314,25 +344,10 @@ def test_closed_needs_the_published_networks():
 
 
 @pytest.fixture(scope="module")
-def rehearsal(tmp_path_factory):
-    """The closed run with as many games as the rules ask for, of a small network on 3x3."""
-    tmp_path = tmp_path_factory.mktemp("rehearsal")
-    ended = door.run(
-        tmp_path,
-        "--workload=minigo",
-        "--platform=cpu",
-        "--preset=closed",
-        "--seed=1",
-        "--config.start_checkpoint=random",
-        "--config.target_checkpoint=first",
-        "--config.max_epochs=1",
-        "--config.self_play.fastplay_readouts=1",
-        *(f"--config.{cut}" for cut in TINY if "games_per_generation" not in cut and "lanes" not in cut),
-        "--config.self_play.lanes=512",
-        "--config.self_play.readouts=2",
-        **door.LIGHTLY,
-    )
-    return tmp_path, ended
+def rehearsal(rehearsing):
+    """A folder with a closed run, and how it ended."""
+    folder, process = rehearsing
+    return folder, door.finish(process)
 
 
 def test_closed_on_a_tiny_board_lacks_nothing_but_the_target(rehearsal):

@@ -11,31 +11,47 @@ from tests import door
 TOY = ("--workload=tests.toys_translation:WordByWord", "--platform=cpu", "--system=here")
 
 
-def test_closed_on_made_up_data_lacks_nothing_but_the_target(tmp_path):
-    """MLPerf's vocabulary and rows of 256 tokens, in a model cut to a layer of width 64."""
-    assert prepare.main(["--workload=transformer", "--fake=24", f"--data_dir={tmp_path}"]) == 0
-    ended = door.run(
-        tmp_path,
-        "--workload=transformer",
-        "--platform=cpu",
-        "--preset=closed",
-        f"--data_dir={tmp_path}",
-        "--seed=1",
-        "--config.data.fake=24",
-        "--config.model.width=64",
-        "--config.model.mlp_width=64",
-        "--config.model.num_layers=1",
-        "--config.batch_size=2",
-        "--config.eval_batch_size=4",
-        "--config.decode.source_lengths=(32,)",
-        "--config.max_epochs=1",
-        **door.LIGHTLY,
-    )
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A closed run of a model cut to a layer of width 64, and the toy trained until it translates something.
+
+    Both at the same time; their folders, and how they ended.
+    """
+    closed, toy = (tmp_path_factory.mktemp(name) for name in ("closed", "toy"))
+    assert prepare.main(["--workload=transformer", "--fake=24", f"--data_dir={closed}"]) == 0
+    started = {
+        closed: door.start(
+            closed,
+            "--workload=transformer",
+            "--platform=cpu",
+            "--preset=closed",
+            f"--data_dir={closed}",
+            "--seed=1",
+            "--config.data.fake=24",
+            "--config.model.width=64",
+            "--config.model.mlp_width=64",
+            "--config.model.num_layers=1",
+            "--config.batch_size=2",
+            "--config.eval_batch_size=4",
+            "--config.decode.source_lengths=(32,)",
+            "--config.max_epochs=1",
+            **door.LIGHTLY,
+        ),
+        toy: door.start(
+            door.ROOT, *TOY, f"--results_dir={toy}", "--seed=1", "--config.max_epochs=8", **door.LIGHTLY
+        ),
+    }
+    return {folder: door.finish(process) for folder, process in started.items()}
+
+
+def test_closed_on_made_up_data_lacks_nothing_but_the_target(runs):
+    """MLPerf's vocabulary and rows of 256 tokens."""
+    (closed, ended), _ = runs.items()
     assert ended.returncode == 1, ended.stderr
     assert (
         "Fake WMT17 en-de (random words, not MLPerf's data)" in ended.stdout and "not reached" in ended.stdout
     )
-    (log,) = door.logs(tmp_path / "results", "closed")
+    (log,) = door.logs(closed / "results", "closed")
     complaints = door.complaints(log, "0.7.0")
     assert len(complaints) == 1 and "eval_accuracy" in complaints[0] and "0.2500" in complaints[0], complaints
     events = {event.key: event for event in read_events(log)}
@@ -43,18 +59,9 @@ def test_closed_on_made_up_data_lacks_nothing_but_the_target(tmp_path):
     assert events["max_sequence_length"].metadata["method"] == "discard"
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """A results folder in which the toy was trained until it translates something."""
-    folder = tmp_path_factory.mktemp("trained")
-    ended = door.run(
-        door.ROOT, *TOY, f"--results_dir={folder}", "--seed=1", "--config.max_epochs=8", **door.LIGHTLY
-    )
+def test_the_trained_model_serves_in_four_scenarios(runs):
+    _, (results, ended) = runs.items()
     assert ended.returncode == 1, ended.stderr  # it has no target that can be reached
-    return folder
-
-
-def test_the_trained_model_serves_in_four_scenarios(results):
     trained = read_json(door.run_folder(results) / "status.json")["quality"]
     assert trained > 0
     ended = door.run(
