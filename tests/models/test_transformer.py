@@ -22,7 +22,9 @@ SMOOTHING = 0.1
 def small(precision="float64"):
     """A model whose norms and biases are not at their first values, and its parameters as dicts."""
     with jax.enable_x64(precision == "float64"):
-        model = Transformer(TransformerConfig(**SIZES), policy=POLICIES[precision], rngs=nnx.Rngs(3))
+        model = nnx.jit(
+            lambda: Transformer(TransformerConfig(**SIZES), policy=POLICIES[precision], rngs=nnx.Rngs(3))
+        )()
         graph, state = nnx.split(model, nnx.Param)
         random = np.random.default_rng(1)
         params = jax.tree.map(
@@ -158,7 +160,8 @@ def gradients_with(remat):
     with jax.enable_x64(True):
         batch, key = apart(sentences(2, 3, 6), 6), jax.random.key(1)
         config = TransformerConfig(**SIZES, remat=remat)
-        graph, _ = nnx.split(Transformer(config, policy=POLICIES["float64"], rngs=nnx.Rngs(0)), nnx.Param)
+        model = nnx.eval_shape(lambda: Transformer(config, policy=POLICIES["float64"], rngs=nnx.Rngs(0)))
+        graph, _ = nnx.split(model, nnx.Param)
 
         def summed(params):
             return jnp.square(nnx.merge(graph, params)(**batch, key=key)).sum()
@@ -187,7 +190,7 @@ def test_dropout_falls_at_its_rate_and_keeps_the_mean():
 def test_flops_are_those_of_the_products():
     """Against XLA's own count of an unrolled forward pass of one layer each."""
     config = TransformerConfig(vocab_size=64, width=32, mlp_width=64, num_heads=2, num_layers=1)
-    model = Transformer(config, policy=POLICIES["float32"], rngs=nnx.Rngs(0))
+    model = nnx.eval_shape(lambda: Transformer(config, policy=POLICIES["float32"], rngs=nnx.Rngs(0)))
     graph, params = nnx.split(model)
     batch = {
         name: jnp.ones((1, 16), jnp.int32)
