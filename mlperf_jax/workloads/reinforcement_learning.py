@@ -280,10 +280,11 @@ class MiniGo(GradientWorkload):
             positions.save(path, found)
         self._positions = found
         self.metric = "agreement of the policy with search"
-        answers = []
-        for start in range(0, config.count, _AT_ONCE):
-            planes = found["planes"][start : start + _AT_ONCE]
-            answers.append(self._traced(self.predict)(variables, {"planes": planes}))
+        predict = self._traced(self.predict)
+        answers = [
+            predict(variables, {"planes": found["planes"][start : start + _AT_ONCE]})
+            for start in range(0, config.count, _AT_ONCE)
+        ]
         return float(np.mean(np.concatenate(answers) == found["move"]))
 
     def _make_positions(self, config: PositionsConfig, variables: State) -> dict[str, np.ndarray]:

@@ -3,6 +3,9 @@
 import io
 import math
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -168,3 +171,17 @@ def test_a_resumed_run_purges_what_will_happen_again(tmp_path):
             line.step(first_step + 1, 1.0)
     starts = [e.step for e in events_of(tmp_path) if e.session_log.status == SessionLog.START]
     assert sorted(starts) == [1, 6]
+
+
+def test_curves_do_not_import_pytorch(tmp_path):
+    """tensorboardX would, which takes seconds; whoever wants it afterwards gets it."""
+    code = """
+import sys
+from mlperf_jax.training.progress import Progress
+numbers = dict(total_steps=1, batch_size=1, num_train=1, target=1.0, metric="accuracy")
+with Progress(**numbers, stream=None, tensorboard_dir=sys.argv[1]) as line:
+    line.step(1, 1.0)
+assert "tensorboardX" in sys.modules and "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
+    assert any(tmp_path.iterdir())

@@ -21,6 +21,33 @@ from tests.toys_clicks import SmallDCNv2, SmallDLRM
 STEPS = 10
 
 
+@pytest.fixture(scope="module", autouse=True)
+def closed_runs(tmp_path_factory):
+    """Closed runs of the whole networks, tables cut to a 100,000th of their rows: folders and processes.
+
+    They start before the first test, beside which they have a core of their own.
+    """
+    started = {}
+    for workload in ("dlrm", "dlrm_dcnv2"):
+        folder = tmp_path_factory.mktemp(workload)
+        names = (f"--workload={workload}", "--preset=closed", f"--data_dir={folder}")
+        assert prepare.main([*names, "--fake=640"]) == 0
+        cuts = ("data.fake=640", "data.table_fraction=1e-5", "batch_size=64", "eval_batch_size=256")
+        started[workload] = (
+            folder,
+            door.start(
+                folder,
+                *names,
+                *(f"--config.{cut}" for cut in (*cuts, "evals_per_epoch=2")),
+                "--seed=1",
+                **door.LIGHTLY,
+            ),
+        )
+    yield started
+    for _, process in started.values():
+        process.kill()
+
+
 def engine_of(cls, strategy, precision="float64"):
     groups = 8 if strategy == "table_wise" else 1
     workload = toys.make(cls, precision, model__table_groups=groups, model__width=8)
@@ -202,28 +229,6 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.fixture(scope="module")
-def closed_runs(tmp_path_factory):
-    """The whole networks, and tables cut to a 100,000th of their rows: folders, and how the runs ended."""
-    started = {}
-    for workload in ("dlrm", "dlrm_dcnv2"):
-        folder = tmp_path_factory.mktemp(workload)
-        names = (f"--workload={workload}", "--preset=closed", f"--data_dir={folder}")
-        assert prepare.main([*names, "--fake=640"]) == 0
-        cuts = ("data.fake=640", "data.table_fraction=1e-5", "batch_size=64", "eval_batch_size=256")
-        started[workload] = (
-            folder,
-            door.start(
-                folder,
-                *names,
-                *(f"--config.{cut}" for cut in (*cuts, "evals_per_epoch=2")),
-                "--seed=1",
-                **door.LIGHTLY,
-            ),
-        )
-    return {workload: (folder, door.finish(process)) for workload, (folder, process) in started.items()}
-
-
 @pytest.mark.parametrize(
     ("workload", "ruleset", "complaints"),
     [
@@ -232,7 +237,8 @@ def closed_runs(tmp_path_factory):
     ],
 )
 def test_closed_on_made_up_data_lacks_only_what_that_cannot_have(workload, ruleset, complaints, closed_runs):
-    folder, ended = closed_runs[workload]
+    folder, process = closed_runs[workload]
+    ended = door.finish(process)
     assert ended.returncode == 1, ended.stderr
     assert "random clicks, not MLPerf's data" in ended.stdout and "not reached" in ended.stdout
     (log,) = door.logs(folder / "results", "closed")

@@ -14,6 +14,7 @@ import pytest
 
 from configs.minigo import get_config
 from mlperf_jax import config as configs
+from mlperf_jax import predict_moves
 from mlperf_jax.errors import UserError
 from mlperf_jax.go import positions, records
 from mlperf_jax.go.features import symmetries
@@ -311,7 +312,7 @@ def test_samples_are_made_once_and_judged(engine, tmp_path, monkeypatch):
     planes = workload.read_samples(index)["planes"]
     assert planes.shape == (40, 3, 3, 13) and planes.dtype == bool
     variables = {name: state[name] for name in workload.inference_state}
-    answers = np.asarray(workload.predict(variables, {"planes": planes}))
+    answers = np.asarray(jax.jit(workload.predict)(variables, {"planes": planes}))
     assert answers.dtype == np.int32
     assert workload.answered_quality(index, [a.tobytes() for a in answers]) == quality
     moves = workload._positions["move"]
@@ -368,40 +369,18 @@ def test_closed_on_a_tiny_board_lacks_nothing_but_the_target(rehearsal):
         assert len(complaints) == 1 and "eval_accuracy" in complaints[0], complaints
 
 
-@pytest.fixture(scope="module")
-def said(rehearsal):
-    """What commands say of the trained network; they run at the same time, since each has to start and compile."""
-    folder, _ = rehearsal
-    games = next(folder.glob("results/runs/*/minigo/run_0/games"))
-    (folder / "none").mkdir()
-
-    def start(module, *arguments):
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", module, "--platform=cpu", "--preset=closed", *arguments],
-            cwd=folder,
-            env=door.environment(**door.LIGHTLY),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    started = {
-        "gtp": start("mlperf_jax.gtp"),
-        "predict": start("mlperf_jax.predict_moves", f"--sgf_dir={games}"),
-        "predict none": start("mlperf_jax.predict_moves", "--sgf_dir=none"),
-    }
-    typed = {"gtp": "name\nboardsize 3\nclear_board\ngenmove b\ngenmove w\nshowboard\nfinal_score\nquit\n"}
-    ended = {}
-    for name, process in started.items():
-        out, err = process.communicate(typed.get(name), timeout=300)
-        ended[name] = subprocess.CompletedProcess(name, process.returncode, out, err)
-    return ended
-
-
-def test_what_was_trained_speaks_gtp(said):
+def test_what_was_trained_speaks_gtp(rehearsal):
     """A move of each colour against itself."""
-    ended = said["gtp"]
+    lines = "name\nboardsize 3\nclear_board\ngenmove b\ngenmove w\nshowboard\nfinal_score\nquit\n"
+    ended = subprocess.run(
+        [sys.executable, "-P", "-m", "mlperf_jax.gtp", "--platform=cpu", "--preset=closed"],
+        cwd=rehearsal[0],
+        env=door.environment(**door.LIGHTLY),
+        input=lines,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert ended.returncode == 0, ended.stderr
     name, size, clear, black, white, board, score, goodbye, end = ended.stdout.split("\n\n")
     assert (name, size, clear, goodbye, end) == ("= mlperf_jax", "=", "=", "=", "")
@@ -409,11 +388,15 @@ def test_what_was_trained_speaks_gtp(said):
     assert sum(board.count(stone) for stone in "XO") <= 2 and score[2:4] in ("B+", "W+")
 
 
-def test_what_was_trained_foresees_moves(said):
-    ended = said["predict"]
-    assert ended.returncode == 0, ended.stderr
+def test_what_was_trained_foresees_moves(rehearsal, monkeypatch, capsys):
+    monkeypatch.chdir(rehearsal[0])
+    (games,) = Path().glob("results/runs/*/minigo/run_0/games")
+    Path("none").mkdir()
+    for folder, status in ((games, 0), ("none", 2)):
+        with jax.enable_x64(False):
+            assert predict_moves.main(["--platform=cpu", "--preset=closed", f"--sgf_dir={folder}"]) == status
+    said = capsys.readouterr()
     assert re.match(
-        r"0\.\d{4} foreseen, [01]\.\d{4} among the first five, of \d+ moves in 12 games", ended.stdout
+        r"0\.\d{4} foreseen, [01]\.\d{4} among the first five, of \d+ moves in 12 games", said.out
     )
-    ended = said["predict none"]
-    assert ended.returncode == 2 and "no game on a 3x3 board in none" in ended.stderr
+    assert "no game on a 3x3 board in none" in said.err

@@ -1,4 +1,4 @@
-"""The translation workload: its loss, its layouts, its evaluation, and continuing where it was."""
+"""The translation workload: its loss, layouts and evaluation, continuing where it was; and through the door."""
 
 import functools
 import itertools
@@ -10,14 +10,60 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loadgen_py import TestScenario
+from mlperf_jax import prepare
 from mlperf_jax.metrics.bleu import bleu
 from mlperf_jax.parallel.layout import STRATEGIES
 from mlperf_jax.parallel.mesh import make_layout, single_device_layout
+from mlperf_jax.results.events import read_events
+from mlperf_jax.results.folders import read_json
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.workloads.translation import smoothed_cross_entropy
-from tests import toys_translation
+from tests import door, toys_translation
 
 STEPS = 10
+TOY = ("--workload=tests.toys_translation:WordByWord", "--platform=cpu", "--system=here")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def running(tmp_path_factory):
+    """A closed run of a model cut to a layer of width 64, and the toy trained until it translates something.
+
+    They start before the first test, beside which they have a core of their own; by folder.
+    """
+    closed, toy = (tmp_path_factory.mktemp(name) for name in ("closed", "toy"))
+    assert prepare.main(["--workload=transformer", "--fake=24", f"--data_dir={closed}"]) == 0
+    started = {
+        closed: door.start(
+            closed,
+            "--workload=transformer",
+            "--platform=cpu",
+            "--preset=closed",
+            f"--data_dir={closed}",
+            "--seed=1",
+            "--config.data.fake=24",
+            "--config.model.width=64",
+            "--config.model.mlp_width=64",
+            "--config.model.num_layers=1",
+            "--config.batch_size=2",
+            "--config.eval_batch_size=4",
+            "--config.decode.source_lengths=(32,)",
+            "--config.max_epochs=1",
+            **door.LIGHTLY,
+        ),
+        toy: door.start(
+            door.ROOT, *TOY, f"--results_dir={toy}", "--seed=1", "--config.max_epochs=8", **door.LIGHTLY
+        ),
+    }
+    yield started
+    for process in started.values():
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def runs(running):
+    """How they ended."""
+    return {folder: door.finish(process) for folder, process in running.items()}
 
 
 @given(seed=st.integers(0, 10**6), vocab_size=st.sampled_from((2, 3, 17, 40)), smoothing=st.floats(0.0, 0.9))
@@ -153,3 +199,46 @@ def test_hyperparameters_are_those_of_the_ruleset():
     peak = 2 / np.sqrt(1024 * 16000)
     rates = [float(workload.schedule()(step)) for step in (0, 8000, 16000, 64000)]
     np.testing.assert_allclose(rates, [0, peak / 2, peak, peak / 2], rtol=1e-6)
+
+
+# Through the door.
+
+
+def test_closed_on_made_up_data_lacks_nothing_but_the_target(runs):
+    """MLPerf's vocabulary and rows of 256 tokens."""
+    (closed, ended), _ = runs.items()
+    assert ended.returncode == 1, ended.stderr
+    assert (
+        "Fake WMT17 en-de (random words, not MLPerf's data)" in ended.stdout and "not reached" in ended.stdout
+    )
+    (log,) = door.logs(closed / "results", "closed")
+    complaints = door.complaints(log, "0.7.0")
+    assert len(complaints) == 1 and "eval_accuracy" in complaints[0] and "0.2500" in complaints[0], complaints
+    events = {event.key: event for event in read_events(log)}
+    assert events["max_sequence_length"].value == 256
+    assert events["max_sequence_length"].metadata["method"] == "discard"
+
+
+def test_the_trained_model_serves_in_four_scenarios(runs):
+    _, (results, ended) = runs.items()
+    assert ended.returncode == 1, ended.stderr  # it has no target that can be reached
+    trained = read_json(door.run_folder(results) / "status.json")["quality"]
+    assert trained > 0
+    ended = door.run(
+        door.ROOT,
+        *TOY,
+        f"--results_dir={results}",
+        "--scenario=all",
+        "--qps=600",
+        "--max_latency=2",
+        "--time=0.3",
+        **door.LIGHTLY,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    root = results / "mini/inference/here/tests.toys_translation.WordByWord"
+    for scenario in TestScenario.__members__:
+        performance, accuracy = (
+            read_json(root / scenario / kind / "result.json") for kind in ("performance/run_1", "accuracy")
+        )
+        assert performance["valid"] and performance["passed"] and accuracy["passed"]
+        assert accuracy["metric"] == "BLEU" and accuracy["quality"] == pytest.approx(trained, abs=1e-9)
