@@ -43,6 +43,7 @@ def _liberties(board: jax.Array, size: int) -> jax.Array:
     return jnp.where(board == 0, 0, (found == board[:, None]).sum(1))
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def features(position: Position, size: int) -> jax.Array:
     """The planes of one position, bool [size, size, PLANES]; where it is over they say nothing."""
     board, color = position.game.board, jnp.where(position.color > 0, 1, -1)

@@ -63,6 +63,8 @@ class Position(NamedTuple):
 class Rules:
     """What a game is played under.
 
+    Its functions are compiled, so that one is traced once however many programs use it.
+
     Attributes:
         size: of the board, 3 to 19.
         komi: points for White, who also wins where it makes the score even.
@@ -90,19 +92,22 @@ class Rules:
     def _game(self) -> go.Game:
         return _pgx().Game(self.size, self.komi, history_length=HISTORY, max_termination_steps=self.max_moves)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def start(self) -> Position:
         """The empty board, Black to play."""
-        return _start(self)
+        return self._position(self._game.init())
 
     def starts(self, count: int) -> Position:
         """`count` empty boards, [count, ...]."""
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), self.start())
 
+    @functools.partial(jax.jit, static_argnums=0)
     def play(self, position: Position, move: jax.Array) -> Position:
         """The position after a legal move (int32 []); a game that is over stays as it is."""
         new = self._position(self._game.step(position.game, move))
         return jax.tree.map(lambda old, new: jnp.where(position.over, old, new), position, new)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def score(self, position: Position) -> jax.Array:
         """Black's area less White's, without komi, int32 []: every stone on the board counts as alive."""
         black, white = _pgx()._count_scores(position.game, self.size)
@@ -115,9 +120,3 @@ class Rules:
             jnp.asarray(self._game.is_terminal(game)),
             self._game.rewards(game)[0],
         )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _start(rules: Rules) -> Position:
-    """Compiled: outside of traced functions pgx would run, and compile, operation by operation."""
-    return rules._position(rules._game.init())

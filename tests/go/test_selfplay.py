@@ -1,4 +1,4 @@
-"""What self-play leaves in the window, against the games replayed in plain Python; and matches."""
+"""What self-play leaves in the window, against the games replayed in plain Python."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlperf_jax.go.features import PLANES
-from mlperf_jax.go.match import MatchConfig, play_match
+from mlperf_jax.go.match import MatchConfig
 from mlperf_jax.go.search import Search
 from mlperf_jax.go.selfplay import SelfPlay, SelfPlayConfig
 from tests.go.tiny import RULES, linear, planes, play
@@ -111,30 +111,6 @@ def test_examples_are_unpacked(generations):
         np.testing.assert_array_equal(planes[i], planes_of(window, at))
         np.testing.assert_array_equal(policy[i], window.policy[at])
         assert outcome[i] == window.outcome[at]
-
-
-def test_who_always_passes_loses_with_both_colours():
-    """Variables: how much a network likes to pass. It thinks nothing of positions, so it does what it likes."""
-
-    def likes_passing(strength, planes):
-        logits = jnp.zeros((len(planes), RULES.moves)).at[:, -1].set(strength)
-        return logits, jnp.zeros(len(planes))
-
-    config = MatchConfig(games=8, readouts=6, soft_pick_moves=0, seed=4)
-    search = Search(RULES, likes_passing)
-    match = jax.jit(lambda a, b: play_match(config, search, a, b))
-    games = jax.device_get(match(-30.0, 30.0))
-    assert games.won.shape == (2, 4) and games.won.all()
-    assert (games.outcome[0] == 1).all() and (games.outcome[1] == -1).all()
-    passes = games.moves == RULES.points
-    for row in range(2):
-        for i in range(4):
-            length = games.length[row, i]
-            theirs = passes[row, i, 1 - row : length : 2]
-            assert theirs.all() and passes[row, i, length:].all()
-    again, other = jax.device_get((match(-30.0, 30.0), match(30.0, -30.0)))
-    jax.tree.map(np.testing.assert_array_equal, games, again)
-    assert not other.won.any()
 
 
 def test_an_odd_match_is_refused():

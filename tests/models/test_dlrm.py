@@ -103,17 +103,21 @@ def test_first_values_are_the_references():
 
 @pytest.mark.parametrize("interaction", ["dot", "cross"])
 def test_float64_stays_float64_and_mixed_computes_in_bfloat16(interaction):
+    def dtypes_of(tree):
+        return {x.dtype for x in jax.tree.leaves(tree)}
+
     with jax.enable_x64(True):
-        model = build(SMALL[interaction], "float64")
-        out = jax.eval_shape(model, np.ones((2, 5)), np.ones((2, 4, 8)))
-        dtypes = {x.dtype for x in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model)))}
-        assert out.dtype == np.float64 and dtypes == {np.dtype(np.float64)}
-        jaxpr = str(jax.make_jaxpr(lambda d, p: model(d, p))(np.ones((2, 5)), np.ones((2, 4, 8))))
-        assert "f32" not in jaxpr
-    model = build(SMALL[interaction], "bfloat16")
+        model = nnx.eval_shape(lambda: build(SMALL[interaction], "float64"))
+        graph, values = nnx.split(model)
+        assert dtypes_of(values) == {np.dtype(np.float64)}
+        jaxpr = jax.make_jaxpr(lambda v, d, p: nnx.merge(graph, v)(d, p))(
+            values, np.ones((2, 5)), np.ones((2, 4, 8))
+        )
+        assert dtypes_of(jaxpr.out_avals) == {np.dtype(np.float64)} and "f32" not in str(jaxpr)
+    graph, values = nnx.split(nnx.eval_shape(lambda: build(SMALL[interaction], "bfloat16")))
     dense, pooled = np.ones((2, 5), np.float32), np.ones((2, 4, 8), np.float32)
-    assert jax.eval_shape(model, dense, pooled).dtype == np.float32
-    assert jax.eval_shape(model.bottom, dense).dtype == jnp.bfloat16
+    assert jax.eval_shape(lambda v: nnx.merge(graph, v)(dense, pooled), values).dtype == np.float32
+    assert jax.eval_shape(lambda v: nnx.merge(graph, v).bottom(dense), values).dtype == jnp.bfloat16
 
 
 def test_a_shape_that_cannot_be():

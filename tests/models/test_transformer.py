@@ -61,13 +61,13 @@ def apart(pairs, length):
     )
 
 
-def packed(pairs, length):
-    """As few rows as `packing` needs."""
+def packed(pairs, length, num_rows):
+    """As few rows as `packing` needs, and empty ones after them."""
     sides = [Ragged.of([pair[side] for pair in pairs], np.dtype(np.int32)) for side in (0, 1)]
     rows = packing.pack(sides[0].lengths, sides[1].lengths, length)
     batch = {}
     for name, sequences in zip(("source", "target"), sides, strict=True):
-        batch[name], batch[f"{name}_segment"] = np.zeros((2, len(rows), length), np.int32)
+        batch[name], batch[f"{name}_segment"] = np.zeros((2, num_rows, length), np.int32)
         packing.fill(rows, sequences, batch[name], batch[f"{name}_segment"])
     return batch, rows
 
@@ -133,8 +133,8 @@ def test_packed_rows_are_as_good_as_sentences_apart(seed):
     pairs = sentences(seed, 11, 8)
     with jax.enable_x64(True):
         graph, params = small()
-        batch, rows = packed(pairs, 20)
-        assert len(rows) < len(pairs)
+        batch, rows = packed(pairs, 20, 8)
+        assert len(rows) <= 8 < len(pairs)
         logits, _, grads = all_of(graph)(params, batch)
         one = apart(pairs, 8)
         expected, _, expected_grads = all_of(graph)(params, one)

@@ -145,7 +145,7 @@ def by_hand(workload, state):
     """Probabilities of the evaluation set, and scikit-learn's area."""
     metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is the independent judge")
     fields = workload.dataset.read_eval(np.arange(workload.num_eval), ("dense", "sparse", "label"))
-    probability = np.asarray(jax.nn.sigmoid(workload.model(state)(fields)))
+    probability = np.asarray(jax.jit(lambda s, f: jax.nn.sigmoid(workload.model(s)(f)))(state, fields))
     return probability, metrics.roc_auc_score(fields["label"], probability)
 
 
@@ -171,7 +171,7 @@ def test_answers_are_probability_and_label_of_each_example():
     inputs = workload.read_samples(indices)
     for name, (shape, dtype) in workload.sample_spec().items():
         assert inputs[name].shape == (len(indices), *shape) and inputs[name].dtype == dtype
-    rows = np.asarray(workload.predict(state, inputs))
+    rows = np.asarray(jax.jit(workload.predict)(state, inputs))
     answers = [
         np.asarray(workload.logged_answer(i, row)).tobytes() for i, row in zip(indices, rows, strict=True)
     ]

@@ -179,6 +179,31 @@ def test_games_are_written_and_told(engine, tmp_path):
     assert 0 < len(shown) <= 8 and all(game.result[:2] in ("B+", "W+") for game in shown)
 
 
+def test_who_always_passes_loses_with_both_colours(engine):
+    """Networks that think nothing of positions, and like passing or do not: each does what it likes."""
+
+    def likes_passing(strength):
+        state = engine.init(1)
+        network = {name: state[name] for name in engine.workload.inference_state}
+        network["params"] = jax.tree.map(jnp.zeros_like, network["params"])
+        dense = network["params"]["policy_dense"]
+        dense["bias"] = dense["bias"].at[-1].set(strength)
+        return network
+
+    def match(first, second):
+        return jax.device_get(engine.run("match", likes_passing(first), likes_passing(second)))
+
+    games = match(-30.0, 30.0)
+    assert games.won.shape == (2, 2) and games.won.all()
+    assert (games.outcome[0] == 1).all() and (games.outcome[1] == -1).all()
+    passes = games.moves == 9
+    for row, game in np.ndindex(2, 2):
+        length = games.length[row, game]
+        assert passes[row, game, 1 - row : length : 2].all() and passes[row, game, length:].all()
+    jax.tree.map(np.testing.assert_array_equal, games, match(-30.0, 30.0))
+    assert not match(30.0, -30.0).won.any()
+
+
 def test_the_loss_by_hand():
     workload = make(*TINY)
     random = np.random.default_rng(0)
