@@ -33,7 +33,7 @@ import numpy as np
 from absl import app, flags
 
 import input_pipelines
-from input_pipelines import criteo
+from input_pipelines.clicks import criteo
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Holds the made-up sets; by default a temporary folder.")
 _EXAMPLES = flags.DEFINE_integer("examples", 300_000, "Made-up train examples.")

@@ -26,7 +26,7 @@ from pathlib import Path
 from absl import app, flags
 
 import input_pipelines
-from input_pipelines import detection
+from input_pipelines.image import detection
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Holds the made-up set; by default a temporary folder.")
 _IMAGES = flags.DEFINE_integer("images", 256, "Made-up train images.")
@@ -92,7 +92,7 @@ def measure(data_dir: Path) -> dict:
             for name in ("numpy", "opencv-python-headless", "pillow", "simplejpeg")
         },
         "images": {
-            "kind": "made up, input_pipelines/fake_images.py",
+            "kind": "made up, input_pipelines/image/fake_images.py",
             "count": count,
             "mean_bytes": statistics.mean(map(len, jpegs)),
         },

@@ -2,7 +2,7 @@
 
     python -m benchmarks.flights_boosting --out=benchmarks/flights_boosting.json
 
-scikit-learn's HistGradientBoostingClassifier on the split of `input_pipelines.nycflights`, over the same
+scikit-learn's HistGradientBoostingClassifier on the split of `input_pipelines.clicks.nycflights`, over the same
 columns: month, day, scheduled times, distance, hour, carrier, origin, destination and tail number, as
 they are ("columns") and with the same functions of them that DLRM's numbers are made of, and the date and the
 weekday ("columns and date"). Carrier, origin and destination are categories to it; tail numbers, of
@@ -28,7 +28,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
 import input_pipelines
-from input_pipelines import nycflights
+from input_pipelines.clicks import nycflights
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Holds all data sets; default as everywhere.")
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.")

@@ -31,7 +31,7 @@ import psutil
 from absl import app, flags
 
 import input_pipelines
-from input_pipelines import imagenet
+from input_pipelines.image import imagenet
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Holds the made-up set; by default a temporary folder.")
 _IMAGES = flags.DEFINE_integer("images", 512, "Made-up train images; each is read several times.")
@@ -160,7 +160,7 @@ def measure(data_dir: Path) -> dict:
             for name in ("grain", "numpy", "opencv-python-headless", "simplejpeg")
         },
         "images": {
-            "kind": "made up, input_pipelines/fake_images.py",
+            "kind": "made up, input_pipelines/image/fake_images.py",
             "count": len(jpegs),
             "mean_bytes": statistics.mean(map(len, jpegs)),
         },

@@ -196,7 +196,7 @@ def main(arguments: list[str]) -> None:
     names = [a for a in arguments if not a.startswith("--")]
     for name in names or POINTS:
         entry = run(name, cache)
-        from mlperf_jax.parallel.plan_report import write_json  # not before plan has chosen jax's platform
+        from mlperf_jax.planning.plan_report import write_json  # not before plan has chosen jax's platform
 
         record = json.loads(path.read_text()) if path.exists() else {"schema_version": 1, "points": {}}
         record["points"][name] = entry

@@ -20,15 +20,15 @@ from input_pipelines.base import Dataset
 from mlperf_jax.errors import UserError
 
 _MODULES = {
-    "coco": "input_pipelines.coco",
-    "composites": "input_pipelines.composites",
-    "criteo": "input_pipelines.criteo",
-    "criteo_multihot": "input_pipelines.criteo_multihot",
-    "fashion_mnist": "input_pipelines.fashion_mnist",
-    "imagenet": "input_pipelines.imagenet",
-    "libreoffice_help": "input_pipelines.libreoffice_help",
-    "nycflights": "input_pipelines.nycflights",
-    "wmt": "input_pipelines.wmt",
+    "coco": "input_pipelines.image.coco",
+    "composites": "input_pipelines.image.composites",
+    "criteo": "input_pipelines.clicks.criteo",
+    "criteo_multihot": "input_pipelines.clicks.criteo_multihot",
+    "fashion_mnist": "input_pipelines.image.fashion_mnist",
+    "imagenet": "input_pipelines.image.imagenet",
+    "libreoffice_help": "input_pipelines.text.libreoffice_help",
+    "nycflights": "input_pipelines.clicks.nycflights",
+    "wmt": "input_pipelines.text.wmt",
 }
 
 

@@ -85,7 +85,8 @@ def _compare(overrides: list[str]) -> int:
     """Everything from here on may import jax."""
     import jax
 
-    from mlperf_jax.parallel import compare, compare_report, distributed, mesh
+    from mlperf_jax.parallel import distributed, mesh
+    from mlperf_jax.planning import compare, compare_report
 
     distributed.start(
         FLAGS.platform,

@@ -75,13 +75,14 @@ def _command(arguments: list[str]) -> int:
 
 def _plan(overrides: list[str]) -> int:
     """Everything from here on may import jax."""
-    from mlperf_jax.parallel import mesh, plan, plan_compile, plan_report, topology
+    from mlperf_jax.parallel import mesh
+    from mlperf_jax.planning import compilation, plan, plan_report, topology
 
     where = topology.parse(FLAGS.topology)
     strategies = [mesh.find_strategy(name) for name in FLAGS.sharding.split(",")]
     asked = mesh.asked_of(strategies, mesh.parse_mesh(FLAGS.mesh) if FLAGS.mesh else {})
     workload = make_workload(FLAGS.workload, FLAGS.preset, where.platform, FLAGS.batch, overrides)
-    cache_dir = Path(FLAGS.cache_dir).expanduser() if FLAGS.cache_dir else plan_compile.default_cache_dir()
+    cache_dir = Path(FLAGS.cache_dir).expanduser() if FLAGS.cache_dir else compilation.default_cache_dir()
     what = f"a query of {FLAGS.scenario}" if FLAGS.scenario else f"global batch {workload.batch_size:,}"
     print(
         f"{FLAGS.workload} ({FLAGS.preset}), {what} on {where.name}: "

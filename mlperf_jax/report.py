@@ -19,9 +19,10 @@ from absl import flags
 
 from mlperf_jax import cli
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import details, inference_logs, page, rules, tables
-from mlperf_jax.results.logs import number
-from mlperf_jax.results.rounds import Reader
+from mlperf_jax.reporting import details, page, tables
+from mlperf_jax.rounds import inference_logs, training_rules
+from mlperf_jax.rounds.collect import Reader
+from mlperf_jax.rounds.training_logs import number
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("csv", None, "Write all results to this CSV file.", flag_values=FLAGS)
@@ -59,7 +60,7 @@ def _command(arguments: list[str]) -> int:
         raise UserError("Name at least one folder of results, as: python -m mlperf_jax.report results.")
     references = tables.References(_reference_minutes(FLAGS.reference_minutes))
     if FLAGS.serve:
-        from mlperf_jax.results.live import serve
+        from mlperf_jax.reporting.live import serve
 
         try:
             return serve(roots, references, FLAGS.metric, FLAGS.port)
@@ -87,10 +88,10 @@ def _reference_minutes(path: str | None) -> dict[str, float]:
     except (ValueError, AttributeError, RecursionError):
         raise UserError(f'{path} is no JSON object of minutes; write {{"ssd": 800}}, say.') from None
     for key, minutes in given.items():
-        if minutes is None or minutes <= 0 or key not in rules.BENCHMARKS:
+        if minutes is None or minutes <= 0 or key not in training_rules.BENCHMARKS:
             raise UserError(
                 f"{path} gives {key!r} the reference {raw[key]!r}; "
-                f"it takes minutes for {', '.join(rules.BENCHMARKS)}."
+                f"it takes minutes for {', '.join(training_rules.BENCHMARKS)}."
             )
     return given
 

@@ -7,10 +7,10 @@ import functools
 import numpy as np
 
 from configs import dlrm, dlrm_dcnv2
-from input_pipelines import clicks
+from input_pipelines.clicks import click_logs
 from mlperf_jax.workloads.recommendation import DLRMDCNv2, DLRMv1
 
-COLUMNS = clicks.Columns(num_dense=3, table_sizes=(11, 300, 5, 40), multi_hot_sizes=(1, 3, 1, 2))
+COLUMNS = click_logs.Columns(num_dense=3, table_sizes=(11, 300, 5, 40), multi_hot_sizes=(1, 3, 1, 2))
 NUM_TRAIN, NUM_EVAL = 1280, 1003
 
 
@@ -30,7 +30,7 @@ def dataset():
     random = np.random.default_rng(11)
     effects = [random.normal(size=size) for size in COLUMNS.table_sizes]
     train, evaluation = (_examples(random, n, effects) for n in (NUM_TRAIN, NUM_EVAL))
-    return clicks.InMemoryClicks(COLUMNS, train, evaluation, fake=True, description="clicks by a rule")
+    return click_logs.InMemoryClicks(COLUMNS, train, evaluation, fake=True, description="clicks by a rule")
 
 
 def _small(config):

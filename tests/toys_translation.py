@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipelines import parallel_text, prepared, subwords
+from input_pipelines import prepared
+from input_pipelines.text import parallel_text, subwords
 from mlperf_jax.precision import POLICIES
 from mlperf_jax.workloads.translation import TransformerTranslation
 

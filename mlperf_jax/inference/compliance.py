@@ -23,9 +23,9 @@ import numpy as np
 from loadgen_py import TestMode, TestScenario, TestSettings
 from mlperf_jax.errors import UserError
 from mlperf_jax.judging import accuracy_log, compliance
-from mlperf_jax.judging.inference_rules import find_model
 from mlperf_jax.judging.loadgen_run import LoadGenRun, read_loadgen_run
 from mlperf_jax.results.folders import read_json
+from mlperf_jax.rounds.inference_rules import find_model
 
 if TYPE_CHECKING:
     from mlperf_jax.inference.measure import Outcome, Session

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlperf_jax.judging.accuracy_log import Answers
-from mlperf_jax.results.logs import number
+from mlperf_jax.rounds.training_logs import number
 
 PASS, FAIL = "TEST PASS", "TEST FAIL"
 _SCORES = {

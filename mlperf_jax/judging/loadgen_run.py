@@ -10,10 +10,10 @@ from typing import Any
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.judging import accuracy_log
-from mlperf_jax.judging import inference_rules as inference
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, one_line, plural
-from mlperf_jax.results.inference_logs import DETAIL, SUMMARY, own_record
-from mlperf_jax.results.logs import Event, number, read_events
+from mlperf_jax.rounds import inference_rules as inference
+from mlperf_jax.rounds.inference_logs import DETAIL, SUMMARY, own_record
+from mlperf_jax.rounds.training_logs import Event, number, read_events
 
 _CLOCK_SLACK_MS = 1000
 _ACCURACY, _PERFORMANCE = "AccuracyOnly", "PerformanceOnly"

@@ -17,7 +17,7 @@ from typing import Any
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.judging.findings import Finding, one_line
-from mlperf_jax.results import rules
+from mlperf_jax.rounds import training_rules
 
 # Of benchmarks whose name went on to mean something else, or whose later rulesets ask for another
 # reference: what this project's own runs are made by.
@@ -45,7 +45,7 @@ def find_ruleset(benchmark: str, round_name: str) -> str | None:
     Returns:
         e.g. "4.0.0"; None if there is none, as for v0.5.
     """
-    if round_name in rules.ROUNDS:
+    if round_name in training_rules.ROUNDS:
         name = f"{round_name.removeprefix('v')}.0"
         return name if name in rulesets() else None
     if benchmark in _OWN_RULESETS:

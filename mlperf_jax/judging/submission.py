@@ -18,13 +18,13 @@ from typing import Any
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.judging import accuracy_log, compliance
-from mlperf_jax.judging import inference_rules as rules
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed
-from mlperf_jax.judging.inference_rules import Model
 from mlperf_jax.judging.loadgen_run import LoadGenRun, compare, judge_run, read_loadgen_run
-from mlperf_jax.results.inference_logs import DETAIL, SUMMARY
-from mlperf_jax.results.logs import number
-from mlperf_jax.results.own_runs import read_object
+from mlperf_jax.rounds import inference_rules as rules
+from mlperf_jax.rounds.inference_logs import DETAIL, SUMMARY
+from mlperf_jax.rounds.inference_rules import Model
+from mlperf_jax.rounds.own_runs import read_object
+from mlperf_jax.rounds.training_logs import number
 
 _HASH = re.compile(r"hash=([0-9a-fA-F]{64})")
 _MOST_TEXT = 1 << 20

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlperf_jax.judging import schedule
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, warning
-from mlperf_jax.results import own_runs
-from mlperf_jax.results.logs import Event, number
-from mlperf_jax.results.rules import Benchmark
+from mlperf_jax.rounds import evaluation_schedule, own_runs
+from mlperf_jax.rounds.training_logs import Event, number
+from mlperf_jax.rounds.training_rules import Benchmark
 
 # Between processes that write one log.
 _CLOCK_SLACK_MS = 1000
@@ -151,7 +150,7 @@ def _done(event: Event) -> float | None:
 def _evaluations(log: Judged) -> Iterator[Finding]:
     batch = int(log.number("global_batch_size") or 0)
     wanted = _own_schedule(log) or (
-        schedule.find_schedule(log.benchmark.key, log.round_name, batch) if log.closed else None
+        evaluation_schedule.find_schedule(log.benchmark.key, log.round_name, batch) if log.closed else None
     )
     evaluations = [event for event in log.all(*_EVALS) if _done(event) is not None]
     if wanted is None or not evaluations:
@@ -164,12 +163,12 @@ def _evaluations(log: Judged) -> Iterator[Finding]:
     kept = [i for i, at in enumerate(done) if i == 0 or at != done[i - 1]]
     step = batch * wanted.per_sample if wanted.unit == "samples" else batch / train if train else 0.0
     slack = 1.5 * step + _SHARE * wanted.interval
-    for i, text in schedule.breaches(wanted, [done[i] for i in kept], slack):
+    for i, text in evaluation_schedule.breaches(wanted, [done[i] for i in kept], slack):
         mend = "Evaluate as the rules say, neither more nor less often."
         yield log.finding(evaluations[kept[i]], "evaluation-schedule", f"{text}.", mend)
 
 
-def _own_schedule(log: Judged) -> schedule.Every | None:
+def _own_schedule(log: Judged) -> evaluation_schedule.Every | None:
     """What the config of a mini run of ours says; a closed one goes by the rules."""
     config = log.own.get("config", {}).get("config")
     if log.closed or not isinstance(config, dict):
@@ -179,7 +178,7 @@ def _own_schedule(log: Judged) -> schedule.Every | None:
         every, first = 1 / per_epoch, 1 / per_epoch + _EPOCHS_AHEAD.get(log.benchmark.key, 0)
     if not every:
         return None
-    return schedule.Every(
+    return evaluation_schedule.Every(
         every, f"every {every:g} epochs (the run's config)", (first, first) if first else None
     )
 

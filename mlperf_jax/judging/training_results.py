@@ -11,12 +11,12 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.judging import official, training_log
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, plural, warning
 from mlperf_jax.judging.training_log import Judged
-from mlperf_jax.results import rules
-from mlperf_jax.results.logs import read_events
-from mlperf_jax.results.reference_points import judge_result
-from mlperf_jax.results.rounds import Reader, Result, find_description
-from mlperf_jax.results.rules import LOCAL
-from mlperf_jax.results.scoring import score_runs
+from mlperf_jax.rounds import training_rules
+from mlperf_jax.rounds.collect import Reader, Result, find_description
+from mlperf_jax.rounds.reference_points import judge_result
+from mlperf_jax.rounds.scoring import score_runs
+from mlperf_jax.rounds.training_logs import read_events
+from mlperf_jax.rounds.training_rules import LOCAL
 
 # What all runs of a result have in common: they are repetitions of one thing.
 _COMMON = (
@@ -61,7 +61,7 @@ def _judge_result(result: Result, asked: str | None) -> Iterator[Finding]:
     if asked or (round_name == LOCAL and ruleset):
         round_name = f"v{ruleset.removesuffix('.0')}"
     result = dataclasses.replace(result, round=round_name)
-    if benchmark.key not in rules.BENCHMARKS:
+    if benchmark.key not in training_rules.BENCHMARKS:
         text = f"{result.benchmark} is no benchmark of MLPerf Training: only what is general was judged."
         yield warning(result.path, "benchmark", text, "Name the folder as the rules name the benchmark.")
     events = {}
@@ -152,7 +152,7 @@ def _differences(logs: Sequence[Judged]) -> Iterator[Finding]:
 def _naming(result: Result, logs: Sequence[Judged]) -> Iterator[Finding]:
     for log in logs:
         event = log.first("submission_benchmark")
-        known = rules.find_benchmark(str(event.value)) if event else None
+        known = training_rules.find_benchmark(str(event.value)) if event else None
         if event and known is not result.rules and result.benchmark != event.value:
             text = f"the log is of {event.value}, and lies among results of {result.benchmark}."
             yield log.finding(event, "naming", text, "Put the log where its benchmark's are.")

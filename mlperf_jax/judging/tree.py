@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.judging import inference_rules, submission, training_results
+from mlperf_jax.judging import submission, training_results
 from mlperf_jax.judging.findings import Finding, Report, make_report, warning
 from mlperf_jax.judging.loadgen_run import LoadGenRun, compare, judge_run, read_loadgen_run
-from mlperf_jax.results.inference_logs import DETAIL, run_folders
+from mlperf_jax.rounds import inference_rules
+from mlperf_jax.rounds.inference_logs import DETAIL, run_folders
 
 
 def judge_tree(root: Path, ruleset: str | None = None) -> Report:

@@ -9,15 +9,15 @@ from typing import Any
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.judging import accuracy_log, compliance
-from mlperf_jax.judging import inference_rules as rules
-from mlperf_jax.judging.inference_rules import Model
 from mlperf_jax.judging.loadgen_run import LoadGenRun, read_loadgen_run
 from mlperf_jax.judging.submission import judge_submission
 from mlperf_jax.packaging.package import Package, tell_findings
 from mlperf_jax.packaging.systems import write_system
-from mlperf_jax.results.inference_logs import DETAIL, SUMMARY
-from mlperf_jax.results.logs import number
-from mlperf_jax.results.own_runs import read_object
+from mlperf_jax.rounds import inference_rules as rules
+from mlperf_jax.rounds.inference_logs import DETAIL, SUMMARY
+from mlperf_jax.rounds.inference_rules import Model
+from mlperf_jax.rounds.own_runs import read_object
+from mlperf_jax.rounds.training_logs import number
 
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 # Of result.json's settings, what a user.conf says: name there -> scenario, key, factor.

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mlperf_jax.packaging.package import Package
-from mlperf_jax.results.descriptions import category_of
-from mlperf_jax.results.own_runs import read_object
 from mlperf_jax.results.system import NOT_STATED
+from mlperf_jax.rounds.descriptions import category_of
+from mlperf_jax.rounds.own_runs import read_object
 
 _MAY_BE_EMPTY = ("hw_notes", "sw_notes")
 # Inference's words for the categories of `descriptions.category_of`.

@@ -11,10 +11,10 @@ from mlperf_jax.judging import official
 from mlperf_jax.judging.tree import judge_tree
 from mlperf_jax.packaging.package import Package, tell_findings
 from mlperf_jax.packaging.systems import write_system
-from mlperf_jax.results import own_runs
-from mlperf_jax.results.logs import RunLog
-from mlperf_jax.results.rounds import Reader, Result
 from mlperf_jax.results.system import training_fields
+from mlperf_jax.rounds import own_runs
+from mlperf_jax.rounds.collect import Reader, Result
+from mlperf_jax.rounds.training_logs import RunLog
 
 
 def pack_training(package: Package, results_dir: Path, *, org: str, division: str) -> list[str]:

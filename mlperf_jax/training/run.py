@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from mlperf_jax.errors import Stopped, UserError
-from mlperf_jax.parallel import distributed, fallback
+from mlperf_jax.parallel import distributed, unsplit
 from mlperf_jax.parallel.chips import find_chip
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.results import events, summary, system
@@ -151,9 +151,7 @@ def _one_run(
                 _log_facts(log, workload, layout, run, options, system_name)
             say("compiling")
             engine = _compile(workload, layout)
-            if text := fallback.sentence(
-                fallback.stayed_whole(engine.state, layout.strategy), layout.strategy
-            ):
+            if text := unsplit.sentence(unsplit.stayed_whole(engine.state, layout.strategy), layout.strategy):
                 say(text)
             if position:
                 state = checkpoints.restore(engine.state)

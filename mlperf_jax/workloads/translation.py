@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from input_pipelines import subwords
-from mlperf_jax import decoding
+from input_pipelines.text import subwords
+from mlperf_jax.decoding import beam_search
 from mlperf_jax.errors import UserError
 from mlperf_jax.metrics.bleu import bleu
 from mlperf_jax.parallel.layout import Layout
@@ -92,7 +92,7 @@ class Translation(SupervisedWorkload):
         length = source.shape[1] + decode.extra_length
         cache, step = model.decoder_step(source, length, decode.beams)
         limits = (source > 0).sum(1) + decode.extra_length
-        tokens, _ = decoding.beam_search(
+        tokens, _ = beam_search.beam_search(
             step, cache, limits, length, beams=decode.beams, alpha=decode.alpha, end=subwords.END
         )
         return tokens

@@ -3,7 +3,7 @@
 import pytest
 
 from configs.transformer import get_config
-from input_pipelines import libreoffice_help, wmt
+from input_pipelines.text import libreoffice_help, wmt
 from mlperf_jax import config as configs
 
 

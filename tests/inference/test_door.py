@@ -15,8 +15,8 @@ from mlperf_jax.inference.accuracy import read_answers
 from mlperf_jax.inference.settings import Asked, make_settings
 from mlperf_jax.parallel import mesh
 from mlperf_jax.precision import POLICIES
-from mlperf_jax.results import inference_logs
 from mlperf_jax.results.folders import read_json
+from mlperf_jax.rounds import inference_logs
 from tests import door
 from tests.inference.served import Served
 

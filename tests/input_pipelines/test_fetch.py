@@ -17,7 +17,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from input_pipelines import fashion_mnist, fetch, prepared
+from input_pipelines import fetch, prepared
+from input_pipelines.image import fashion_mnist
 from mlperf_jax.errors import UserError
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from input_pipelines import packing
-from input_pipelines.packing import Ragged
+from input_pipelines.text import packing
+from input_pipelines.text.packing import Ragged
 from mlperf_jax.precision import POLICIES
 from mlperf_jax.workloads.translation import smoothed_cross_entropy
 from models.transformer import Transformer, TransformerConfig, segment_positions, train_flops_per_row

@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.parallel import cost_network, hlo, mesh
 from mlperf_jax.parallel import layout as layouts
+from mlperf_jax.parallel import mesh
+from mlperf_jax.planning import cost_network, hlo
 from mlperf_jax.precision import POLICIES
 from models.layers import BatchNorm, Conv, convolve
 

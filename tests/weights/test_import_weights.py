@@ -24,7 +24,7 @@ from mlperf_jax.weights.resnet import CONFIG, from_torchvision
 from models.resnet import ResNet, ResNetConfig
 
 torch = pytest.importorskip("torch", reason="PyTorch is the judge")
-from torchvision_resnet import random_resnet  # noqa: E402  it needs torch
+from tests.weights.torchvision_resnet import random_resnet  # noqa: E402  it needs torch
 
 BLOCKS, WIDTH, CLASSES, SIZE = (1, 2, 1), 4, 7, 46
 OURS = ResNetConfig(stages=BLOCKS, width=WIDTH, num_classes=CLASSES, image_size=SIZE, padding="torch")

@@ -1,0 +1,338 @@
+"""Composites: photographs of real things, cut out, on photographs and paintings of real places.
+
+6,000 train and 500 eval images of 128x128 with one to four objects of six classes. The objects are stamps
+of Tux Paint (Debian tuxpaint-stamps-default, GPL-2 and freer), whose transparency is their exact
+outline; the places are from GCompris (Debian gcompris-qt-data, CC BY, CC BY-SA and public domain).
+Every fourth of 281 objects and every fifth of 94 places is held out: the eval images show nothing that
+was trained on. A box encloses what can be seen of its object.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from input_pipelines import fetch, prepared
+from input_pipelines.image import box_augmentation, detection, qt_resources
+from mlperf_jax.errors import UserError
+
+SIZE = 128
+NUM_TRAIN, NUM_EVAL = 6_000, 500
+MAX_OBJECTS = 4
+
+# The folders of stamps that make up each class, in the order of the labels from 1.
+CLASSES = {
+    "bird": ("animals/birds/",),
+    "mammal": ("animals/mammals/",),
+    "food": ("food/",),
+    "plant": ("plants/",),
+    "vehicle": ("vehicles/", "military/vehicles/"),
+    "household": ("household/",),
+}
+STAMPS = fetch.PinnedTree(
+    tuple(f"{folder}*.png" for folders in CLASSES.values() for folder in folders),
+    288,
+    "67288a68125863897d86a070889c69f0982118e5c7e7c8da8999b3b7a24ebf23",
+)
+_BUNDLES = ("clickgame", "details", "explore_monuments", "paintings")
+PLACES = fetch.PinnedTree(
+    tuple(f"{name}.rcc" for name in _BUNDLES),
+    4,
+    "59f853b6981bd460a50677102db296b13fc132a630bdad62ebc5995585ca0d2a",
+)
+
+_HELD_OUT_OBJECTS, _HELD_OUT_PLACES = 4, 5  # every so many
+_OPAQUE = 128  # the alpha from which a pixel belongs to its object
+_SIDES = (0.25, 0.65)  # of an object's longer side, in parts of the image's
+_LEAST_SEEN = 0.6  # of every object, when others are put before it
+_PLACINGS = 10  # tried for an object
+_CATEGORY_IDS = tuple(range(1, len(CLASSES) + 1))
+_DTYPES = {"image": np.dtype(np.uint8), "boxes": np.dtype(np.float32), "labels": np.dtype(np.int32)}
+_SHAPES = {"image": (SIZE, SIZE, 3), "boxes": (MAX_OBJECTS, 4), "labels": (MAX_OBJECTS,)}
+
+
+class CutOut(NamedTuple):
+    """An object: its label from 1 and its pixels [h, w, 4] uint8, RGB and alpha, at most SIZE high and wide."""
+
+    label: int
+    pixels: np.ndarray
+
+
+class Scene(NamedTuple):
+    """An image [SIZE, SIZE, 3] uint8, its boxes [n, 4] int64 in pixels, labels [n], and visible areas [n]."""
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    areas: np.ndarray
+
+
+def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
+    """Makes DATA_DIR/composites unless it is there, and says what it is.
+
+    Raises:
+        UserError: the pictures could not be had from any source, or the disk is full.
+    """
+    if fake:
+        raise UserError("Composites are small and real, so there is no --fake set of them; leave --fake out.")
+    folder = data_dir / "composites"
+    prepared.prepare_folder(folder, functools.partial(_build, manual=data_dir / "manual"), verify=verify)
+    return f"{_describe(NUM_TRAIN, NUM_EVAL)}, in {folder}"
+
+
+def _build(folder: Path, *, manual: Path) -> dict[str, Any]:
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    try:
+        stamps = _fetched("Tux Paint's stamps", STAMPS, "tuxpaint-stamps-default", manual, scratch)
+        bundles = _fetched("GCompris's pictures", PLACES, "gcompris-qt-data", manual, scratch)
+    finally:
+        shutil.rmtree(scratch)
+    objects, places = cut_outs(stamps), pictures(bundles)
+    for split, count in (("train", NUM_TRAIN), ("eval", NUM_EVAL)):
+        scenes = _scenes(objects, places, split, count)
+        _write(folder, split, scenes, count)
+    return {"name": "composites", "fake": False, "num_train": NUM_TRAIN, "num_eval": NUM_EVAL}
+
+
+_FOLDERS = {
+    "tuxpaint-stamps-default": "usr/share/tuxpaint/stamps",
+    "gcompris-qt-data": "usr/share/gcompris-qt/rcc",
+}
+
+
+def _fetched(
+    what: str, tree: fetch.PinnedTree, package: str, manual: Path, scratch: Path
+) -> dict[str, bytes]:
+    inside = _FOLDERS[package]
+    by_hand = manual / package
+    sources = [
+        fetch.folder_tree(by_hand),
+        fetch.folder_tree(Path("/") / inside),
+        fetch.debian_tree(package, inside),
+    ]
+    try:
+        return fetch.fetch_tree(what, tree, sources, scratch)
+    except UserError as error:
+        raise UserError(
+            f"{error} Put the content of the package's folder /{inside} into {by_hand} and run this again."
+        ) from None
+
+
+def cut_outs(stamps: Mapping[str, bytes]) -> list[CutOut]:
+    """Cuts the objects out of PNGs, path -> content, in the order given.
+
+    Mirror images are left out, as each object is mirrored now and then, and what has no outline.
+    """
+    objects = []
+    for path, data in stamps.items():
+        label = next(
+            label for label, folders in enumerate(CLASSES.values(), 1) if path.startswith(tuple(folders))
+        )
+        pixels = np.asarray(_opened(data).convert("RGBA"))
+        solid = pixels[..., 3] >= _OPAQUE
+        if path.endswith("_mirror.png") or not 0.05 < solid.mean() < 0.98:
+            continue
+        (top, bottom), (left, right) = (_extent(solid.any(axis)) for axis in (1, 0))
+        objects.append(CutOut(label, _fitted(pixels[top:bottom, left:right], SIZE)))
+    return objects
+
+
+def pictures(bundles: Mapping[str, bytes]) -> list[np.ndarray]:
+    """Returns the pictures [H, W, 3] uint8 without transparency of Qt resource bundles, by path."""
+    found = []
+    for bundle in bundles.values():
+        for path, data in sorted(qt_resources.parse(bundle).items()):
+            if path.endswith(".webp") and (picture := _opened(data)).mode == "RGB":
+                found.append(np.asarray(picture))
+    return [picture for picture in found if min(picture.shape[:2]) >= SIZE]
+
+
+def _opened(data: bytes) -> Any:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data), formats=("PNG", "WEBP"))
+
+
+def _extent(occupied: np.ndarray) -> tuple[int, int]:
+    """Returns the first and the last place, plus one, of what is true in [n] bool."""
+    places = np.flatnonzero(occupied)
+    return int(places[0]), int(places[-1]) + 1
+
+
+def _fitted(pixels: np.ndarray, longest: int) -> np.ndarray:
+    """Shrinks [h, w, 4] to a longer side of at most `longest`."""
+    from PIL import Image
+
+    scale = min(1.0, longest / max(pixels.shape[:2]))
+    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+    # Pillow resizes bytes in whole numbers, so that every machine gets the same.
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _scenes(
+    objects: Sequence[CutOut], places: Sequence[np.ndarray], split: str, count: int
+) -> Iterator[Scene]:
+    held_out = split == "eval"
+    places = [p for i, p in enumerate(places) if (i % _HELD_OUT_PLACES == 0) == held_out]
+    by_class = [[o for o in objects if o.label == label] for label in range(1, len(CLASSES) + 1)]
+    by_class = [
+        [o for i, o in enumerate(some) if (i % _HELD_OUT_OBJECTS == 0) == held_out] for some in by_class
+    ]
+    for index in range(count):
+        yield scene(by_class, places, box_augmentation.stream(int(held_out), index))
+
+
+def scene(
+    by_class: Sequence[Sequence[CutOut]], places: Sequence[np.ndarray], draws: Iterator[float]
+) -> Scene:
+    """Puts one to four objects of random classes onto part of a random place.
+
+    Args:
+        by_class: the objects of each class, all of which are equally frequent.
+        places: [H, W, 3] uint8 each, no side shorter than SIZE.
+        draws: random numbers in [0, 1) without end.
+    """
+    image = _background(_chosen(places, draws), draws)
+    labels: list[int] = []
+    seen: list[np.ndarray] = []  # [SIZE, SIZE] bool, of each object
+    solid: list[int] = []  # pixels of each object, seen or not
+    for _ in range(1 + int(next(draws) * MAX_OBJECTS)):
+        label, pixels = _chosen(_chosen(by_class, draws), draws)
+        pixels = _fitted(pixels, round(SIZE * (_SIDES[0] + next(draws) * (_SIDES[1] - _SIDES[0]))))
+        if next(draws) < 0.5:
+            pixels = pixels[:, ::-1]
+        for _ in range(_PLACINGS):
+            y, x = (int(next(draws) * (SIZE - side + 1)) for side in pixels.shape[:2])
+            mask = np.zeros((SIZE, SIZE), bool)
+            mask[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels[..., 3] >= _OPAQUE
+            left = [other & ~mask for other in seen]
+            if all(part.sum() >= _LEAST_SEEN * whole for part, whole in zip(left, solid, strict=True)):
+                _paste(image, pixels, y, x)
+                seen = [*left, mask]
+                solid.append(int(mask.sum()))
+                labels.append(label)
+                break
+    extents = [(_extent(mask.any(0)), _extent(mask.any(1))) for mask in seen]
+    boxes = [(left, top, right, bottom) for (left, right), (top, bottom) in extents]
+    return Scene(image, np.array(boxes), np.array(labels), np.array([mask.sum() for mask in seen]))
+
+
+def _chosen(some: Sequence[Any], draws: Iterator[float]) -> Any:
+    return some[int(next(draws) * len(some))]
+
+
+def _background(place: np.ndarray, draws: Iterator[float]) -> np.ndarray:
+    """Cuts a random square out of a picture, half its shorter side or more, and resizes it."""
+    height, width = place.shape[:2]
+    side = int(min(height, width) * (0.5 + 0.5 * next(draws)))
+    y, x = (int(next(draws) * (extent - side + 1)) for extent in (height, width))
+    return box_augmentation.resized(place[y : y + side, x : x + side], SIZE).copy()
+
+
+def _paste(image: np.ndarray, pixels: np.ndarray, y: int, x: int) -> None:
+    """Blends [h, w, 4] over part of an image, in place, in whole numbers."""
+    under = image[y : y + pixels.shape[0], x : x + pixels.shape[1]]
+    alpha = pixels[..., 3:].astype(np.uint32)
+    under[...] = (pixels[..., :3] * alpha + under * (255 - alpha) + 127) // 255
+
+
+def _write(folder: Path, split: str, scenes: Iterator[Scene], count: int) -> None:
+    """Writes a split's arrays, and for evaluation the ground truth as COCO has it."""
+    arrays = {field: np.zeros((count, *shape), _DTYPES[field]) for field, shape in _SHAPES.items()}
+    annotations = []
+    for index, drawn in enumerate(scenes):
+        arrays["image"][index] = drawn.image
+        arrays["boxes"][index, : len(drawn.boxes)] = drawn.boxes / SIZE
+        arrays["labels"][index, : len(drawn.labels)] = drawn.labels
+        for (left, top, right, bottom), label, area in zip(
+            drawn.boxes.tolist(), drawn.labels.tolist(), drawn.areas.tolist(), strict=True
+        ):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index,
+                    "category_id": label,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": area,
+                    "iscrowd": 0,
+                }
+            )
+    for field, values in arrays.items():
+        np.save(folder / f"{split}_{field}.npy", values, allow_pickle=False)
+    if split == "eval":
+        truth = {
+            "images": [{"id": index, "height": SIZE, "width": SIZE} for index in range(count)],
+            "annotations": annotations,
+            "categories": [{"id": label, "name": name} for label, name in enumerate(CLASSES, 1)],
+        }
+        (folder / "eval.json").write_text(json.dumps(truth))
+
+
+def open_synthetic(options: Mapping[str, Any]) -> detection.SyntheticDetection:
+    """What `--synthetic_data` makes up; see `detection.DetectionDataset` for the options."""
+    return detection.SyntheticDetection(
+        "composites",
+        num_train=NUM_TRAIN,
+        num_eval=NUM_EVAL,
+        category_ids=_CATEGORY_IDS,
+        options=options,
+    )
+
+
+class Composites:
+    """The `detection.Source` of a prepared folder."""
+
+    most_objects = MAX_OBJECTS
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        manifest = prepared.read_manifest(folder)
+        self.counts = {split: manifest[f"num_{split}"] for split in detection.SPLITS}
+        self._images = {split: self._mapped(split, "image") for split in detection.SPLITS}
+        self._boxes, self._labels = (np.array(self._mapped("train", f)) for f in ("boxes", "labels"))
+        self.image_ids = np.arange(self.counts["eval"], dtype=np.int32)
+        self.sizes = np.full((self.counts["eval"], 2), SIZE, np.int32)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Composites, (self._folder,)  # A worker maps the files itself.
+
+    def _mapped(self, split: str, field: str) -> np.ndarray:
+        shape = (self.counts[split], *_SHAPES[field])
+        return prepared.open_array(self._folder / f"{split}_{field}.npy", shape, _DTYPES[field])
+
+    def image(self, split: str, index: int) -> np.ndarray:
+        return self._images[split][index]
+
+    def objects(self, index: int) -> detection.Objects:
+        labels = self._labels[index]
+        return self._boxes[index][labels > 0], labels[labels > 0]
+
+
+def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> detection.DetectionDataset:
+    """Opens the prepared set; see `detection.DetectionDataset` for the options.
+
+    Raises:
+        UserError: it is not prepared, or damaged.
+    """
+    folder = data_dir / "composites"
+    source = Composites(folder)
+    return detection.DetectionDataset(
+        source,
+        category_ids=_CATEGORY_IDS,
+        ground_truth=folder / "eval.json",
+        options=options,
+        fake=False,
+        description=_describe(*source.counts.values()),
+    )
+
+
+def _describe(num_train: int, num_eval: int) -> str:
+    return f"composites of {len(CLASSES)} classes, {num_train:,} train and {num_eval:,} eval images"

@@ -1,0 +1,281 @@
+"""What a sharding strategy costs on a topology: memory, FLOPs, collectives, time; from shapes alone.
+
+`plan_strategy` gives one `Plan`, a tree of plain numbers and texts ready for JSON. Everything is per
+jax device (a TPU v2, v3 or v7x chip has two) and per step unless its name says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.parallel import mesh, unsplit
+from mlperf_jax.parallel.layout import Layout, Strategy
+from mlperf_jax.planning import compilation, cost, cost_network, cost_time, hlo, reference_epochs, topology
+from mlperf_jax.planning.compilation import Answer
+from mlperf_jax.planning.topology import Topology
+from mlperf_jax.training.engine import Engine
+from mlperf_jax.workload import Program, Workload
+
+SCHEMA_VERSION = 1
+TOP_OPERATIONS = 12
+SCENARIO_SAMPLES = {"SingleStream": 1, "MultiStream": 8}
+"""Samples in a query (MLPerf inference rules); Server and Offline answer batches, here the global batch."""
+
+
+@dataclasses.dataclass
+class Plan:
+    """What is known of one strategy.
+
+    Attributes:
+        strategy, mesh: its name, and the size of every mesh axis.
+        verdict: "fits", "does not fit", or "not compiled".
+        reason: the compiler's words where it does not fit, how to install it where it is missing.
+        hbm: bytes per device: `parameters`, `optimizer`, `other_state` and `batch` from the shardings;
+            `activations` (temporaries of all kinds), `code` and `total` from the compiler; `capacity`.
+        flops: `model` and `program` (counted in the jaxpr) and `rematerialised` in it, per device;
+            `executed`, counted in the compiled program with loops times their trips.
+        collectives: rows of kind, axes, group, count, bytes, seconds.
+        roofline: seconds of `compute`, `hbm`, `network`, the largest as `step`, and its name as `bound`.
+        predicted: `step` seconds from the compiler's estimated `cycles` and the schedule, `throughput` and
+            `throughput_per_chip` in examples/s, `waiting` for collectives, `mfu`, `mfu_bound` (roofline).
+        operations: the dearest, with seconds and share.
+        replicated: tensors that stayed whole though the strategy splits parameters, with bytes.
+        training: of the closed preset, where the benchmark has reference convergence points: `epochs`,
+            `steps`, `minutes` of steps, `evaluation_minutes`, `total_minutes`, `source`.
+        compiler: name, version, `seconds`, `cached`; loops whose trip count is unknown.
+    """
+
+    strategy: str
+    mesh: dict[str, int]
+    verdict: str = "not compiled"
+    reason: str = ""
+    hbm: dict[str, float] = dataclasses.field(default_factory=dict)
+    flops: dict[str, float] = dataclasses.field(default_factory=dict)
+    collectives: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    roofline: dict[str, Any] = dataclasses.field(default_factory=dict)
+    predicted: dict[str, float] = dataclasses.field(default_factory=dict)
+    operations: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    replicated: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    compiler: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def plan_strategy(
+    workload: Workload,
+    strategy: Strategy,
+    where: Topology,
+    *,
+    asked_mesh: dict[str, int] | None = None,
+    scenario: str | None = None,
+    cache_dir: Path,
+) -> Plan:
+    """Plans one strategy.
+
+    Args:
+        workload: built for shapes, its data need not be there.
+        strategy: the sharding strategy.
+        where: the topology.
+        asked_mesh: sizes of mesh axes, as `--mesh` has them.
+        scenario: LoadGen's, to plan answering one query of it and not a training step.
+        cache_dir: where the compiler's answers are kept.
+
+    Raises:
+        UserError: the mesh does not fit the topology, the batch the mesh, or the workload is not served.
+    """
+    missing = topology.missing_compiler(where)
+    layout = (
+        _abstract_layout(strategy, where, asked_mesh or {})
+        if missing
+        else _layout(strategy, where, asked_mesh)
+    )
+    plan = Plan(strategy.name, dict(layout.mesh.shape))
+    try:
+        subject = _subject(workload, layout, scenario)
+        _shapes(plan, subject, workload, layout, where)
+    except ValueError as error:  # what a model says while it is traced
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{reason}; change the --config flags that this speaks of, or --batch.") from error
+    if missing:
+        plan.reason = missing
+        _roofline(plan, where, compute=plan.flops["program"], moved=0.0, network=0.0)
+        return plan
+    engine = Engine(workload, layout)
+    if scenario:
+        engine.programs["predict"] = Program(workload.predict, (subject.state, subject.batch))
+    lowered = engine.lower("predict" if scenario else "train_step")
+    order = ",".join(str(device.id) for device in layout.mesh.devices.flat)
+    answer = compilation.compile_program(
+        lowered,
+        target=f"{where.name} {dict(layout.mesh.shape)} {order}",
+        compiler=topology.compiler_version(where),
+        cache_dir=cache_dir,
+        label=f"{strategy.name}{' ' + scenario if scenario else ''} for {where.name}",
+    )
+    plan.compiler = {"name": answer.compiler, "seconds": answer.seconds, "cached": answer.cached}
+    if answer.memory is None:
+        plan.verdict, plan.reason = "does not fit", answer.does_not_fit or ""
+        return plan
+    plan.verdict = "fits"
+    _compiled(plan, answer, subject, layout, where)
+    if workload.config.get("preset") == "closed" and not scenario:
+        plan.training = time_to_train(workload, plan.predicted["step"])
+    return plan
+
+
+def _layout(strategy: Strategy, where: Topology, asked: dict[str, int] | None) -> Layout:
+    return mesh.make_layout(strategy, asked, topology.devices(where))
+
+
+def _abstract_layout(strategy: Strategy, where: Topology, asked: dict[str, int]) -> Layout:
+    """A layout without devices: enough for shapes."""
+    sizes = mesh.mesh_sizes(strategy, asked, where.num_devices)
+    types = (AxisType.Auto,) * len(sizes)
+    return Layout(strategy, AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=types))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subject:
+    """What is planned: a training step, or the answer to a query.
+
+    Attributes:
+        function: of `state` and `batch`.
+        state, batch: its arguments, as structs with shardings.
+        examples: in the batch.
+        model_flops: of all of it, by the workload's formula; 0 if that is unknown.
+    """
+
+    function: Callable[..., Any]
+    state: Any
+    batch: Any
+    examples: int
+    model_flops: float
+
+
+def _subject(workload: Workload, layout: Layout, scenario: str | None) -> _Subject:
+    state = jax.eval_shape(workload.init, jax.ShapeDtypeStruct((), np.uint32))
+    shardings = workload.state_shardings(state, layout)
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+    per_example = workload.train_flops_per_example()
+    if scenario is None:
+        size = workload.batch_size
+        batch = workload.batch_struct(layout)
+        return _Subject(workload.train_step, state, batch, size, per_example * size)
+    size = SCENARIO_SAMPLES.get(scenario, workload.batch_size)
+    inputs = {
+        name: layout.struct((size, *shape), dtype, ("batch", *[None] * len(shape)))
+        for name, (shape, dtype) in workload.sample_spec().items()
+    }
+    state = {name: state[name] for name in workload.inference_state}
+    return _Subject(workload.predict, state, inputs, size, per_example * size / 3)  # forward alone
+
+
+def _shapes(plan: Plan, subject: _Subject, workload: Workload, layout: Layout, where: Topology) -> None:
+    """What follows from shapes and shardings: no compiler."""
+    held = {name: _bytes(part) for name, part in subject.state.items()}
+    parameters, optimizer = held.pop("params", 0), held.pop("opt_state", 0)
+    plan.hbm = {
+        "parameters": parameters,
+        "optimizer": optimizer,
+        "other_state": sum(held.values()),
+        "batch": _bytes(subject.batch),
+        "capacity": where.chip.hbm_bytes,
+    }
+    with jax.default_matmul_precision(workload.policy.matmul):
+        counted = cost.jaxpr_flops(jax.make_jaxpr(subject.function)(subject.state, subject.batch))
+    devices = where.num_devices
+    model = subject.model_flops or counted.total - counted.rematerialised
+    plan.flops = {
+        "model": model / devices,
+        "program": counted.total / devices,
+        "rematerialised": counted.rematerialised / devices,
+    }
+    plan.replicated = unsplit.stayed_whole(subject.state, layout.strategy)
+
+
+def _bytes(tree: Any) -> int:
+    """Bytes per device of a tree of structs with shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _compiled(plan: Plan, answer: Answer, subject: _Subject, layout: Layout, where: Topology) -> None:
+    """What the compiled program says."""
+    memory = answer.memory
+    plan.hbm |= {
+        "arguments": memory.arguments,
+        "outputs": memory.outputs - memory.aliased,
+        "activations": memory.temporaries,
+        "code": memory.code,
+        "total": memory.total,
+    }
+    module = hlo.parse(answer.hlo)
+    collectives = cost_network.collectives(module, cost_network.Network(where, layout.mesh))
+    played = cost_time.timeline(module, where.chip, collectives)
+    plan.flops["executed"] = cost.hlo_flops(module)
+    plan.collectives = cost_network.by_kind_and_axis(collectives)
+    plan.compiler["unknown_loops"] = list(module.unknown_loops)
+    network = sum(row["seconds"] for row in plan.collectives)
+    _roofline(plan, where, compute=plan.flops["executed"], moved=cost.hlo_bytes(module), network=network)
+    throughput = subject.examples / played.seconds
+    peak = where.chip.bf16
+    plan.predicted = {
+        "step": played.seconds,
+        "throughput": throughput,
+        "throughput_per_chip": throughput / where.num_chips,
+        "cycles": played.cycles,
+        "operations": played.compute,
+        "waiting": played.waiting,
+        "mfu": plan.flops["model"] / peak / played.seconds,
+        "mfu_bound": min(plan.flops["model"] / peak / plan.roofline["step"], 1.0),
+    }
+    plan.operations = [
+        dataclasses.asdict(o) | {"share": o.seconds / played.seconds}
+        for o in played.operations[:TOP_OPERATIONS]
+    ]
+
+
+def _roofline(plan: Plan, where: Topology, *, compute: float, moved: float, network: float) -> None:
+    """The time that each of three resources needs at its peak; the step takes at least the longest."""
+    seconds = {
+        "compute": compute / where.chip.bf16,
+        "hbm": moved / where.chip.hbm_bandwidth,
+        "network": network,
+    }
+    bound = max(seconds, key=seconds.__getitem__)
+    plan.roofline = seconds | {"hbm_bytes": moved, "step": seconds[bound], "bound": bound}
+
+
+def time_to_train(workload: Workload, step_seconds: float) -> dict[str, Any]:
+    """From the reference's epochs to minutes.
+
+    Evaluations are taken to cost a third of training on as many examples (a forward pass without its
+    two gradients); start-up, input and checkpoints are not in it.
+    """
+    reference = reference_epochs.convergence(workload.benchmark, workload.batch_size)
+    if reference is None:
+        return {}
+    epochs, source = reference.epochs, reference.how
+    if epochs > 1000:  # these benchmarks count samples
+        epochs /= workload.num_train
+    epochs -= workload.eval_epoch(0)
+    steps = math.ceil(epochs * workload.num_train / workload.batch_size)
+    minutes = steps * step_seconds / 60
+    blocks = [block for block in workload.blocks() if block.start < steps]
+    evaluation = len(blocks) * workload.num_eval / workload.batch_size * step_seconds / 3 / 60
+    return {
+        "epochs": epochs,
+        "steps": steps,
+        "minutes": minutes,
+        "evaluations": len(blocks),
+        "evaluation_minutes": evaluation,
+        "total_minutes": minutes + evaluation,
+        "source": source,
+    }

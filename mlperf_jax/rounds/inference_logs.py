@@ -1,0 +1,283 @@
+"""Reads the logs of LoadGen, the official one and ours: they are of one format.
+
+A run is a folder that holds mlperf_log_detail.txt. Latencies of single samples come from
+mlperf_log_trace.json, where the run wrote one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.results.events import UNVERIFIED
+from mlperf_jax.rounds.collect import NOT_RESULTS, Problem
+from mlperf_jax.rounds.descriptions import flatten
+from mlperf_jax.rounds.training_logs import number
+
+SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline")
+DETAIL = "mlperf_log_detail.txt"
+SUMMARY = "mlperf_log_summary.txt"
+_TRACE = "mlperf_log_trace.json"
+_MOST_BYTES = 64 << 20
+_CHUNK = 16 << 20
+_MOST_LATENCIES = 5_000_000
+_COMPLETE = re.compile(rb'"complete_ns":\s*(\d{1,18})')
+_PERCENTILE = re.compile(r"result_(\d\d\.\d\d)_percentile_latency_ns")
+# What a scenario is judged by: field of the detail log, name, unit, factor to it.
+_METRICS = {
+    "SingleStream": ("early_stopping_latency_ss", "90th percentile latency", "ms", 1e-6),
+    "MultiStream": ("early_stopping_latency_ms", "99th percentile latency", "ms", 1e-6),
+    "Server": ("result_completed_samples_per_sec", "completed samples", "per s", 1.0),
+    "Offline": ("result_samples_per_second", "samples", "per s", 1.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceRun:
+    """One run of LoadGen.
+
+    Attributes:
+        model, system, submitter: from the path, as far as it tells.
+        scenario, mode: as logged, "Server", "PerformanceOnly".
+        valid: LoadGen's verdict; None in accuracy mode.
+        reason: why it is invalid.
+        metric, value, unit: what the scenario is judged by; value None where there is none.
+        percentiles: (share, seconds), as logged.
+        latencies: [samples] seconds, sorted; empty without a trace.
+        bound: Server's latency bound in seconds. bound_percentile: the share that must keep it.
+        target_qps: as asked.
+        accuracy: as our result.json or the lines of accuracy.txt have it.
+        errors: how many error lines the log holds.
+        fields: all settings and results, as logged.
+        facts: of runs of ours, model, machine and software.
+        command: of runs of ours, what was typed; "" where it is not known.
+        labels: what must be said with every figure.
+    """
+
+    path: Path
+    model: str
+    system: str
+    submitter: str
+    scenario: str
+    mode: str
+    valid: bool | None
+    reason: str
+    metric: str
+    value: float | None
+    unit: str
+    percentiles: tuple[tuple[float, float], ...]
+    latencies: np.ndarray
+    bound: float | None
+    bound_percentile: float
+    target_qps: float | None
+    accuracy: tuple[str, ...]
+    errors: int
+    fields: tuple[tuple[str, str], ...]
+    facts: tuple[tuple[str, str], ...]
+    command: str
+    labels: tuple[str, ...]
+
+    @property
+    def server_p99(self) -> float | None:
+        """Seconds at the judged percentile: what Server's curve shows."""
+        return next((s for share, s in self.percentiles if abs(share - self.bound_percentile) < 1e-6), None)
+
+
+def read_inference(roots: Iterable[Path]) -> tuple[list[InferenceRun], list[Problem]]:
+    """All LoadGen runs below `roots`. What cannot be read is listed."""
+    runs: dict[Path, InferenceRun] = {}
+    problems: list[Problem] = []
+    for root in roots:
+        root = Path(os.path.abspath(root))
+        for folder in run_folders(root):
+            try:
+                runs.setdefault(folder, read_run(folder, root))
+            except UserError as error:
+                problems.append(Problem(folder / DETAIL, str(error).rstrip(".")))
+    return list(runs.values()), problems
+
+
+def run_folders(root: Path) -> Iterator[Path]:
+    """Every folder below `root` that holds a run's detail log."""
+    for folder, names, files in os.walk(root, followlinks=False):
+        names[:] = sorted(name for name in names if name not in NOT_RESULTS)
+        if DETAIL in files:
+            yield Path(folder)
+
+
+def read_run(folder: Path, root: Path) -> InferenceRun:
+    """Reads one run.
+
+    Raises:
+        UserError: its detail log cannot be read or holds no scenario.
+    """
+    fields, errors = _detail(folder / DETAIL)
+    scenario, mode = str(fields.get("effective_scenario", "")), str(fields.get("effective_test_mode", ""))
+    if scenario not in SCENARIOS:
+        raise UserError("holds no scenario that LoadGen has.")
+    performance = mode != "AccuracyOnly"
+    field, metric, unit, factor = _METRICS[scenario]
+    found = number(fields.get(field)) if performance else None
+    submitter, system, model = _names(folder, root)
+    own = own_record(folder)
+    bound = number(fields.get("effective_target_latency_ns")) if scenario == "Server" else None
+    return InferenceRun(
+        path=folder,
+        model=model,
+        system=system,
+        submitter=submitter,
+        scenario=scenario,
+        mode=mode,
+        valid=fields.get("result_validity") == "VALID" if performance else None,
+        reason=_reason(fields, own),
+        metric=metric,
+        value=found * factor if found else None,  # 0 stands for none: too few queries for an estimate
+        unit=unit,
+        percentiles=_percentiles(fields),
+        latencies=_latencies(folder / _TRACE) if performance else np.zeros(0),
+        bound=bound / 1e9 if bound else None,
+        bound_percentile=number(fields.get("effective_target_latency_percentile")) or 0.99,
+        target_qps=number(fields.get("effective_target_qps")),
+        accuracy=_accuracy(folder),
+        errors=errors,
+        fields=tuple((k, _text(v)) for k, v in fields.items()),
+        facts=_facts(own),
+        command=shlex.join(map(str, words)) if isinstance(words := own.get("command"), list) else "",
+        labels=_labels(folder, own),
+    )
+
+
+def _detail(path: Path) -> tuple[dict[str, Any], int]:
+    """The last value of each key (a search for the peak logs many), and how many lines are errors."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_MOST_BYTES)
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror}).") from None
+    fields: dict[str, Any] = {}
+    errors = 0
+    for line in text.splitlines():
+        _, token, body = line.partition(b":::MLLOG ")
+        # The rest are long lists: the hashes of LoadGen's sources, the loaded samples.
+        if not token or len(body) > 4096:
+            continue
+        try:
+            event = json.loads(body)
+            key = event["key"]
+            errors += bool(event.get("metadata", {}).get("is_error"))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue
+        if isinstance(key, str):
+            fields[key] = event.get("value")
+    return fields, errors
+
+
+def _reason(fields: dict[str, Any], own: dict[str, Any]) -> str:
+    """Why a run is invalid. Ours say it in full; of early stopping the official LoadGen says it elsewhere."""
+    reasons = own.get("reasons")
+    if isinstance(reasons, list):
+        return " ".join(
+            str(reason["text"]) for reason in reasons if isinstance(reason, dict) and "text" in reason
+        )
+    told = " ".join(str(fields.get("result_invalid_reason", "")).split())
+    if not told and fields.get("early_stopping_met") is False:
+        told = "Too few queries: " + " ".join(
+            str(fields.get("early_stopping_result", "")).replace("*", "").split()
+        )
+    return told
+
+
+def _percentiles(fields: dict[str, Any]) -> tuple[tuple[float, float], ...]:
+    found = []
+    for key, value in fields.items():
+        match, nanoseconds = _PERCENTILE.fullmatch(key), number(value)
+        if match and nanoseconds is not None:
+            found.append((float(match[1]) / 100, nanoseconds / 1e9))
+    return tuple(sorted(found))
+
+
+def _latencies(path: Path) -> np.ndarray:
+    """Seconds of every sample of a trace, sorted; empty if there is none or it cannot be read."""
+    found: list[int] = []
+    try:
+        with open(path, "rb") as file:
+            rest = b""
+            while (chunk := file.read(_CHUNK)) and len(found) < _MOST_LATENCIES:
+                text = rest + chunk
+                cut = text.rfind(b"\n") + 1
+                rest = text[cut:][-65_536:]
+                found += map(int, _COMPLETE.findall(text[:cut]))
+            found += map(int, _COMPLETE.findall(rest))
+    except OSError:
+        return np.zeros(0)
+    return np.sort(np.asarray(found[:_MOST_LATENCIES], dtype=np.float64)) / 1e9
+
+
+def _accuracy(folder: Path) -> tuple[str, ...]:
+    """How good the answers were: of this run, or of the accuracy run beside it."""
+    above = list(folder.parents)[:3]
+    depth = next((i for i, place in enumerate(above) if place.name in SCENARIOS), -1)
+    for place in (folder, *(place / "accuracy" for place in above[: depth + 1])):
+        own = own_record(place)
+        quality, target = number(own.get("quality")), number(own.get("quality_target"))
+        if quality is not None:
+            wanted = "" if target is None else f", target {target:.4g}"
+            return (f"{own.get('metric', 'quality')} {quality:.4g}{wanted}",)
+        try:
+            with open(place / "accuracy.txt", "rb") as file:
+                lines = file.read(8192).decode("utf-8", "replace").splitlines()
+        except OSError:
+            continue
+        return tuple(line.strip()[:300] for line in lines if line.strip())
+    return ()
+
+
+def own_record(folder: Path) -> dict[str, Any]:
+    """The result.json with which our runs say what they are; empty with anybody else's."""
+    try:
+        with open(folder / "result.json", "rb") as file:
+            found = json.loads(file.read(_MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _names(folder: Path, root: Path) -> tuple[str, str, str]:
+    """Submitter, system and model of ORG/results/SYSTEM/MODEL/SCENARIO/... or of our
+    RESULTS/inference/SYSTEM/MODEL/SCENARIO/..., else from what path there is."""
+    parts = folder.parts
+    for name in ("inference", "results"):
+        at = max((i for i, part in enumerate(parts) if part == name), default=None)
+        if at is not None and len(parts) > at + 3:
+            return parts[at - 1] if name == "results" else "", parts[at + 1], parts[at + 2]
+    inside = parts[len(root.parts) :]
+    before = inside[: next((i for i, part in enumerate(inside) if part in SCENARIOS), 0)]
+    return "", root.name, before[-1] if before else root.name
+
+
+def _labels(folder: Path, own: dict[str, Any]) -> tuple[str, ...]:
+    """What our runs say of themselves; others' are called unverified unless they lie in a published round."""
+    labels = own.get("labels")
+    if isinstance(labels, list) and labels:
+        return tuple(map(str, labels))
+    published = any(re.match(r"inference_results_v\d", part) for part in folder.parts)
+    return () if published else (UNVERIFIED,)
+
+
+def _facts(own: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Model, machine and software of a run of ours."""
+    names = ("model", "precision", "sharding", "replicas", "devices", "versions")
+    return flatten({name: own[name] for name in names if name in own})
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

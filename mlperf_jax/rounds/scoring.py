@@ -1,0 +1,166 @@
+"""The score of a set of runs, by the rules' "Benchmark Results"."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlperf_jax.rounds.training_logs import RunLog, number
+from mlperf_jax.rounds.training_rules import Benchmark
+
+NCF_RUNS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """The score of one result.
+
+    Attributes:
+        minutes: the score; None where the runs make none.
+        reason: why there is none.
+        remarks: what to know with it.
+        runs: how many runs there are, unreadable ones included.
+        converged: how many reached the target.
+        kept: minutes of the runs the mean is taken over.
+        mean_minutes: mean of all that converged, also where there is no score.
+        normalization: factor by which MLCommons scaled the published score (scaling.json), else 1.
+    """
+
+    minutes: float | None
+    reason: str
+    remarks: tuple[str, ...]
+    runs: int
+    converged: int
+    kept: tuple[float, ...]
+    mean_minutes: float | None
+    normalization: float = 1.0
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the kept runs over their mean."""
+        if len(self.kept) < 2:
+            return None
+        return statistics.stdev(self.kept) / statistics.fmean(self.kept)
+
+
+def score_runs(
+    logs: Sequence[RunLog],
+    benchmark: Benchmark,
+    round_name: str,
+    *,
+    unreadable: int = 0,
+    normalization: float = 1.0,
+) -> Score:
+    """Scores the runs of one benchmark on one system.
+
+    The fastest and the slowest are dropped (of 3D U-Net four each), the rest averaged. A run that did
+    not converge, or whose log ends early or cannot be read, counts as slower than any; more of them
+    than are dropped, or too few runs, and there is no score. NCF: the first 50 that converge of 100,
+    in order of their numbers. A resumed run has no time by the rules and counts for nothing, and so does
+    one of ours that is unfinished: the same command will continue it.
+    """
+    left_out = {log.path: why for log in logs if (why := _left_out(log))}
+    remarks = [f"{path.name} {why} and does not count" for path, why in left_out.items()]
+    logs = sorted((log for log in logs if log.path not in left_out), key=lambda log: run_number(log.path))
+    times = [log.minutes if reached(log, benchmark, round_name) else math.inf for log in logs]
+    finite = [time for time in times if time < math.inf]
+    total = len(logs) + unreadable
+    if unreadable:
+        remarks.append(f"{unreadable} log(s) cannot be read and count as not converged")
+    times, reason = _countable(times + [math.inf] * unreadable, benchmark, round_name, remarks)
+    kept: tuple[float, ...] = ()
+    if not reason:
+        times.sort()
+        kept = tuple(times[benchmark.dropped : len(times) - benchmark.dropped])
+    return Score(
+        minutes=math.fsum(kept) / len(kept) if kept else None,
+        reason=reason,
+        remarks=tuple(remarks),
+        runs=total,
+        converged=len(finite),
+        kept=kept,
+        mean_minutes=math.fsum(finite) / len(finite) if finite else None,
+        normalization=normalization,
+    )
+
+
+def _left_out(log: RunLog) -> str:
+    if log.resumed:
+        return "was resumed"
+    return "is unfinished" if log.ours and log.minutes is None else ""
+
+
+def _countable(
+    times: list[float], benchmark: Benchmark, round_name: str, remarks: list[str]
+) -> tuple[list[float], str]:
+    """The times that the score is taken from, or why there is none."""
+    required = benchmark.required_runs(round_name)
+    converged = [time for time in times if time < math.inf]
+    if benchmark.key == "ncf":
+        if len(times) < NCF_RUNS:
+            remarks.append(f"{len(times)} of {NCF_RUNS} runs are here")
+        if len(converged) < required:
+            return [], f"{len(converged)} of {len(times)} runs converged, the rules take {required}"
+        return converged[:required], ""
+    if len(times) < required:
+        return [], f"{len(times)} of {required} runs"
+    missed = len(times) - len(converged)
+    if missed > benchmark.dropped:
+        return [], f"{missed} of {len(times)} runs did not converge, the rules allow {benchmark.dropped}"
+    if missed:
+        remarks.append(f"{missed} of {len(times)} runs did not converge")
+    if len(times) > required:
+        remarks.append(f"{len(times)} runs, where the rules ask for {required}")
+    return list(times), ""
+
+
+def reached(log: RunLog, benchmark: Benchmark, round_name: str) -> bool:
+    """Whether a run ended and reached its target.
+
+    Where run_stop does not say (some logs of v0.5), the last quality is held against the target that
+    was logged or that the rules name; where that is unknown too, a run that ended counts as converged.
+    """
+    if log.minutes is None:
+        return False
+    if log.converged is not None:
+        return log.converged
+    target = quality_target(log, benchmark, round_name)
+    if target is None or not log.evaluations:
+        return True
+    last = log.evaluations[-1].quality
+    return last <= target if benchmark.lower_is_better else last >= target
+
+
+def quality_target(log: RunLog, benchmark: Benchmark, round_name: str) -> float | None:
+    """The target in the unit in which this log gives its quality (BLEU is logged as 24.0 or as 0.24)."""
+    found = (number(log.value(key)) for key in ("quality_target", "eval_target"))
+    target = next((value for value in found if value is not None), None)
+    if target is None:
+        target = benchmark.target(round_name)
+        if log.ours:
+            return None
+    best = max((evaluation.quality for evaluation in log.evaluations), default=None)
+    if target and best and not benchmark.lower_is_better:
+        if target > 1.5 and best <= 1:
+            return target / 100
+        if target <= 1 and best > 1.5:
+            return target * 100
+    return target
+
+
+def run_number(path: Path) -> tuple[list[int], str]:
+    """What runs are ordered by: the numbers in the file's name."""
+    return [int(digits) for digits in re.findall(r"\d+", path.name)], path.name
+
+
+def winners(minutes: Sequence[float | None], variance: float) -> list[int]:
+    """Indices of the fastest scores: more than one where the next lies within the known variance."""
+    known = [m for m in minutes if m is not None]
+    if not known:
+        return []
+    limit = min(known) * (1 + variance)
+    return [i for i, m in enumerate(minutes) if m is not None and m <= limit]

@@ -1,0 +1,342 @@
+"""Planted defects of inference results are found, by line and rule.
+
+With MLPERF_INFERENCE_REPOSITORY set to a checkout of mlcommons/inference its submission checker judges
+the same trees.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlperf_jax.judging import compliance
+from mlperf_jax.judging.accuracy_log import read_answers
+from mlperf_jax.judging.tree import judge_tree
+from tests.judging import planted_inference as planted
+
+REPOSITORY = os.environ.get("MLPERF_INFERENCE_REPOSITORY")
+
+
+def official_passes(root: Path) -> bool:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "submission_checker.main",
+            "--input",
+            root,
+            "--version",
+            "v6.1",
+            "--csv",
+            root / "s.csv",
+        ],
+        cwd=Path(REPOSITORY) / "tools" / "submission",
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    root = tmp_path_factory.mktemp("clean")
+    planted.clean_submission(root)
+    return root
+
+
+def test_a_clean_submission_is_clean(clean):
+    report = judge_tree(clean)
+    assert report.findings == ()
+    assert report.inference == 12
+    if REPOSITORY:
+        assert official_passes(clean)
+
+
+def _fields(where, mode="PerformanceOnly", errors=(), **changed):
+    def plant(model):
+        folder = model / where
+        planted.run(folder, planted.fields(Path(where).parts[0], mode, **changed), errors)
+
+    return plant
+
+
+def _write(where, text):
+    return lambda model: planted.write(model / where, text)
+
+
+def _remove(where):
+    def plant(model):
+        path = model / where
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return plant
+
+
+def _system(**changed):
+    def plant(model):
+        path = model.parents[2] / "systems" / "acme-1.json"
+        told = {**json.loads(path.read_text()), **changed}
+        path.write_text(json.dumps({k: v for k, v in told.items() if v is not None}))
+
+    return plant
+
+
+def _under_target(model):
+    path = model / "Offline" / "accuracy" / "accuracy.txt"
+    path.write_text(path.read_text().replace("76.456", "71.2"))
+
+
+def _line_before(model):
+    path = model / "Offline" / "performance" / "run_1" / "mlperf_log_detail.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:8], lines[-1], *lines[8:-1]]) + "\n")
+
+
+RUN = "SingleStream/performance/run_1"
+SERVER = {"effective_scenario": "Server"}
+# name -> (what is done, rule, key at whose line it must be found, whether the official checker lets it pass)
+PLANTS = {
+    "INVALID": (_fields(RUN, result_validity="INVALID"), "invalid", "result_validity", True),
+    "an error in the log": (
+        _fields(RUN, errors=("ran out of queries",)),
+        "loadgen-error",
+        "error_runtime",
+        True,
+    ),
+    "too short": (
+        _fields(RUN, effective_min_duration_ms=10_000),
+        "duration",
+        "effective_min_duration_ms",
+        False,
+    ),
+    "another seed": (_fields(RUN, effective_qsl_rng_seed=1), "seed", "effective_qsl_rng_seed", False),
+    "early stopping": (_fields(RUN, early_stopping_met=False), "early-stopping", "early_stopping_met", False),
+    "few in memory": (
+        _fields(RUN, effective_performance_sample_count=8),
+        "performance-samples",
+        "effective_performance_sample_count",
+        False,
+    ),
+    "a small offline query": (
+        _fields("Offline/performance/run_1", effective_samples_per_query=1000),
+        "offline-samples",
+        "effective_samples_per_query",
+        False,
+    ),
+    "another scenario": (_fields(RUN, **SERVER), "naming", "effective_scenario", False),
+    "an accuracy run for performance": (
+        _fields(RUN, result_validity="VALID", effective_test_mode="AccuracyOnly"),
+        "naming",
+        "effective_test_mode",
+        True,
+    ),
+    "percentiles that fall": (
+        _fields(RUN, **{"result_99.00_percentile_latency_ns": 1}),
+        "time-backwards",
+        "result_99.00_percentile_latency_ns",
+        True,
+    ),
+    "time backwards": (_line_before, "time-backwards", None, True),
+    "half of the data set": (
+        _fields("Offline/accuracy", "AccuracyOnly", effective_accuracy_sample_count=25_000),
+        "dataset",
+        "effective_accuracy_sample_count",
+        False,
+    ),
+    "under the target": (_under_target, "under-target", None, False),
+    "no hash": (_write("Offline/accuracy/accuracy.txt", "accuracy=76.456%\n"), "accuracy-hash", None, False),
+    "another model for accuracy": (
+        _fields("Offline/accuracy", "AccuracyOnly", sut_name="other"),
+        "runs-differ",
+        "sut_name",
+        True,
+    ),
+    "the whole accuracy log": (
+        _write("Offline/accuracy/mlperf_log_accuracy.json", planted.accuracy_log()),
+        "accuracy-log-size",
+        None,
+        False,
+    ),
+    "no accuracy log": (_remove("Offline/accuracy/mlperf_log_accuracy.json"), "missing-file", None, False),
+    "no summary": (_remove(RUN + "/mlperf_log_summary.txt"), "missing-file", None, True),
+    "a summary that says otherwise": (
+        _write(RUN + "/mlperf_log_summary.txt", "Result is : INVALID\n"),
+        "logs-differ",
+        None,
+        True,
+    ),
+    "no measurements": (_remove("Offline/measurements.json"), "missing-file", None, False),
+    "measurements without an answer": (
+        _write("Offline/measurements.json", '{"retraining": "no"}'),
+        "measurements",
+        None,
+        False,
+    ),
+    "no user.conf": (_remove("Offline/user.conf"), "missing-file", None, False),
+    "an empty README": (_write("Offline/README.md", ""), "missing-file", None, False),
+    "no source": (lambda model: shutil.rmtree(model.parents[2] / "src"), "missing-file", None, False),
+    "a scenario is missing": (_remove("MultiStream"), "scenarios", None, False),
+    "a field of the system": (_system(cooling=None), "system-description", None, False),
+    "an empty field": (_system(host_storage_type=""), "system-description", None, False),
+    "no number": (_system(accelerators_per_node="a few"), "system-description", None, False),
+    "another submitter": (_system(submitter="Other"), "naming", None, False),
+    "another division": (_system(division="open"), "naming", None, False),
+    "no such status": (_system(status="maybe"), "system-description", None, False),
+    "no TEST04": (_remove("Offline/TEST04"), "compliance", None, False),
+    "TEST01 failed": (_write("Offline/TEST01/verify_accuracy.txt", "TEST FAIL\n"), "compliance", None, False),
+    "TEST04 made without its settings": (
+        _fields("Offline/TEST04/performance/run_1"),
+        "compliance",
+        "effective_test_mode",
+        True,
+    ),
+    "TEST04 answers from a cache": (
+        _fields(
+            "Offline/TEST04/performance/run_1",
+            result_samples_per_second=9000.0,
+            **{f"effective_{k}": v for k, v in planted.TEST04.items()},
+        ),
+        "compliance",
+        None,
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_planted_defect_is_found(tmp_path, clean, name):
+    plant, rule, key, passes_officially = PLANTS[name]
+    shutil.copytree(clean, tmp_path, dirs_exist_ok=True)
+    plant(tmp_path / "closed" / "Acme" / "results" / "acme-1" / "resnet50")
+    report = judge_tree(tmp_path)
+    found = [f for f in report.findings if f.rule == rule and f.severity == "error"]
+    assert found, report.findings
+    assert {f.severity for f in report.findings if f.rule == rule} == {"error"}
+    if key:
+        lines = [f.path.read_text().splitlines()[f.line - 1] for f in found if f.line]
+        assert any(f'"key": "{key}"' in line for line in lines)
+    if REPOSITORY:
+        assert official_passes(tmp_path) == passes_officially
+
+
+@pytest.mark.parametrize(("percent", "passes"), [(76.0, True), (74.0, False)])
+def test_other_answers_in_test01_must_be_as_good(tmp_path, clean, percent, passes):
+    shutil.copytree(clean, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "closed" / "Acme" / "results" / "acme-1" / "resnet50" / "Offline" / "TEST01"
+    planted.write(folder / "verify_accuracy.txt", "TEST FAIL\n")
+    planted.write(folder / "accuracy" / "accuracy.txt", "hash=" + "0" * 64 + "\n")
+    planted.write(folder / "accuracy" / "baseline_accuracy.txt", "accuracy=76.400%, good=764, total=1000\n")
+    planted.write(folder / "accuracy" / "compliance_accuracy.txt", f"accuracy={percent:.3f}%, total=1000\n")
+    assert [f.rule for f in judge_tree(tmp_path).findings] == ([] if passes else ["compliance"])
+    if REPOSITORY:
+        assert official_passes(tmp_path) == passes
+
+
+def test_what_open_may_do(tmp_path):
+    """Open needs no target, no compliance tests and not every scenario; but VALID runs."""
+    model = planted.clean_submission(tmp_path, "open")
+    _under_target(model)
+    for where in ("MultiStream", "Offline/TEST01", "Offline/TEST04"):
+        _remove(where)(model)
+    assert judge_tree(tmp_path).findings == ()
+    if REPOSITORY:
+        assert official_passes(tmp_path)
+    _fields(RUN, result_validity="INVALID")(model)
+    assert judge_tree(tmp_path).errors
+
+
+def test_a_network_of_links_is_not_followed(tmp_path, clean):
+    planted.clean_submission(tmp_path)
+    (tmp_path / "closed" / "Acme" / "results" / "other").symlink_to(clean)
+    assert judge_tree(tmp_path).inference == 12
+
+
+def test_runs_at_home(tmp_path):
+    planted.own_results(tmp_path)
+    assert judge_tree(tmp_path).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("samples", "words", "line"),
+    [
+        ([i for i in range(100) if i != 17], "lost: 17", None),
+        ([*range(100), 30], "more than once: 30", 102),
+        ([*range(99), 120], "the data set has not: 120", None),
+    ],
+)
+def test_samples_lost_and_counted_twice(tmp_path, samples, words, line):
+    folder = planted.own_results(tmp_path, samples)
+    found = [f for f in judge_tree(tmp_path).findings if words in f.text]
+    assert [(f.rule, f.line, f.path) for f in found] == [
+        ("samples", line, folder / "accuracy" / "mlperf_log_accuracy.json")
+    ]
+
+
+def test_what_our_runs_say_of_themselves(tmp_path):
+    folder = planted.own_results(tmp_path, quality=0.5, model="run_7", accuracy_log_sha256="0" * 64)
+    assert {f.rule for f in judge_tree(tmp_path).findings} == {"under-target", "runs-differ", "accuracy-hash"}
+    planted.write(folder / "accuracy" / "mlperf_log_accuracy.json", '[{"seq_id": ' + "[" * 50_000)
+    assert "damaged-log" in {f.rule for f in judge_tree(tmp_path).findings}
+
+
+def _answers(tmp_path, name, text):
+    planted.write(tmp_path / name, text)
+    return read_answers(tmp_path / name)
+
+
+def _verify(script, *arguments) -> str:
+    """What an official verifier prints."""
+    path = Path(REPOSITORY) / "compliance" / script
+    done = subprocess.run([sys.executable, path, *map(str, arguments)], capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("answer", "samples", "passes"),
+    [
+        (lambda i: f"{i % 256:02x}000000", range(0, 300, 7), True),
+        (lambda i: f"{i % 256:02x}000000" if i != 14 else "ff000000", range(0, 300, 7), False),
+        (lambda i: f"{i % 256:02x}000000", range(300, 400), False),
+    ],
+)
+def test_the_accuracy_of_test01(tmp_path, answer, samples, passes):
+    whole = planted.accuracy_log(range(300), lambda i: f"{i % 256:02x}000000")
+    reference = _answers(tmp_path, "whole.json", whole)
+    sampled = _answers(tmp_path, "sampled.json", planted.accuracy_log(samples, answer))
+    verdict = compliance.verify_accuracy(reference, sampled)
+    assert verdict.passed == passes
+    assert (compliance.PASS in verdict.lines) == passes
+    if REPOSITORY:
+        told = _verify(
+            "TEST01/verify_accuracy.py", "-r", tmp_path / "whole.json", "-t", tmp_path / "sampled.json"
+        )
+        assert ("TEST PASS" in told) == passes
+
+
+@pytest.mark.parametrize("test", ["TEST01", "TEST04"])
+@pytest.mark.parametrize("scenario", planted.SCORES)
+@pytest.mark.parametrize("share", [0.79, 0.82, 0.92, 1.0, 1.08, 1.12, 1.21])
+def test_the_performance_of_a_test(tmp_path, test, scenario, share):
+    name, score = planted.SCORES[scenario]
+    reference = planted.fields(scenario, "PerformanceOnly")
+    tested = planted.fields(scenario, "PerformanceOnly", **{name: score * share})
+    verdict = compliance.verify_performance(test, reference, tested)
+    streams = scenario in ("SingleStream", "MultiStream")
+    if test == "TEST01":  # noqa: SIM108
+        expected = 0.9 <= share <= 1.1
+    else:  # streams are scored by 1e9 / latency, with 20 % to spare
+        expected = 1 / share < 1.2 if streams else share < 1.1
+    assert verdict.passed == expected
+    if REPOSITORY:
+        planted.run(tmp_path / "r", reference)
+        planted.run(tmp_path / "t", tested)
+        kind = "detail" if test == "TEST01" else "summary"
+        logs = [tmp_path / place / f"mlperf_log_{kind}.txt" for place in ("r", "t")]
+        told = _verify(f"{test}/verify_performance.py", "-r", logs[0], "-t", logs[1])
+        assert ("TEST PASS" in told) == expected, told

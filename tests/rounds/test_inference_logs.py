@@ -1,0 +1,100 @@
+"""Inference logs: written for the tests, and by the official LoadGen itself."""
+
+from __future__ import annotations
+
+import array
+import json
+
+import numpy as np
+import pytest
+
+from mlperf_jax.reporting.figures import latency_histogram, percentile_curve, server_curve
+from mlperf_jax.rounds.inference_logs import read_inference
+from tests.reporting import result_trees as trees
+
+
+def test_names_verdicts_and_figures(tmp_path):
+    runs, problems = read_inference([trees.inference(tmp_path / "Org" / "results").parent.parent])
+    assert problems == []
+    single = next(run for run in runs if run.scenario == "SingleStream")
+    assert (single.submitter, single.system, single.model) == ("Org", "sys", "bert")
+    assert (single.valid, single.value, single.unit) == (True, pytest.approx(1.9), "ms")
+    assert single.accuracy == ("F1=90.1", "hash=abc")
+    assert len(single.latencies) == 100 and single.latencies[[0, -1]] == pytest.approx([1e-3, 1.99e-3])
+    slow = next(run for run in runs if run.target_qps == 200)
+    assert (slow.valid, slow.bound, slow.server_p99) == (False, 0.01, pytest.approx(0.014))
+    assert "Reduce target QPS" in slow.reason
+    assert single.labels == ("unverified, not reviewed by MLCommons",)
+    for svg in (
+        latency_histogram(single),
+        percentile_curve(slow),
+        server_curve([r for r in runs if r.bound]),
+    ):
+        assert svg.startswith("<svg") and "script" not in svg
+
+
+def test_our_runs_say_themselves_what_they_are(tmp_path):
+    trees.inference(tmp_path / "mini" / "inference")
+    record = {
+        "labels": ["mini: x"],
+        "metric": "F1",
+        "quality": 0.9,
+        "quality_target": 0.8,
+        "versions": {"jax": "0.10"},
+    }
+    record["reasons"] = [{"condition": "latency", "text": "7 queries were late; ask for fewer."}]
+    for log in tmp_path.rglob("mlperf_log_detail.txt"):
+        trees.write(log.parent / "result.json", json.dumps({"schema_version": 1, **record}))
+    runs, _ = read_inference([tmp_path])
+    assert {(run.system, run.model) for run in runs} == {("sys", "bert")}
+    assert {run.labels for run in runs} == {("mini: x",)}
+    assert {run.accuracy for run in runs} == {("F1 0.9, target 0.8",)}
+    assert {run.reason for run in runs} == {"7 queries were late; ask for fewer."}
+    assert runs[0].facts == (("versions.jax", "0.10"),)
+
+
+def test_what_cannot_be_read_is_listed(tmp_path):
+    trees.write(tmp_path / "a" / "mlperf_log_detail.txt", "nothing")
+    trees.write(tmp_path / "b" / "mlperf_log_detail.txt", ':::MLLOG {"key": []}\n:::MLLOG [\n')
+    runs, problems = read_inference([tmp_path])
+    assert runs == [] and [p.reason for p in problems] == ["holds no scenario that LoadGen has"] * 2
+
+
+def test_without_a_trace_the_logged_percentiles_remain(tmp_path):
+    trees.inference(tmp_path)
+    for trace in tmp_path.rglob("mlperf_log_trace.json"):
+        trace.unlink()
+    run = next(run for run in read_inference([tmp_path])[0] if run.bound)
+    assert (
+        len(run.latencies) == 0 and latency_histogram(run) == "" and percentile_curve(run).startswith("<svg")
+    )
+
+
+def test_against_the_official_loadgen(tmp_path):
+    loadgen = pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen is not installed")
+    settings = loadgen.TestSettings()
+    settings.scenario, settings.mode = loadgen.TestScenario.SingleStream, loadgen.TestMode.PerformanceOnly
+    settings.min_duration_ms, settings.min_query_count = 10, 100
+
+    def issue(samples):
+        answer = array.array("B", b"1234")
+        place = answer.buffer_info()[0]
+        loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(s.id, place, 4) for s in samples])
+
+    sut = loadgen.ConstructSUT(issue, lambda: None)
+    qsl = loadgen.ConstructQSL(8, 8, lambda _: None, lambda _: None)
+    output = loadgen.LogOutputSettings()
+    output.outdir, output.copy_summary_to_stdout = str(tmp_path), False
+    logs = loadgen.LogSettings()
+    logs.log_output, logs.enable_trace = output, True
+    loadgen.StartTestWithLogSettings(sut, qsl, settings, logs)
+    loadgen.DestroyQSL(qsl)
+    loadgen.DestroySUT(sut)
+    (run,) = read_inference([tmp_path])[0]
+    summary = (tmp_path / "mlperf_log_summary.txt").read_text()
+    assert (run.scenario, run.valid) == ("SingleStream", "Result is : VALID" in summary)
+    # The latencies of the trace give the percentiles that LoadGen itself logged: sorted[int(n * p)].
+    n = len(run.latencies)
+    for share, seconds in run.percentiles:
+        assert run.latencies[int(n * share)] == pytest.approx(seconds, abs=1e-9)
+    assert np.all(np.diff(run.latencies) >= 0)
