@@ -8,12 +8,14 @@ costs 1.3-1.8 ms of Python a step for ResNet-50's tree, where `nnx.jit` took 23-
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +25,23 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import input_pipelines
+from input_pipelines.base import BatchIterator, Dataset
 from mlperf_jax.parallel.layout import Layout, LogicalAxes
+from mlperf_jax.training import optimizers
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.gradients import gradients
-from mlperf_jax.workload import Batch, Block, Evaluation, Metrics, Program, State, Workload
+from mlperf_jax.workload import NO_NOTES, Batch, Block, Evaluation, Metrics, Notes, Program, State, Workload
+
+M = TypeVar("M")
+"""A model as losses and answers call it."""
+D = TypeVar("D", bound=Dataset)
+"""A data set, with what its task asks of it besides."""
 
 
 class _Stream:
     """The endless batches of a run and how far they were read: prefetching outlives a block."""
 
-    def __init__(self, batches: Iterator[Batch], seed: int, step: int) -> None:
+    def __init__(self, batches: BatchIterator, seed: int, step: int) -> None:
         self.batches, self.seed, self.step = batches, seed, step
 
     def until(self, stop: int) -> Iterator[Batch]:
@@ -52,7 +61,7 @@ class _Axes:
     names: LogicalAxes | None
 
 
-class GradientWorkload(Workload):
+class GradientWorkload(Workload, Generic[M]):
     """A model trained by gradients, wherever its batches come from.
 
     Fills in `init`, `train_step` and where the state lies; leaves `data` and `evaluate` to its subclass.
@@ -65,12 +74,22 @@ class GradientWorkload(Workload):
     def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
         """The model with freshly drawn parameters."""
 
-    @abc.abstractmethod
+    def schedule(self) -> optax.Schedule:
+        """Learning rate by step, for `make_optimizer`."""
+        raise NotImplementedError
+
     def make_optimizer(self, params: Any) -> optax.GradientTransformation:
-        """The optimizer; `params` is the tree of parameters (structs or arrays)."""
+        """The optimizer: by default the one that `config.optimizer` names, without decay of norms and biases.
+
+        Args:
+            params: the tree of parameters (structs or arrays).
+        """
+        return optimizers.make_optimizer(
+            self.config.optimizer, self.schedule(), optimizers.decay_mask(params)
+        )
 
     @abc.abstractmethod
-    def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> jax.Array:
+    def loss(self, model: M, batch: Batch, key: jax.Array) -> jax.Array:
         """The mean loss [] of a training batch; the model may update its batch statistics."""
 
     def batch_axes(self, name: str) -> LogicalAxes:
@@ -87,12 +106,11 @@ class GradientWorkload(Workload):
     @functools.cached_property
     def _split(self) -> tuple[nnx.GraphDef, Any, Any]:
         """The graph, and structs of parameters and of other variables as NNX states."""
-        model = nnx.eval_shape(lambda: self.build_model(nnx.Rngs(0)))
-        return nnx.split(model, nnx.Param, ...)
+        return _split(nnx.eval_shape(lambda: self.build_model(nnx.Rngs(0))))
 
     def init(self, seed: jax.Array) -> State:
         model = self.build_model(nnx.Rngs(jax.random.key(seed)))
-        _, params, rest = nnx.split(model, nnx.Param, ...)
+        _, params, rest = _split(model)
         params = nnx.to_pure_dict(params)
         return {
             "step": jnp.zeros((), jnp.int32),
@@ -102,7 +120,7 @@ class GradientWorkload(Workload):
             "opt_state": self.make_optimizer(params).init(params),
         }
 
-    def model(self, state: State) -> nnx.Module:
+    def model(self, state: State) -> M:
         """The module with the variables of `state`."""
         return nnx.merge(self._split[0], state["params"], state["model_state"])
 
@@ -176,7 +194,13 @@ class GradientWorkload(Workload):
         return rest | {"params": params, "opt_state": opt_state}
 
 
-class SupervisedWorkload(GradientWorkload):
+def _split(model: nnx.Module) -> tuple[nnx.GraphDef, Any, Any]:
+    """The graph, the parameters and the other variables of a module."""
+    graph, params, *rest = nnx.split(model, nnx.Param, ...)
+    return graph, params, rest[0]
+
+
+class SupervisedWorkload(GradientWorkload[M], Generic[M, D]):
     """A model trained by gradients on a data set.
 
     A task fills in `build_model`, `loss`, `eval_totals`, `eval_update`, `eval_result`; a workload its
@@ -193,7 +217,7 @@ class SupervisedWorkload(GradientWorkload):
         """Zeros of the running totals, a pytree of small arrays."""
         raise NotImplementedError
 
-    def eval_update(self, totals: Any, model: nnx.Module, batch: Batch) -> Any:
+    def eval_update(self, totals: Any, model: M, batch: Batch) -> Any:
         """Adds one evaluation batch to the totals; rows with `mask` 0 are padding and do not count."""
         raise NotImplementedError
 
@@ -204,7 +228,7 @@ class SupervisedWorkload(GradientWorkload):
     input_names: tuple[str, ...] = ()
     """The entries of an evaluation batch that `answer` takes, for a workload that is served."""
 
-    def answer(self, model: nnx.Module, inputs: Batch) -> jax.Array:
+    def answer(self, model: M, inputs: Batch) -> jax.Array:
         """`Workload.predict` of a module; for a workload that is served."""
         raise self._not_served()
 
@@ -215,10 +239,11 @@ class SupervisedWorkload(GradientWorkload):
         input_pipelines.prepare(config.data.name, data_dir, fake=config.data.get("fake", 0))
 
     @functools.cached_property
-    def dataset(self) -> Any:
-        """An `input_pipelines.base.Dataset`, opened without reading an example."""
+    def dataset(self) -> D:
+        """The data set, opened without reading an example."""
         options = self.config.data.to_dict() | {"synthetic": self.synthetic}
-        return input_pipelines.open_dataset(self.config.data.name, self.data_dir, options)
+        # The config names a set of the task's kind.
+        return cast(D, input_pipelines.open_dataset(self.config.data.name, self.data_dir, options))
 
     @property
     def num_train(self) -> int:
@@ -241,7 +266,9 @@ class SupervisedWorkload(GradientWorkload):
 
     # The phases, from those.
 
-    def data(self, engine: Engine, state: State, block: Block, start: int) -> tuple[State, Iterator[Batch]]:
+    def data(
+        self, engine: Engine, state: State, block: Block, start: int, notes: Notes = NO_NOTES
+    ) -> tuple[State, Iterator[Batch]]:
         seed = int(jax.device_get(state["seed"]))
         stream = self._stream
         if stream is None or (stream.seed, stream.step) != (seed, start):
@@ -253,15 +280,30 @@ class SupervisedWorkload(GradientWorkload):
             self._stream = stream = _Stream(batches, seed, start)
         return state, stream.until(block.stop)
 
-    def evaluate(self, engine: Engine, state: State) -> Evaluation | Future[Evaluation]:
-        totals = engine.run("eval_init")
+    def evaluate(
+        self, engine: Engine, state: State, notes: Notes = NO_NOTES
+    ) -> Evaluation | Future[Evaluation]:
+        return self.eval_result(self.measured(engine, state))
+
+    def measured(self, engine: Engine, state: State, batches: int | None = None) -> Any:
+        """The totals (numpy) of the whole evaluation set, or of its first so many batches."""
         size = self.config.eval_batch_size
-        batches = self.dataset.eval_batches(batch_size=size, rows=engine.layout.rows(size))
         struct = self.eval_batch_struct(engine.layout)
-        model_state = {"params": state["params"], "model_state": state["model_state"]}
-        for batch in batches:
-            totals = engine.run("eval_step", totals, model_state, engine.place(batch, struct))
-        return self.eval_result(jax.device_get(totals))
+        model_state = {name: state[name] for name in self.inference_state}
+        on_cpu = engine.layout.mesh.devices.flat[0].platform == "cpu"
+        totals = engine.run("eval_init")
+        read = self.dataset.eval_batches(batch_size=size, rows=engine.layout.rows(size))
+        with contextlib.closing(read):
+            for batch in itertools.islice(read, batches):
+                totals = engine.run("eval_step", totals, model_state, engine.place(batch, struct))
+                if on_cpu:
+                    # Virtual devices share threads: collectives of steps in flight would wait for each other.
+                    jax.block_until_ready(totals)
+        return jax.device_get(self.eval_summary(engine, totals))
+
+    def eval_summary(self, engine: Engine, totals: Any) -> Any:
+        """What `eval_result` needs of the totals on the devices: all of them, or what is smaller to fetch."""
+        return totals
 
     def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         return {name: self.dataset.eval_spec[name] for name in self.input_names}
@@ -285,17 +327,18 @@ class SupervisedWorkload(GradientWorkload):
         def eval_step(totals: Any, model_state: State, batch: Batch) -> Any:
             return self.eval_update(totals, self.model(model_state), batch)
 
-        here = layout.replicated
-        totals = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), jax.eval_shape(self.eval_totals)
-        )
-        model_state = {"params": state["params"], "model_state": state["model_state"]}
+        totals = self.eval_structs(layout)
+        places = jax.tree.map(lambda x: x.sharding, totals)
+        model_state = {name: state[name] for name in self.inference_state}
+        batch = self.eval_batch_struct(layout)
         return {
-            "eval_init": Program(self.eval_totals, (), out_shardings=here),
-            "eval_step": Program(
-                eval_step,
-                (totals, model_state, self.eval_batch_struct(layout)),
-                donate=(0,),
-                out_shardings=here,
-            ),
+            "eval_init": Program(self.eval_totals, (), out_shardings=places),
+            "eval_step": Program(eval_step, (totals, model_state, batch), donate=(0,), out_shardings=places),
         }
+
+    def eval_structs(self, layout: Layout) -> Any:
+        """The running totals as structs; on every device whole, where a task does not lay them out."""
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.replicated),
+            jax.eval_shape(self.eval_totals),
+        )

@@ -82,6 +82,23 @@ class Block:
     epochs: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Notes:
+    """Where a phase leaves what only its workload knows of the training run at hand.
+
+    Attributes:
+        log: MLPerf's log.
+        folder: for files that people want beside the log; None where none are kept, as outside of a run and
+            in processes other than the first.
+    """
+
+    log: events.NullLog = events.NullLog()
+    folder: Path | None = None
+
+
+NO_NOTES = Notes()
+
+
 class Workload(abc.ABC):
     """What the loop knows of a benchmark. Construction reads settings, never examples.
 
@@ -89,24 +106,11 @@ class Workload(abc.ABC):
         config: the resolved config.
         policy: dtypes.
         benchmark: MLPerf's name of it, as in result folders.
-        metric: the quality's name, for people.
         unit: what throughput counts.
-        num_train, num_eval: examples in an epoch of training and in the evaluation set.
-        data_description: one phrase for logs, naming the data in use.
-        made_up_data: whether no quality measured on that data means anything.
-        folder: of the training run at hand, for files that people want beside its log; None outside of one.
-        log: the MLPerf log of the training run at hand, for events that only this workload knows.
     """
 
     benchmark: str
-    metric: str = "quality"
     unit: str = "examples"
-    num_train: int
-    num_eval: int
-    data_description: str = ""
-    made_up_data: bool = False
-    folder: Path | None = None
-    log: events.NullLog = events.NullLog()
 
     def __init__(
         self, config: ConfigDict, policy: Policy, *, data_dir: Path, synthetic: bool = False
@@ -127,7 +131,9 @@ class Workload(abc.ABC):
         """One step; the metrics are scalars, `loss` among them."""
 
     @abc.abstractmethod
-    def data(self, engine: Engine, state: State, block: Block, start: int) -> tuple[State, Iterator[Batch]]:
+    def data(
+        self, engine: Engine, state: State, block: Block, start: int, notes: Notes = NO_NOTES
+    ) -> tuple[State, Iterator[Batch]]:
         """The batches of steps [start, block.stop), this process's rows of each, as numpy arrays.
 
         A workload that makes its own data makes it here, with its compiled programs, and may
@@ -142,7 +148,9 @@ class Workload(abc.ABC):
         return engine.init(seed)
 
     @abc.abstractmethod
-    def evaluate(self, engine: Engine, state: State) -> Evaluation | Future[Evaluation]:
+    def evaluate(
+        self, engine: Engine, state: State, notes: Notes = NO_NOTES
+    ) -> Evaluation | Future[Evaluation]:
         """Measures the state; `quality` is held against the target.
 
         What needs the devices is done when this returns. Figures that the host goes on computing, in a
@@ -245,6 +253,36 @@ class Workload(abc.ABC):
         return {}
 
     # Facts for schedules and logs.
+
+    @property
+    def metric(self) -> str:
+        """The quality's name, for people."""
+        return "quality"
+
+    @property
+    def served_metric(self) -> str:
+        """The name of `answered_quality`."""
+        return self.metric
+
+    @property
+    @abc.abstractmethod
+    def num_train(self) -> int:
+        """Examples in an epoch of training."""
+
+    @property
+    @abc.abstractmethod
+    def num_eval(self) -> int:
+        """Examples in the evaluation set."""
+
+    @property
+    def data_description(self) -> str:
+        """One phrase for logs, naming the data in use."""
+        return ""
+
+    @property
+    def made_up_data(self) -> bool:
+        """Whether no quality measured on that data means anything."""
+        return False
 
     @property
     def batch_size(self) -> int:

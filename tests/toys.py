@@ -90,8 +90,8 @@ class RecordingResNet(SmallResNet):
     With $TOY_STEP_SECONDS every batch takes that long, so that there is time to be killed in.
     """
 
-    def data(self, engine, state, block, start):
-        state, batches = super().data(engine, state, block, start)
+    def data(self, engine, state, block, start, notes=None):
+        state, batches = super().data(engine, state, block, start, notes)
         return state, self._recorded(batches, start)
 
     def _recorded(self, batches, step):
@@ -132,7 +132,12 @@ class SparseTable(Workload):
         self.user, self.item = (a.ravel() for a in np.mgrid[: self.users, : self.items].astype(np.int32))
         taste, kind = random.normal(size=(self.users, 4)), random.normal(size=(self.items, 4))
         self.rating = (taste @ kind.T / 2).astype(policy.param_dtype).ravel()
-        self.num_train = self.num_eval = self.rating.size
+
+    @property
+    def num_train(self):
+        return self.rating.size
+
+    num_eval = num_train
 
     def init(self, seed):
         shape = (self.users + self.items, self.width)
@@ -147,7 +152,7 @@ class SparseTable(Workload):
         table = state["table"].at[rows].add(update)
         return state | {"step": state["step"] + 1, "table": table}, {"loss": jnp.square(error).mean()}
 
-    def data(self, engine, state, block, start):
+    def data(self, engine, state, block, start, notes=None):
         return state, self._batches(engine.rows, start, block.stop)
 
     def _batches(self, rows, start, stop):
@@ -155,7 +160,7 @@ class SparseTable(Workload):
             picked = np.random.default_rng([7, step]).integers(self.num_train, size=self.batch_size)[rows]
             yield {"user": self.user[picked], "item": self.item[picked], "rating": self.rating[picked]}
 
-    def evaluate(self, engine, state):
+    def evaluate(self, engine, state, notes=None):
         error = float(engine.run("error", state["table"]))
         return {"quality": 1 - error, "error": error}
 
@@ -231,7 +236,7 @@ class Nim(Workload):
         values = state["values"] - self.config.lr * gradient
         return state | {"step": state["step"] + 1, "values": values}, {"loss": loss}
 
-    def data(self, engine, state, block, start):
+    def data(self, engine, state, block, start, notes=None):
         if start == block.start:  # else the block's games are in the window that was saved
             state = engine.run("play", state)
         return state, self._draws(engine.rows, start, block.stop)
@@ -241,7 +246,7 @@ class Nim(Workload):
             draw = np.random.default_rng([3, step]).integers(self.kept * self.num_train, size=self.batch_size)
             yield {"index": draw[rows].astype(np.int32)}
 
-    def evaluate(self, engine, state):
+    def evaluate(self, engine, state, notes=None):
         won = int(engine.run("match", state["values"]))
         return {"quality": won / self.matches}
 

@@ -112,8 +112,8 @@ class Engine:
         """One dispatch of `steps` steps: 1, or `steps_per_dispatch` on stacked batches."""
         return self.run("train_step" if steps == 1 else "train_steps", state, batch)
 
-    def place(self, batch: Batch, struct: Batch) -> Batch:
-        """Puts this process's rows of a global batch where `struct` says.
+    def place(self, batch: Any, struct: Any) -> Any:
+        """Puts this process's rows of a global batch (a pytree of arrays) where `struct` says.
 
         Raises:
             ValueError: the batch has not the shapes that were compiled for.
@@ -128,8 +128,8 @@ class Engine:
             return jax.device_put(local, struct.sharding)
         first = _offsets(local.shape, struct)
 
-        def piece(index: tuple[slice, ...]) -> np.ndarray:
-            bounds = (i.indices(n) for i, n in zip(index, struct.shape, strict=True))
+        def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+            bounds = (i.indices(n) for i, n in zip(index or (), struct.shape, strict=True))
             return local[tuple(slice(b[0] - f, b[1] - f) for b, f in zip(bounds, first, strict=True))]
 
         return jax.make_array_from_callback(struct.shape, struct.sharding, piece)

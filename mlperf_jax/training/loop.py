@@ -30,7 +30,7 @@ from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.profile import Profile
 from mlperf_jax.training.progress import Progress
 from mlperf_jax.training.stop import StopSignal
-from mlperf_jax.workload import Batch, Block, Evaluation, State
+from mlperf_jax.workload import Batch, Block, Evaluation, Notes, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Session:
 
     Attributes:
         engine: the compiled workload.
-        log: the MLPerf log.
+        notes: the MLPerf log, and the folder beside it.
         progress: what people see.
         checkpoints: None where nothing is to be kept.
         stop: whether the run was asked to stop.
@@ -75,7 +75,7 @@ class Session:
     """
 
     engine: Engine
-    log: events.NullLog
+    notes: Notes
     progress: Progress
     checkpoints: Checkpoints | None
     stop: StopSignal
@@ -96,7 +96,7 @@ class Session:
             return
         workload = self.engine.workload
         epoch, example = divmod(step * workload.batch_size, workload.num_train)
-        logged = self.log.position() if log_position is None else log_position
+        logged = self.notes.log.position() if log_position is None else log_position
         self.checkpoints.save(state, Position(step, epoch, example, logged, evaluated))
 
     def stop_here(self, state: State, step: int) -> NoReturn:
@@ -117,7 +117,7 @@ def train(session: Session, state: State, step: int, *, evaluated: bool = True) 
     Raises:
         Stopped: the run was asked to stop and has saved a checkpoint.
     """
-    workload, log = session.engine.workload, session.log
+    workload, log = session.engine.workload, session.notes.log
     evaluations = _Evaluations(session)
     first = step
     try:
@@ -146,7 +146,7 @@ def train(session: Session, state: State, step: int, *, evaluated: bool = True) 
     except NotFinite as error:
         if not evaluations.finish():
             return Outcome("aborted", evaluations.quality, None, error.step, str(error))
-        state = None  # its memory is taken over
+        return Outcome("success", evaluations.quality, None, evaluations.step)  # that step took its memory
     if evaluations.finish():
         kept = state if step == evaluations.step else None
         return Outcome("success", evaluations.quality, kept, evaluations.step)
@@ -177,9 +177,9 @@ class _Evaluations:
         """Measures the state, and logs that as far as it is known already."""
         session = self._session
         self.step, self._asked = step, 0
-        position = session.log.position()
-        session.log.start("eval_start", metadata=self._metadata())
-        found = session.engine.workload.evaluate(session.engine, state)
+        position = session.notes.log.position()
+        session.notes.log.start("eval_start", metadata=self._metadata())
+        found = session.engine.workload.evaluate(session.engine, state, session.notes)
         if isinstance(found, Future):
             self._future = found
             session.save(state, step, evaluated=False, log_position=position)
@@ -205,7 +205,7 @@ class _Evaluations:
         return self.reached
 
     def _note(self, found: Evaluation) -> None:
-        log, done = self._session.log, self._metadata()
+        log, done = self._session.notes.log, self._metadata()
         self.quality = float(found["quality"])
         self.reached = self.quality >= self._session.engine.workload.target
         log.event("eval_accuracy", self.quality, metadata=done)
@@ -233,7 +233,7 @@ def _train_block(
     """
     engine = session.engine
     begin, waited = time.perf_counter(), 0.0
-    state, batches = engine.workload.data(engine, state, block, start)
+    state, batches = engine.workload.data(engine, state, block, start, session.notes)
     pending: collections.deque[tuple[int, jax.Array]] = collections.deque()
     step = start
     for count, batch, wait in _dispatches(engine, batches, block.stop - start):
@@ -256,7 +256,7 @@ def _train_block(
         _look(session.progress, *pending.popleft())
     seconds = time.perf_counter() - begin
     samples = (step - start) * engine.workload.batch_size
-    events.log_stats(session.log, step=step, samples=samples, seconds=seconds, input_seconds=waited)
+    events.log_stats(session.notes.log, step=step, samples=samples, seconds=seconds, input_seconds=waited)
     return state, step
 
 

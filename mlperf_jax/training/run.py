@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -17,13 +18,13 @@ from mlperf_jax.parallel.chips import find_chip
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.results import events, summary, system
 from mlperf_jax.results.folders import PICTURES, Run, Runs, write_bytes
-from mlperf_jax.training.checkpoints import Checkpoints
+from mlperf_jax.training.checkpoints import Checkpoints, Position
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.loop import Outcome, Session, train
 from mlperf_jax.training.profile import Profile
 from mlperf_jax.training.progress import Progress
 from mlperf_jax.training.stop import StopSignal
-from mlperf_jax.workload import Workload
+from mlperf_jax.workload import Notes, State, Workload
 
 KEPT_CHECKPOINTS = 2
 
@@ -131,62 +132,86 @@ def _labels(workload: Workload) -> list[str]:
 def _one_run(
     workload: Workload, layout: Layout, run: Run, options: TrainOptions, system_name: str, stop: StopSignal
 ) -> Outcome:
-    """One run from `init_start` to its last checkpoint."""
+    """One run from `init_start` to its last checkpoint; one that was stopped goes on where its checkpoint stands.
+
+    The keys of MLPerf's log, of a run that is killed after its first evaluation and started again:
+
+        init_start ... compile_time init_stop run_start block_start ... eval_stop
+        resumed                                         block_start ... eval_stop run_stop
+    """
+    first = jax.process_index() == 0
     checkpoints = Checkpoints(run.checkpoint_dir, keep=KEPT_CHECKPOINTS)
     position = checkpoints.position()
-    first = jax.process_index() == 0
-    step = position.step if position else 0
     log = events.open_log(
         run.log_path,
         position=position.log_position if position else None,
         lost_dir=run.folder,
-        metadata={"step": step},
+        metadata={"step": position.step if position else 0},
         writes=first,
     )
-    workload.folder, workload.log = run.folder, log
-    with log:
-        try:
-            if not log.resumed:
-                log.start("init_start")
-                _log_facts(log, workload, layout, run, options, system_name)
-            say("compiling")
-            engine = _compile(workload, layout)
-            if text := unsplit.sentence(unsplit.stayed_whole(engine.state, layout.strategy), layout.strategy):
-                say(text)
-            if position:
-                state = checkpoints.restore(engine.state)
-            else:
-                state = workload.initial_state(engine, run.seed)
-            jax.block_until_ready(state)
-            seconds = sum(engine.compile_seconds.values())
-            with _progress(workload, layout, run, log, step) as progress:  # its imports take a second
-                if not log.resumed:
-                    log.event("compile_time", seconds, {"seconds": engine.compile_seconds})
-                    log.end("init_stop")
-                    log.start("run_start")
-                say(f"compiled in {seconds:.1f} s; training")
-                profile = Profile(run.folder / "profile" if options.profile else None)
-                session = Session(engine, log, progress, checkpoints, stop, profile)
-                outcome = train(session, state, step, evaluated=position is None or position.evaluated)
-                profile.close()
-            reason = {"reason": outcome.reason} if outcome.reason else {}
-            events.log_run_stop(log, outcome.status, step=outcome.step, **reason)
-            if outcome.state is not None:
-                session.save(outcome.state, outcome.step)
-            checkpoints.wait()
-            if options.visualize and (outcome.state is not None or outcome.status == "success"):
-                state = checkpoints.restore(engine.state) if outcome.state is None else outcome.state
-                _draw(run, workload.pictures(engine, state, options.visualize))
-        except BaseException as error:
-            _record_failure(run, error, first)
-            if not isinstance(error, Stopped):  # those who were asked to stop do so together
-                distributed.leave(error)
-            raise
-        finally:
-            checkpoints.close()
+    with contextlib.closing(checkpoints), log, _failures_recorded(run):
+        if not log.resumed:
+            log.start("init_start")
+            _log_facts(log, workload, layout, run, options, system_name)
+        say("compiling")
+        engine = _compile(workload, layout)
+        if text := unsplit.sentence(unsplit.stayed_whole(engine.state, layout.strategy), layout.strategy):
+            say(text)
+        state = checkpoints.restore(engine.state) if position else workload.initial_state(engine, run.seed)
+        jax.block_until_ready(state)
+        notes = Notes(log, run.folder if first else None)
+        profile = Profile(run.folder / "profile" if options.profile else None)
+        outcome = _train(engine, notes, run, checkpoints, position, state, stop, profile)
+        if options.visualize and (outcome.state is not None or outcome.status == "success"):
+            state = checkpoints.restore(engine.state) if outcome.state is None else outcome.state
+            _draw(run, workload.pictures(engine, state, options.visualize))
     if first:
         run.update(outcome.status, step=outcome.step, quality=outcome.quality)
     return outcome
+
+
+def _train(
+    engine: Engine,
+    notes: Notes,
+    run: Run,
+    checkpoints: Checkpoints,
+    position: Position | None,
+    state: State,
+    stop: StopSignal,
+    profile: Profile,
+) -> Outcome:
+    """From `init_stop` to `run_stop`, and until the last checkpoint is on disk."""
+    log, step = notes.log, position.step if position else 0
+    seconds = sum(engine.compile_seconds.values())
+    with _progress(engine.workload, engine.layout, run, log, step) as progress:  # its imports take a second
+        if not log.resumed:
+            log.event("compile_time", seconds, {"seconds": engine.compile_seconds})
+            log.end("init_stop")
+            log.start("run_start")
+        say(f"compiled in {seconds:.1f} s; training")
+        session = Session(engine, notes, progress, checkpoints, stop, profile)
+        outcome = train(session, state, step, evaluated=position is None or position.evaluated)
+        profile.close()
+    reason = {"reason": outcome.reason} if outcome.reason else {}
+    events.log_run_stop(log, outcome.status, step=outcome.step, **reason)
+    if outcome.state is not None:
+        session.save(outcome.state, outcome.step)
+    checkpoints.wait()
+    return outcome
+
+
+@contextlib.contextmanager
+def _failures_recorded(run: Run) -> Iterator[None]:
+    """Leaves in the run's folder why it ended early, and tells the other processes."""
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_index() == 0:
+            state = "stopped" if isinstance(error, (Stopped, KeyboardInterrupt)) else "failed"
+            run.update(state, reason=str(error))
+        if not isinstance(error, Stopped):  # those who were asked to stop do so together
+            distributed.leave(error)
+        raise
 
 
 def _draw(run: Run, pictures: Sequence[bytes]) -> None:
@@ -213,12 +238,6 @@ def _compile(workload: Workload, layout: Layout) -> Engine:
             f"{where.filename}, line {where.lineno}); change the --config flags that it speaks of."
         ) from error
     return engine
-
-
-def _record_failure(run: Run, error: BaseException, first: bool) -> None:
-    if first:
-        state = "stopped" if isinstance(error, (Stopped, KeyboardInterrupt)) else "failed"
-        run.update(state, reason=str(error))
 
 
 def _log_facts(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 import jax
 
@@ -25,7 +25,7 @@ class StopSignal:
     def __init__(self) -> None:
         self._heard = False
         self._asked = 0
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         heeded = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)

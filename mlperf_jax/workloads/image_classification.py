@@ -12,17 +12,20 @@ import numpy as np
 import optax
 from flax import nnx
 
-from mlperf_jax.errors import UserError
+from input_pipelines.base import Dataset
 from mlperf_jax.metrics import classification
-from mlperf_jax.training import optimizers, schedules
+from mlperf_jax.training import schedules
 from mlperf_jax.weights import resnet as weights
 from mlperf_jax.workload import Batch, State
 from mlperf_jax.workloads.images import ImageWorkload
 from models.resnet import ResNet, ResNetConfig, flops_per_image
 
 
-class ImageClassification(ImageWorkload):
-    """Label-smoothed cross-entropy on uint8 images [B, H, W, C], top-1 over all of the evaluation set."""
+class ImageClassification(ImageWorkload[nnx.Module, Dataset]):
+    """Label-smoothed cross-entropy on uint8 images [B, H, W, C], top-1 over all of the evaluation set.
+
+    Trained as MLPerf trains on ImageNet: LARS or SGD, a rate that warms up and falls as a polynomial.
+    """
 
     metric = "top-1 accuracy"
 
@@ -43,6 +46,8 @@ class ImageClassification(ImageWorkload):
         result = classification.compute(totals)
         return result | {"quality": result["accuracy"]}
 
+    # Inference.
+
     input_names = ("image",)
 
     def answer(self, model: nnx.Module, inputs: Batch) -> jax.Array:
@@ -54,31 +59,7 @@ class ImageClassification(ImageWorkload):
         classes = np.array([np.frombuffer(answer, "<i4").item() for answer in answers])
         return float(np.mean(classes == labels))
 
-
-class ResNet50(ImageClassification):
-    """ResNet-50 v1.5 on ImageNet (closed), and a small one of its family on Fashion-MNIST (mini)."""
-
-    benchmark = "resnet"
-
-    @functools.cached_property
-    def model_config(self) -> ResNetConfig:
-        span = self.config.model.bn_span
-        if span and self.batch_size % span:
-            raise UserError(
-                f"A batch of {self.batch_size} does not divide into groups of --config.model.bn_span={span}; "
-                "use a multiple of it, or --config.model.bn_span=0 for the whole batch."
-            )
-        return ResNetConfig(**self.config.model.to_dict())
-
-    def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
-        return ResNet(self.model_config, policy=self.policy, rngs=rngs)
-
-    def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
-        return weights.from_torchvision(tensors, self.model_config), dict(weights.CONFIG)
-
-    def make_optimizer(self, params: Any) -> optax.GradientTransformation:
-        mask = optimizers.decay_mask(params)
-        return optimizers.make_optimizer(self.config.optimizer, self.schedule(), mask)
+    # Training.
 
     def schedule(self) -> optax.Schedule:
         """Learning rate by step."""
@@ -119,9 +100,24 @@ class ResNet50(ImageClassification):
             **{f"{name}_{key}": value for key, value in numbers.items()},
             warmup: schedule.warmup_epochs,
             **epsilon,
-            # A span of 0 stands for the whole global batch.
-            "model_bn_span": self.config.model.bn_span or self.batch_size,
+            "model_bn_span": self.logged_span(),
         }
+
+
+class ResNet50(ImageClassification):
+    """ResNet-50 v1.5 on ImageNet (closed), and a small one of its family on Fashion-MNIST (mini)."""
+
+    benchmark = "resnet"
+
+    @functools.cached_property
+    def model_config(self) -> ResNetConfig:
+        return ResNetConfig(**self.model_numbers())
+
+    def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
+        return ResNet(self.model_config, policy=self.policy, rngs=rngs)
+
+    def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
+        return weights.from_torchvision(tensors, self.model_config), dict(weights.CONFIG)
 
     def train_flops_per_example(self) -> float:
         return flops_per_image(self.model_config, train=True)

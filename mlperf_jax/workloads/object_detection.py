@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,12 +20,12 @@ from mlperf_jax.detection.suppression import Selection, detect
 from mlperf_jax.detection.training import multibox_loss
 from mlperf_jax.errors import UserError
 from mlperf_jax.metrics.mean_average_precision import GroundTruth
-from mlperf_jax.training import optimizers, schedules
+from mlperf_jax.training import schedules
 from mlperf_jax.training.engine import Engine
-from mlperf_jax.weights import files
 from mlperf_jax.weights import ssd as weights
 from mlperf_jax.workload import Batch, Evaluation, State
-from mlperf_jax.workloads.images import ImageWorkload
+from mlperf_jax.workloads.backbones import BackboneWorkload
+from mlperf_jax.workloads.images import M
 from models.ssd import SSD, SSDConfig, flops_per_image
 
 ANSWER = ("index", "top", "left", "bottom", "right", "score", "label")
@@ -36,7 +35,7 @@ ANSWER = ("index", "top", "left", "bottom", "right", "score", "label")
 _DRAWN_SCORE = 0.3  # what is less certain is not drawn
 
 
-class ObjectDetection(ImageWorkload):
+class ObjectDetection(BackboneWorkload[M, Any]):
     """A detector on uint8 images [B, S, S, 3] with boxes [B, M, 4] (corners) and labels [B, M].
 
     Detections of the evaluation set are gathered on the device. pycocotools scores them in a thread
@@ -45,7 +44,7 @@ class ObjectDetection(ImageWorkload):
 
     # What a workload supplies.
 
-    def detections(self, model: nnx.Module, images: jax.Array) -> jax.Array:
+    def detections(self, model: M, images: jax.Array) -> jax.Array:
         """[B, S, S, 3] uint8 to [B, K, 6]: corners, score, label, as `Detections.rows` has them."""
         raise NotImplementedError
 
@@ -67,7 +66,7 @@ class ObjectDetection(ImageWorkload):
             "seen": jnp.zeros((), jnp.int32),
         }
 
-    def eval_update(self, totals: Any, model: nnx.Module, batch: Batch) -> Any:
+    def eval_update(self, totals: Any, model: M, batch: Batch) -> Any:
         found = self.detections(model, batch["image"]).astype(jnp.float32)
         seen = totals["seen"]
         new = {"rows": found} | {name: batch[name] for name in ("image_id", "size", "mask")}
@@ -96,15 +95,8 @@ class ObjectDetection(ImageWorkload):
         return GroundTruth(self.dataset.ground_truth)
 
     def pictures(self, engine: Engine, state: State, count: int) -> list[bytes]:
-        count, size = min(count, self.num_eval), self.config.eval_batch_size
-        batches = self.dataset.eval_batches(batch_size=size, rows=engine.layout.rows(size))
-        struct = self.eval_batch_struct(engine.layout)
-        model_state = {"params": state["params"], "model_state": state["model_state"]}
-        totals = engine.run("eval_init")
-        for _, batch in zip(range(-(-count // size)), batches, strict=False):
-            totals = engine.run("eval_step", totals, model_state, engine.place(batch, struct))
-        batches.close()
-        rows = jax.device_get(totals["rows"])
+        count = min(count, self.num_eval)
+        rows = self.measured(engine, state, batches=-(-count // self.config.eval_batch_size))["rows"]
         examples = self.dataset.read_eval(np.arange(count), ("image", "image_id", "size"))
         return [
             drawing.draw(image, self._true_boxes(int(image_id), *map(int, size)), self._found_boxes(found))
@@ -125,6 +117,44 @@ class ObjectDetection(ImageWorkload):
             if label and score >= _DRAWN_SCORE
         ]
 
+    # Training, as MLPerf trains on COCO: a rate that warms up and falls in steps.
+
+    def check_data(self) -> None:
+        """Also: that the model has room for the classes."""
+        super().check_data()
+        classes = max(self.dataset.num_classes, 2)
+        if classes > self.config.model.num_classes:
+            raise UserError(
+                f"The data has {classes} classes with the background and the model "
+                f"{self.config.model.num_classes}; use --config.model.num_classes={classes}."
+            )
+
+    def schedule(self) -> optax.Schedule:
+        """Learning rate by step."""
+        config = self.config.schedule
+        return schedules.step_decay_with_warmup(
+            self.config.optimizer.base_lr,
+            config.warmup_steps,
+            [self._step_after(epoch) for epoch in config.decay_epochs],
+            decay_factor=config.decay_factor,
+            warmup_factor=config.warmup_factor,
+        )
+
+    def hyperparameters(self) -> dict[str, Any]:
+        optimizer, schedule = self.config.optimizer, self.config.schedule
+        return {
+            "opt_name": optimizer.name,
+            "opt_base_learning_rate": optimizer.base_lr,
+            "opt_momentum": optimizer.momentum,
+            "opt_weight_decay": optimizer.weight_decay,
+            "opt_learning_rate_warmup_factor": schedule.warmup_factor,
+            "opt_learning_rate_warmup_steps": schedule.warmup_steps,
+            "opt_learning_rate_decay_boundary_epochs": list(schedule.decay_epochs),
+            "max_samples": self.config.data.crop_attempts,
+            "model_bn_span": self.logged_span(),
+            "backbone_weights": self.backbone_file.name if self.backbone_file else "random",
+        }
+
     # Inference.
 
     input_names = ("image",)
@@ -136,7 +166,7 @@ class ObjectDetection(ImageWorkload):
     def read_samples(self, indices: np.ndarray) -> Batch:
         return super().read_samples(indices) | {"index": np.asarray(indices, np.int32)}
 
-    def answer(self, model: nnx.Module, inputs: Batch) -> jax.Array:
+    def answer(self, model: M, inputs: Batch) -> jax.Array:
         """[B, K, 7] float32, columns `ANSWER`; a row of label 0 holds no detection."""
         rows = self.detections(model, inputs["image"]).astype(jnp.float32)
         index = jnp.broadcast_to(inputs["index"][:, None, None].astype(jnp.float32), (*rows.shape[:2], 1))
@@ -176,20 +206,15 @@ def in_pixels(
     return np.stack([image_ids[image], *box, score, category], axis=1)
 
 
-class SSDResNet34(ObjectDetection):
+class SSDResNet34(ObjectDetection[SSD]):
     """SSD-ResNet34 on COCO (closed), and a small one of its family on composites (mini)."""
 
     benchmark = "ssd"
+    published_backbone = "torchvision's resnet34-333f7ec4.pth"
 
     @functools.cached_property
     def model_config(self) -> SSDConfig:
-        span = self.config.model.bn_span
-        if span and self.batch_size % span:
-            raise UserError(
-                f"A batch of {self.batch_size} does not divide into groups of --config.model.bn_span={span}; "
-                "use a multiple of it, or --config.model.bn_span=0 for the whole batch."
-            )
-        return SSDConfig(**self.config.model.to_dict())
+        return SSDConfig(**self.model_numbers())
 
     @functools.cached_property
     def anchors(self) -> np.ndarray:
@@ -201,88 +226,21 @@ class SSDResNet34(ObjectDetection):
     def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
         return SSD(self.model_config, policy=self.policy, rngs=rngs)
 
-    def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> jax.Array:
+    def loss(self, model: SSD, batch: Batch, key: jax.Array) -> jax.Array:
         codes, logits = model(self.normalise(batch["image"]), train=True)
         return multibox_loss(codes, logits, batch["boxes"], batch["labels"], self.anchors)
 
-    def detections(self, model: nnx.Module, images: jax.Array) -> jax.Array:
+    def detections(self, model: SSD, images: jax.Array) -> jax.Array:
         codes, logits = model(self.normalise(images), train=False)
         selection = Selection(**self.config.detection.to_dict())
         return detect(codes, logits, self.anchors, selection).rows()
 
-    def check_data(self) -> None:
-        super().check_data()
-        classes = max(self.dataset.num_classes, 2)
-        if classes > self.config.model.num_classes:
-            raise UserError(
-                f"The data has {classes} classes with the background and the model "
-                f"{self.config.model.num_classes}; use --config.model.num_classes={classes}."
-            )
-        if self.config.preset == "closed" and not self.made_up_data and not self.backbone_file:
-            raise UserError(
-                "The rules want a backbone trained on ImageNet; give torchvision's resnet34-333f7ec4.pth as "
-                "--config.backbone_weights=FILE."
-            )
-        if self.backbone_file and not self.backbone_file.is_file():
-            raise UserError(
-                f"There is no {self.backbone_file}; put torchvision's ResNet-34 (resnet34-333f7ec4.pth) there, or "
-                "give --config.backbone_weights=FILE (nothing for random ones, with made-up data)."
-            )
-
-    @property
-    def backbone_file(self) -> Path | None:
-        """The backbone's published weights: as named, or of that name beside the data; None for random ones."""
-        name = self.config.backbone_weights
-        if not name:
-            return None
-        given = Path(name).expanduser()
-        return given if given.exists() else self.data_dir / "weights" / given
-
-    def initial_state(self, engine: Engine, seed: int) -> State:
-        state = engine.init(seed)
-        if self.backbone_file is None:
-            return state
-        published = weights.backbone(files.read_tensors(self.backbone_file), self.model_config)
-        for part, arrays in published.items():
-            old = state[part]["backbone"]
-            new = jax.tree.map(lambda a, old: jax.device_put(a.astype(old.dtype), old.sharding), arrays, old)
-            state[part] = state[part] | {"backbone": new}
-        return state
+    def import_backbone(self, tensors: Mapping[str, np.ndarray]) -> State:
+        return weights.backbone(tensors, self.model_config)
 
     def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
         config = weights.CONFIG | {"variant": self.config.get("variant", "")}
         return weights.from_reference(tensors, self.model_config), config
-
-    def make_optimizer(self, params: Any) -> optax.GradientTransformation:
-        mask = optimizers.decay_mask(params)
-        return optimizers.make_optimizer(self.config.optimizer, self.schedule(), mask)
-
-    def schedule(self) -> optax.Schedule:
-        """Learning rate by step."""
-        config = self.config.schedule
-        return schedules.step_decay_with_warmup(
-            self.config.optimizer.base_lr,
-            config.warmup_steps,
-            [self._step_after(epoch) for epoch in config.decay_epochs],
-            decay_factor=config.decay_factor,
-            warmup_factor=config.warmup_factor,
-        )
-
-    def hyperparameters(self) -> dict[str, Any]:
-        optimizer, schedule = self.config.optimizer, self.config.schedule
-        return {
-            "opt_name": optimizer.name,
-            "opt_base_learning_rate": optimizer.base_lr,
-            "opt_momentum": optimizer.momentum,
-            "opt_weight_decay": optimizer.weight_decay,
-            "opt_learning_rate_warmup_factor": schedule.warmup_factor,
-            "opt_learning_rate_warmup_steps": schedule.warmup_steps,
-            "opt_learning_rate_decay_boundary_epochs": list(schedule.decay_epochs),
-            "max_samples": self.config.data.crop_attempts,
-            # A span of 0 stands for the whole global batch.
-            "model_bn_span": self.config.model.bn_span or self.batch_size,
-            "backbone_weights": self.backbone_file.name if self.backbone_file else "random",
-        }
 
     def initialized_tensors(self) -> Sequence[str]:
         return weights.logged_names(self.model_config)

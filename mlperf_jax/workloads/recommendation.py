@@ -51,7 +51,7 @@ class Recommender:
         return self.network(inputs["dense"], pooled)
 
 
-class Recommendation(SupervisedWorkload):
+class Recommendation(SupervisedWorkload[Recommender, Any]):
     """Binary cross-entropy on `dense` float32 [B, F], `sparse` int32 [B, L], `label` float32 [B]; exact AUC."""
 
     metric = "AUC"
@@ -106,7 +106,7 @@ class Recommendation(SupervisedWorkload):
         shapes = type(self)(self.config, self.policy, data_dir=self.data_dir, synthetic=True)
         return weights.from_state_dict(tensors, shapes.model_config, shapes.tables), {}
 
-    def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> jax.Array:
+    def loss(self, model: Recommender, batch: Batch, key: jax.Array) -> jax.Array:
         return _cross_entropy(model(batch), batch["label"])
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -164,22 +164,16 @@ class Recommendation(SupervisedWorkload):
     def eval_result(self, totals: Any) -> dict[str, float]:
         return {"quality": auc.compute(totals)}
 
-    def evaluate(self, engine: Engine, state: State) -> dict[str, float]:
-        totals = engine.run("eval_init")
-        size = self.config.eval_batch_size
-        struct = self.eval_batch_struct(engine.layout)
-        model_state = {name: state[name] for name in self.inference_state}
-        for batch in self.dataset.eval_batches(batch_size=size, rows=engine.layout.rows(size)):
-            totals = engine.run("eval_step", totals, model_state, engine.place(batch, struct))
-            if engine.layout.mesh.devices.flat[0].platform == "cpu":
-                # Virtual devices share threads: exchanges of several steps in flight would wait for each other.
-                jax.block_until_ready(totals)
-        return self.eval_result(jax.device_get(engine.run("eval_count", totals)))
+    def eval_summary(self, engine: Engine, totals: auc.Totals) -> auc.Totals:
+        return engine.run("eval_count", totals)
+
+    def eval_structs(self, layout: Layout) -> auc.Totals:
+        def struct(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            return layout.struct(x.shape, x.dtype, (None, "batch")[: x.ndim])
+
+        return jax.tree.map(struct, jax.eval_shape(self.eval_totals))
 
     def programs(self, state: State, layout: Layout) -> dict[str, Program]:
-        def eval_step(totals: auc.Totals, model_state: State, batch: Batch) -> auc.Totals:
-            return self.eval_update(totals, self.model(model_state), batch)
-
         def eval_count(totals: auc.Totals) -> dict[str, jax.Array]:
             whole = PartitionSpec()  # a sort over devices would travel more than the scores do
             return auc.count(
@@ -189,18 +183,8 @@ class Recommendation(SupervisedWorkload):
                 }
             )
 
-        shapes = jax.eval_shape(self.eval_totals)
-        places = {name: layout.sharding(x.shape, (None, "batch")[: x.ndim]) for name, x in shapes.items()}
-        totals = jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
-        )
-        model_state = {name: state[name] for name in self.inference_state}
-        batch = self.eval_batch_struct(layout)
-        return {
-            "eval_init": Program(self.eval_totals, (), out_shardings=places),
-            "eval_step": Program(eval_step, (totals, model_state, batch), (0,), places),
-            "eval_count": Program(eval_count, (totals,), out_shardings=layout.replicated),
-        }
+        count = Program(eval_count, (self.eval_structs(layout),), out_shardings=layout.replicated)
+        return super().programs(state, layout) | {"eval_count": count}
 
     # Inference: a sample is a group of examples, padded to one length.
 

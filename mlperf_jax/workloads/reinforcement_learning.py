@@ -33,7 +33,7 @@ from mlperf_jax.supervised import GradientWorkload
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.weights import files
 from mlperf_jax.weights import minigo as weights
-from mlperf_jax.workload import Batch, Block, Metrics, Program, State
+from mlperf_jax.workload import NO_NOTES, Batch, Block, Metrics, Notes, Program, State
 from models.minigo import DualNetwork, DualNetworkConfig, flops_per_position
 
 _SHOWN = 8  # games of each generation that are written down
@@ -45,6 +45,7 @@ class MiniGo(GradientWorkload):
 
     benchmark = "minigo"
     metric = "matches won"
+    served_metric = "agreement of the policy with search"
     unit = "positions"
 
     _positions: dict[str, np.ndarray]  # what `make_samples` made
@@ -186,14 +187,16 @@ class MiniGo(GradientWorkload):
         boundaries = jnp.asarray(self.config.optimizer.lr_boundaries)
         return lambda step: rates[(step > boundaries).sum()]
 
-    def data(self, engine: Engine, state: State, block: Block, start: int) -> tuple[State, Iterator[Batch]]:
+    def data(
+        self, engine: Engine, state: State, block: Block, start: int, notes: Notes = NO_NOTES
+    ) -> tuple[State, Iterator[Batch]]:
         seed = int(jax.device_get(state["seed"]))
         if self.synthetic:
             known = np.arange(self.self_play.config.positions)
         else:
             if start == block.start:  # else the generation's games are in the state that was saved
                 state = engine.run("play", state)
-                self._tell(engine, state["played"], block)
+                self._tell(engine, state["played"], block, notes)
             known = np.flatnonzero(engine.run("outcomes", state["played"].window.outcome))
         return state, self._draws(known, seed, engine.rows, block, start)
 
@@ -206,7 +209,7 @@ class MiniGo(GradientWorkload):
         for index in order[start - block.start :]:
             yield {"index": index[rows].astype(np.int32)}
 
-    def _tell(self, engine: Engine, played: Played, block: Block) -> None:
+    def _tell(self, engine: Engine, played: Played, block: Block, notes: Notes) -> None:
         """Logs what was played, and writes some of the games down."""
         games = int(played.games)
         facts = {
@@ -216,11 +219,12 @@ class MiniGo(GradientWorkload):
             "resigned": int(played.resigned) / games,
             "mean_length": int(played.length) / games,
         }
-        self.log.event("actual_selfplay_games_per_generation", games, metadata=facts)
+        notes.log.event("actual_selfplay_games_per_generation", games, metadata=facts)
         last = jax.device_get(engine.run("last", played.last))
         shown = [i for i in range(len(last.length)) if last.length[i]][:_SHOWN]
         players = (f"generation {block.index}",) * 2
-        self._write(
+        _write(
+            notes,
             f"selfplay_{block.index:04}.sgf",
             [
                 records.Record(
@@ -236,11 +240,11 @@ class MiniGo(GradientWorkload):
 
     # Evaluation.
 
-    def evaluate(self, engine: Engine, state: State) -> dict[str, float]:
+    def evaluate(self, engine: Engine, state: State, notes: Notes = NO_NOTES) -> dict[str, float]:
         now = {name: state[name] for name in self.inference_state}
         games = jax.device_get(engine.run("match", now, state["opponent"]))
         won = games.won.reshape(2, -1)
-        self._write(f"match_{int(state['played'].generation):04}.sgf", self._match_records(games))
+        _write(notes, f"match_{int(state['played'].generation):04}.sgf", self._match_records(games))
         return {
             "quality": float(won.mean()),
             "won_as_black": float(won[0].mean()),
@@ -262,10 +266,6 @@ class MiniGo(GradientWorkload):
             for i in range(games.length.shape[1])
         ]
 
-    def _write(self, name: str, games: list[records.Record]) -> None:
-        if self.folder is not None and jax.process_index() == 0:
-            records.write(self.folder / "games" / name, games)
-
     # Inference: a sample is a position, its answer the policy's first move.
 
     def make_samples(self, load: Callable[[State], State]) -> float:
@@ -279,7 +279,6 @@ class MiniGo(GradientWorkload):
             found = self._make_positions(config, variables)
             positions.save(path, found)
         self._positions = found
-        self.metric = "agreement of the policy with search"
         predict = self._traced(self.predict)
         answers = [
             predict(variables, {"planes": found["planes"][start : start + _AT_ONCE]})
@@ -376,6 +375,11 @@ class MiniGo(GradientWorkload):
 
 
 _PLAY = 0x60  # keeps the keys of self-play apart from those of training steps
+
+
+def _write(notes: Notes, name: str, games: list[records.Record]) -> None:
+    if notes.folder is not None:
+        records.write(notes.folder / "games" / name, games)
 
 
 def _narrow(function: Callable[..., Any]) -> Callable[..., Any]:

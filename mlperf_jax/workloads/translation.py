@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,9 +19,9 @@ from mlperf_jax.metrics.bleu import bleu
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.results.events import WithMetadata
 from mlperf_jax.supervised import SupervisedWorkload
-from mlperf_jax.training import optimizers, schedules
+from mlperf_jax.training import schedules
 from mlperf_jax.training.engine import Engine
-from mlperf_jax.workload import Batch, Program, State
+from mlperf_jax.workload import NO_NOTES, Batch, Notes, Program, State
 from models.transformer import Transformer, TransformerConfig, train_flops_per_row
 
 
@@ -48,7 +48,7 @@ def smoothed_cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: floa
     return loss - least
 
 
-class Translation(SupervisedWorkload):
+class Translation(SupervisedWorkload[Transformer, Any]):
     """Label-smoothed cross-entropy on packed rows, BLEU of translations by beam search.
 
     An example is a packed row: published logs of packed training count them so.
@@ -66,7 +66,7 @@ class Translation(SupervisedWorkload):
                 f"use --config.model.vocab_size={known}."
             )
 
-    def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> jax.Array:
+    def loss(self, model: Transformer, batch: Batch, key: jax.Array) -> jax.Array:
         """The mean over target tokens. Of micro-batches, which hold different numbers of them, it is the mean."""
         batch = {name: value.astype(jnp.int32) for name, value in batch.items()}
         logits = model(**batch, key=key)
@@ -77,7 +77,7 @@ class Translation(SupervisedWorkload):
     # Evaluation: sentences sorted by length, in batches of a few lengths that are compiled before the clock
     # starts.
 
-    def translate(self, model: nnx.Module, source: jax.Array) -> jax.Array:
+    def translate(self, model: Transformer, source: jax.Array) -> jax.Array:
         """The best translation of each sentence.
 
         Args:
@@ -118,7 +118,7 @@ class Translation(SupervisedWorkload):
         (longest,) = self.dataset.eval_spec["source"][0]
         return [length for length in self.config.decode.source_lengths if length < longest] + [longest]
 
-    def evaluate(self, engine: Engine, state: State) -> dict[str, float]:
+    def evaluate(self, engine: Engine, state: State, notes: Notes = NO_NOTES) -> dict[str, float]:
         model_state = {name: state[name] for name in self.inference_state}
         sources = self.dataset.read_eval(np.arange(self.num_eval), ("source",))["source"]
         size = self.config.eval_batch_size
@@ -165,7 +165,7 @@ class Translation(SupervisedWorkload):
 
     input_names = ("source",)
 
-    def answer(self, model: nnx.Module, inputs: Batch) -> jax.Array:
+    def answer(self, model: Transformer, inputs: Batch) -> jax.Array:
         """Target tokens [B, L] int32, zeros after the end."""
         return self.translate(model, inputs["source"])
 
@@ -188,18 +188,13 @@ class TransformerTranslation(Translation):
     def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
         return Transformer(self.model_config, policy=self.policy, rngs=rngs)
 
-    def make_optimizer(self, params: Any) -> optax.GradientTransformation:
-        return optimizers.make_optimizer(
-            self.config.optimizer, self.schedule(), optimizers.decay_mask(params)
-        )
-
     def schedule(self) -> optax.Schedule:
         """Learning rate by step."""
         return schedules.rsqrt_with_warmup(
             self.config.optimizer.base_lr * self.config.model.width**-0.5, self.config.schedule.warmup_steps
         )
 
-    def hyperparameters(self) -> Mapping[str, Any]:
+    def hyperparameters(self) -> dict[str, Any]:
         optimizer = self.config.optimizer
         return {
             "opt_name": optimizer.name,

@@ -21,9 +21,9 @@ class Untouchable(toys.SmallResNet):
 
     forbidden = True
 
-    def data(self, engine, state, block, start):
+    def data(self, engine, state, block, start, notes):
         assert not self.forbidden
-        return super().data(engine, state, block, start)
+        return super().data(engine, state, block, start, notes)
 
 
 @pytest.fixture(scope="module")

@@ -36,8 +36,8 @@ class Late(toys.SparseTable):
 
     polls, figures, died_at = 3, None, None
 
-    def evaluate(self, engine, state):
-        found = super().evaluate(engine, state)
+    def evaluate(self, engine, state, notes):
+        found = super().evaluate(engine, state, notes)
         if self.figures is not None:
             found["quality"] = self.figures[int(state["step"]) // BLOCK - 1]
         return found if self.polls is None else Slow(found, self.polls)

@@ -21,6 +21,7 @@ from mlperf_jax.training.loop import Session, train
 from mlperf_jax.training.profile import Profile
 from mlperf_jax.training.progress import Progress
 from mlperf_jax.training.stop import StopSignal
+from mlperf_jax.workload import Notes
 from tests import door, toys
 
 SMALL = {"model__stages": (1,), "model__width": 8}
@@ -49,7 +50,7 @@ def session(engine, log=None):
         num_train=workload.num_train,
         target=workload.target,
     )
-    return Session(engine, log or Log(), progress, None, StopSignal(), Profile(None))
+    return Session(engine, Notes(log or Log()), progress, None, StopSignal(), Profile(None))
 
 
 def engine_of(workload, strategy=None):
@@ -93,9 +94,12 @@ class Paper(toys.SparseTable):
     """Only its numbers are asked."""
 
     def __init__(self, num_train, **numbers):
-        config = ConfigDict(numbers | {"steps_per_dispatch": 1})
+        config = ConfigDict(numbers | {"steps_per_dispatch": 1, "num_train": num_train})
         super().__init__(config, POLICIES["float32"], data_dir=Path("/nonexistent"))
-        self.num_train = num_train
+
+    @property
+    def num_train(self):
+        return self.config.num_train
 
 
 epochs = st.integers(1, 24).map(lambda quarters: quarters / 4)
@@ -198,7 +202,7 @@ def test_steps_per_dispatch_leave_the_numbers_as_they_are(resnet, monkeypatch):
 def test_loss_that_is_not_finite_aborts_with_its_step(sparse, monkeypatch, count, loss):
     """Five steps are fine; of the scan of steps 5 to 8 the second is to be named."""
 
-    def poisoned(engine, state, block, start):
+    def poisoned(engine, state, block, start, notes):
         batches = [dict(batch) for batch in sparse.workload._batches(engine.rows, start, block.stop)]
         batches[5]["rating"] = np.full_like(batches[5]["rating"], loss)
         return state, iter(batches)
@@ -254,7 +258,7 @@ def test_stop_is_heeded_between_dispatches_and_between_blocks(resnet, monkeypatc
 
 
 def test_data_phase_that_ends_early_is_named(resnet, monkeypatch):
-    def short(engine, state, block, start):
+    def short(engine, state, block, start, notes):
         return state, iter([])
 
     monkeypatch.setattr(resnet.workload, "data", short)

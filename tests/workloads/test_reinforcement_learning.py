@@ -23,6 +23,7 @@ from mlperf_jax.precision import POLICIES
 from mlperf_jax.results.events import read_events
 from mlperf_jax.training.checkpoints import Checkpoints, Position
 from mlperf_jax.training.engine import Engine
+from mlperf_jax.workload import Notes
 from mlperf_jax.workloads.reinforcement_learning import MiniGo
 from tests import door
 
@@ -162,12 +163,9 @@ def test_games_are_written_and_told(engine, tmp_path):
             said.append((key, value, metadata))
 
     workload, block = engine.workload, next(iter(engine.workload.blocks()))
-    workload.folder, workload.log = tmp_path, Log()
-    try:
-        state, _ = workload.data(engine, engine.init(1), block, 0)
-        result = workload.evaluate(engine, state)
-    finally:
-        del workload.folder, workload.log
+    notes = Notes(Log(), tmp_path)
+    state, _ = workload.data(engine, engine.init(1), block, 0, notes)
+    result = workload.evaluate(engine, state, notes)
     ((key, games, facts),) = said
     assert key == "actual_selfplay_games_per_generation" and games == int(state["played"].games) >= 8
     assert facts["epoch_num"] == 1 and 0 <= facts["black_won"] <= 1 and facts["mean_length"] > 1

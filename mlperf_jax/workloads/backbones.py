@@ -1,0 +1,68 @@
+"""Models on the trunk of an image classifier, whose published weights their training begins with."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.training.engine import Engine
+from mlperf_jax.weights import files
+from mlperf_jax.workload import State
+from mlperf_jax.workloads.images import D, ImageWorkload, M
+
+
+class BackboneWorkload(ImageWorkload[M, D]):
+    """Begins with the weights that `config.backbone_weights` names, under "backbone" in each part of the state.
+
+    Attributes:
+        published_backbone: the file that the rules mean, for people.
+    """
+
+    published_backbone: str
+
+    @abc.abstractmethod
+    def import_backbone(self, tensors: Mapping[str, np.ndarray]) -> State:
+        """The backbone's part of `params` and `model_state` (numpy) from published weights.
+
+        Raises:
+            UserError: they are of another model.
+        """
+
+    @property
+    def backbone_file(self) -> Path | None:
+        """The published weights: as named, or of that name beside the data; None for random ones."""
+        name = self.config.backbone_weights
+        if not name:
+            return None
+        given = Path(name).expanduser()
+        return given if given.exists() else self.data_dir / "weights" / given
+
+    def check_data(self) -> None:
+        """Also: that the backbone is there, which closed rules ask for."""
+        super().check_data()
+        if self.config.preset == "closed" and not self.made_up_data and not self.backbone_file:
+            raise UserError(
+                f"The rules want a backbone trained on ImageNet; give {self.published_backbone} as "
+                "--config.backbone_weights=FILE."
+            )
+        if self.backbone_file and not self.backbone_file.is_file():
+            raise UserError(
+                f"There is no {self.backbone_file}; put {self.published_backbone} there, or give "
+                "--config.backbone_weights=FILE (nothing for random ones, with made-up data)."
+            )
+
+    def initial_state(self, engine: Engine, seed: int) -> State:
+        state = engine.init(seed)
+        if self.backbone_file is None:
+            return state
+        published = self.import_backbone(files.read_tensors(self.backbone_file))
+        for part, arrays in published.items():
+            old = state[part]["backbone"]
+            new = jax.tree.map(lambda a, old: jax.device_put(a.astype(old.dtype), old.sharding), arrays, old)
+            state[part] = state[part] | {"backbone": new}
+        return state
