@@ -92,7 +92,7 @@ def _workload():
 
 def _random_state(workload):
     state = jax.jit(workload.init)(jnp.uint32(0))
-    return {entry: state[entry] for entry in workload.inference_state}
+    return workload.served_state(state)
 
 
 def _bare_offline(replica, images, size: int, capacity: float) -> float:

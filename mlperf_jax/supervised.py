@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,16 +26,41 @@ from ml_collections import ConfigDict
 
 import input_pipelines
 from input_pipelines.base import BatchIterator, Dataset
+from mlperf_jax.errors import UserError
+from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel.layout import Layout, LogicalAxes
 from mlperf_jax.training import optimizers
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.gradients import gradients
-from mlperf_jax.workload import NO_NOTES, Batch, Block, Evaluation, Metrics, Notes, Program, State, Workload
+from mlperf_jax.workload import (
+    NO_NOTES,
+    Batch,
+    Block,
+    Evaluation,
+    Metrics,
+    Notes,
+    Program,
+    SampleSpec,
+    ServedWorkload,
+    State,
+    TrainedWorkload,
+)
 
 M = TypeVar("M")
 """A model as losses and answers call it."""
 D = TypeVar("D", bound=Dataset)
 """A data set, with what its task asks of it besides."""
+
+
+Loss = tuple[jax.Array, jax.Array]
+"""A sum [] over the examples, tokens or other things of a batch, and their weight []: how many they are.
+
+The loss is the one by the other; kept apart, so that micro-batches of unequal weight add up to the batch."""
+
+
+def mean_of(losses: jax.Array) -> Loss:
+    """The loss that is the mean of these, whatever their shape."""
+    return losses.sum(), jnp.asarray(losses.size, losses.dtype)
 
 
 class _Stream:
@@ -61,11 +86,14 @@ class _Axes:
     names: LogicalAxes | None
 
 
-class GradientWorkload(Workload, Generic[M]):
-    """A model trained by gradients, wherever its batches come from.
+class GradientWorkload(TrainedWorkload, ServedWorkload, Generic[M]):
+    """A model trained by gradients, wherever its batches come from; what is trained is also served.
 
     Fills in `init`, `train_step` and where the state lies; leaves `data` and `evaluate` to its subclass.
     A workload whose state holds more than a model's adds it in `init` and `train_step`.
+
+    The state has `params`, `model_state` (batch statistics and the like) and `opt_state`; `frozen` where
+    `is_frozen` says so of a parameter; and with `config.ema_decay` also `ema`, a running average of `params`.
     """
 
     # What a task or a workload supplies.
@@ -89,8 +117,15 @@ class GradientWorkload(Workload, Generic[M]):
         )
 
     @abc.abstractmethod
-    def loss(self, model: M, batch: Batch, key: jax.Array) -> jax.Array:
-        """The mean loss [] of a training batch; the model may update its batch statistics."""
+    def loss(self, model: M, batch: Batch, key: jax.Array) -> Loss:
+        """The loss of a training batch as a sum and its weight; the model may update its batch statistics."""
+
+    def is_frozen(self, path: tuple[str | int, ...]) -> bool:
+        """Whether a parameter, by the names that lead to it in the model, stays as it is."""
+        return False
+
+    serves_average: bool = True
+    """Whether the running average, where one is kept, is what is evaluated and served."""
 
     def batch_axes(self, name: str) -> LogicalAxes:
         """Logical axes of one entry of a batch, the batch axis first."""
@@ -104,31 +139,44 @@ class GradientWorkload(Workload, Generic[M]):
     # The phases, from those.
 
     @functools.cached_property
-    def _split(self) -> tuple[nnx.GraphDef, Any, Any]:
-        """The graph, and structs of parameters and of other variables as NNX states."""
-        return _split(nnx.eval_shape(lambda: self.build_model(nnx.Rngs(0))))
+    def _split(self) -> _Parts:
+        """The graph, and structs of all variables."""
+        return self._parts(nnx.eval_shape(lambda: self.build_model(nnx.Rngs(0))))
+
+    def _parts(self, model: nnx.Module) -> _Parts:
+        trained = nnx.All(nnx.Param, lambda path, _: not self.is_frozen(path))
+        graph, params, *others = nnx.split(model, trained, nnx.Param, ...)
+        frozen, model_state = others
+        return _Parts(graph, params, frozen, model_state)
+
+    @property
+    def ema_decay(self) -> float:
+        """Of the running average of the parameters; 0 keeps none."""
+        return self.config.get("ema_decay", 0.0)
 
     def init(self, seed: jax.Array) -> State:
-        model = self.build_model(nnx.Rngs(jax.random.key(seed)))
-        _, params, rest = _split(model)
-        params = nnx.to_pure_dict(params)
+        parts = self._parts(self.build_model(nnx.Rngs(jax.random.key(seed))))
+        params = nnx.to_pure_dict(parts.params)
         return {
             "step": jnp.zeros((), jnp.int32),
             "seed": jnp.asarray(seed, jnp.uint32),
             "params": params,
-            "model_state": nnx.to_pure_dict(rest),
+            "model_state": nnx.to_pure_dict(parts.model_state),
             "opt_state": self.make_optimizer(params).init(params),
+            **({"ema": jax.tree.map(jnp.copy, params)} if self.ema_decay else {}),
+            **({"frozen": nnx.to_pure_dict(parts.frozen)} if self.frozen_entries else {}),
         }
 
     def model(self, state: State) -> M:
-        """The module with the variables of `state`."""
-        return nnx.merge(self._split[0], state["params"], state["model_state"])
+        """The module with the variables of a state as `served_state` gives it."""
+        frozen = [state["frozen"]] if self.frozen_entries else []
+        return nnx.merge(self._split.graph, state["params"], *frozen, state["model_state"])
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(state["seed"]), state["step"])
 
-        def loss_of(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
-            model = self.model({"params": params, "model_state": model_state})
+        def loss_of(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> tuple[Loss, Any]:
+            model = self.model(state | {"params": params, "model_state": model_state})
             loss = self.loss(model, batch, key)
             return loss, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
@@ -147,20 +195,51 @@ class GradientWorkload(Workload, Generic[M]):
         )
         optimizer = self.make_optimizer(state["params"])
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
         new = {
             "step": state["step"] + 1,
-            "seed": state["seed"],
-            "params": optax.apply_updates(state["params"], updates),
+            "params": params,
             "model_state": model_state,
             "opt_state": opt_state,
         }
-        return new, {"loss": loss}
+        if self.ema_decay:
+            new["ema"] = optax.incremental_update(params, state["ema"], 1 - self.ema_decay)
+        return state | new, {"loss": loss}
 
-    inference_state = ("params", "model_state")
+    # What is frozen, and what is served.
+
+    @functools.cached_property
+    def frozen_entries(self) -> tuple[str, ...]:
+        return ("frozen",) if jax.tree.leaves(self._split.frozen) else ()
+
+    def frozen_state(self, struct: State, seed: int | None) -> State:
+        if not struct:
+            return {}
+        if seed is None:
+            raise UserError(
+                f"What {type(self).__name__} keeps frozen was drawn from a seed, which is not known."
+            )
+        draw = jax.jit(
+            lambda seed: {name: self.init(seed)[name] for name in struct},
+            out_shardings=jax.tree.map(lambda x: x.sharding, struct),
+        )
+        return draw(np.uint32(seed % 2**32))
+
+    @property
+    def served_entries(self) -> dict[str, str]:
+        trained = "ema" if self.ema_decay and self.serves_average else "params"
+        frozen = {name: name for name in self.frozen_entries}
+        return {"params": trained, "model_state": "model_state", **frozen}
+
+    def served_struct(self, layout: Layout) -> State:
+        with layouts.use(layout), jax.default_matmul_precision(self.policy.matmul):
+            shapes = jax.eval_shape(self.init, layout.struct((), jnp.uint32))
+        places = self.state_shardings(shapes, layout)
+        return self.served_state(layouts.with_shardings(shapes, places))
 
     # Shapes.
 
-    def _structs(self, spec: dict[str, tuple[tuple[int, ...], np.dtype]], size: int, layout: Layout) -> Batch:
+    def _structs(self, spec: SampleSpec, size: int, layout: Layout) -> Batch:
         def struct(name: str) -> jax.ShapeDtypeStruct:
             shape, dtype = spec[name]
             axes = self.batch_axes(name)
@@ -168,20 +247,11 @@ class GradientWorkload(Workload, Generic[M]):
 
         return {name: struct(name) for name in spec}
 
-    def param_axes(self) -> Any:
-        """The logical axes of every parameter, as the model's own metadata has them."""
-
-        def axes(variable: nnx.Variable) -> _Axes:
-            return _Axes(variable.get_metadata().get("axes"))
-
-        def is_variable(x: Any) -> bool:
-            return isinstance(x, nnx.Variable)
-
-        return nnx.to_pure_dict(jax.tree.map(axes, self._split[1], is_leaf=is_variable))
-
     def state_shardings(self, state: State, layout: Layout) -> Any:
-        axes = self.param_axes()
-        params = jax.tree.map(lambda p, a: layout.param_sharding(p.shape, a.names), state["params"], axes)
+        def lies(part: Any, axes: Any) -> Any:
+            return jax.tree.map(lambda x, a: layout.param_sharding(x.shape, a.names), part, axes)
+
+        axes = _axes(self._split.params)
         optimizer = self.make_optimizer(state["params"])
         opt_state = optax.tree.map_params(
             optimizer,
@@ -190,14 +260,32 @@ class GradientWorkload(Workload, Generic[M]):
             axes,
             transform_non_params=lambda _: layout.replicated,
         )
-        rest = jax.tree.map(lambda _: layout.replicated, state)
-        return rest | {"params": params, "opt_state": opt_state}
+        places = jax.tree.map(lambda _: layout.replicated, state)
+        places |= {name: lies(state[name], axes) for name in ("params", "ema") if name in state}
+        if "frozen" in state:
+            places["frozen"] = lies(state["frozen"], _axes(self._split.frozen))
+        return places | {"opt_state": opt_state}
 
 
-def _split(model: nnx.Module) -> tuple[nnx.GraphDef, Any, Any]:
-    """The graph, the parameters and the other variables of a module."""
-    graph, params, *rest = nnx.split(model, nnx.Param, ...)
-    return graph, params, rest[0]
+class _Parts(NamedTuple):
+    """A module as its graph and its variables: the parameters that are trained, those that are not, all others."""
+
+    graph: nnx.GraphDef
+    params: Any
+    frozen: Any
+    model_state: Any
+
+
+def _axes(params: Any) -> Any:
+    """The logical axes of every parameter, as the model's own metadata has them."""
+
+    def axes(variable: nnx.Variable) -> _Axes:
+        return _Axes(variable.get_metadata().get("axes"))
+
+    def is_variable(x: Any) -> bool:
+        return isinstance(x, nnx.Variable)
+
+    return nnx.to_pure_dict(jax.tree.map(axes, params, is_leaf=is_variable))
 
 
 class SupervisedWorkload(GradientWorkload[M], Generic[M, D]):
@@ -226,11 +314,11 @@ class SupervisedWorkload(GradientWorkload[M], Generic[M, D]):
         raise NotImplementedError
 
     input_names: tuple[str, ...] = ()
-    """The entries of an evaluation batch that `answer` takes, for a workload that is served."""
+    """The entries of an evaluation batch that `answer` takes."""
 
     def answer(self, model: M, inputs: Batch) -> jax.Array:
-        """`Workload.predict` of a module; for a workload that is served."""
-        raise self._not_served()
+        """`ServedWorkload.predict` of a module."""
+        raise NotImplementedError
 
     # The data set.
 
@@ -289,7 +377,7 @@ class SupervisedWorkload(GradientWorkload[M], Generic[M, D]):
         """The totals (numpy) of the whole evaluation set, or of its first so many batches."""
         size = self.config.eval_batch_size
         struct = self.eval_batch_struct(engine.layout)
-        model_state = {name: state[name] for name in self.inference_state}
+        model_state = self.served_state(state)
         on_cpu = engine.layout.mesh.devices.flat[0].platform == "cpu"
         totals = engine.run("eval_init")
         read = self.dataset.eval_batches(batch_size=size, rows=engine.layout.rows(size))
@@ -305,7 +393,12 @@ class SupervisedWorkload(GradientWorkload[M], Generic[M, D]):
         """What `eval_result` needs of the totals on the devices: all of them, or what is smaller to fetch."""
         return totals
 
-    def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    @property
+    def num_samples(self) -> int:
+        """Examples of the evaluation set, where a sample is one of those."""
+        return self.num_eval
+
+    def sample_spec(self) -> SampleSpec:
         return {name: self.dataset.eval_spec[name] for name in self.input_names}
 
     def read_samples(self, indices: np.ndarray) -> Batch:
@@ -329,7 +422,7 @@ class SupervisedWorkload(GradientWorkload[M], Generic[M, D]):
 
         totals = self.eval_structs(layout)
         places = jax.tree.map(lambda x: x.sharding, totals)
-        model_state = {name: state[name] for name in self.inference_state}
+        model_state = self.served_state(state)
         batch = self.eval_batch_struct(layout)
         return {
             "eval_init": Program(self.eval_totals, (), out_shardings=places),

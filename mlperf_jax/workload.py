@@ -2,15 +2,16 @@
 
 A workload supplies phases; the training loop and the inference path only call them:
 
-    init        makes the state, on the devices, from a seed
-    train_step  one step of training
-    data        the batches of a block of steps (a finite set in epochs, or games played just now)
-    evaluate    the quality of a state
-    predict     answers to samples, for inference
+    TrainedWorkload   init        makes the state, on the devices, from a seed
+                      train_step  one step of training
+                      data        the batches of a block of steps (a finite set in epochs, or games played just now)
+                      evaluate    the figures of a state
+    ServedWorkload    predict     answers to samples
 
 `mlperf_jax.supervised.SupervisedWorkload` fills in all of them for a model with a loss and a data
-set; most workloads derive from it. Everything that shall be compiled before the clock starts is a
-`Program` made from shapes alone, so the same workload also compiles for devices that are not there.
+set; most workloads derive from it. A model that is only trained, or only served, has one of the two.
+Everything that shall be compiled before the clock starts is a `Program` made from shapes alone, so the same
+workload also compiles for devices that are not there.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.goals import Direction, Goal
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.precision import Policy
 from mlperf_jax.results import events
@@ -40,11 +42,26 @@ if TYPE_CHECKING:
     from mlperf_jax.training.engine import Engine
 
 State = dict[str, Any]
-"""A dict of pytrees of arrays; whatever is in it is checkpointed. Always holds `step` (int32 [])."""
+"""A dict of pytrees of arrays. Of training it holds `step` (int32 []), and all but what is frozen is checkpointed."""
 
 Batch = dict[str, Any]
 Evaluation = dict[str, float]
 Metrics = dict[str, jax.Array]
+
+
+SampleSpec = dict[str, tuple[tuple[int, ...], np.dtype]]
+"""Shape (without batch axis) and dtype of each input of one sample."""
+
+
+class Bucketed(NamedTuple):
+    """A batch, and the bucket whose shapes it has."""
+
+    bucket: str
+    batch: Batch
+
+
+class Buckets(dict[str, Batch]):
+    """Bucket -> batches of one shape, so that examples need not be padded to the longest of all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,17 +117,19 @@ NO_NOTES = Notes()
 
 
 class Workload(abc.ABC):
-    """What the loop knows of a benchmark. Construction reads settings, never examples.
+    """What is known of a benchmark, trained or served. Construction reads settings, never examples.
 
     Attributes:
         config: the resolved config.
         policy: dtypes.
         benchmark: MLPerf's name of it, as in result folders.
         unit: what throughput counts.
+        direction: where the quality goes as the model gets better.
     """
 
     benchmark: str
     unit: str = "examples"
+    direction: Direction = Direction.HIGHER
 
     def __init__(
         self, config: ConfigDict, policy: Policy, *, data_dir: Path, synthetic: bool = False
@@ -119,6 +138,70 @@ class Workload(abc.ABC):
         self.policy = policy
         self.data_dir = data_dir
         self.synthetic = synthetic
+
+    @property
+    def metric(self) -> str:
+        """The quality's name, for people."""
+        return "quality"
+
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """The figures of an evaluation that must be reached, all of them by the same state.
+
+        By default one, `quality`. A workload with several names its own.
+        """
+        return (Goal("quality", self.config.target, self.direction, self.metric),)
+
+    @property
+    def data_description(self) -> str:
+        """One phrase for logs, naming the data in use."""
+        return ""
+
+    @property
+    def made_up_data(self) -> bool:
+        """Whether no quality measured on that data means anything."""
+        return False
+
+    @property
+    def frozen_entries(self) -> tuple[str, ...]:
+        """Entries of the state that no step changes: in no checkpoint, but made by `frozen_state`."""
+        return ()
+
+    @property
+    def frozen_source(self) -> str:
+        """Where they come from, for the log."""
+        return "drawn from the seed"
+
+    def frozen_state(self, struct: State, seed: int | None) -> State:
+        """Makes or reads the entries that are frozen.
+
+        Args:
+            struct: their structs with shardings.
+            seed: of the run; None where there was none.
+
+        Raises:
+            UserError: they cannot be had.
+        """
+        return {}
+
+    @classmethod
+    def prepare(cls, config: ConfigDict, data_dir: Path) -> None:
+        """Fetches or checks the data, where that was not done yet; a workload without files needs nothing.
+
+        Raises:
+            UserError: the data cannot be had; the text says why.
+        """
+
+    def check_data(self) -> None:
+        """Looks, without reading an example, whether the data is there.
+
+        Raises:
+            UserError: it is not; the text says how to prepare it.
+        """
+
+
+class TrainedWorkload(Workload):
+    """What the training loop calls."""
 
     # Phases. `init` and `train_step` are traced; the others run on the host.
 
@@ -133,11 +216,12 @@ class Workload(abc.ABC):
     @abc.abstractmethod
     def data(
         self, engine: Engine, state: State, block: Block, start: int, notes: Notes = NO_NOTES
-    ) -> tuple[State, Iterator[Batch]]:
+    ) -> tuple[State, Iterator[Batch | Bucketed]]:
         """The batches of steps [start, block.stop), this process's rows of each, as numpy arrays.
 
-        A workload that makes its own data makes it here, with its compiled programs, and may
-        return a changed state. `start` is past `block.start` only where a run is resumed.
+        Of a workload with several buckets each batch comes as `Bucketed`. A workload that makes its own
+        data makes it here, with its compiled programs, and may return a changed state. `start` is past
+        `block.start` only where a run is resumed.
         """
 
     def initial_state(self, engine: Engine, seed: int) -> State:
@@ -151,7 +235,7 @@ class Workload(abc.ABC):
     def evaluate(
         self, engine: Engine, state: State, notes: Notes = NO_NOTES
     ) -> Evaluation | Future[Evaluation]:
-        """Measures the state; `quality` is held against the target.
+        """Measures the state; the figures that `goals` name are held against their targets.
 
         What needs the devices is done when this returns. Figures that the host goes on computing, in a
         thread of the workload's, may be returned as a future: training goes on meanwhile, and the run
@@ -165,84 +249,14 @@ class Workload(abc.ABC):
         """
         raise NotImplementedError
 
-    # Inference, for a workload that can be served. `predict` is traced; the others run on the host.
-
-    def make_samples(self, load: Callable[[State], State]) -> float | None:
-        """Called before anything is measured, for a workload whose samples come from the model itself.
-
-        Args:
-            load: reads `inference_state` of the model into structs with shardings.
-
-        Returns:
-            The quality that the answers are held against; None where it is what training reached.
-        """
-        return None
-
-    def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape (without batch axis) and dtype of each input of one sample."""
-        raise self._not_served()
-
-    def read_samples(self, indices: np.ndarray) -> Batch:
-        """The inputs [N, ...] of samples [N]."""
-        raise self._not_served()
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of inference: examples of the evaluation set, where a sample is one of those."""
-        return self.num_eval
-
-    def predict(self, state: State, inputs: Batch) -> jax.Array:
-        """Answers samples.
-
-        Args:
-            state: what `inference_state` names.
-            inputs: [B, ...] by name.
-
-        Returns:
-            [B, ...] one row a sample.
-        """
-        raise self._not_served()
-
-    def logged_answer(self, index: int, answer: np.ndarray) -> np.ndarray | bytes:
-        """What the accuracy log holds of `predict`'s row for sample `index`: its bytes in C order, by default all.
-
-        For answers of varying length, which `predict` gives in rows of one length.
-        """
-        return answer
-
-    def answered_quality(self, indices: np.ndarray, answers: Sequence[bytes]) -> float:
-        """The quality of logged answers to samples [N]; comparable with what `evaluate` gives.
-
-        Raises:
-            ValueError: an answer is not of the form that `predict` gives.
-        """
-        raise self._not_served()
-
-    inference_state: tuple[str, ...] = ()
-    """The entries of the state that `predict` needs."""
-
-    def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
-        """Turns published weights into `inference_state`.
-
-        Args:
-            tensors: arrays under the names of the published file.
-
-        Returns:
-            The state (numpy), and the config that goes with it, dotted key -> value.
-
-        Raises:
-            UserError: they are of another model, or this workload has no published weights.
-        """
-        raise UserError(f"There is no import of published weights for {self.benchmark}.")
-
-    def _not_served(self) -> UserError:
-        return UserError(f"{type(self).__name__} has no inference phases, so --scenario cannot measure it.")
-
     # Shapes.
 
     @abc.abstractmethod
-    def batch_struct(self, layout: Layout) -> Batch:
-        """One global training batch as structs, batch axis first."""
+    def batch_struct(self, layout: Layout) -> Batch | Buckets:
+        """One global training batch as structs, batch axis first; or `Buckets` of batches of several shapes.
+
+        Every bucket has `batch_size` rows, and a program of its own that is compiled before the clock starts.
+        """
 
     def state_shardings(self, state: State, layout: Layout) -> Any:
         """Where each array of the state lies; `state` holds structs. Replicated by default."""
@@ -255,16 +269,6 @@ class Workload(abc.ABC):
     # Facts for schedules and logs.
 
     @property
-    def metric(self) -> str:
-        """The quality's name, for people."""
-        return "quality"
-
-    @property
-    def served_metric(self) -> str:
-        """The name of `answered_quality`."""
-        return self.metric
-
-    @property
     @abc.abstractmethod
     def num_train(self) -> int:
         """Examples in an epoch of training."""
@@ -275,23 +279,9 @@ class Workload(abc.ABC):
         """Examples in the evaluation set."""
 
     @property
-    def data_description(self) -> str:
-        """One phrase for logs, naming the data in use."""
-        return ""
-
-    @property
-    def made_up_data(self) -> bool:
-        """Whether no quality measured on that data means anything."""
-        return False
-
-    @property
     def batch_size(self) -> int:
         """Examples in a global batch."""
         return self.config.batch_size
-
-    @property
-    def target(self) -> float:
-        return self.config.target
 
     def blocks(self) -> Iterator[Block]:
         """The training run, cut where it is evaluated.
@@ -316,6 +306,9 @@ class Workload(abc.ABC):
         """Epochs of data seen after so many steps."""
         return step * self.batch_size / self.num_train
 
+    counts_samples: bool = False
+    """Whether MLPerf's log of this benchmark counts samples, not epochs."""
+
     def eval_epoch(self, step: int) -> float:
         """The epoch under which MLPerf's log has the evaluation after so many steps.
 
@@ -335,20 +328,103 @@ class Workload(abc.ABC):
         """Model FLOPs (2 per multiply-add) of forward and backward for one example; 0 if unknown."""
         return 0.0
 
-    @classmethod
-    def prepare(cls, config: ConfigDict, data_dir: Path) -> None:
-        """Fetches or checks the data, where that was not done yet; a workload without files needs nothing.
 
-        Raises:
-            UserError: the data cannot be had; the text says why.
+class ServedWorkload(Workload):
+    """What the inference path calls. `predict` is traced; the others run on the host.
+
+    A third contract, of models that answer token by token (prefill, decode, a cache), is to stand beside this one.
+    """
+
+    @property
+    def served_metric(self) -> str:
+        """The name of what `answered_figures` finds, for people."""
+        return self.metric
+
+    @abc.abstractmethod
+    def served_struct(self, layout: Layout) -> State:
+        """What `predict` needs, as structs with shardings."""
+
+    @property
+    def served_entries(self) -> Mapping[str, str]:
+        """Entry of `served_struct` -> entry of a training state that it is; what is frozen is under its own name."""
+        return {}
+
+    def served_state(self, state: State) -> State:
+        """What `predict` needs of a training state, or of what is built like one (structs, shardings)."""
+        return {name: state[entry] for name, entry in self.served_entries.items()}
+
+    def make_samples(self, load: Callable[[State], State]) -> float | None:
+        """Called before anything is measured, for a workload whose samples come from the model itself.
+
+        Args:
+            load: reads the model into structs with shardings.
+
+        Returns:
+            The quality that the answers are held against; None where it is what training reached.
+        """
+        return None
+
+    @property
+    @abc.abstractmethod
+    def num_samples(self) -> int:
+        """Samples of inference."""
+
+    def sample_spec(self) -> SampleSpec:
+        """The inputs of one sample, where all samples have the same shapes."""
+        raise NotImplementedError
+
+    def sample_specs(self) -> Mapping[str, SampleSpec]:
+        """Bucket -> the inputs of one of its samples; by default one bucket, called ""."""
+        return {"": self.sample_spec()}
+
+    def sample_buckets(self, indices: np.ndarray) -> Sequence[str]:
+        """The bucket of each of samples [N]."""
+        return [""] * len(indices)
+
+    @abc.abstractmethod
+    def read_samples(self, indices: np.ndarray) -> Batch:
+        """The inputs [N, ...] of samples [N], all of one bucket."""
+
+    @abc.abstractmethod
+    def predict(self, state: State, inputs: Batch) -> jax.Array:
+        """Answers samples.
+
+        Args:
+            state: as `served_struct` has it.
+            inputs: [B, ...] by name.
+
+        Returns:
+            [B, ...] one row a sample.
         """
 
-    def check_data(self) -> None:
-        """Looks, without reading an example, whether the data is there.
+    def logged_answer(self, index: int, answer: np.ndarray) -> np.ndarray | bytes:
+        """What the accuracy log holds of `predict`'s row for sample `index`: its bytes in C order, by default all.
+
+        For answers of varying length, which `predict` gives in rows of one length.
+        """
+        return answer
+
+    @abc.abstractmethod
+    def answered_figures(self, indices: np.ndarray, answers: Sequence[bytes]) -> Evaluation:
+        """The figures of logged answers to samples [N], by the names of `goals`; as `evaluate` finds them.
 
         Raises:
-            UserError: it is not; the text says how to prepare it.
+            ValueError: an answer is not of the form that `predict` gives.
         """
+
+    def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
+        """Turns published weights into what `served_struct` describes.
+
+        Args:
+            tensors: arrays under the names of the published file.
+
+        Returns:
+            The state (numpy), and the config that goes with it, dotted key -> value.
+
+        Raises:
+            UserError: they are of another model, or this workload has no published weights.
+        """
+        raise UserError(f"There is no import of published weights for {self.benchmark}.")
 
 
 _REGISTRY = {

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from input_pipelines.base import InMemoryDataset
 from mlperf_jax.precision import POLICIES
-from mlperf_jax.workload import Program, Workload
+from mlperf_jax.workload import Program, TrainedWorkload
 from mlperf_jax.workloads.image_classification import ResNet50
 
 SIZE, CLASSES = 8, 10
@@ -111,7 +111,7 @@ class RecordingResNet(SmallResNet):
             file.write(json.dumps(entry) + "\n")
 
 
-class SparseTable(Workload):
+class SparseTable(TrainedWorkload):
     """Matrix factorisation: ratings are products of users' and items' rows of one table [N, D].
 
     A step reads and writes only the rows of its pairs, by their own gradient; there is no gradient of
@@ -188,7 +188,7 @@ class _Rules:
     most: int = 3
 
 
-class Nim(Workload):
+class Nim(TrainedWorkload):
     """Learns values of moves [heap + 1, 3] from games against itself, which are made in `data`.
 
     Each block first plays games with the values so far and puts their moves into the replay window,

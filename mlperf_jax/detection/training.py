@@ -58,7 +58,7 @@ def multibox_loss(
         anchors: [A, 4] centres.
 
     Returns:
-        The mean over images, [].
+        The loss of each image, [B].
     """
     wide = jnp.promote_types(logits.dtype, jnp.float32)
     codes, logits = codes.astype(wide), logits.astype(wide)
@@ -78,7 +78,7 @@ def multibox_loss(
     mined = jnp.arange(hardest.shape[1]) < NEGATIVES_PER_POSITIVE * count[:, None]
     classified = jnp.where(matched, entropy, 0).sum(1) + jnp.where(mined, hardest, 0).sum(1)
 
-    return jnp.where(count > 0, (located + classified) / jnp.maximum(count, 1), 0).mean()
+    return jnp.where(count > 0, (located + classified) / jnp.maximum(count, 1), 0)
 
 
 def _smooth_l1(x: jax.Array) -> jax.Array:

@@ -12,10 +12,8 @@ import jax.numpy as jnp
 Totals = dict[str, jax.Array]
 
 
-def cross_entropy(
-    logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None, *, label_smoothing: float = 0.0
-) -> jax.Array:
-    """Softmax cross-entropy, mean over real examples, in the logits' dtype (at least float32).
+def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
+    """Softmax cross-entropy of each example, in the logits' dtype (at least float32).
 
     With smoothing s, the target is 1 - s + s / K for the label and s / K for the other of K classes
     (Szegedy et al., arXiv:1512.00567).
@@ -23,21 +21,11 @@ def cross_entropy(
     Args:
         logits: [B, K].
         labels: [B], integers in [0, K).
-        mask: [B], 1 real, 0 padding; None where all are real.
         label_smoothing: s.
 
     Returns:
-        A scalar; 0 where no example is real.
+        [B].
     """
-    losses = _losses(logits, labels, label_smoothing)
-    if mask is None:
-        return losses.mean()
-    mask = mask.astype(losses.dtype)
-    return jnp.sum(losses * mask) / jnp.maximum(mask.sum(), 1)
-
-
-def _losses(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
-    """Cross-entropy per example, [B]."""
     log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
     of_label = jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
     return -(1 - label_smoothing) * of_label - label_smoothing * log_p.mean(1)
@@ -56,7 +44,7 @@ def update(totals: Totals, logits: jax.Array, labels: jax.Array, mask: jax.Array
     """Adds a batch: logits [B, K], labels [B], mask [B] (1 real, 0 padding). Counts stay exact to 2**31."""
     real = mask > 0
     correct = (logits.argmax(1) == labels) & real
-    losses = jnp.where(real, _losses(logits, labels, 0.0), 0)
+    losses = jnp.where(real, cross_entropy(logits, labels), 0)
     return {
         "correct": totals["correct"] + correct.sum(dtype=jnp.int32),
         "count": totals["count"] + real.sum(dtype=jnp.int32),

@@ -17,6 +17,7 @@ import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -159,6 +160,13 @@ class Layout:
     @property
     def replicated(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec())
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """A tree of arrays or their shapes as structs, each with its place."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings
+    )
 
 
 def _size(shape: Sequence[int]) -> int:

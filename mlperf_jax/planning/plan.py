@@ -174,7 +174,7 @@ def _subject(workload: Workload, layout: Layout, scenario: str | None) -> _Subje
         name: layout.struct((size, *shape), dtype, ("batch", *[None] * len(shape)))
         for name, (shape, dtype) in workload.sample_spec().items()
     }
-    state = {name: state[name] for name in workload.inference_state}
+    state = workload.served_state(state)
     return _Subject(workload.predict, state, inputs, size, per_example * size / 3)  # forward alone
 
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Self, TextIO
 from mlperf_logging.mllog.mllog import MLLogger
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.goals import Direction, Goal, targets
 from mlperf_jax.results.folders import plain
 
 TOKEN = ":::MLLOG "
@@ -335,8 +336,7 @@ def log_preamble(
     gradient_accumulation_steps: int,
     train_samples: int,
     eval_samples: int,
-    target: float,
-    metric: str,
+    goals: Sequence[Goal],
     hyperparameters: Mapping[str, Any],
     cache_clear: tuple[bool, str],
     labels: Sequence[str] = (),
@@ -350,7 +350,7 @@ def log_preamble(
         preset: "mini" is logged as division open, "closed" as closed.
         system: the system's name, logged as the platform.
         train_samples, eval_samples: sizes of the data sets in use.
-        target, metric: the quality to reach, and its name for people, "top-1 accuracy".
+        goals: the figures to reach.
         hyperparameters: `{mllog key: value}` for what the benchmark has of its own, such as
             `opt_name` and `lars_opt_*`: the workload gives them, in the order to be logged, a value
             as `WithMetadata` where the checker wants to know more of it.
@@ -365,7 +365,7 @@ def log_preamble(
     log.event("submission_platform", system)
     log.event("submission_status", status)
     log.event("run_labels", run_labels(preset, labels))
-    log.event("quality_target", target, {"metric": metric})
+    log.event("quality_target", targets(goals), _about(goals))
     log.event("cache_clear", cache_clear[0], {"how": cache_clear[1]})
     log.event("seed", seed)
     log.event("global_batch_size", global_batch_size)
@@ -375,6 +375,38 @@ def log_preamble(
     for key, value in hyperparameters.items():
         value, metadata = value if isinstance(value, WithMetadata) else (value, None)
         log.event(key, value, metadata)
+
+
+def _about(goals: Sequence[Goal]) -> dict[str, Any]:
+    """Metadata of `quality_target`: the metric for people and, where one falls, which way each goes."""
+    directions = {goal.name: goal.direction.value for goal in goals}
+    falls = any(goal.direction.falls for goal in goals)
+    if len(goals) == 1:
+        return {"metric": goals[0].metric, **({"direction": goals[0].direction.value} if falls else {})}
+    return {
+        "metric": {goal.name: goal.metric for goal in goals},
+        **({"direction": directions} if falls else {}),
+    }
+
+
+def goals_of(target: Event) -> tuple[Goal, ...]:
+    """The goals that a `quality_target` event of ours tells.
+
+    Raises:
+        ValueError, TypeError: it is none.
+    """
+    several = target.value if isinstance(target.value, dict) else {"quality": target.value}
+
+    def fact(name: str, of: str, default: str) -> str:
+        told = target.metadata.get(of, default)
+        return str(told.get(name, default) if isinstance(told, dict) else told)
+
+    return tuple(
+        Goal(
+            name, float(value), Direction(fact(name, "direction", "higher")), fact(name, "metric", "quality")
+        )
+        for name, value in several.items()
+    )
 
 
 def run_labels(preset: str, labels: Sequence[str] = ()) -> list[str]:

@@ -35,6 +35,7 @@ class Position:
         epoch, example: the same in the data: full epochs done, and examples of the current one.
         log_position: bytes of the run's log that stand for what was done by then.
         evaluated: False where the state is to be evaluated before training goes on.
+        frozen: fingerprint of what the state holds and the checkpoint leaves out; "" where it holds all.
     """
 
     step: int
@@ -42,6 +43,7 @@ class Position:
     example: int
     log_position: int
     evaluated: bool = True
+    frozen: str = ""
 
 
 class Checkpoints:

@@ -19,7 +19,7 @@ import numpy as np
 
 from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel.layout import Layout
-from mlperf_jax.workload import Batch, Metrics, Program, State, Workload
+from mlperf_jax.workload import Batch, Buckets, Metrics, Program, State, TrainedWorkload
 
 
 class Engine:
@@ -27,13 +27,13 @@ class Engine:
 
     Attributes:
         state: the training state as structs with shardings.
-        batch: a global training batch as structs.
-        batches: `steps_per_dispatch` of them, stacked on a new leading axis.
+        buckets: a global training batch as structs, by bucket; one that is called "" where there are no several.
+        stacks: `steps_per_dispatch` of them, stacked on a new leading axis.
         compile_seconds: what each program took to compile, by name.
         programs: what there is to compile, by name.
     """
 
-    def __init__(self, workload: Workload, layout: Layout, *, steps_per_dispatch: int = 1) -> None:
+    def __init__(self, workload: TrainedWorkload, layout: Layout, *, steps_per_dispatch: int = 1) -> None:
         self.workload = workload
         self.layout = layout
         self.steps_per_dispatch = steps_per_dispatch
@@ -44,31 +44,50 @@ class Engine:
         with self._tracing():
             shapes = jax.eval_shape(workload.init, seed)
         shardings = workload.state_shardings(shapes, layout)
-        self.state: State = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
-        )
-        self.batch = workload.batch_struct(layout)
-        self.batches = self._stacked()
+        self.state: State = layouts.with_shardings(shapes, shardings)
+        batch = workload.batch_struct(layout)
+        self.buckets = batch if isinstance(batch, Buckets) else Buckets({"": batch})
+        self.stacks = {bucket: self._stacked(one) for bucket, one in self.buckets.items()}
         self.programs = self._programs(seed, shardings)
+
+    @property
+    def batch(self) -> Batch:
+        """The structs of the only bucket."""
+        (batch,) = self.buckets.values()
+        return batch
 
     def _programs(self, seed: jax.ShapeDtypeStruct, shardings: Any) -> dict[str, Program]:
         stay = (shardings, self.layout.replicated)
-        programs = {
-            "init": Program(self.workload.init, (seed,), out_shardings=shardings),
-            "train_step": Program(self.workload.train_step, (self.state, self.batch), (0,), stay),
-        }
-        if self.steps_per_dispatch > 1:
-            many = functools.partial(jax.lax.scan, self.workload.train_step)
-            programs["train_steps"] = Program(many, (self.state, self.batches), (0,), stay)
+        drawn = self.saved(shardings)
+        programs = {"init": Program(self._draw, (seed,), out_shardings=drawn)}
+        many = functools.partial(jax.lax.scan, self.workload.train_step)
+        for bucket, batch in self.buckets.items():
+            step = Program(self.workload.train_step, (self.state, batch), (0,), stay)
+            programs[_named("train_step", bucket)] = step
+            if self.steps_per_dispatch > 1:
+                steps = Program(many, (self.state, self.stacks[bucket]), (0,), stay)
+                programs[_named("train_steps", bucket)] = steps
         return programs | dict(self.workload.programs(self.state, self.layout))
 
-    def _stacked(self) -> Batch:
+    def _draw(self, seed: jax.Array) -> State:
+        return self.saved(self.workload.init(seed))
+
+    def saved(self, state: State) -> State:
+        """A state, or what is built like one, without what is frozen: what checkpoints hold."""
+        return {name: part for name, part in state.items() if name not in self.workload.frozen_entries}
+
+    def frozen(self, seed: int) -> State:
+        """What is frozen, in its place."""
+        struct = {name: self.state[name] for name in self.workload.frozen_entries}
+        return self.workload.frozen_state(struct, seed)
+
+    def _stacked(self, batch: Batch) -> Batch:
         def stack(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             spec = jax.sharding.PartitionSpec(None, *x.sharding.spec)
             sharding = jax.sharding.NamedSharding(self.layout.mesh, spec)
             return jax.ShapeDtypeStruct((self.steps_per_dispatch, *x.shape), x.dtype, sharding=sharding)
 
-        return jax.tree.map(stack, self.batch)
+        return jax.tree.map(stack, batch)
 
     @contextlib.contextmanager
     def _tracing(self) -> Iterator[None]:
@@ -106,11 +125,12 @@ class Engine:
 
     def init(self, seed: int) -> State:
         """Makes the state, every array in its final place."""
-        return self.run("init", jax.device_put(np.uint32(seed % 2**32), self.layout.replicated))
+        drawn = self.run("init", jax.device_put(np.uint32(seed % 2**32), self.layout.replicated))
+        return drawn | self.frozen(seed)
 
-    def train(self, state: State, batch: Batch, *, steps: int) -> tuple[State, Metrics]:
+    def train(self, state: State, batch: Batch, *, steps: int, bucket: str = "") -> tuple[State, Metrics]:
         """One dispatch of `steps` steps: 1, or `steps_per_dispatch` on stacked batches."""
-        return self.run("train_step" if steps == 1 else "train_steps", state, batch)
+        return self.run(_named("train_step" if steps == 1 else "train_steps", bucket), state, batch)
 
     def place(self, batch: Any, struct: Any) -> Any:
         """Puts this process's rows of a global batch (a pytree of arrays) where `struct` says.
@@ -133,6 +153,10 @@ class Engine:
             return local[tuple(slice(b[0] - f, b[1] - f) for b, f in zip(bounds, first, strict=True))]
 
         return jax.make_array_from_callback(struct.shape, struct.sharding, piece)
+
+
+def _named(program: str, bucket: str) -> str:
+    return f"{program}[{bucket}]" if bucket else program
 
 
 def _offsets(local_shape: tuple[int, ...], struct: jax.ShapeDtypeStruct) -> tuple[int, ...]:

@@ -20,8 +20,10 @@ LOSS_REMAT = {
 so that only norms and activations are computed again; or nothing, so that the forward pass is done a second
 time. Models of stacked layers have a table for a layer, `models.stack.LAYER_REMAT`, under the same names."""
 
-Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Any]]
-"""(parameters, model state, batch, key) -> (mean loss of the batch, new model state)."""
+Loss = Callable[[Any, Any, Any, jax.Array], tuple[tuple[jax.Array, jax.Array], Any]]
+"""(parameters, model state, batch, key) -> ((sum [], weight []), new model state).
+
+The loss of a batch is its sum by its weight: the examples, tokens or other things that the sum is over."""
 
 
 def gradients(
@@ -37,8 +39,9 @@ def gradients(
 ) -> tuple[jax.Array, Any, Any]:
     """Loss, new model state and gradients of a batch.
 
-    In micro-batches the result is that of the whole batch, up to rounding, for a loss that is the mean over
-    examples. Batch statistics are those of each micro-batch, and running ones follow all of them.
+    In micro-batches the result is that of the whole batch, up to rounding, whatever the weight of each: sums and
+    their gradients are added up, and divided by the weight of all. Batch statistics are those of each
+    micro-batch, and running ones follow all of them.
 
     Args:
         loss: what to differentiate.
@@ -56,23 +59,41 @@ def gradients(
         raise UserError(f"There is no --config.remat={remat}; use {', '.join(LOSS_REMAT)}.")
     if remat != "none":
         loss = jax.checkpoint(loss, policy=LOSS_REMAT[remat])
-    differentiate = jax.value_and_grad(loss, has_aux=True)
+
+    def summed(*args: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        (total, weight), model_state = loss(*args)
+        return total, (weight, model_state)
+
+    def mean(*args: Any) -> tuple[jax.Array, Any]:
+        total, (weight, model_state) = summed(*args)
+        return total / _divisor(weight), model_state
+
     if micro_batches == 1:
-        (value, model_state), grads = differentiate(params, model_state, batch, key)
+        (value, model_state), grads = jax.value_and_grad(mean, has_aux=True)(params, model_state, batch, key)
         return value, model_state, grads
+    differentiate = jax.value_and_grad(summed, has_aux=True)
     parts = {name: _split(name, x, micro_batches, axes(name)) for name, x in batch.items()}
 
     def micro_step(carry: Any, part: Any) -> tuple[Any, None]:
-        total, model_state, grads = carry
+        total, weight, model_state, grads = carry
         index, micro_batch = part
         micro_key = jax.random.fold_in(key, index)
-        (value, model_state), new = differentiate(params, model_state, micro_batch, micro_key)
-        return (total + value, model_state, jax.tree.map(jnp.add, grads, new)), None
+        (more, (heavier, model_state)), new = differentiate(params, model_state, micro_batch, micro_key)
+        return (total + more, weight + heavier, model_state, jax.tree.map(jnp.add, grads, new)), None
 
-    shapes = jax.eval_shape(differentiate, params, model_state, jax.tree.map(lambda x: x[0], parts), key)
-    start = jnp.zeros((), shapes[0][0].dtype), model_state, jax.tree.map(jnp.zeros_like, params)
-    (total, model_state, grads), _ = jax.lax.scan(micro_step, start, (jnp.arange(micro_batches), parts))
-    return total / micro_batches, model_state, jax.tree.map(lambda g: g / micro_batches, grads)
+    one = jax.tree.map(lambda x: x[0], parts)
+    (total, (weight, _)), _ = jax.eval_shape(differentiate, params, model_state, one, key)
+    zeros = jax.tree.map(jnp.zeros_like, (total, weight))
+    start = *zeros, model_state, jax.tree.map(jnp.zeros_like, params)
+    carry, _ = jax.lax.scan(micro_step, start, (jnp.arange(micro_batches), parts))
+    total, weight, model_state, grads = carry
+    divisor = _divisor(weight)
+    return total / divisor, model_state, jax.tree.map(lambda g: g / divisor.astype(g.dtype), grads)
+
+
+def _divisor(weight: jax.Array) -> jax.Array:
+    """The weight, or 1 where nothing counts, so that the loss of nothing is 0."""
+    return jnp.where(weight == 0, 1, weight)
 
 
 def _split(name: str, x: jax.Array, parts: int, axes: LogicalAxes) -> jax.Array:

@@ -14,9 +14,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import NoReturn
 
@@ -24,13 +23,14 @@ import jax
 import numpy as np
 
 from mlperf_jax.errors import Stopped
+from mlperf_jax.goals import Goal, Quality, quality, reached
 from mlperf_jax.results import events
 from mlperf_jax.training.checkpoints import Checkpoints, Position
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.profile import Profile
 from mlperf_jax.training.progress import Progress
 from mlperf_jax.training.stop import StopSignal
-from mlperf_jax.workload import Batch, Block, Evaluation, Notes, State
+from mlperf_jax.workload import Batch, Block, Bucketed, Evaluation, Notes, State, TrainedWorkload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        status: "success" where the target was reached, else "aborted".
-        quality: of the last evaluation, nan if there was none.
+        status: "success" where the goals were reached, else "aborted".
+        quality: of the last evaluation, NaN if there was none.
         state: the trained state; None where a loss was not finite, since nothing is left to keep, and
             where the state that reached the target is the newest checkpoint and training had gone on.
         step: steps done by that state; where a loss was not finite, that step, counted from 1.
@@ -47,7 +47,7 @@ class Outcome:
     """
 
     status: str
-    quality: float
+    quality: Quality
     state: State | None
     step: int
     reason: str = ""
@@ -72,6 +72,7 @@ class Session:
         checkpoints: None where nothing is to be kept.
         stop: whether the run was asked to stop.
         profile: the optional trace.
+        frozen: fingerprint of what no step changes, which checkpoints leave out.
     """
 
     engine: Engine
@@ -80,6 +81,7 @@ class Session:
     checkpoints: Checkpoints | None
     stop: StopSignal
     profile: Profile
+    frozen: str = ""
 
     def save(
         self, state: State, step: int, *, evaluated: bool = True, log_position: int | None = None
@@ -97,7 +99,8 @@ class Session:
         workload = self.engine.workload
         epoch, example = divmod(step * workload.batch_size, workload.num_train)
         logged = self.notes.log.position() if log_position is None else log_position
-        self.checkpoints.save(state, Position(step, epoch, example, logged, evaluated))
+        position = Position(step, epoch, example, logged, evaluated, self.frozen)
+        self.checkpoints.save(self.engine.saved(state), position)
 
     def stop_here(self, state: State, step: int) -> NoReturn:
         """Saves a checkpoint and ends the run."""
@@ -134,10 +137,9 @@ def train(session: Session, state: State, step: int, *, evaluated: bool = True) 
                     break
                 session.stop_here(state, step)
             if step <= block.start:
-                log.start("block_start", metadata=events.block_metadata(block.first_epoch + 1, block.epochs))
+                log.start("block_start", metadata=_block_metadata(workload, block, block.stop))
             state, step = _train_block(session, evaluations, state, block, max(step, block.start))
-            epochs = block.epochs if step == block.stop else workload.epochs(step) - block.first_epoch
-            log.end("block_stop", metadata=events.block_metadata(block.first_epoch + 1, epochs))
+            log.end("block_stop", metadata=_block_metadata(workload, block, step))
             if evaluations.finish():
                 break
             evaluations.begin(state, step)
@@ -150,24 +152,40 @@ def train(session: Session, state: State, step: int, *, evaluated: bool = True) 
     if evaluations.finish():
         kept = state if step == evaluations.step else None
         return Outcome("success", evaluations.quality, kept, evaluations.step)
-    reason = f"the target {workload.target} was not reached"
-    return Outcome("aborted", evaluations.quality, state, step, reason)
+    return Outcome("aborted", evaluations.quality, state, step, _missed(workload.goals))
+
+
+def _missed(goals: Sequence[Goal]) -> str:
+    if len(goals) == 1:
+        return f"the target {goals[0].target} was not reached"
+    return (
+        f"the targets {', '.join(f'{goal.metric} {goal.target}' for goal in goals)} were not reached together"
+    )
+
+
+def _block_metadata(workload: TrainedWorkload, block: Block, stop: int) -> dict[str, float]:
+    """What MLPerf's log has of a block that ends with step `stop`: epochs, or samples."""
+    if workload.counts_samples:
+        return events.block_metadata(0, (stop - block.start) * workload.batch_size, "samples")
+    epochs = block.epochs if stop == block.stop else workload.epochs(stop) - block.first_epoch
+    return events.block_metadata(block.first_epoch + 1, epochs)
 
 
 class _Evaluations:
     """The evaluations of a run, of which the last may be under way while training goes on.
 
     Attributes:
-        quality: of the last one that is over, nan before.
+        quality: of the last one that is over, NaN before.
         step: steps done by the state that was evaluated last.
-        reached: whether that is known to have reached the target.
+        reached: whether that is known to have reached the goals.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._future: Future[Evaluation] | None = None
         self._asked = 0
-        self.quality, self.step, self.reached = math.nan, 0, False
+        self._goals = session.engine.workload.goals
+        self.quality, self.step, self.reached = quality(self._goals, {}), 0, False
 
     @property
     def under_way(self) -> bool:
@@ -206,14 +224,17 @@ class _Evaluations:
 
     def _note(self, found: Evaluation) -> None:
         log, done = self._session.notes.log, self._metadata()
-        self.quality = float(found["quality"])
-        self.reached = self.quality >= self._session.engine.workload.target
+        self.quality = quality(self._goals, found)
+        self.reached = reached(self._goals, found)
         log.event("eval_accuracy", self.quality, metadata=done)
         log.end("eval_stop", metadata=done)
-        self._session.progress.evaluated(self.step, self.quality, found)
+        self._session.progress.evaluated(self.step, found)
 
     def _metadata(self) -> dict[str, float]:
-        return events.eval_metadata(self._session.engine.workload.eval_epoch(self.step))
+        workload = self._session.engine.workload
+        if workload.counts_samples:
+            return events.eval_metadata(self.step * workload.batch_size, "samples")
+        return events.eval_metadata(workload.eval_epoch(self.step))
 
 
 # Several processes must stop after the same step. Agreeing on whether an evaluation is over holds up the
@@ -236,9 +257,9 @@ def _train_block(
     state, batches = engine.workload.data(engine, state, block, start, session.notes)
     pending: collections.deque[tuple[int, jax.Array]] = collections.deque()
     step = start
-    for count, batch, wait in _dispatches(engine, batches, block.stop - start):
+    for count, bucket, batch, wait in _dispatches(engine, batches, block.stop - start):
         session.profile.at(step)
-        state, metrics = engine.train(state, batch, steps=count)
+        state, metrics = engine.train(state, batch, steps=count, bucket=bucket)
         step += count
         waited += wait
         pending.append((step, metrics["loss"]))
@@ -265,25 +286,35 @@ def _train_block(
 _IN_FLIGHT = {"cpu": 1, "gpu": 16, "tpu": 16}
 
 
-def _dispatches(engine: Engine, batches: Iterator[Batch], steps: int) -> Iterator[tuple[int, Batch, float]]:
+def _dispatches(
+    engine: Engine, batches: Iterator[Batch | Bucketed], steps: int
+) -> Iterator[tuple[int, str, Batch, float]]:
     """Groups host batches by dispatch and places them; the devices work on the last one meanwhile.
 
+    A dispatch holds batches of one bucket.
+
     Yields:
-        How many steps it is, the batch on the devices (stacked for several steps), and the seconds
-        spent waiting for input.
+        How many steps it is, the bucket, the batch on the devices (stacked for several steps), and the
+        seconds spent waiting for input.
     """
+    waiting: list[Bucketed] = []
     while steps:
         begin = time.perf_counter()
-        count = engine.steps_per_dispatch if steps >= engine.steps_per_dispatch else 1
-        group = list(itertools.islice(batches, count))
-        if len(group) < count:
-            raise ValueError(f"the data phase ended {steps - len(group)} batches short of its block")
-        steps -= count
-        if count == 1:
-            placed = engine.place(group[0], engine.batch)
+        wanted = engine.steps_per_dispatch if steps >= engine.steps_per_dispatch else 1
+        for batch in itertools.islice(batches, max(wanted - len(waiting), 0)):
+            waiting.append(batch if isinstance(batch, Bucketed) else Bucketed("", batch))
+        if len(waiting) < wanted:
+            raise ValueError(f"the data phase ended {steps - len(waiting)} batches short of its block")
+        bucket = waiting[0].bucket
+        if wanted > 1 and all(other.bucket == bucket for other in waiting):
+            group, waiting = waiting, []
+            stacked = jax.tree.map(lambda *rows: np.stack(rows), *(batch for _, batch in group))
+            placed = engine.place(stacked, engine.stacks[bucket])
         else:
-            placed = engine.place(jax.tree.map(lambda *rows: np.stack(rows), *group), engine.batches)
-        yield count, placed, time.perf_counter() - begin
+            wanted = 1
+            placed = engine.place(waiting.pop(0).batch, engine.buckets[bucket])
+        steps -= wanted
+        yield wanted, bucket, placed, time.perf_counter() - begin
 
 
 def _look(progress: Progress, step: int, losses: jax.Array) -> None:

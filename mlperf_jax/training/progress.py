@@ -7,8 +7,10 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Self, TextIO
+
+from mlperf_jax.goals import Goal, shown
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -48,8 +50,7 @@ class Progress:
         total_steps: the most steps that the run can take; it may reach its target before.
         batch_size: global batch size.
         num_train: examples in an epoch.
-        target: the quality to reach.
-        metric: the quality's name, "top-1 accuracy".
+        goals: what is to be reached.
         unit: what throughput counts, "images".
         flops_per_sample, peak_flops, num_devices: as `model_flops_utilization` takes them.
         started: when `run_start` was, in seconds since 1970; by default now. A resumed run's time so
@@ -67,8 +68,7 @@ class Progress:
         total_steps: int,
         batch_size: int,
         num_train: int,
-        target: float,
-        metric: str = "quality",
+        goals: Sequence[Goal],
         unit: str = "samples",
         flops_per_sample: float | None = None,
         peak_flops: float | None = None,
@@ -82,8 +82,7 @@ class Progress:
         self._total_steps = total_steps
         self._batch_size = batch_size
         self._num_train = num_train
-        self._target = target
-        self._metric = metric
+        self._goals = goals
         self._unit = unit
         self._flops = (flops_per_sample, peak_flops, num_devices)
         self._began = time.time()  # of this process, for its speed
@@ -95,7 +94,7 @@ class Progress:
         self._next_line = _Every(_REWRITE_SECONDS if self._in_place else interval)
         self._next_point = _Every(_CURVE_SECONDS)
         self._open = False  # whether the line on the terminal still lacks its end
-        self._quality: float | None = None
+        self._figures: Mapping[str, float] | None = None
         self._writer = None
         if tensorboard_dir is not None:
             # The suffix keeps apart the files of two processes that start within one second.
@@ -124,20 +123,20 @@ class Progress:
                 f"loss {loss:.4f}",
                 *([] if throughput is None else [f"{throughput:.1f} {self._unit}/s"]),
                 *([] if mfu is None else [f"MFU {mfu:.1%}"]),
-                *([] if self._quality is None else [self._quality_part()]),
+                *([] if self._figures is None else [shown(self._goals, self._figures)]),
                 # The first step also waited for data: it says nothing of the others.
                 *self._times(step, now, estimate=throughput is not None),
             ]
             self._show(" | ".join(parts), lasting=False)
 
-    def evaluated(self, step: int, quality: float, results: Mapping[str, float] | None = None) -> None:
-        """Tells an evaluation's quality; its line stays. `results` become curves of their names."""
+    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+        """Tells what an evaluation found; its line stays. Figures become curves of their names."""
         now = time.time()
-        self._quality = quality
-        self._scalars(step, {f"eval/{tag}": v for tag, v in {"quality": quality, **(results or {})}.items()})
+        self._figures = figures
+        self._scalars(step, {f"eval/{tag}": value for tag, value in figures.items()})
         if self._writer is not None:
             self._writer.flush()
-        parts = [*self._where(step), f"eval {self._quality_part()}", *self._times(step, now)]
+        parts = [*self._where(step), f"eval {shown(self._goals, figures)}", *self._times(step, now)]
         if self._stream is not None:
             self._show(" | ".join(parts), lasting=True)
         self._recent.clear()  # the time of the evaluation is not the next steps'
@@ -166,9 +165,6 @@ class Progress:
     def _where(self, step: int) -> list[str]:
         epoch = step * self._batch_size / self._num_train
         return [f"step {step}/{self._total_steps}", f"epoch {epoch:.2f}"]
-
-    def _quality_part(self) -> str:
-        return f"{self._metric} {self._quality:.4f} of {self._target:.4f}"
 
     def _times(self, step: int, now: float, *, estimate: bool = True) -> list[str]:
         parts = [f"{_duration(now - self._started)} so far"]

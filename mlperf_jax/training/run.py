@@ -20,11 +20,12 @@ from mlperf_jax.results import events, summary, system
 from mlperf_jax.results.folders import PICTURES, Run, Runs, write_bytes
 from mlperf_jax.training.checkpoints import Checkpoints, Position
 from mlperf_jax.training.engine import Engine
+from mlperf_jax.training.frozen import fingerprint
 from mlperf_jax.training.loop import Outcome, Session, train
 from mlperf_jax.training.profile import Profile
 from mlperf_jax.training.progress import Progress
 from mlperf_jax.training.stop import StopSignal
-from mlperf_jax.workload import Notes, State, Workload
+from mlperf_jax.workload import Notes, State, TrainedWorkload
 
 KEPT_CHECKPOINTS = 2
 
@@ -59,7 +60,7 @@ class TrainOptions:
     command: tuple[str, ...] = ()
 
 
-def train_command(workload: Workload, layout: Layout, options: TrainOptions) -> int:
+def train_command(workload: TrainedWorkload, layout: Layout, options: TrainOptions) -> int:
     """Trains until `options.runs` runs are finished, and tells how they ended.
 
     Returns:
@@ -68,7 +69,7 @@ def train_command(workload: Workload, layout: Layout, options: TrainOptions) -> 
     Raises:
         UserError, Stopped: see the modules that raise them.
     """
-    if options.visualize and type(workload).pictures is Workload.pictures:
+    if options.visualize and type(workload).pictures is TrainedWorkload.pictures:
         raise UserError(f"{type(workload).__name__} has nothing to draw; leave --visualize out.")
     name = options.system or system.default_system_name(jax.devices())
     runs = Runs(options.results_dir, options.preset, name, workload.benchmark)
@@ -93,7 +94,7 @@ def train_command(workload: Workload, layout: Layout, options: TrainOptions) -> 
     return 0 if reached else 1
 
 
-def _claim(runs: Runs, workload: Workload, layout: Layout, options: TrainOptions) -> Run:
+def _claim(runs: Runs, workload: TrainedWorkload, layout: Layout, options: TrainOptions) -> Run:
     """The run to work on, the same in all processes; process 0 decides."""
     if jax.process_count() == 1:
         return _next(runs, workload, layout, options)
@@ -113,7 +114,7 @@ def _claim(runs: Runs, workload: Workload, layout: Layout, options: TrainOptions
     return runs.open(index)
 
 
-def _next(runs: Runs, workload: Workload, layout: Layout, options: TrainOptions) -> Run:
+def _next(runs: Runs, workload: TrainedWorkload, layout: Layout, options: TrainOptions) -> Run:
     config = workload.config.to_dict() | {
         "precision": dataclasses.asdict(workload.policy),
         "data_description": workload.data_description,
@@ -125,12 +126,17 @@ def _next(runs: Runs, workload: Workload, layout: Layout, options: TrainOptions)
     )
 
 
-def _labels(workload: Workload) -> list[str]:
+def _labels(workload: TrainedWorkload) -> list[str]:
     return [workload.data_description] if workload.made_up_data else []
 
 
 def _one_run(
-    workload: Workload, layout: Layout, run: Run, options: TrainOptions, system_name: str, stop: StopSignal
+    workload: TrainedWorkload,
+    layout: Layout,
+    run: Run,
+    options: TrainOptions,
+    system_name: str,
+    stop: StopSignal,
 ) -> Outcome:
     """One run from `init_start` to its last checkpoint; one that was stopped goes on where its checkpoint stands.
 
@@ -157,14 +163,20 @@ def _one_run(
         engine = _compile(workload, layout)
         if text := unsplit.sentence(unsplit.stayed_whole(engine.state, layout.strategy), layout.strategy):
             say(text)
-        state = checkpoints.restore(engine.state) if position else workload.initial_state(engine, run.seed)
+        if position:
+            state = checkpoints.restore(engine.saved(engine.state)) | engine.frozen(run.seed)
+        else:
+            state = workload.initial_state(engine, run.seed)
         jax.block_until_ready(state)
+        frozen = _note_frozen(workload, log, state, position)
         notes = Notes(log, run.folder if first else None)
         profile = Profile(run.folder / "profile" if options.profile else None)
-        outcome = _train(engine, notes, run, checkpoints, position, state, stop, profile)
+        outcome = _train(engine, notes, run, checkpoints, position, state, frozen, stop, profile)
         if options.visualize and (outcome.state is not None or outcome.status == "success"):
-            state = checkpoints.restore(engine.state) if outcome.state is None else outcome.state
-            _draw(run, workload.pictures(engine, state, options.visualize))
+            last = outcome.state
+            if last is None:
+                last = checkpoints.restore(engine.saved(engine.state)) | engine.frozen(run.seed)
+            _draw(run, workload.pictures(engine, last, options.visualize))
     if first:
         run.update(outcome.status, step=outcome.step, quality=outcome.quality)
     return outcome
@@ -177,6 +189,7 @@ def _train(
     checkpoints: Checkpoints,
     position: Position | None,
     state: State,
+    frozen: str,
     stop: StopSignal,
     profile: Profile,
 ) -> Outcome:
@@ -189,7 +202,7 @@ def _train(
             log.end("init_stop")
             log.start("run_start")
         say(f"compiled in {seconds:.1f} s; training")
-        session = Session(engine, notes, progress, checkpoints, stop, profile)
+        session = Session(engine, notes, progress, checkpoints, stop, profile, frozen)
         outcome = train(session, state, step, evaluated=position is None or position.evaluated)
         profile.close()
     reason = {"reason": outcome.reason} if outcome.reason else {}
@@ -198,6 +211,28 @@ def _train(
         session.save(outcome.state, outcome.step)
     checkpoints.wait()
     return outcome
+
+
+def _note_frozen(
+    workload: TrainedWorkload, log: events.NullLog, state: State, position: Position | None
+) -> str:
+    """Logs what stays as it is and where it comes from; returns its fingerprint.
+
+    Raises:
+        UserError: the run began with something else.
+    """
+    kept = {name: state[name] for name in workload.frozen_entries}
+    found = fingerprint(kept)
+    if position and position.frozen != found:
+        raise UserError(
+            f"What this run keeps frozen ({workload.frozen_source}) is not what it began with: its fingerprint is "
+            f"{found} and was {position.frozen}; give it the same again, or use another --results_dir."
+        )
+    if kept and not log.resumed:
+        count = sum(x.size for x in jax.tree.leaves(kept))
+        facts = {"source": workload.frozen_source, "fingerprint": found, "parameters": count}
+        log.event("frozen_weights", facts)
+    return found
 
 
 @contextlib.contextmanager
@@ -221,7 +256,7 @@ def _draw(run: Run, pictures: Sequence[bytes]) -> None:
             write_bytes(run.folder / PICTURES / f"{i:03d}.png", picture)
 
 
-def _compile(workload: Workload, layout: Layout) -> Engine:
+def _compile(workload: TrainedWorkload, layout: Layout) -> Engine:
     """Builds and compiles the workload.
 
     Raises:
@@ -241,7 +276,12 @@ def _compile(workload: Workload, layout: Layout) -> Engine:
 
 
 def _log_facts(
-    log: events.NullLog, workload: Workload, layout: Layout, run: Run, options: TrainOptions, system_name: str
+    log: events.NullLog,
+    workload: TrainedWorkload,
+    layout: Layout,
+    run: Run,
+    options: TrainOptions,
+    system_name: str,
 ) -> None:
     """Everything that MLPerf's log wants to know before the clock starts."""
     events.log_preamble(
@@ -252,8 +292,7 @@ def _log_facts(
         seed=run.seed,
         global_batch_size=workload.batch_size,
         gradient_accumulation_steps=workload.config.get("gradient_accumulation_steps", 1),
-        target=workload.target,
-        metric=workload.metric,
+        goals=workload.goals,
         train_samples=workload.num_train,
         eval_samples=workload.num_eval,
         hyperparameters=workload.hyperparameters(),
@@ -272,7 +311,9 @@ def _clear_caches(preset: str) -> tuple[bool, str]:
     return events.clear_caches() if preset == "closed" else (False, "mini: not tried")
 
 
-def _progress(workload: Workload, layout: Layout, run: Run, log: events.NullLog, step: int) -> Progress:
+def _progress(
+    workload: TrainedWorkload, layout: Layout, run: Run, log: events.NullLog, step: int
+) -> Progress:
     started = log.time_of("run_start")
     blocks = list(workload.blocks())
     chip = find_chip(layout.mesh.devices.flat[0].device_kind)
@@ -281,8 +322,7 @@ def _progress(workload: Workload, layout: Layout, run: Run, log: events.NullLog,
         total_steps=blocks[-1].stop,
         batch_size=workload.batch_size,
         num_train=workload.num_train,
-        target=workload.target,
-        metric=workload.metric,
+        goals=workload.goals,
         unit=workload.unit,
         flops_per_sample=workload.train_flops_per_example(),
         peak_flops=chip.bf16 if chip else None,

@@ -14,9 +14,10 @@ from flax import nnx
 
 from input_pipelines.base import Dataset
 from mlperf_jax.metrics import classification
+from mlperf_jax.supervised import Loss, mean_of
 from mlperf_jax.training import schedules
 from mlperf_jax.weights import resnet as weights
-from mlperf_jax.workload import Batch, State
+from mlperf_jax.workload import Batch, Evaluation, State
 from mlperf_jax.workloads.images import ImageWorkload
 from models.resnet import ResNet, ResNetConfig, flops_per_image
 
@@ -29,11 +30,10 @@ class ImageClassification(ImageWorkload[nnx.Module, Dataset]):
 
     metric = "top-1 accuracy"
 
-    def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> jax.Array:
+    def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> Loss:
         logits = model(self.normalise(batch["image"]), train=True)
-        return classification.cross_entropy(
-            logits, batch["label"], label_smoothing=self.config.label_smoothing
-        )
+        smoothing = self.config.label_smoothing
+        return mean_of(classification.cross_entropy(logits, batch["label"], label_smoothing=smoothing))
 
     def eval_totals(self) -> Any:
         return classification.init()
@@ -54,10 +54,10 @@ class ImageClassification(ImageWorkload[nnx.Module, Dataset]):
         """The class of each image, [B] int32."""
         return model(self.normalise(inputs["image"]), train=False).argmax(1).astype(jnp.int32)
 
-    def answered_quality(self, indices: np.ndarray, answers: Sequence[bytes]) -> float:
+    def answered_figures(self, indices: np.ndarray, answers: Sequence[bytes]) -> Evaluation:
         labels = self.dataset.read_eval(indices, ("label",))["label"]
         classes = np.array([np.frombuffer(answer, "<i4").item() for answer in answers])
-        return float(np.mean(classes == labels))
+        return {"quality": float(np.mean(classes == labels))}
 
     # Training.
 

@@ -20,10 +20,11 @@ from mlperf_jax.detection.suppression import Selection, detect
 from mlperf_jax.detection.training import multibox_loss
 from mlperf_jax.errors import UserError
 from mlperf_jax.metrics.mean_average_precision import GroundTruth
+from mlperf_jax.supervised import Loss, mean_of
 from mlperf_jax.training import schedules
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.weights import ssd as weights
-from mlperf_jax.workload import Batch, Evaluation, State
+from mlperf_jax.workload import Batch, Evaluation, SampleSpec, State
 from mlperf_jax.workloads.backbones import BackboneWorkload
 from mlperf_jax.workloads.images import M
 from models.ssd import SSD, SSDConfig, flops_per_image
@@ -159,7 +160,7 @@ class ObjectDetection(BackboneWorkload[M, Any]):
 
     input_names = ("image",)
 
-    def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    def sample_spec(self) -> SampleSpec:
         """The image, and the sample's own number, which the accuracy log wants in every answer."""
         return super().sample_spec() | {"index": ((), np.dtype(np.int32))}
 
@@ -172,7 +173,7 @@ class ObjectDetection(BackboneWorkload[M, Any]):
         index = jnp.broadcast_to(inputs["index"][:, None, None].astype(jnp.float32), (*rows.shape[:2], 1))
         return jnp.concatenate([index, rows[..., jnp.array([1, 0, 3, 2, 4, 5])]], axis=-1)
 
-    def answered_quality(self, indices: np.ndarray, answers: Sequence[bytes]) -> float:
+    def answered_figures(self, indices: np.ndarray, answers: Sequence[bytes]) -> Evaluation:
         shape = (self.config.detection.detections, len(ANSWER))
         rows = np.stack([np.frombuffer(answer, "<f4").reshape(shape) for answer in answers])
         if not np.array_equal(rows[:, 0, 0], indices):
@@ -181,7 +182,8 @@ class ObjectDetection(BackboneWorkload[M, Any]):
         detections = in_pixels(
             rows[..., [2, 1, 4, 3, 5, 6]], truth["image_id"], truth["size"], self.dataset.category_ids
         )
-        return self.ground_truth.judge(detections, truth["image_id"].tolist())[self.config.figure]
+        figures = self.ground_truth.judge(detections, truth["image_id"].tolist())
+        return figures | {"quality": figures[self.config.figure]}
 
 
 def in_pixels(
@@ -226,9 +228,9 @@ class SSDResNet34(ObjectDetection[SSD]):
     def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
         return SSD(self.model_config, policy=self.policy, rngs=rngs)
 
-    def loss(self, model: SSD, batch: Batch, key: jax.Array) -> jax.Array:
+    def loss(self, model: SSD, batch: Batch, key: jax.Array) -> Loss:
         codes, logits = model(self.normalise(batch["image"]), train=True)
-        return multibox_loss(codes, logits, batch["boxes"], batch["labels"], self.anchors)
+        return mean_of(multibox_loss(codes, logits, batch["boxes"], batch["labels"], self.anchors))
 
     def detections(self, model: SSD, images: jax.Array) -> jax.Array:
         codes, logits = model(self.normalise(images), train=False)

@@ -25,12 +25,12 @@ from mlperf_jax.embedding.tables import Tables
 from mlperf_jax.errors import UserError
 from mlperf_jax.metrics import auc
 from mlperf_jax.parallel.layout import Layout
-from mlperf_jax.supervised import SupervisedWorkload
+from mlperf_jax.supervised import Loss, SupervisedWorkload, mean_of
 from mlperf_jax.training import schedules, sparse_optimizers
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.sparse_optimizers import RowRule
 from mlperf_jax.weights import dlrm as weights
-from mlperf_jax.workload import Batch, Block, Metrics, Program, State
+from mlperf_jax.workload import Batch, Block, Evaluation, Metrics, Program, SampleSpec, State
 from mlperf_jax.workloads import click_groups
 from models.dlrm import DLRM, DLRMConfig, flops_per_example
 
@@ -98,7 +98,7 @@ class Recommendation(SupervisedWorkload[Recommender, Any]):
         }
 
     def model(self, state: State) -> Recommender:
-        network = nnx.merge(self._split[0], state["params"]["dense"], state["model_state"])
+        network = nnx.merge(self._split.graph, state["params"]["dense"], state["model_state"])
         return Recommender(network, state["params"]["table"], self.tables, self.policy)
 
     def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
@@ -106,8 +106,8 @@ class Recommendation(SupervisedWorkload[Recommender, Any]):
         shapes = type(self)(self.config, self.policy, data_dir=self.data_dir, synthetic=True)
         return weights.from_state_dict(tensors, shapes.model_config, shapes.tables), {}
 
-    def loss(self, model: Recommender, batch: Batch, key: jax.Array) -> jax.Array:
-        return _cross_entropy(model(batch), batch["label"])
+    def loss(self, model: Recommender, batch: Batch, key: jax.Array) -> Loss:
+        return mean_of(_cross_entropy(model(batch), batch["label"]))
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         params, opt_state = state["params"], state["opt_state"]
@@ -115,8 +115,8 @@ class Recommendation(SupervisedWorkload[Recommender, Any]):
         pooled = sharded.look_up(params["table"], places, self.tables, self.policy.compute_dtype)
 
         def loss_of(dense: Any, pooled: jax.Array) -> jax.Array:
-            network = nnx.merge(self._split[0], dense, state["model_state"])
-            return _cross_entropy(network(batch["dense"], pooled), batch["label"])
+            network = nnx.merge(self._split.graph, dense, state["model_state"])
+            return _cross_entropy(network(batch["dense"], pooled), batch["label"]).mean()
 
         loss, (grads, vectors) = jax.value_and_grad(loss_of, (0, 1))(params["dense"], pooled)
         reduce = self.policy.reduce_dtype
@@ -198,7 +198,7 @@ class Recommendation(SupervisedWorkload[Recommender, Any]):
 
     input_names = ("dense", "sparse", "label")
 
-    def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    def sample_spec(self) -> SampleSpec:
         return {
             name: ((click_groups.LARGEST, *shape), dtype)
             for name, (shape, dtype) in super().sample_spec().items()
@@ -219,12 +219,12 @@ class Recommendation(SupervisedWorkload[Recommender, Any]):
     def logged_answer(self, index: int, answer: np.ndarray) -> np.ndarray:
         return answer[: self._groups[index + 1] - self._groups[index]]
 
-    def answered_quality(self, indices: np.ndarray, answers: Sequence[bytes]) -> float:
+    def answered_figures(self, indices: np.ndarray, answers: Sequence[bytes]) -> Evaluation:
         sizes = self._groups[indices + 1] - self._groups[indices]
         if any(len(answer) != 8 * size for answer, size in zip(answers, sizes, strict=True)):
             raise ValueError("an answer is not a probability and a label for each example of its sample")
         score, label = np.frombuffer(b"".join(answers), "<f4").reshape(-1, 2).T
-        return auc.area(score, label)
+        return {"quality": auc.area(score, label)}
 
     # Facts for schedules and logs.
 
@@ -252,9 +252,9 @@ class Recommendation(SupervisedWorkload[Recommender, Any]):
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean binary cross-entropy [] of logits [B] and labels [B], in at least float32."""
+    """Binary cross-entropy [B] of logits [B] and labels [B], in at least float32."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return optax.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype)).mean()
+    return optax.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype))
 
 
 class DLRMv1(Recommendation):

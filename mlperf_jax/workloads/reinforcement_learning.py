@@ -29,11 +29,11 @@ from mlperf_jax.go.selfplay import Played, SelfPlay, SelfPlayConfig
 from mlperf_jax.inference.replicas import structs
 from mlperf_jax.parallel import mesh
 from mlperf_jax.parallel.layout import Layout, LogicalAxes
-from mlperf_jax.supervised import GradientWorkload
+from mlperf_jax.supervised import GradientWorkload, Loss, mean_of
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.weights import files
 from mlperf_jax.weights import minigo as weights
-from mlperf_jax.workload import NO_NOTES, Batch, Block, Metrics, Notes, Program, State
+from mlperf_jax.workload import NO_NOTES, Batch, Block, Evaluation, Metrics, Notes, Program, SampleSpec, State
 from models.minigo import DualNetwork, DualNetworkConfig, flops_per_position
 
 _SHOWN = 8  # games of each generation that are written down
@@ -143,8 +143,8 @@ class MiniGo(GradientWorkload):
                 return own
             return jax.tree.map(lambda o, g: jnp.asarray(g, o.dtype), own, self._given[role])
 
-        state |= given("start", {name: state[name] for name in self.inference_state})
-        opponent = given("opponent", {name: state[name] for name in self.inference_state})
+        state |= given("start", self.served_state(state))
+        opponent = given("opponent", self.served_state(state))
         key = jax.random.fold_in(jax.random.key(seed), _PLAY)
         played = self.self_play.made_up(key) if self.synthetic else self.self_play.init(key)
         return state | {"opponent": opponent, "played": played}
@@ -155,7 +155,7 @@ class MiniGo(GradientWorkload):
         new, metrics = super().train_step(state, examples)
         return state | new, metrics
 
-    def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> jax.Array:
+    def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> Loss:
         """Cross-entropy with the search's policy and squared error of the outcome, on a turned board.
 
         The reference's third term, `l2_strength` times half the squared weights, is in the optimizer.
@@ -164,9 +164,9 @@ class MiniGo(GradientWorkload):
         order = jnp.asarray(symmetries(self.rules.size))[turned]
         logits, value = model(turn_features(batch["planes"], turned), train=True)
         policy = turn_moves(batch["policy"], order).astype(logits.dtype)
-        policy_cost = -(policy * jax.nn.log_softmax(logits)).sum(1).mean()
-        value_cost = jnp.square(value - batch["outcome"].astype(value.dtype)).mean()
-        return policy_cost + self.config.value_cost_weight * value_cost
+        policy_cost, count = mean_of(-(policy * jax.nn.log_softmax(logits)).sum(1))
+        value_cost = jnp.square(value - batch["outcome"].astype(value.dtype)).sum()
+        return policy_cost + self.config.value_cost_weight * value_cost, count
 
     def make_optimizer(self, params: Any) -> optax.GradientTransformation:
         """Momentum as TensorFlow has it, m <- momentum * m + g, w <- w - lr * m, g with L2 on all but biases."""
@@ -241,7 +241,7 @@ class MiniGo(GradientWorkload):
     # Evaluation.
 
     def evaluate(self, engine: Engine, state: State, notes: Notes = NO_NOTES) -> dict[str, float]:
-        now = {name: state[name] for name in self.inference_state}
+        now = self.served_state(state)
         games = jax.device_get(engine.run("match", now, state["opponent"]))
         won = games.won.reshape(2, -1)
         _write(notes, f"match_{int(state['played'].generation):04}.sgf", self._match_records(games))
@@ -308,7 +308,7 @@ class MiniGo(GradientWorkload):
     def num_samples(self) -> int:
         return self.config.positions.count
 
-    def sample_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    def sample_spec(self) -> SampleSpec:
         size = self.rules.size
         return {"planes": ((size, size, PLANES), np.dtype(bool))}
 
@@ -319,9 +319,9 @@ class MiniGo(GradientWorkload):
         """The policy's first move at each position, [B] int32."""
         return self.judge(state, inputs["planes"])[0].argmax(1).astype(jnp.int32)
 
-    def answered_quality(self, indices: np.ndarray, answers: Sequence[bytes]) -> float:
+    def answered_figures(self, indices: np.ndarray, answers: Sequence[bytes]) -> Evaluation:
         moves = np.array([np.frombuffer(answer, "<i4").item() for answer in answers])
-        return float(np.mean(moves == self._positions["move"][indices]))
+        return {"quality": float(np.mean(moves == self._positions["move"][indices]))}
 
     # Shapes.
 
@@ -343,7 +343,7 @@ class MiniGo(GradientWorkload):
     def programs(self, state: State, layout: Layout) -> Mapping[str, Program]:
         places = jax.tree.map(lambda x: x.sharding, state)
         here = layout.replicated
-        now = {name: state[name] for name in self.inference_state}
+        now = self.served_state(state)
         return {
             "play": Program(_narrow(self._play), (state,), donate=(0,), out_shardings=places),
             "outcomes": Program(lambda x: x, (state["played"].window.outcome,), out_shardings=here),
@@ -356,7 +356,7 @@ class MiniGo(GradientWorkload):
         }
 
     def _play(self, state: State) -> State:
-        now = {name: state[name] for name in self.inference_state}
+        now = self.served_state(state)
         key = jax.random.fold_in(jax.random.key(state["seed"]), _PLAY)
         return state | {"played": self.self_play.generation(now, state["played"], key)}
 

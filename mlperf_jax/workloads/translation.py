@@ -18,10 +18,10 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.metrics.bleu import bleu
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.results.events import WithMetadata
-from mlperf_jax.supervised import SupervisedWorkload
+from mlperf_jax.supervised import Loss, SupervisedWorkload
 from mlperf_jax.training import schedules
 from mlperf_jax.training.engine import Engine
-from mlperf_jax.workload import NO_NOTES, Batch, Notes, Program, State
+from mlperf_jax.workload import NO_NOTES, Batch, Evaluation, Notes, Program, State
 from models.transformer import Transformer, TransformerConfig, train_flops_per_row
 
 
@@ -66,13 +66,13 @@ class Translation(SupervisedWorkload[Transformer, Any]):
                 f"use --config.model.vocab_size={known}."
             )
 
-    def loss(self, model: Transformer, batch: Batch, key: jax.Array) -> jax.Array:
-        """The mean over target tokens. Of micro-batches, which hold different numbers of them, it is the mean."""
+    def loss(self, model: Transformer, batch: Batch, key: jax.Array) -> Loss:
+        """Over target tokens."""
         batch = {name: value.astype(jnp.int32) for name, value in batch.items()}
         logits = model(**batch, key=key)
         losses = smoothed_cross_entropy(logits, batch["target"], self.config.label_smoothing)
         counts = (batch["target_segment"] > 0).astype(losses.dtype)
-        return (losses * counts).sum() / jnp.maximum(counts.sum(), 1)
+        return (losses * counts).sum(), counts.sum()
 
     # Evaluation: sentences sorted by length, in batches of a few lengths that are compiled before the clock
     # starts.
@@ -101,7 +101,7 @@ class Translation(SupervisedWorkload[Transformer, Any]):
         def translate(model_state: State, source: jax.Array) -> jax.Array:
             return self.translate(self.model(model_state), source)
 
-        model_state = {name: state[name] for name in self.inference_state}
+        model_state = self.served_state(state)
         size, dtype = self.config.eval_batch_size, self.dataset.eval_spec["source"][1]
         return {
             f"translate_{length}": Program(
@@ -119,7 +119,7 @@ class Translation(SupervisedWorkload[Transformer, Any]):
         return [length for length in self.config.decode.source_lengths if length < longest] + [longest]
 
     def evaluate(self, engine: Engine, state: State, notes: Notes = NO_NOTES) -> dict[str, float]:
-        model_state = {name: state[name] for name in self.inference_state}
+        model_state = self.served_state(state)
         sources = self.dataset.read_eval(np.arange(self.num_eval), ("source",))["source"]
         size = self.config.eval_batch_size
         mine = engine.layout.rows(size)
@@ -169,8 +169,8 @@ class Translation(SupervisedWorkload[Transformer, Any]):
         """Target tokens [B, L] int32, zeros after the end."""
         return self.translate(model, inputs["source"])
 
-    def answered_quality(self, indices: np.ndarray, answers: Sequence[bytes]) -> float:
-        return self._bleu(indices, [np.frombuffer(answer, "<i4") for answer in answers])
+    def answered_figures(self, indices: np.ndarray, answers: Sequence[bytes]) -> Evaluation:
+        return {"quality": self._bleu(indices, [np.frombuffer(answer, "<i4") for answer in answers])}
 
 
 class TransformerTranslation(Translation):

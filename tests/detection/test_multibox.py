@@ -42,8 +42,8 @@ def images(draw):
 
 seeds = st.integers(0, 2**32 - 1)
 match_one = jax.jit(lambda boxes, labels: match(boxes, labels, jnp.asarray(ANCHORS)))
-loss_of = jax.jit(lambda *args: multibox_loss(*args, ANCHORS))
-gradient = jax.jit(jax.grad(lambda *args: multibox_loss(*args, ANCHORS), (0, 1)))
+loss_of = jax.jit(lambda *args: multibox_loss(*args, ANCHORS).mean())
+gradient = jax.jit(jax.grad(lambda *args: multibox_loss(*args, ANCHORS).mean(), (0, 1)))
 
 
 @settings(max_examples=60, deadline=None)

@@ -131,7 +131,7 @@ def test_loss_and_every_gradient_are_pytorchs():
         def run(params, stats):
             def loss(params):
                 model = nnx.merge(graph(config, "float64"), params, stats)
-                found = multibox_loss(*model(images, train=True), boxes, labels, anchors(config))
+                found = multibox_loss(*model(images, train=True), boxes, labels, anchors(config)).mean()
                 return found, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
             return jax.value_and_grad(loss, has_aux=True)(params)

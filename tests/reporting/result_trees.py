@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from mlperf_jax.goals import Goal
 from mlperf_jax.results import events
 
 HOSTILE = '"><script>document.title="owned"</script><img src=x onerror=alert(1)>${7*7}\u202e'
@@ -148,8 +149,7 @@ def _own_log(path: Path, preset: str, minutes: float, *, resumed: bool = False) 
             gradient_accumulation_steps=1,
             train_samples=1000,
             eval_samples=100,
-            target=0.759,
-            metric="top-1 accuracy",
+            goals=[Goal("quality", 0.759, metric="top-1 accuracy")],
             hyperparameters={"opt_name": "lars"},
             cache_clear=(True, "done"),
         )

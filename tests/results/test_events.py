@@ -12,6 +12,7 @@ from mlperf_logging.compliance_checker import mlp_compliance
 from mlperf_logging.package_checker.seed_checker import SeedChecker
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.goals import Goal
 from mlperf_jax.results import events
 from mlperf_jax.results.folders import plain
 
@@ -53,8 +54,7 @@ def write_run(log, *, preset, accuracies, target, hyperparameters, seed=1):
             gradient_accumulation_steps=1,
             train_samples=60000,
             eval_samples=10000,
-            target=target,
-            metric="top-1 accuracy",
+            goals=[Goal("quality", target, metric="top-1 accuracy")],
             hyperparameters=hyperparameters,
             cache_clear=(False, "not tried"),
             labels=["fake data"],

@@ -14,10 +14,11 @@ from tests import toys
 
 
 def loss(params, model_state, batch, key):
-    """Two layers and a mean over examples; the model's state counts the examples that it saw."""
+    """Two layers and a weighted mean over examples; the model's state counts the examples that it saw."""
     hidden = jnp.tanh(batch["x"] @ params["first"])
     errors = (hidden @ params["second"])[:, 0] - batch["y"]
-    return jnp.mean(errors**2), {"seen": model_state["seen"] + len(batch["y"])}
+    weight = batch["weight"]
+    return (weight @ errors**2, weight.sum()), {"seen": model_state["seen"] + len(batch["y"])}
 
 
 @pytest.fixture
@@ -28,7 +29,11 @@ def problem():
             "first": jnp.asarray(random.normal(size=(6, 8))),
             "second": jnp.asarray(random.normal(size=(8, 1))),
         }
-        batch = {"x": jnp.asarray(random.normal(size=(24, 6))), "y": jnp.asarray(random.normal(size=24))}
+        batch = {
+            "x": jnp.asarray(random.normal(size=(24, 6))),
+            "y": jnp.asarray(random.normal(size=24)),
+            "weight": jnp.asarray(random.integers(0, 5, 24), float),  # no two micro-batches alike
+        }
         yield params, {"seen": jnp.zeros(())}, batch, jax.random.key(0)
 
 
@@ -36,7 +41,12 @@ def problem():
 @pytest.mark.parametrize(("parts", "remat"), [(3, "none"), (1, "save_products"), (3, "save_nothing")])
 def test_same_as_the_plain_gradient(problem, parts, remat, strategy):
     params, model_state, batch, key = problem
-    (value, _), expected = jax.value_and_grad(loss, has_aux=True)(*problem)
+
+    def plain(*args):
+        (total, weight), state = loss(*args)
+        return total / weight, state
+
+    (value, _), expected = jax.value_and_grad(plain, has_aux=True)(*problem)
     layout = mesh.make_layout(mesh.find_strategy(strategy))
     batch = {name: jax.device_put(x, layout.sharding(x.shape, ("batch",))) for name, x in batch.items()}
 

@@ -48,7 +48,7 @@ def session(engine, log=None):
         total_steps=list(workload.blocks())[-1].stop,
         batch_size=workload.batch_size,
         num_train=workload.num_train,
-        target=workload.target,
+        goals=workload.goals,
     )
     return Session(engine, Notes(log or Log()), progress, None, StopSignal(), Profile(None))
 
@@ -278,7 +278,7 @@ def test_toys_learn_through_the_unchanged_loop_and_agree_in_every_layout(name):
         results.append(train(session(engine), engine.init(3), 0))
     alone, spread = results
     assert alone.status == spread.status == "success"
-    assert alone.quality >= engine.workload.target
+    assert alone.quality >= engine.workload.config.target
     assert (alone.step, alone.quality) == (spread.step, pytest.approx(spread.quality, rel=1e-9))
     for a, b in zip(jax.tree.leaves(alone.state), jax.tree.leaves(spread.state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)

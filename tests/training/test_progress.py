@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mlperf_jax.goals import Goal
 from mlperf_jax.training import progress
 from mlperf_jax.training.progress import Progress, model_flops_utilization
 
@@ -37,7 +38,12 @@ def clock(monkeypatch):
 
 def make(stream, **kwargs):
     """100 steps of 4 epochs, batch 8."""
-    settings = {"total_steps": 100, "batch_size": 8, "num_train": 200, "target": 0.9, "metric": "top-1"}
+    settings = {
+        "total_steps": 100,
+        "batch_size": 8,
+        "num_train": 200,
+        "goals": [Goal("quality", 0.9, metric="top-1")],
+    }
     return Progress(**settings, stream=stream, **kwargs)
 
 
@@ -52,7 +58,7 @@ def test_one_line_says_everything(clock):
     stream = io.StringIO()
     line = make(stream, flops_per_sample=1e9, peak_flops=1e12, num_devices=2, started=940.0, unit="images")
     clock.now += 10
-    line.evaluated(25, 0.8125)
+    line.evaluated(25, {"quality": 0.8125})
     clock.now += 2
     line.step(75, 1.23456)
     assert stream.getvalue().splitlines() == [
@@ -71,7 +77,7 @@ def test_throughput_leaves_evaluations_out_and_is_of_the_last_steps(clock):
     assert "samples/s" not in stream.getvalue().splitlines()[0]  # one step has no speed yet
     assert " 8.0 samples/s" in stream.getvalue().splitlines()[-1]
     clock.now += 1000
-    line.evaluated(60, 0.5)
+    line.evaluated(60, {"quality": 0.5})
     clock.now += 2
     line.step(61, 1.0)
     assert " 4.0 samples/s" in stream.getvalue().splitlines()[-1]
@@ -84,7 +90,7 @@ def test_elsewhere_than_on_a_terminal_lines_come_at_intervals_and_evals_always(c
         clock.now += 1
         line.step(step, 1.0)
     assert [text.split()[1] for text in stream.getvalue().splitlines()] == ["1/100", "11/100", "21/100"]
-    line.evaluated(30, 0.5)
+    line.evaluated(30, {"quality": 0.5})
     assert "eval" in stream.getvalue().splitlines()[-1]
     assert "\r" not in stream.getvalue()
 
@@ -97,7 +103,7 @@ def test_on_a_terminal_the_line_is_rewritten_and_never_wraps(clock, monkeypatch)
             clock.now += 0.15
             line.step(step, 1.0)
         assert stream.getvalue().count("\r") == 2 and "\n" not in stream.getvalue()
-        line.evaluated(3, 0.5)
+        line.evaluated(3, {"quality": 0.5})
         assert stream.getvalue().count("\n") == 1
         clock.now += 1
         line.step(4, 1.0)
@@ -109,7 +115,7 @@ def test_on_a_terminal_the_line_is_rewritten_and_never_wraps(clock, monkeypatch)
 def test_a_resumed_run_estimates_from_its_own_speed(clock):
     stream = io.StringIO()
     line = make(stream, first_step=50, started=0.0)
-    line.evaluated(50, 0.5)
+    line.evaluated(50, {"quality": 0.5})
     assert "left" not in stream.getvalue()  # nothing is known yet
     clock.now += 20
     line.step(60, 1.0)
@@ -128,7 +134,7 @@ def test_durations_for_people(seconds, text):
 def test_silence_where_nobody_looks(capfd):
     with make(None) as line:
         line.step(1, math.nan)
-        line.evaluated(1, 0.5)
+        line.evaluated(1, {"quality": 0.5})
     assert capfd.readouterr() == ("", "")
 
 
@@ -149,7 +155,7 @@ def test_tensorboard_gets_the_curves(tmp_path, clock):
         for step, loss in ((1, 2.5), (2, 9.0), (3, math.nan)):
             line.step(step, loss)
             clock.now += 0.5
-        line.evaluated(3, 0.75, {"loss": 1.5})
+        line.evaluated(3, {"quality": 0.75, "loss": 1.5})
     found = {(v.tag, e.step): v.simple_value for e in events_of(tmp_path) for v in e.summary.value}
     # Step 2 came within a second of step 1, which had no speed yet.
     assert found.keys() == {
@@ -178,7 +184,7 @@ def test_curves_do_not_import_pytorch(tmp_path):
     code = """
 import sys
 from mlperf_jax.training.progress import Progress
-numbers = dict(total_steps=1, batch_size=1, num_train=1, target=1.0, metric="accuracy")
+numbers = dict(total_steps=1, batch_size=1, num_train=1, goals=())
 with Progress(**numbers, stream=None, tensorboard_dir=sys.argv[1]) as line:
     line.step(1, 1.0)
 assert "tensorboardX" in sys.modules and "torch" not in sys.modules

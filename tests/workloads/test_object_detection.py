@@ -131,7 +131,7 @@ def test_answers_are_judged_as_the_evaluation_was(x64):
     assert set(workload.sample_spec()) == {"image", "index"}
     indices = np.arange(workload.num_eval)
     inputs = workload.read_samples(indices)
-    part = {entry: state[entry] for entry in workload.inference_state}
+    part = workload.served_state(state)
     answers = np.asarray(jax.jit(workload.predict)(part, inputs))
     assert answers.shape == (12, 10, 7) and answers.dtype == np.float32
     assert (answers[:, :, 0] == indices[:, None]).all()
@@ -140,10 +140,10 @@ def test_answers_are_judged_as_the_evaluation_was(x64):
     assert there.any() and (bottom[there] > top[there]).all() and (right[there] > left[there]).all()
     assert (score[there] > 0.05).all() and not answers[~there][:, 1:].any()
     evaluated = workload.evaluate(engine, state).result()["quality"]
-    quality = workload.answered_quality(indices, [row.tobytes() for row in answers])
+    quality = workload.answered_figures(indices, [row.tobytes() for row in answers])["quality"]
     assert quality == pytest.approx(evaluated, rel=1e-6)
     with pytest.raises(ValueError, match="other samples"):
-        workload.answered_quality(indices[::-1], [row.tobytes() for row in answers])
+        workload.answered_figures(indices[::-1], [row.tobytes() for row in answers])["quality"]
 
 
 def test_perfect_answers_score_one():
@@ -156,7 +156,7 @@ def test_perfect_answers_score_one():
         for slot, ((x, y, w, h), category) in enumerate(truth.boxes(100 + i)):
             box = (y / 40, x / 80, (y + h) / 40, (x + w) / 80)
             answers[i, slot, 1:] = (*box, 0.9, data.category_ids.index(category))
-    quality = workload.answered_quality(indices, [row.tobytes() for row in answers])
+    quality = workload.answered_figures(indices, [row.tobytes() for row in answers])["quality"]
     assert quality == pytest.approx(1, abs=1e-6)
 
 

@@ -181,9 +181,9 @@ def test_answers_are_probability_and_label_of_each_example():
     np.testing.assert_array_equal(
         pairs[:, 1], workload.dataset.read_eval(np.arange(1003), ("label",))["label"]
     )
-    assert workload.answered_quality(indices, answers) == pytest.approx(quality, abs=1e-6)
+    assert workload.answered_figures(indices, answers)["quality"] == pytest.approx(quality, abs=1e-6)
     with pytest.raises(ValueError, match="for each example"):
-        workload.answered_quality(indices, [answers[0][:-1], *answers[1:]])
+        workload.answered_figures(indices, [answers[0][:-1], *answers[1:]])["quality"]
 
 
 def test_more_evaluations_than_batches():

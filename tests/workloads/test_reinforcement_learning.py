@@ -182,7 +182,7 @@ def test_who_always_passes_loses_with_both_colours(engine):
 
     def likes_passing(strength):
         state = engine.init(1)
-        network = {name: state[name] for name in engine.workload.inference_state}
+        network = engine.workload.served_state(state)
         network["params"] = jax.tree.map(jnp.zeros_like, network["params"])
         dense = network["params"]["policy_dense"]
         dense["bias"] = dense["bias"].at[-1].set(strength)
@@ -218,7 +218,8 @@ def test_the_loss_by_hand():
         return jnp.asarray(logits), jnp.asarray(value)
 
     key = jax.random.key(3)
-    loss = float(workload.loss(model, batch, key))
+    total, count = workload.loss(model, batch, key)
+    loss = float(total / count)
     turned = np.asarray(jax.random.randint(key, (5,), 0, 8))
     expected = 0
     for i, s in enumerate(turned):
@@ -334,12 +335,12 @@ def test_samples_are_made_once_and_judged(engine, tmp_path, monkeypatch):
     index = np.arange(40)
     planes = workload.read_samples(index)["planes"]
     assert planes.shape == (40, 3, 3, 13) and planes.dtype == bool
-    variables = {name: state[name] for name in workload.inference_state}
+    variables = workload.served_state(state)
     answers = np.asarray(jax.jit(workload.predict)(variables, {"planes": planes}))
     assert answers.dtype == np.int32
-    assert workload.answered_quality(index, [a.tobytes() for a in answers]) == quality
+    assert workload.answered_figures(index, [a.tobytes() for a in answers])["quality"] == quality
     moves = workload._positions["move"]
-    assert workload.answered_quality(index, [m.tobytes() for m in moves]) == 1
+    assert workload.answered_figures(index, [m.tobytes() for m in moves])["quality"] == 1
     again = make(*TINY, precision="float64", data_dir=tmp_path)
     assert again.make_samples(load) == quality and path.stat().st_mtime_ns == written
     assert len(played) == 1

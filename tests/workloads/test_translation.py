@@ -169,21 +169,19 @@ def test_evaluation_translates_every_sentence_once_whatever_the_batches():
         start = jax.device_put(one_device()[0], jax.tree.map(lambda x: x.sharding, engine.state))
         _, state = train(engine, start, 0, 60)
         quality = workload.evaluate(engine, state)["quality"]
-        variables = jax.device_put(
-            {name: jax.device_get(state[name]) for name in workload.inference_state}, jax.devices()[0]
-        )
+        variables = jax.device_put(jax.device_get(workload.served_state(state)), jax.devices()[0])
         answers = np.asarray(jax.jit(workload.predict)(variables, workload.read_samples(indices)))
     assert 0 < quality < 1
     assert answers.dtype == np.int32 and answers.shape == (workload.num_eval, 18)
     logged = [answer.tobytes() for answer in answers]
-    assert workload.answered_quality(indices, logged) == pytest.approx(quality, abs=1e-12)
+    assert workload.answered_figures(indices, logged)["quality"] == pytest.approx(quality, abs=1e-12)
     references = workload.dataset.read_eval(indices, ("target",))["target"]
     decode = workload.dataset.vocabulary.decode
     assert quality == pytest.approx(
         bleu([decode(a.tolist()) for a in answers], [decode(r.tolist()) for r in references])
     )
     with pytest.raises(ValueError):
-        workload.answered_quality(indices[:1], [b"abc"])
+        workload.answered_figures(indices[:1], [b"abc"])["quality"]
 
 
 def test_hyperparameters_are_those_of_the_ruleset():
