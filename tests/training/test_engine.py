@@ -51,7 +51,7 @@ def test_state_is_donated_and_stays_in_its_place(engine, steps):
         batch = engine.place(batches(engine, 1)[0], engine.batch)
     else:
         stacked = jax.tree.map(lambda *rows: np.stack(rows), *batches(engine, 3))
-        batch = engine.place(stacked, engine.batches)
+        batch = engine.place(stacked, engine.stacks[""])
     state, metrics = engine.train(state, batch, steps=steps)
     after = jax.tree.leaves(state)
     assert all(leaf.is_deleted() for leaf in before)

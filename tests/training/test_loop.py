@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from mlperf_jax import workload as registry
 from mlperf_jax.errors import Stopped, UserError
+from mlperf_jax.goals import Goal
 from mlperf_jax.parallel.layout import STRATEGIES
 from mlperf_jax.parallel.mesh import make_layout, single_device_layout
 from mlperf_jax.precision import POLICIES
@@ -156,7 +157,7 @@ def test_log_of_a_run_that_reaches_no_target(resnet):
 
 
 def test_target_ends_the_run(resnet, monkeypatch):
-    monkeypatch.setattr(type(resnet.workload), "target", 0.0)
+    monkeypatch.setattr(type(resnet.workload), "goals", (Goal("quality", 0.0),))
     log = Log()
     outcome = train(session(resnet, log), resnet.init(1), 0)
     assert (outcome.status, outcome.step, outcome.reason) == ("success", 4, "")
