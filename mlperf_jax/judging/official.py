@@ -7,7 +7,6 @@ is formed from a value of the log, so that a log is only given to it where these
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import re
@@ -71,13 +70,6 @@ def allowed_benchmarks(ruleset: str) -> list[str]:
         return get_allowed_benchmarks("training", ruleset)
     except ValueError:
         return []
-
-
-def required_files(benchmark: str) -> int | None:
-    """How many result files the package checker wants of a benchmark."""
-    from mlperf_logging.benchmark_meta import get_result_file_counts
-
-    return get_result_file_counts("training").get(benchmark)
 
 
 def check_log(path: Path, ruleset: str) -> list[Finding]:
@@ -269,9 +261,3 @@ def _quiet() -> Iterator[list[str]]:
     finally:
         root.handlers[:] = before
         root.setLevel(level)
-
-
-@functools.cache
-def has_rules(benchmark: str, ruleset: str) -> bool:
-    """Whether a ruleset has a YAML file for a benchmark in closed."""
-    return (_folder() / f"training_{ruleset}" / f"closed_{benchmark}.yaml").is_file()

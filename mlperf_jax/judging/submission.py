@@ -23,7 +23,7 @@ from mlperf_jax.judging.loadgen_run import LoadGenRun, compare, judge_run, read_
 from mlperf_jax.rounds import inference_rules as rules
 from mlperf_jax.rounds.inference_logs import DETAIL, SUMMARY
 from mlperf_jax.rounds.inference_rules import Model
-from mlperf_jax.rounds.own_runs import read_object
+from mlperf_jax.rounds.objects import read_object
 from mlperf_jax.rounds.training_logs import number
 
 _HASH = re.compile(r"hash=([0-9a-fA-F]{64})")

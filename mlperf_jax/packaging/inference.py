@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from mlperf_jax.packaging.systems import write_system
 from mlperf_jax.rounds import inference_rules as rules
 from mlperf_jax.rounds.inference_logs import DETAIL, SUMMARY
 from mlperf_jax.rounds.inference_rules import Model
-from mlperf_jax.rounds.own_runs import read_object
+from mlperf_jax.rounds.objects import command_in, read_object
 from mlperf_jax.rounds.training_logs import number
 
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
@@ -60,8 +59,7 @@ class Found:
 
     @property
     def command(self) -> str:
-        words = self.performance.own.get("command") if self.performance else None
-        return shlex.join(map(str, words)) if isinstance(words, list) and words else ""
+        return command_in(self.performance.own) if self.performance else ""
 
 
 def pack_inference(package: Package, results_dir: Path, *, org: str, division: str) -> list[str]:

@@ -9,9 +9,9 @@ from mlperf_jax.reporting import figures
 from mlperf_jax.reporting.markup import Markup, join, tag
 from mlperf_jax.reporting.tables import References, figure, times
 from mlperf_jax.reporting.timing import PHASES, TimeSplit, split_time
+from mlperf_jax.results.own_runs import OwnRun, read_own_run
 from mlperf_jax.rounds.collect import Result
 from mlperf_jax.rounds.inference_logs import InferenceRun
-from mlperf_jax.rounds.own_runs import OwnRun, read_own_run
 from mlperf_jax.rounds.reference_points import Verdict, judge_result, load_points
 from mlperf_jax.rounds.scoring import quality_target, reached
 from mlperf_jax.rounds.training_logs import RunLog

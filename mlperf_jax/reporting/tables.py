@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.reporting.markup import readable
+from mlperf_jax.results.folders import replace_file
 from mlperf_jax.rounds import training_rules
 from mlperf_jax.rounds.collect import Result
 from mlperf_jax.rounds.descriptions import CATEGORIES
@@ -225,16 +224,7 @@ def write_text(path: Path, content: str) -> None:
         UserError: it cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-                file.write(content)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_file(path, content.encode())
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); name another file.") from error
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlperf_jax.rounds import training_rules
-from mlperf_jax.rounds.scoring import reached
+from mlperf_jax.rounds.scoring import olympic_mean, reached
 from mlperf_jax.rounds.training_logs import RunLog
 from mlperf_jax.rounds.training_rules import Benchmark
 
@@ -177,11 +177,6 @@ class ReferencePoints:
 
 def _epochs(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-
-
-def olympic_mean(values: Sequence[float], dropped: int) -> float:
-    kept = sorted(values)[dropped : len(values) - dropped]
-    return math.fsum(kept) / len(kept)
 
 
 @functools.cache
