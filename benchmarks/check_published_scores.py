@@ -32,9 +32,8 @@ def minutes(path):
         key = match["k05"] or match["k06"] or match["k07"]
         if key in found:
             continue
-        if match["k07"]:
-            ms = re.search(rb'"time_ms": ([\d.]+)', match["r07"])
-            seconds = float(ms[1]) / 1000 if ms else float(re.search(rb'"time_s": ([\d.]+)', match["r07"])[1])
+        if match["k07"] and (told := re.search(rb'"time_(m?)s": ([\d.]+)', match["r07"])):
+            seconds = float(told[2]) / (1000 if told[1] else 1)
         else:
             seconds = float(match["v05"] or match["v06"])
         found[key] = seconds, next(g for g in match.group("r05", "r06", "r07") if g is not None)

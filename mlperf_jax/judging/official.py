@@ -200,13 +200,11 @@ class _Checker:
         self._module.enqueued_configs.clear()  # a failed run before this may have left some
         try:
             self._checker.check_loglines(lines, f"training_{self._ruleset}/common.yaml")
+        except FileNotFoundError as error:
+            text = f"this ruleset has no rules for what the log says ({Path(str(error.filename)).name})"
+            self._kept.append((None, None, text))
         except Exception as error:
-            missing = isinstance(error, FileNotFoundError)
-            text = (
-                f"this ruleset has no rules for what the log says ({Path(str(error.filename)).name})"
-                if missing
-                else f"the official checker itself fails ({type(error).__name__}: {error})"
-            )
+            text = f"the official checker itself fails ({type(error).__name__}: {error})"
             self._kept.append((None, None, text))
         finally:
             self._module.enqueued_configs.clear()
@@ -233,8 +231,10 @@ def _shortened(message: str) -> str:
     return one_line(message.split("\ncurrent context")[0])
 
 
-def _value_in(match: re.Match | None) -> str:
+def _value_in(match: re.Match[str] | None) -> str:
     """What the line says, without where and when it was said."""
+    if match is None:
+        return ""
     try:
         event = json.loads(match[1])
         told = {
@@ -243,7 +243,7 @@ def _value_in(match: re.Match | None) -> str:
         }
         return one_line(json.dumps(told))[:160]
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
-        return one_line(match[1])[:160] if match else ""
+        return one_line(match[1])[:160]
 
 
 @contextlib.contextmanager

@@ -354,7 +354,7 @@ def _verdict(path: Path, what: str, test: str, known: Model, mend: str) -> Itera
         return
     both = [folder / "accuracy" / name for name in compliance.OTHERWISE]
     if test == "TEST01" and what == "accuracy" and all(file.is_file() for file in both):
-        values = [read_accuracy(_lines(file), known.targets[0][0])[0] for file in both]
-        if all(values) and compliance.verify_quality("", *values).passed:
+        baseline, tested = (read_accuracy(_lines(file), known.targets[0][0])[0] for file in both)
+        if baseline and tested and compliance.verify_quality("", baseline, tested).passed:
             return  # not the same answers, but as good ones
     yield Finding(path, "compliance", f"{path.name} of {test} does not say {compliance.PASS}.", mend)

@@ -36,7 +36,7 @@ def _samples(log: Judged) -> Iterator[Finding]:
     for before, event in itertools.pairwise(blocks):
         first, count = (number(before.metadata.get(k)) for k in ("first_epoch_num", "epoch_count"))
         at = number(event.metadata.get("first_epoch_num"))
-        if first is None or at is None or not log.ours:
+        if first is None or count is None or at is None or not log.ours:
             continue  # others count epochs of a block in their own ways
         gap = at - (first + count)
         if abs(gap) > _COUNT_SLACK * max(at, 1):

@@ -139,10 +139,9 @@ def _clock(log: Judged) -> Iterator[Finding]:
 
 
 def _done(event: Event) -> float | None:
-    return next(
-        (n for n in (number(event.metadata.get(k)) for k in ("samples_count", "epoch_num")) if n is not None),
-        None,
-    )
+    """Samples or epochs trained on at an evaluation, as logged."""
+    found = (number(event.metadata.get(key)) for key in ("samples_count", "epoch_num"))
+    return next((n for n in found if n is not None), None)
 
 
 def _evaluations(log: Judged) -> Iterator[Finding]:
@@ -150,10 +149,10 @@ def _evaluations(log: Judged) -> Iterator[Finding]:
     wanted = _own_schedule(log) or (
         evaluation_schedule.find_schedule(log.benchmark.key, log.round_name, batch) if log.closed else None
     )
-    evaluations = [event for event in log.all(*EVALS) if _done(event) is not None]
+    evaluations = [(event, at) for event in log.all(*EVALS) if (at := _done(event)) is not None]
     if wanted is None or not evaluations:
         return
-    done = [_done(event) for event in evaluations]
+    done = [at for _, at in evaluations]
     train = log.number("train_samples") or 0
     if wanted.unit == "epoch" and train and done[0] > _MOST_EPOCHS:
         done = [samples / train for samples in done]
@@ -163,7 +162,7 @@ def _evaluations(log: Judged) -> Iterator[Finding]:
     slack = 1.5 * step + _SHARE * wanted.interval
     for i, text in evaluation_schedule.breaches(wanted, [done[i] for i in kept], slack):
         mend = "Evaluate as the rules say, neither more nor less often."
-        yield log.finding(evaluations[kept[i]], "evaluation-schedule", f"{text}.", mend)
+        yield log.finding(evaluations[kept[i]][0], "evaluation-schedule", f"{text}.", mend)
 
 
 def _own_schedule(log: Judged) -> evaluation_schedule.Every | None:

@@ -100,12 +100,12 @@ def group_results(results: Sequence[Result]) -> list[Group]:
 
 def _group(division: str, category: str, results: list[Result]) -> Group:
     columns: dict[Column, list[Result]] = {}
-    rows: dict[tuple, Row] = {}
+    rows: dict[tuple[object, ...], Row] = {}
     for result in results:
         column = Column(result.rules.key, result.title)
         columns.setdefault(column, []).append(result)
         what = result.description
-        identity = (
+        identity: tuple[object, ...] = (
             result.round,
             result.submitter,
             result.system,
@@ -143,7 +143,7 @@ def _leading(results: Iterable[Result]) -> dict[Path, str]:
     by_round: dict[str, list[Result]] = {}
     for result in results:
         by_round.setdefault(result.round, []).append(result)
-    leading = {}
+    leading: dict[Path, str] = {}
     for those in by_round.values():
         first = winners([r.score.minutes for r in those], those[0].rules.variance)
         if len(those) > 1:
@@ -177,7 +177,7 @@ def to_csv(results: Sequence[Result], references: References) -> str:
     return out.getvalue()
 
 
-def _csv_row(result: Result, references: References) -> list:
+def _csv_row(result: Result, references: References) -> list[object]:
     score, what = result.score, result.description
     return [
         result.round,
@@ -207,7 +207,7 @@ def _csv_row(result: Result, references: References) -> list:
     ]
 
 
-def _cell(value) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, float):

@@ -15,7 +15,7 @@ import datetime
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mlperf_jax.errors import UserError
@@ -273,7 +273,7 @@ def _walk(
             yield from _walk(folder / entry.name, inside, below_results + in_results, depth + 1)
 
 
-def _is(entry: os.DirEntry, test) -> bool:
+def _is(entry: os.DirEntry[str], test: Callable[..., bool]) -> bool:
     """Links are not followed: a tree from elsewhere shall not lead out of itself."""
     try:
         return test(entry, follow_symlinks=False)

@@ -208,12 +208,13 @@ def _folder() -> Path:
 
 def epochs_to_converge(log: RunLog, benchmark: Benchmark, round_name: str) -> float:
     """Epochs (or samples) of the last evaluation before run_stop; infinite where the run did not converge."""
-    if not reached(log, benchmark, round_name):
+    if log.minutes is None or not reached(log, benchmark, round_name):
         return math.inf
-    before = [e for e in log.evaluations if e.epoch is not None and e.minutes <= log.minutes + 1e-9]
     if benchmark.key == "stable_diffusion":
         return _first_good_image_model(log)
-    return round(before[-1].epoch, 3) if before else math.inf
+    stop = log.minutes + 1e-9
+    epochs = [e.epoch for e in log.evaluations if e.epoch is not None and e.minutes <= stop]
+    return round(epochs[-1], 3) if epochs else math.inf
 
 
 def _first_good_image_model(log: RunLog) -> float:
@@ -234,8 +235,9 @@ def judge_result(logs: Sequence[RunLog], benchmark: Benchmark, round_name: str) 
     points = load_points(benchmark.key, round_name)
     if points is None:
         return Verdict(None, "there are no reference convergence points for this benchmark and round")
-    sizes = {log.batch_size for log in logs if not log.resumed}
-    if len(sizes) != 1 or None in sizes:
+    counted = [log for log in logs if not log.resumed]
+    sizes = {log.batch_size for log in counted}
+    batch_size = sizes.pop() if len(sizes) == 1 else None
+    if batch_size is None:
         return Verdict(None, "the logs hold no global_batch_size, or not the same")
-    epochs = [epochs_to_converge(log, benchmark, round_name) for log in logs if not log.resumed]
-    return points.judge(sizes.pop(), epochs)
+    return points.judge(batch_size, [epochs_to_converge(log, benchmark, round_name) for log in counted])
