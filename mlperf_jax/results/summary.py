@@ -137,9 +137,9 @@ def score(runs: Sequence[RunSummary]) -> OlympicScore:
     if missed:
         remarks.append("a run that missed the target counts as the slowest")
     times = [
-        math.inf if run.status != "success" or run.time_to_train is None else run.time_to_train
-        for run in counted
+        run.time_to_train for run in counted if run.status == "success" and run.time_to_train is not None
     ]
+    times += [math.inf] * (len(counted) - len(times))
     return OlympicScore(olympic_mean(times, dropped) / 60, tuple(remarks))
 
 

@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.rounds import training_rules
@@ -103,6 +104,11 @@ class Problem:
 
     path: Path
     reason: str
+
+    @classmethod
+    def of(cls, path: Path, error: UserError) -> Self:
+        """The problem that an error's sentence names."""
+        return cls(path, str(error).removeprefix(f"{path} ").rstrip("."))
 
 
 class Reader:
@@ -197,7 +203,7 @@ class Reader:
                 try:
                     self._systems[path] = read_system(path)
                 except UserError as error:
-                    self._systems[path] = Problem(path, str(error).removeprefix(f"{path} ").rstrip("."))
+                    self._systems[path] = Problem.of(path, error)
             found = self._systems[path]
             if isinstance(found, System):
                 return found
@@ -350,7 +356,7 @@ def _log_or_problem(path: Path) -> RunLog | Problem:
     try:
         return read_run(path)
     except UserError as error:
-        return Problem(path, str(error).removeprefix(f"{path} ").rstrip("."))
+        return Problem.of(path, error)
 
 
 def _normalization(folder: Path, problems: dict[Path, Problem]) -> float:

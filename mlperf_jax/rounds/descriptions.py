@@ -91,20 +91,15 @@ def division_of(said: Any) -> str:
 def _description(raw: dict[str, Any]) -> System:
     nodes = _count(raw.get("number_of_nodes"))
     nodes_or_one = nodes or 1
-    return System(
+    return dataclasses.replace(
+        _either(raw),
         submitter=text(raw.get("submitter")),
         name=text(raw.get("system_name")),
-        division=division_of(raw.get("division")),
-        category=category_of(raw.get("status")),
         nodes=nodes,
         processor=text(raw.get("host_processor_model_name")),
         processors=nodes_or_one * _count(raw.get("host_processors_per_node")),
         accelerator=text(raw.get("accelerator_model_name")),
         accelerators=nodes_or_one * _count(raw.get("accelerators_per_node")),
-        software=text(raw.get("framework")),
-        power=text(raw.get("power")),
-        cloud_scale=text(raw.get("cloud_scale")),
-        fields=flat_texts(raw),
     )
 
 
@@ -114,8 +109,9 @@ def _entry(raw: dict[str, Any]) -> System:
     main = max(kinds, key=lambda kind: _count(kind.get("num_accelerators")), default={})
     accelerator = text(main.get("accelerator"))
     processor = text(main.get("cpu"))
+    hardware = text(raw.get("hardware"))
     sockets = re.match(r"(\d{1,3})\s*x\s+", processor)
-    per_node = sockets or re.search(r"\b(\d{1,3})x\s", text(raw.get("hardware")))
+    per_node = sockets or re.search(r"\b(\d{1,3})x\s", hardware)
     counts = [_count(kind.get("num_nodes")) or 1 for kind in kinds]
     accelerators = sum(
         n * _count(kind.get("num_accelerators")) for n, kind in zip(counts, kinds, strict=True)
@@ -123,15 +119,22 @@ def _entry(raw: dict[str, Any]) -> System:
     # A TPU of v0.5 is named after all its cores, "tpuv2-512", two of which make a chip.
     if tpu := re.fullmatch(r"tpu(v\d)-(\d{1,6})", accelerator):
         accelerator, accelerators = f"TPU {tpu[1]}", int(tpu[2]) // 2
-    return System(
-        name=text(raw.get("hardware")),
-        division=division_of(raw.get("division")),
-        category=category_of(raw.get("status")),
+    return dataclasses.replace(
+        _either(raw),
+        name=hardware,
         nodes=sum(counts),
         processor=processor[sockets.end() :] if sockets else processor,
         processors=sum(counts) * (int(per_node[1]) if per_node else 1),
         accelerator=accelerator,
         accelerators=accelerators if accelerator else 0,
+    )
+
+
+def _either(raw: dict[str, Any]) -> System:
+    """What both kinds say alike."""
+    return System(
+        division=division_of(raw.get("division")),
+        category=category_of(raw.get("status")),
         software=text(raw.get("framework")),
         power=text(raw.get("power")),
         cloud_scale=text(raw.get("cloud_scale")),

@@ -101,7 +101,7 @@ def read_inference(roots: Iterable[Path]) -> tuple[list[InferenceRun], list[Prob
             try:
                 runs.setdefault(folder, read_run(folder, root))
             except UserError as error:
-                problems.append(Problem(folder / DETAIL, str(error).rstrip(".")))
+                problems.append(Problem.of(folder / DETAIL, error))
     return list(runs.values()), problems
 
 

@@ -33,7 +33,6 @@ ROUNDS = (
 )
 LOCAL = "local"  # the round of runs of our own, which nobody reviewed
 UNVERIFIED = "unverified, not reviewed by MLCommons"  # what must then be said with every figure
-LATEST = ROUNDS[-1]
 _Fact = TypeVar("_Fact")
 
 
