@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -49,7 +49,7 @@ def base_config(workload: str, preset: str) -> ConfigDict:
     return config
 
 
-def resolve(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+def resolve(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """Applies `--config.KEY=value` arguments, each with the type that the key has.
 
     A `reference_point` other than 0 first puts in the numbers of MLPerf's reference convergence
@@ -83,7 +83,7 @@ def resolve(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     return resolved
 
 
-def _typed(config: ConfigDict, arguments: list[str]) -> dict[str, Any]:
+def _typed(config: ConfigDict, arguments: Sequence[str]) -> dict[str, Any]:
     """Dotted key -> value; of two values for one key the later stands."""
     known = flatten(config.to_dict())
     values: dict[str, Any] = {}

@@ -195,7 +195,7 @@ class Workload(abc.ABC):
         """Answers samples.
 
         Args:
-            state: what `inference_state` names.
+            state: as `served_state` gives it.
             inputs: [B, ...] by name.
 
         Returns:
@@ -220,6 +220,10 @@ class Workload(abc.ABC):
 
     inference_state: tuple[str, ...] = ()
     """The entries of the state that `predict` needs."""
+
+    def served_state(self, state: State) -> State:
+        """`inference_state` of a state, or of what is built like one (structs, shardings)."""
+        return {name: state[name] for name in self.inference_state}
 
     def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
         """Turns published weights into `inference_state`.

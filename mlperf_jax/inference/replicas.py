@@ -56,13 +56,11 @@ def structs(workload: Workload, layout: Layout) -> State:
     """What `predict` needs of the state, as structs with shardings."""
     with layouts.use(layout), jax.default_matmul_precision(workload.policy.matmul):
         shapes = jax.eval_shape(workload.init, layout.struct((), jnp.uint32))
-    shardings = workload.state_shardings(shapes, layout)
-    return {
-        entry: jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes[entry], shardings[entry]
-        )
-        for entry in workload.inference_state
-    }
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        workload.served_state(shapes),
+        workload.served_state(workload.state_shardings(shapes, layout)),
+    )
 
 
 def _replica(workload: Workload, state: State, layout: Layout, capacity: int, on_device: bool) -> Replica:
