@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,45 @@ _ZEROS = [array("q", bytes(8 * n)) for n in range(_FEW + 1)]
 _now = time.perf_counter_ns
 
 
+class Rows(Protocol):
+    """Something for each sample: a sequence, an array, or what makes its items when they are asked for."""
+
+    def __getitem__(self, k: int, /) -> Any: ...
+
+
+class Responses(Protocol):
+    """Takes the answers of a system under test; all methods may be called from any thread.
+
+    Attributes:
+        completed: samples answered so far.
+    """
+
+    completed: int
+
+    def complete(
+        self,
+        ids: Sequence[int] | np.ndarray,
+        answers: Rows | None = None,
+        n_tokens: Rows | None = None,
+    ) -> None:
+        """Records that the samples `ids` are done now.
+
+        Args:
+            ids: `[N]` ids from `issue`, in any order and from any queries. A `range` is fastest.
+            answers: `[N]` what to log for each sample: bytes, or anything with a buffer, such
+                as a NumPy array or one row of it. Copied at once, and only where it is logged.
+            n_tokens: `[N]` tokens of each answer, where tokens are measured.
+        """
+
+    def first_token(self, ids: Sequence[int] | np.ndarray, tokens: Rows | None = None) -> None:
+        """Records that the first token of each of the samples `ids` is there now.
+
+        Args:
+            ids: `[N]` ids from `issue`.
+            tokens: `[N]` the tokens to log, as `answers` in `complete`.
+        """
+
+
 class AnswerLog(Protocol):
     """Takes the answers that are to be logged."""
 
@@ -29,8 +68,8 @@ class AnswerLog(Protocol):
     def first_token(self, position: int, data: bytes) -> None: ...
 
 
-class Responses:
-    """Takes the answers of the system under test; all methods may be called from any thread.
+class ResponseRecorder:
+    """The `Responses` of loadgen_py's own runs: when each sample was answered, exactly once.
 
     One object serves a whole run; `begin` starts each phase. Times are `time.perf_counter_ns`.
 
@@ -94,18 +133,11 @@ class Responses:
 
     def complete(
         self,
-        ids: range | Sequence[int] | np.ndarray,
-        answers: Sequence[Any] | np.ndarray | None = None,
-        n_tokens: Sequence[int] | np.ndarray | None = None,
+        ids: Sequence[int] | np.ndarray,
+        answers: Rows | None = None,
+        n_tokens: Rows | None = None,
     ) -> None:
-        """Records that the samples `ids` are done now.
-
-        Args:
-            ids: `[N]` ids from `issue`, in any order and from any queries. A `range` is fastest.
-            answers: `[N]` what to log for each sample: bytes, or anything with a buffer, such
-                as a NumPy array or one row of it. Copied at once, and only where it is logged.
-            n_tokens: `[N]` tokens of each answer, where tokens are measured.
-        """
+        """See `Responses.complete`; a range of samples in a phase that logs nothing is recorded at once."""
         now = _now()
         if self.log is None and n_tokens is None and type(ids) is range and ids.step == 1:
             first = ids.start - self._first_id
@@ -154,8 +186,8 @@ class Responses:
         self,
         now: int,
         ids: Sequence[int] | np.ndarray,
-        answers: Sequence[Any] | np.ndarray | None = None,
-        n_tokens: Sequence[int] | np.ndarray | None = None,
+        answers: Rows | None = None,
+        n_tokens: Rows | None = None,
     ) -> None:
         """`complete` with everything checked and logged, at a time read before."""
         first_id = self._first_id
@@ -199,13 +231,8 @@ class Responses:
             self._waiting = False
             self._wake.release()
 
-    def first_token(self, ids: Iterable[int], tokens: Sequence[Any] | np.ndarray | None = None) -> None:
-        """Records that the first token of each of the samples `ids` is there now.
-
-        Args:
-            ids: `[N]` ids from `issue`.
-            tokens: `[N]` the tokens to log, as `answers` in `complete`.
-        """
+    def first_token(self, ids: Sequence[int] | np.ndarray, tokens: Rows | None = None) -> None:
+        """See `Responses.first_token`."""
         now = _now()
         with self._lock:
             if self._closed or not self.first_token_at:

@@ -128,7 +128,7 @@ class TestSettings:
         before = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         found, status = conf.read_fields(str(path), model, scenario, conf_type, before)
         for name, value in found.items():
-            setattr(self, name, TestMode(value) if name == "mode" else value)
+            setattr(self, name, TestMode(int(value)) if name == "mode" else value)
         return status
 
 
