@@ -13,8 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from loadgen_py import TestScenario
-from loadgen_py.jax_sut import Samples
 from loadgen_py.official import side_by_side
+from loadgen_py.replica import Samples
 from mlperf_jax import config as configs
 from mlperf_jax import platform as platforms
 from mlperf_jax import workload as registry
