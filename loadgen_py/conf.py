@@ -188,11 +188,8 @@ def _read_all(reader: _Reader, conf_type: int) -> None:
     if reader.switch("infer_token_latencies", only_one=True):
         reader.integer("token_latency_scaling_factor")
 
-    for prefix, scenario in (
-        ("single_stream", "SingleStream"),
-        ("multi_stream", "MultiStream"),
-        ("server", "Server"),
-    ):
+    prefixes = ("single_stream", "SingleStream"), ("multi_stream", "MultiStream"), ("server", "Server")
+    for prefix, scenario in prefixes:
         reader.number(f"{prefix}_target_latency_percentile", "target_latency_percentile", scenario, 0.01)
     reader.integer("multi_stream_samples_per_query", "samples_per_query", "MultiStream")
     reader.integer("server_target_latency_ns", "target_latency", "Server", _NS_PER_MS)

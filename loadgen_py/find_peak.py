@@ -78,21 +78,19 @@ def _bounds(lower: EffectiveSettings, upper: EffectiveSettings) -> str:
 
 
 def _bisect(phases: PhaseRunner, lower: PerformanceVerdict, upper: EffectiveSettings) -> PerformanceVerdict:
-    loaded = phases.performance_set(upper)
-    phases.load(loaded)
-    while not phases.broken and not _finished(lower.settings, upper):
-        low = lower.settings.target_qps
-        middle = _at(upper, low + (upper.target_qps - low) / 2)
-        phases.note(
-            "FindPeakPerformanceBinarySearch: Testing the mid value of bounds "
-            f"{_bounds(lower.settings, upper)}: {middle.target_qps:f}"
-        )
-        verdict = _probe(phases, middle, loaded)
-        if _passes(verdict):
-            lower = verdict
-        else:
-            upper = middle
-    phases.unload(loaded)
+    with phases.performance_set(upper) as loaded:
+        while not phases.broken and not _finished(lower.settings, upper):
+            low = lower.settings.target_qps
+            middle = _at(upper, low + (upper.target_qps - low) / 2)
+            phases.note(
+                "FindPeakPerformanceBinarySearch: Testing the mid value of bounds "
+                f"{_bounds(lower.settings, upper)}: {middle.target_qps:f}"
+            )
+            verdict = _probe(phases, middle, loaded)
+            if _passes(verdict):
+                lower = verdict
+            else:
+                upper = middle
     return lower
 
 
@@ -103,11 +101,8 @@ def _finished(lower: EffectiveSettings, upper: EffectiveSettings) -> bool:
 
 
 def _probe_with_load(phases: PhaseRunner, settings: EffectiveSettings) -> PerformanceVerdict:
-    loaded = phases.performance_set(settings)
-    phases.load(loaded)
-    verdict = _probe(phases, settings, loaded)
-    phases.unload(loaded)
-    return verdict
+    with phases.performance_set(settings) as loaded:
+        return _probe(phases, settings, loaded)
 
 
 def _probe(phases: PhaseRunner, settings: EffectiveSettings, loaded: LoadableSet) -> PerformanceVerdict:

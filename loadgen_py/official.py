@@ -80,15 +80,11 @@ def side_by_side(ours: Result, theirs: Result) -> list[str]:
             ratio = f"{value / other:.3f}" if other else ""
             rows.append((name, f"{value:,.6g}", f"{other:,.6g}", ratio))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    ]
+    lines = []
+    for name, *cells in rows:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *padded]))
+    return lines
 
 
 def _official_module() -> ModuleType:

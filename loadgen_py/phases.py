@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 
@@ -61,28 +63,25 @@ class PhaseRunner:
         self._logs.error(why)
         print(f"LoadGen: ERROR: {why}", file=sys.stderr, flush=True)
 
-    def performance_set(self, settings: EffectiveSettings) -> LoadableSet:
-        """The samples that performance queries are drawn from."""
-        return loadable_sets(settings, self._library.total_count, accuracy=False)[0]
+    def performance_set(self, settings: EffectiveSettings) -> AbstractContextManager[LoadableSet]:
+        """The samples that performance queries are drawn from, loaded within the context."""
+        return self._loaded(loadable_sets(settings, self._library.total_count, accuracy=False)[0])
 
-    def load(self, loaded: LoadableSet) -> None:
-        """Has the library load a set."""
-        self._logs.detail("loaded_qsl_set", loaded.indices)
-        self._library.load(loaded.indices)
-
-    def unload(self, loaded: LoadableSet) -> None:
-        """Has the library unload a set."""
-        self._library.unload(loaded.indices)
+    @contextmanager
+    def _loaded(self, samples: LoadableSet) -> Iterator[LoadableSet]:
+        self._logs.detail("loaded_qsl_set", samples.indices)
+        self._library.load(samples.indices)
+        yield samples  # an exception ends the run, with nothing unloaded
+        self._library.unload(samples.indices)
 
     def accuracy(self, settings: EffectiveSettings) -> None:
         """Has every sample answered, set by set."""
         self.note("Starting accuracy mode")
-        for loaded in loadable_sets(settings, self._library.total_count, accuracy=True):
-            self.load(loaded)
-            queries = generate_queries(settings, loaded, accuracy=True)
-            self._sequence.skip(len(queries.indices))
-            self._issue(settings, queries, LoggedAnswers(None), accuracy=True)
-            self.unload(loaded)
+        for samples in loadable_sets(settings, self._library.total_count, accuracy=True):
+            with self._loaded(samples):
+                queries = generate_queries(settings, samples, accuracy=True)
+                self._sequence.skip(len(queries.indices))
+                self._issue(settings, queries, LoggedAnswers(None), accuracy=True)
             if self.broken:
                 return
 

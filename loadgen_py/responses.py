@@ -74,6 +74,7 @@ class ResponseRecorder:
     One object serves a whole run; `begin` starts each phase. Times are `time.perf_counter_ns`.
 
     Attributes:
+        first_id: the id of the phase's first sample.
         issued: samples handed to the system under test in this phase; the issuer sets it
             before each query, so that an answer to a sample not yet asked for is caught.
         completed: samples answered in this phase.
@@ -87,8 +88,8 @@ class ResponseRecorder:
     """
 
     __slots__ = (
-        "issued", "completed", "done", "first_token_at", "n_tokens", "errors", "error_count", "warnings",
-        "log", "_lock", "_wake", "_waiting", "_first_id", "_needs_first_token", "_closed",
+        "first_id", "issued", "completed", "done", "first_token_at", "n_tokens", "errors", "error_count", "warnings",
+        "log", "_lock", "_wake", "_waiting", "_needs_first_token", "_closed",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -97,15 +98,15 @@ class ResponseRecorder:
         self._wake.acquire()
         self._waiting = False
         self._closed = True
-        self._first_id = 0
+        self.first_id = 0
         self.log: AnswerLog | None = None
         self.issued = self.completed = self.error_count = 0
         self.errors: list[str] = []
         self.warnings: list[str] = []
         self.done = self.first_token_at = self.n_tokens = array("q")
 
-    def begin(self, count: int, *, log: AnswerLog | None, tokens: bool, needs_first_token: bool) -> int:
-        """Starts a phase of `count` samples and returns the id of the first one."""
+    def begin(self, count: int, *, log: AnswerLog | None, tokens: bool, needs_first_token: bool) -> None:
+        """Starts a phase of `count` samples."""
         with self._lock:
             self.issued = self.completed = 0
             self.done = array("q", bytes(8 * count))
@@ -114,21 +115,16 @@ class ResponseRecorder:
             self._needs_first_token = needs_first_token
             self.log = log
             self._closed = False
-            self._first_id = _reserve_ids(count)
-            return self._first_id
+            self.first_id = _reserve_ids(count)
 
     def end(self) -> None:
         """Ends the phase: later answers are dropped, the arrays stay as they are."""
         with self._lock:
             self._closed = True
 
-    @property
-    def first_id(self) -> int:
-        return self._first_id
-
     def wants_answer(self, sample_id: int) -> bool:
         """Whether the answer of this sample will be logged."""
-        position = sample_id - self._first_id
+        position = sample_id - self.first_id
         return self.log is not None and not self._closed and position >= 0 and self.log.wants(position)
 
     def complete(
@@ -140,7 +136,7 @@ class ResponseRecorder:
         """See `Responses.complete`; a range of samples in a phase that logs nothing is recorded at once."""
         now = _now()
         if self.log is None and n_tokens is None and type(ids) is range and ids.step == 1:
-            first = ids.start - self._first_id
+            first = ids.start - self.first_id
             size = len(ids)
             with self._lock:
                 if first >= 0 and first + size <= self.issued and not self._closed and not self.n_tokens:
@@ -167,7 +163,7 @@ class ResponseRecorder:
 
     def complete_one(self, now: int, sample_id: int, n_tokens: int = 0) -> None:
         """`complete_at` for one sample in a phase that logs no answers."""
-        position = sample_id - self._first_id
+        position = sample_id - self.first_id
         with self._lock:
             if (
                 0 <= position < self.issued
@@ -190,7 +186,7 @@ class ResponseRecorder:
         n_tokens: Rows | None = None,
     ) -> None:
         """`complete` with everything checked and logged, at a time read before."""
-        first_id = self._first_id
+        first_id = self.first_id
         with self._lock:
             if self._closed:
                 return
@@ -213,7 +209,7 @@ class ResponseRecorder:
 
     def _complete_many(self, now: int, ids: Sequence[int] | np.ndarray) -> bool:
         """Records many samples at once if nothing is wrong with any; otherwise nothing, and False."""
-        positions = np.asarray(ids, np.int64) - self._first_id
+        positions = np.asarray(ids, np.int64) - self.first_id
         if positions.min() < 0 or positions.max() >= self.issued:
             return False
         done = np.frombuffer(self.done, np.int64)
@@ -238,7 +234,7 @@ class ResponseRecorder:
             if self._closed or not self.first_token_at:
                 return
             for k, sample_id in enumerate(ids):
-                position = sample_id - self._first_id
+                position = sample_id - self.first_id
                 if 0 <= position < self.issued and self.done[position]:
                     self._error("Attempted to record token latency after sample was completed")
                 elif self._is_outstanding(
@@ -287,7 +283,7 @@ class ResponseRecorder:
         if position < 0:
             self._error(
                 "Received completion for an old sample. "
-                f"Min expected id: {self._first_id} Actual id: {sample_id}"
+                f"Min expected id: {self.first_id} Actual id: {sample_id}"
             )
         elif position >= self.issued:
             self._error(f"Attempted to {verb} a sample that was never issued. Actual id: {sample_id}")

@@ -161,18 +161,16 @@ class LoadTest:
     def _performance(self, settings: EffectiveSettings) -> None:
         phases, requested = self._phases, settings.requested
         phases.note("Starting performance mode")
-        loaded = phases.performance_set(settings)
-        phases.load(loaded)
-        if settings.scenario == TestScenario.Offline and requested.offline_warmup_ms:
-            qps = phases.warmup_qps(settings, loaded)
-            settings = self._resolved(dataclasses.replace(requested, offline_expected_qps=qps))
-        started = time.perf_counter(), time.time()
-        if requested.print_timestamps:
-            print(f"Loadgen :: Perf mode start. system_clock Timestamp = {int(started[1])}", flush=True)
-        verdict = phases.performance(settings, loaded)
-        self._check_clocks(settings, *started)
-        self._report(verdict)
-        phases.unload(loaded)
+        with phases.performance_set(settings) as loaded:
+            if settings.scenario == TestScenario.Offline and requested.offline_warmup_ms:
+                qps = phases.warmup_qps(settings, loaded)
+                settings = self._resolved(dataclasses.replace(requested, offline_expected_qps=qps))
+            started = time.perf_counter(), time.time()
+            if requested.print_timestamps:
+                print(f"Loadgen :: Perf mode start. system_clock Timestamp = {int(started[1])}", flush=True)
+            verdict = phases.performance(settings, loaded)
+            self._check_clocks(settings, *started)
+            self._report(verdict)
 
     def _find_peak(self, settings: EffectiveSettings) -> None:
         self._phases.note("Starting FindPeakPerformance mode")
@@ -198,20 +196,18 @@ class LoadTest:
 
     def _check_clocks(self, settings: EffectiveSettings, perf_start: float, wall_start: float) -> None:
         """Compares the two clocks, as officially: the one that measures and the one on the wall."""
-        perf_ms, wall_ms = (
-            int((time.perf_counter() - perf_start) * 1000),
-            int((time.time() - wall_start) * 1000),
-        )
+        perf_ms = int((time.perf_counter() - perf_start) * 1000)
+        wall_ms = int((time.time() - wall_start) * 1000)
         ratio = perf_ms / wall_ms if wall_ms > 0 else 1.0
         if settings.requested.print_timestamps:
             print(f"Loadgen :: Perf mode stop. systme_clock Timestamp = {int(time.time())}")
             print(f"Loadgen :: PerfClock Perf duration = {perf_ms}ms")
             print(f"Loadgen :: system_clock Perf duration = {wall_ms}ms")
             print(f"Loadgen :: PerfClock/system_clock ratio = {ratio:.4f}", flush=True)
-        off = abs(ratio - 1)
-        if off > 0.01 and abs(perf_ms - wall_ms) > 1:
+        off = abs(ratio - 1) if abs(perf_ms - wall_ms) > 1 else 0.0
+        if off > 0.01:
             self._logs.error(f"PerfClock and system_clock differ by more than 1%!  pc_sc_ratio: {ratio:g}")
-        elif off > 0.001 and abs(perf_ms - wall_ms) > 1:
+        elif off > 0.001:
             self._logs.warning(
                 f"PerfClock and system_clock differ by more than 0.1%!  pc_sc_ratio: {ratio:g}"
             )

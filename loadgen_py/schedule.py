@@ -171,18 +171,15 @@ def _positions(
 def _concatenated_passes(sampler: Mt19937, size: int, passes: int, *, wanted: bool) -> np.ndarray:
     """`passes` permutations of `range(size)`, each a shuffle of the one before, `[passes * size]`.
 
-    The draws are made in any case; the swaps only if they are wanted.
+    The draws are made in any case; the swaps only if they are wanted, else the result is empty.
     """
-    if not wanted:
-        for _ in range(passes):
-            sampler.shuffle_draws(size)
-        return np.empty(0, np.int64)
-    order = np.arange(size, dtype=np.int64)
-    result = []
+    orders = [np.arange(size, dtype=np.int64)]
     for _ in range(passes):
-        order = sampler.shuffled(order)
-        result.append(order)
-    return np.concatenate(result) if result else order[:0]
+        if wanted:
+            orders.append(sampler.shuffled(orders[-1]))
+        else:
+            sampler.shuffle_draws(size)
+    return np.concatenate([orders[0][:0], *orders[1:]])
 
 
 def _same_index(index: int, size: int) -> int:

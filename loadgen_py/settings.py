@@ -308,13 +308,11 @@ def _scenario_targets(requested: TestSettings, problems: list[str]) -> tuple[flo
             return _qps_of_latency("multi_stream_expected_latency_ns", expected_ns), percentile, 0, 1
         case TestScenario.Server:
             qps = _rate("server_target_qps", requested.server_target_qps, problems)
-            latency_ns = requested.server_target_latency_ns
-            return (
-                qps,
+            percentile, latency_ns = (
                 requested.server_target_latency_percentile,
-                latency_ns,
-                requested.server_max_async_queries,
+                requested.server_target_latency_ns,
             )
+            return qps, percentile, latency_ns, requested.server_max_async_queries
         case TestScenario.Offline:
             return _rate("offline_expected_qps", requested.offline_expected_qps, problems), 0.99, 0, 1
 
