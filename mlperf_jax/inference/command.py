@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from loadgen_py import TestScenario
-from loadgen_py.jax_sut import Samples
 from loadgen_py.official import side_by_side
+from loadgen_py.replica import Samples
 from mlperf_jax.errors import UserError
 from mlperf_jax.inference import compliance, summary
 from mlperf_jax.inference.measure import Harness, Measurement, say

@@ -17,8 +17,9 @@ import numpy as np
 
 import loadgen_py as lg
 from loadgen_py import TestMode, TestScenario, TestSettings
-from loadgen_py.jax_sut import BatchingSut, InlineSut, Replica, Samples
+from loadgen_py.jax_sut import BatchingSut, InlineSut
 from loadgen_py.official import run_official
+from loadgen_py.replica import Replica, Samples
 from mlperf_jax.errors import UserError
 from mlperf_jax.inference import accuracy
 from mlperf_jax.inference.options import InferOptions

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from loadgen_py.jax_sut import Replica
+from loadgen_py.replica import Replica
 from mlperf_jax.inference.trained import Trained
 from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel import mesh

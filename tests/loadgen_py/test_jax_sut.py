@@ -14,7 +14,8 @@ from systems import log_to
 from systems import settings as run_settings
 
 import loadgen_py as lg
-from loadgen_py.jax_sut import BatchingSut, InlineSut, Replica, Samples, _BatchSize
+from loadgen_py.jax_sut import BatchingSut, InlineSut, _BatchSize
+from loadgen_py.replica import Replica, Samples
 from mlperf_jax.parallel import mesh
 
 TOTAL, LOADED, WIDTH = 40, 16, 3
