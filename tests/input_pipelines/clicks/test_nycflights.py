@@ -164,10 +164,7 @@ def test_from_the_packed_table_to_batches(tmp_path, monkeypatch, data):
 def test_synthetic_examples_stay_within_the_tables(tmp_path):
     dataset = input_pipelines.open_dataset("nycflights", tmp_path, {"synthetic": True})
     assert dataset.num_train == 261_877 and dataset.num_eval == 65_469 and dataset.fake
-    assert (
-        dataset.columns.table_sizes == tuple(nycflights.TABLE_SIZES.values())
-        and dataset.columns.num_dense == 8
-    )
+    assert dataset.columns == nycflights.COLUMNS and dataset.columns.num_dense == 8
     with contextlib.closing(
         dataset.train_batches(seed=0, batch_size=64, start_step=0, rows=slice(0, 64))
     ) as batches:
