@@ -61,8 +61,8 @@ class Recommendation(SupervisedWorkload[Recommender, Any]):
 
     @functools.cached_property
     def tables(self) -> Tables:
-        model, data = self.config.model, self.dataset
-        return Tables(tuple(data.table_sizes), tuple(data.multi_hot_sizes), model.width, model.table_groups)
+        model, data = self.config.model, self.dataset.columns
+        return Tables(data.table_sizes, data.multi_hot_sizes, model.width, model.table_groups)
 
     @functools.cached_property
     def model_config(self) -> DLRMConfig:
