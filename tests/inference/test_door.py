@@ -21,6 +21,8 @@ from mlperf_jax.rounds import inference_logs
 from tests import door
 from tests.inference.served import Served
 
+pytestmark = pytest.mark.timing  # most of them want a VALID run of one trained model
+
 WORKLOAD = ("--workload=tests.inference.served:Served", "--platform=cpu", "--system=here")
 ONE_SIZE = ("--mesh=data:8", "--config.inference.batch_sizes=(8,)")
 PLACE = "mini/inference/here/tests.inference.served.Served"

@@ -249,6 +249,7 @@ def test_two_threads_keep_two_batches_under_way():
         assert sut.batches == {1: 2}
 
 
+@pytest.mark.timing
 def test_a_batch_waits_as_long_as_it_may_and_no_longer():
     began = time.perf_counter()
     recorder = Recorder()
