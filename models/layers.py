@@ -164,7 +164,8 @@ class BatchNorm(nnx.Module):
             mean, var = self._batch_statistics(x)
         else:
             mean, var = self.mean[...].astype(self.dtype), self.var[...].astype(self.dtype)
-        gain, shift = lax.rsqrt(var + self.epsilon), 0
+        gain: jax.Array = lax.rsqrt(var + self.epsilon)
+        shift: jax.Array | int = 0
         if self.affine:
             gain = self.scale[...].astype(self.dtype) * gain
             shift = self.bias[...].astype(self.dtype)

@@ -10,6 +10,8 @@ its trunk has three blocks more, 701,577.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +59,10 @@ def _dense(
     return _glorot(layer, rngs)
 
 
-def _glorot(layer: Conv | Dense, rngs: nnx.Rngs) -> Conv | Dense:
+_Layer = TypeVar("_Layer", Conv, Dense)
+
+
+def _glorot(layer: _Layer, rngs: nnx.Rngs) -> _Layer:
     kernel = layer.kernel[...]
     layer.kernel.set_value(initializers.glorot_uniform()(rngs.params(), kernel.shape, kernel.dtype))
     return layer
@@ -83,17 +88,20 @@ class DualNetwork(nnx.Module):
 
     def __init__(self, config: DualNetworkConfig, *, policy: Policy, rngs: nnx.Rngs) -> None:
         width, points = config.conv_width, config.size**2
-        common = dict(policy=policy, rngs=rngs)
-        self.conv = _conv(config.planes, width, 3, **common)
+        conv = functools.partial(_conv, policy=policy, rngs=rngs)
+        dense = functools.partial(_dense, policy=policy, rngs=rngs)
+        self.conv = conv(config.planes, width, 3)
         self.norm = BatchNorm(width, momentum=0.95, policy=policy)
-        self.blocks = nnx.Dict({f"block{i}": Residual(width, **common) for i in range(config.trunk_layers)})
-        self.policy_conv = _conv(width, 2, 1, **common)
+        self.blocks = nnx.Dict(
+            {f"block{i}": Residual(width, policy=policy, rngs=rngs) for i in range(config.trunk_layers)}
+        )
+        self.policy_conv = conv(width, 2, 1)
         self.policy_norm = BatchNorm(2, momentum=0.95, affine=False, policy=policy)
-        self.policy_dense = _dense(2 * points, points + 1, axes=("embed", "vocab"), **common)
-        self.value_conv = _conv(width, 1, 1, **common)
+        self.policy_dense = dense(2 * points, points + 1, axes=("embed", "vocab"))
+        self.value_conv = conv(width, 1, 1)
         self.value_norm = BatchNorm(1, momentum=0.95, affine=False, policy=policy)
-        self.value_hidden = _dense(points, config.fc_width, axes=("embed", "mlp"), **common)
-        self.value_dense = _dense(config.fc_width, 1, axes=("mlp", None), **common)
+        self.value_hidden = dense(points, config.fc_width, axes=("embed", "mlp"))
+        self.value_dense = dense(config.fc_width, 1, axes=("mlp", None))
         self.dtype = policy.compute_dtype
         self.output_dtype = policy.output_dtype
 

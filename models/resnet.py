@@ -9,6 +9,7 @@ the 7x7, which has 3 on every side. ResNet-50 with 1,000 classes has 25,557,032 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -208,7 +209,7 @@ class ResNet(nnx.Module):
         self.config = config
         self.stem = Stem(config, policy=policy, rngs=rngs)
         self.norm = BatchNorm(config.width, span=config.bn_span, policy=policy)
-        self.blocks = nnx.Dict()
+        self.blocks: nnx.Dict[Bottleneck] = nnx.Dict()
         features = config.width
         for name, width, stride in _blocks(config):
             self.blocks[name] = Bottleneck(features, width, stride, config, policy=policy, rngs=rngs)
@@ -243,13 +244,23 @@ class ResNet(nnx.Module):
         return constrain(self.head(x), "batch", "vocab")
 
 
-def _blocks(config: ResNetConfig) -> list[tuple[str, int, int]]:
-    """Every bottleneck's name, width and stride, in order."""
+def stage_blocks(width: int, stages: Sequence[int], strides: Sequence[int]) -> list[tuple[str, int, int]]:
+    """Every block's name, width and stride, in order.
+
+    Args:
+        width: of the first stage; each later one doubles it.
+        stages: blocks of each.
+        strides: of each stage's first block; the others have 1.
+    """
     return [
-        (f"stage{s + 1}_block{b + 1}", config.width << s, 2 if s > 0 and b == 0 else 1)
-        for s, count in enumerate(config.stages)
+        (f"stage{s + 1}_block{b + 1}", width << s, stride if b == 0 else 1)
+        for s, (count, stride) in enumerate(zip(stages, strides, strict=True))
         for b in range(count)
     ]
+
+
+def _blocks(config: ResNetConfig) -> list[tuple[str, int, int]]:
+    return stage_blocks(config.width, config.stages, [1, *[2] * (len(config.stages) - 1)])
 
 
 def pin(x: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ from jax.nn import initializers
 from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
 from models.layers import BatchNorm, Conv
-from models.resnet import BasicBlock, ResNetConfig, Stem, max_pool, pin
+from models.resnet import BasicBlock, ResNetConfig, Stem, max_pool, pin, stage_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +80,7 @@ class SSDConfig:
     @property
     def blocks(self) -> list[tuple[str, int, int]]:
         """Name, width and stride of every block of the backbone, in order."""
-        return [
-            (f"stage{s + 1}_block{b + 1}", self.width << s, stride if b == 0 else 1)
-            for s, (count, stride) in enumerate(zip(self.stages, self.strides, strict=True))
-            for b in range(count)
-        ]
+        return stage_blocks(self.width, self.stages, self.strides)
 
     @property
     def map_sizes(self) -> tuple[int, ...]:
@@ -118,7 +114,7 @@ class Backbone(nnx.Module):
         resnet = config.backbone
         self.stem = Stem(resnet, policy=policy, rngs=rngs)
         self.norm = BatchNorm(config.width, span=config.bn_span, policy=policy)
-        self.blocks = nnx.Dict()
+        self.blocks: nnx.Dict[BasicBlock] = nnx.Dict()
         features = config.width
         for name, width, stride in config.blocks:
             self.blocks[name] = BasicBlock(features, width, stride, resnet, policy=policy, rngs=rngs)
@@ -137,12 +133,18 @@ class ExtraStage(nnx.Module):
     """1x1, ReLU, 3x3 (strided), ReLU."""
 
     def __init__(
-        self, features: int, inner: int, outer: int, stride: int, padding: int, **kwargs: object
+        self,
+        features: int,
+        inner: int,
+        outer: int,
+        stride: int,
+        padding: int,
+        *,
+        policy: Policy,
+        rngs: nnx.Rngs,
     ) -> None:
-        self.conv1 = _conv(features, inner, 1, **kwargs)
-        self.conv2 = _conv(
-            inner, outer, 3, stride=stride, padding=((padding, padding), (padding, padding)), **kwargs
-        )
+        self.conv1 = _conv(features, inner, 1, policy=policy, rngs=rngs)
+        self.conv2 = _conv(inner, outer, 3, stride=stride, padding=padding, policy=policy, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, H, W, I] to [B, H', W', outer]."""
@@ -152,10 +154,15 @@ class ExtraStage(nnx.Module):
 class Predictor(nnx.Module):
     """Boxes and class logits at every anchor of one map."""
 
-    def __init__(self, features: int, anchors: int, config: SSDConfig, **kwargs: object) -> None:
-        options = dict(stride=config.head_stride, padding=((1, 1), (1, 1)), **kwargs)
-        self.boxes = _conv(features, 4 * anchors, 3, **options)
-        self.classes = _conv(features, config.num_classes * anchors, 3, **options)
+    def __init__(
+        self, features: int, anchors: int, config: SSDConfig, *, policy: Policy, rngs: nnx.Rngs
+    ) -> None:
+        def conv(values: int) -> Conv:
+            return _conv(
+                features, values * anchors, 3, stride=config.head_stride, padding=1, policy=policy, rngs=rngs
+            )
+
+        self.boxes, self.classes = conv(4), conv(config.num_classes)
         self.anchors = anchors
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -169,9 +176,27 @@ class Predictor(nnx.Module):
         return x.reshape(batch, self.anchors * height * width, -1)
 
 
-def _conv(features_in: int, features_out: int, size: int, **kwargs) -> Conv:
+def _conv(
+    features_in: int,
+    features_out: int,
+    size: int,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    policy: Policy,
+    rngs: nnx.Rngs,
+) -> Conv:
+    """With a bias, padded by so many pixels on every side."""
     return Conv(
-        features_in, features_out, size, bias=True, kernel_init=initializers.glorot_uniform(), **kwargs
+        features_in,
+        features_out,
+        size,
+        stride=stride,
+        padding=((padding, padding), (padding, padding)),
+        bias=True,
+        kernel_init=initializers.glorot_uniform(),
+        policy=policy,
+        rngs=rngs,
     )
 
 
@@ -186,9 +211,8 @@ class SSD(nnx.Module):
             policy: dtypes.
             rngs: holds the stream "params"; nothing of it is kept.
         """
-        options = dict(policy=policy, rngs=rngs)
         channels = config.map_channels
-        self.backbone = Backbone(config, **options)
+        self.backbone = Backbone(config, policy=policy, rngs=rngs)
         shapes = zip(
             channels[:-1],
             config.extra_inner,
@@ -197,9 +221,13 @@ class SSD(nnx.Module):
             config.extra_padding,
             strict=True,
         )
-        self.extras = nnx.Dict({f"stage{i + 1}": ExtraStage(*s, **options) for i, s in enumerate(shapes)})
-        heads = zip(channels, config.anchors, strict=True)
-        self.heads = nnx.Dict({f"map{i + 1}": Predictor(*h, config, **options) for i, h in enumerate(heads)})
+        self.extras = nnx.Dict(
+            {f"stage{i}": ExtraStage(*shape, policy=policy, rngs=rngs) for i, shape in enumerate(shapes, 1)}
+        )
+        heads = enumerate(zip(channels, config.anchors, strict=True), 1)
+        self.heads = nnx.Dict(
+            {f"map{i}": Predictor(*head, config, policy=policy, rngs=rngs) for i, head in heads}
+        )
         self.maps = len(channels)
         self.dtype = policy.output_dtype
 
@@ -220,7 +248,10 @@ class SSD(nnx.Module):
             x = self.extras[f"stage{i}"](x)
             found.append(self.heads[f"map{i + 1}"](x))
         codes, logits = (jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
-        return tuple(constrain(x.astype(self.dtype), "batch", None, None) for x in (codes, logits))
+        return self._pinned(codes), self._pinned(logits)
+
+    def _pinned(self, x: jax.Array) -> jax.Array:
+        return constrain(x.astype(self.dtype), "batch", None, None)
 
 
 def flops_per_image(config: SSDConfig, *, train: bool) -> int:

@@ -12,7 +12,7 @@ belongs to which, and 0 marks padding.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,15 +23,7 @@ from jax.nn import initializers
 from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
 from models.attention import Attention, FeedForward, LayerNorm, dropout, position_encoding, split
-
-REMAT_POLICIES = {
-    "none": None,
-    "save_products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "save_nothing": jax.checkpoint_policies.nothing_saveable,
-}
-"""What the backward pass finds in memory of a layer: everything; its products with parameters, so that
-scores, norms and dropout are computed again; or its input alone, so that the layer is computed a second
-time."""
+from models.stack import LAYER_REMAT, scan, stacked, unstacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +39,7 @@ class TransformerConfig:
         dropout: of embeddings and of what sublayers add.
         attention_dropout: of attention weights.
         relu_dropout: inside feed-forward layers.
-        remat: a name of `REMAT_POLICIES`, for each layer.
+        remat: a name of `models.stack.LAYER_REMAT`.
     """
 
     vocab_size: int = 33708
@@ -61,8 +53,8 @@ class TransformerConfig:
     remat: str = "none"
 
     def __post_init__(self) -> None:
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(f"remat {self.remat!r} is none of {', '.join(REMAT_POLICIES)}")
+        if self.remat not in LAYER_REMAT:
+            raise ValueError(f"remat {self.remat!r} is none of {', '.join(LAYER_REMAT)}")
 
     @classmethod
     def big(cls) -> TransformerConfig:
@@ -119,7 +111,12 @@ class DecoderLayer(nnx.Module):
         return _pin(x)
 
     def decode(
-        self, x: jax.Array, source_keys_values: Any, source_mask: jax.Array, past: Any, past_mask: jax.Array
+        self,
+        x: jax.Array,
+        source_keys_values: Sequence[jax.Array],
+        source_mask: jax.Array,
+        past: Sequence[jax.Array],
+        past_mask: jax.Array,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """One token of each of K beams, which is attended to together with the past.
 
@@ -141,8 +138,8 @@ class DecoderLayer(nnx.Module):
         heads = jnp.einsum("bhkp,bphw->bkhw", weights[..., :-1], past[1])
         heads += weights[..., -1].swapaxes(1, 2)[..., None] * v
         x = x + attention.combine(heads)
-        q = self.source_attention.queries(self.source_norm(x))
-        x = x + self.source_attention.attend(q, *source_keys_values, source_mask)
+        q, (k_source, v_source) = self.source_attention.queries(self.source_norm(x)), source_keys_values
+        x = x + self.source_attention.attend(q, k_source, v_source, source_mask)
         return x + self.mlp(self.mlp_norm(x)), (k, v)
 
 
@@ -164,11 +161,11 @@ class Transformer(nnx.Module):
         )
         self.embedding = nnx.Param(table, axes=("vocab", "embed"))
 
-        def stack(layer: type[nnx.Module]) -> nnx.Module:
-            return _stacked([layer(config, policy=policy, rngs=rngs) for _ in range(config.num_layers)])
-
-        self.encoder, self.encoder_norm = stack(EncoderLayer), LayerNorm(config.width, policy=policy)
-        self.decoder, self.decoder_norm = stack(DecoderLayer), LayerNorm(config.width, policy=policy)
+        layers = range(config.num_layers)
+        self.encoder = stacked([EncoderLayer(config, policy=policy, rngs=rngs) for _ in layers])
+        self.encoder_norm = LayerNorm(config.width, policy=policy)
+        self.decoder = stacked([DecoderLayer(config, policy=policy, rngs=rngs) for _ in layers])
+        self.decoder_norm = LayerNorm(config.width, policy=policy)
 
     def __call__(
         self,
@@ -205,7 +202,7 @@ class Transformer(nnx.Module):
         def layer(module: DecoderLayer, x: jax.Array, key: jax.Array | None) -> jax.Array:
             return module(x, encoded, mask, source_mask, key)
 
-        x = self._scan(self.decoder, layer, x, keys[1])
+        x = scan(self.decoder, layer, x, keys[1], remat=self.config.remat)
         return self._logits(self.decoder_norm(x))
 
     def encode(self, source: jax.Array, segment: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
@@ -217,7 +214,7 @@ class Transformer(nnx.Module):
         def layer(module: EncoderLayer, x: jax.Array, key: jax.Array | None) -> jax.Array:
             return module(x, mask, key)
 
-        return self.encoder_norm(self._scan(self.encoder, layer, x, keys[1]))
+        return self.encoder_norm(scan(self.encoder, layer, x, keys[1], remat=self.config.remat))
 
     def decoder_step(self, source: jax.Array, length: int, beams: int) -> tuple[Any, Callable[..., Any]]:
         """What beam search needs to translate whole sentences, without dropout.
@@ -232,7 +229,7 @@ class Transformer(nnx.Module):
         """
         segment = (source > 0).astype(jnp.int32)
         encoded = self.encode(source, segment)
-        layers = [_layer(self.decoder, n) for n in range(self.config.num_layers)]
+        layers = [unstacked(self.decoder, n) for n in range(self.config.num_layers)]
         of_source = [layer.source_attention.keys_values(encoded) for layer in layers]
         batch, width = source.shape[0], layers[0].attention.head_width
         source_mask = jnp.broadcast_to(segment[:, None] > 0, (batch, beams, source.shape[1]))
@@ -277,25 +274,6 @@ class Transformer(nnx.Module):
         logits = jnp.einsum("bld,vd->blv", x, table, preferred_element_type=self.output_dtype)
         return constrain(logits, "batch", None, "vocab")
 
-    def _scan(
-        self,
-        layers: nnx.Module,
-        apply: Callable[[Any, jax.Array, jax.Array | None], jax.Array],
-        x: jax.Array,
-        key: jax.Array | None,
-    ) -> jax.Array:
-        """Applies stacked layers one after the other: the compiler sees one."""
-        graph, state = nnx.split(layers)
-
-        def body(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
-            state, key = layer
-            return apply(nnx.merge(graph, state), x, key), None
-
-        if self.config.remat != "none":
-            body = jax.checkpoint(body, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
-        keys = None if key is None else jax.random.split(key, self.config.num_layers)
-        return jax.lax.scan(body, x, (state, keys))[0]
-
 
 def segment_positions(segment: jax.Array) -> jax.Array:
     """Position of each token in its sentence: [B, L] segments to [B, L] int32 from 0."""
@@ -329,23 +307,6 @@ def _feed_forward(config: TransformerConfig, *, policy: Policy, rngs: nnx.Rngs) 
     return FeedForward(
         config.width, config.mlp_width, dropout_rate=config.relu_dropout, policy=policy, rngs=rngs
     )
-
-
-def _stacked(layers: list[nnx.Module]) -> nnx.Module:
-    """One module whose variables hold those of all layers, on a new first axis "layers"."""
-    graph, _ = nnx.split(layers[0])
-    states = [nnx.split(layer)[1] for layer in layers]
-    module = nnx.merge(graph, jax.tree.map(lambda *values: jnp.stack(values), *states))
-    for _, variable in nnx.iter_graph(module):
-        if isinstance(variable, nnx.Variable):
-            variable.set_metadata(axes=("layers", *variable.get_metadata()["axes"]))
-    return module
-
-
-def _layer(layers: nnx.Module, index: int) -> Any:
-    """One of the layers in `_stacked`."""
-    graph, state = nnx.split(layers)
-    return nnx.merge(graph, jax.tree.map(lambda value: value[index], state))
 
 
 def train_flops_per_row(config: TransformerConfig, length: int) -> int:

@@ -42,13 +42,13 @@ class Round(NamedTuple):
     """What travels in one round, [n holders, capacity].
 
     Attributes:
-        index: which of `Wanted.rows`; N or more where there is none.
+        numbers: which of `Wanted.rows`; N or more where there is none.
         rows: the same as the holder counts them; `Exchange.rows` where there is none.
         place: where each look-up's row is among all that arrive, flattened, int32 [N]; n * capacity where it
             does not arrive in this round.
     """
 
-    index: jax.Array
+    numbers: jax.Array
     rows: jax.Array
     place: jax.Array
 
@@ -114,15 +114,15 @@ class Exchange:
         begin = holder * self.rows + jnp.minimum(number * width, self.rows)
         end = holder * self.rows + jnp.minimum((number + 1) * width, self.rows)
         start, stop = jnp.searchsorted(wanted.rows, jnp.stack([begin, end])).astype(jnp.int32)
-        index = start[:, None] + jnp.arange(self.capacity, dtype=jnp.int32)
-        index = jnp.where(index < stop[:, None], index, len(wanted.rows))
-        rows = wanted.rows.at[index].get(mode="fill", fill_value=self.none) - (holder * self.rows)[:, None]
+        numbers = start[:, None] + jnp.arange(self.capacity, dtype=jnp.int32)
+        numbers = jnp.where(numbers < stop[:, None], numbers, len(wanted.rows))
+        rows = wanted.rows.at[numbers].get(mode="fill", fill_value=self.none) - (holder * self.rows)[:, None]
         rows = jnp.minimum(rows, self.rows)
         row = wanted.rows[wanted.number]
         asked = jnp.minimum(row // self.rows, self.size - 1)
         inside = (row < self.none) & (row >= begin[asked]) & (row < end[asked])
         place = asked * self.capacity + wanted.number - start[asked]
-        return Round(index, rows, jnp.where(inside, place, self.size * self.capacity))
+        return Round(numbers, rows, jnp.where(inside, place, self.size * self.capacity))
 
     def trade(self, parts: jax.Array) -> jax.Array:
         """[n, capacity, ...] by whom it goes to, to the same by whom it came from."""

@@ -24,25 +24,25 @@ Source: hybrid parallelism of Naumov et al., arXiv:1906.00091, and the sharding 
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import math
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from mlperf_jax.embedding import exchange
 from mlperf_jax.embedding.exchange import Exchange
+from mlperf_jax.embedding.placement import Placement
 from mlperf_jax.embedding.tables import AXES, Tables
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.training.sparse_optimizers import RowRule, Slots, update_rows
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 LOOK_UPS_AT_ONCE = 1 << 19
 """Rows that a look-up holds before they are summed: 268 MB at a width of 128 in float32."""
@@ -64,107 +64,14 @@ def stack_sharding(tables: Tables, layout: Layout) -> NamedSharding:
     return layout.param_sharding(tables.shape, AXES)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Placement:
-    """Mesh axes that carry the batch and a stack's three dimensions; None where nothing does.
-
-    Inside `shard_map` its methods speak of the device at hand.
-    """
-
-    mesh: Mesh
-    tables: Tables
-    batch: str | None
-    group: str | None
-    row: str | None
-    column: str | None
-
-    @property
-    def stack_spec(self) -> PartitionSpec:
-        return PartitionSpec(self.group, self.row, self.column)
-
-    @property
-    def batch_spec(self) -> PartitionSpec:
-        return PartitionSpec(self.batch)
-
-    def size(self, axis: str | None) -> int:
-        return self.mesh.shape[axis] if axis else 1
-
-    @property
-    def swaps(self) -> bool:
-        """Whether devices trade tables for examples."""
-        return self.group is not None and self.group == self.batch
-
-    @property
-    def looks_up_for_all(self) -> bool:
-        """Whether a device pools parts of vectors that other devices' examples need."""
-        return self.batch is not None and self.batch in (self.group, self.column)
-
-    def exchange(self, look_ups: int) -> Exchange | None:
-        """How devices send each other rows, where they do, for so many look-ups of each."""
-        if self.row is None or self.row != self.batch:
-            return None
-        size = self.size(self.row)
-        rows = self.tables.groups // self.size(self.group) * (self.tables.rows // size)
-        capacity = min(math.ceil(exchange.SLACK * look_ups / size), look_ups)
-        return Exchange(self.row, tuple(self.mesh.axis_names), size, rows, capacity)
-
-    def rows_anywhere(self, places: jax.Array) -> jax.Array:
-        """Rows as `Exchange` counts them; those of groups that lie on another axis' devices are none."""
-        groups, rows = self.tables.groups // self.size(self.group), self.tables.rows // self.size(self.row)
-        group, row = places // self.tables.rows, places % self.tables.rows
-        group -= lax.axis_index(self.group) * groups if self.group else 0
-        here = (group >= 0) & (group < groups)
-        found = (row // rows * groups + group) * rows + row % rows
-        return jnp.where(here, found, self.size(self.row) * groups * rows)
-
-    def rows_here(self, places: jax.Array) -> jax.Array:
-        """Rows of this device's shard [G' * R', D'] for places in the stack; G' * R' where it has them not."""
-        groups, rows = self.tables.groups // self.size(self.group), self.tables.rows // self.size(self.row)
-        group, row = places // self.tables.rows, places % self.tables.rows
-        group -= lax.axis_index(self.group) * groups if self.group else 0
-        row -= lax.axis_index(self.row) * rows if self.row else 0
-        here = (group >= 0) & (group < groups) & (row >= 0) & (row < rows)
-        return jnp.where(here, group * rows + row, groups * rows)
-
-    @functools.cached_property
-    def holders(self) -> np.ndarray:
-        """The device (along the axis of groups) that holds each table, [T]."""
-        return self.tables.group_of // (self.tables.groups // self.size(self.group))
-
-    @functools.cached_property
-    def slots(self) -> np.ndarray:
-        """Each table's number among those of its holder, [T]."""
-        return np.array([np.sum(self.holders[:t] == self.holders[t]) for t in range(self.tables.num_tables)])
-
-    @property
-    def slots_each(self) -> int:
-        """The most tables that a device holds; others send as many vectors, of which some are none."""
-        return int(self.slots.max()) + 1
-
-    def look_ups_here(self) -> tuple[jax.Array, jax.Array]:
-        """Which look-ups of an example are for this device's tables, and their slots: [L'] each.
-
-        Devices with fewer than others ask for look-up L, which is none.
-        """
-        holders, count = self.holders[self.tables.table_of], self.size(self.group)
-        most = int(np.bincount(holders, minlength=count).max())
-        which = np.full((count, most), self.tables.look_ups)
-        for device in range(count):
-            mine = np.flatnonzero(holders == device)
-            which[device, : len(mine)] = mine
-        slot = np.append(self.slots[self.tables.table_of], 0)[which]
-        device = lax.axis_index(self.group)
-        return jnp.asarray(which)[device], jnp.asarray(slot)[device]
-
-
-def _placement(tables: Tables, batch_size: int) -> _Placement | None:
+def _placement(tables: Tables, batch_size: int) -> Placement | None:
     """By the layout in use; None on one device."""
     layout = layouts.active()
     if layout is None or layout.mesh.size == 1:
         return None
     group, row, column = [*stack_sharding(tables, layout).spec, None, None, None][:3]
     (batch,) = [*layout.spec((batch_size,), ("batch",)), None][:1]
-    return _Placement(layout.mesh, tables, batch, group, row, column)
+    return Placement(layout.mesh, tables, batch, group, row, column)
 
 
 def look_up(stack: jax.Array, places: jax.Array, tables: Tables, dtype: DTypeLike) -> jax.Array:
@@ -213,6 +120,19 @@ def update(
 ) -> tuple[jax.Array, Slots]:
     """Updates the rows that a batch looked up.
 
+    For example, of `Tables((4, 4), (1, 2), width=D, stripes=1)`, which share a stack of 8 rows, with a batch of 2:
+
+        rows asked for, of each table's own    [[3, 1, 1], [3, 2, 0]]
+        places in the stack                    [[3, 5, 5], [3, 6, 4]]
+        gradients g[example, table]            [2, 2, D]
+
+    Row 3 takes g[0, 0] + g[1, 0], row 5 takes g[0, 1] twice, rows 6 and 4 take g[1, 1] each, and others stay.
+
+    One device hands `update_rows` these pairs of row and gradient. Of two devices that hold rows 0 to 3 and 4
+    to 7, and an example each, the first sums 2 g[0, 1] for row 5 and sends that to the second, which sends
+    it g[1, 0] for row 3; then each updates its rows. Where devices share tables or columns instead, each
+    first gets the whole batch's places and gradients, as far as they are of its own shard.
+
     Args:
         rule: the optimizer.
         stack: [G, R, D].
@@ -227,27 +147,24 @@ def update(
     """
     place = _placement(tables, len(places))
 
-    def local(stack: jax.Array, slots: Slots, places: jax.Array, grads: jax.Array, lr: jax.Array):
+    def local(
+        stack: jax.Array, slots: Slots, places: jax.Array, grads: jax.Array, lr: jax.Array
+    ) -> tuple[jax.Array, Slots]:
         grads = grads.swapaxes(0, 1)
-        between = place and place.exchange(places.size)
+        between = place.exchange(places.size) if place else None
         if place is None:
-            rows, slot = places, jnp.asarray(tables.table_of)
-        elif between:
-            rows, slot, grads = (
-                place.rows_anywhere(places),
-                jnp.asarray(tables.table_of),
-                _own_columns(grads, place),
-            )
+            look_ups = _paired(places, jnp.asarray(tables.table_of), grads)
+        elif between is None:
+            look_ups = _paired(*_to_all_examples(places, grads, place))
         else:
-            rows, slot, grads = _to_all_examples(places, grads, place)
-        source = slot.astype(jnp.int32) * len(rows) + jnp.arange(len(rows), dtype=jnp.int32)[:, None]
-        look_ups = rows.ravel(), source.ravel(), grads.reshape(-1, grads.shape[-1])
-        table, past = _flat(stack), tuple(_flat(s) for s in slots)
-        if between:
-            table, new = _update_holders(rule, table, past, *look_ups, lr, between)
+            rows, table_of = place.rows_anywhere(places), jnp.asarray(tables.table_of)
+            look_ups = _paired(rows, table_of, _own_columns(grads, place))
+        now = _flat(stack), tuple(_flat(slot) for slot in slots)
+        if between is None:
+            table, new = update_rows(rule, *now, *look_ups, lr)
         else:
-            table, new = update_rows(rule, table, past, *look_ups, lr)
-        return table.reshape(stack.shape), tuple(s.reshape(stack.shape) for s in new)
+            table, new = _update_holders(rule, *now, *look_ups, lr, between)
+        return table.reshape(stack.shape), tuple(slot.reshape(stack.shape) for slot in new)
 
     if place is None:
         return local(stack, slots, places, grads, lr)
@@ -256,9 +173,26 @@ def update(
     return _on_each_device(local, place, specs, (shard, shard))(stack, slots, places, grads, lr)
 
 
+def _paired(
+    rows: jax.Array, vector_of: jax.Array, grads: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What each look-up changes, and by which gradient: `rows`, `source` and `grads` of `update_rows`.
+
+    Args:
+        rows: [B, L].
+        vector_of: [L], which of an example's T vectors a look-up was summed in.
+        grads: [T, B, D].
+
+    Returns:
+        Rows [B * L], the number of each one's gradient [B * L], gradients [T * B, D].
+    """
+    source = vector_of.astype(jnp.int32) * len(rows) + jnp.arange(len(rows), dtype=jnp.int32)[:, None]
+    return rows.ravel(), source.ravel(), grads.reshape(-1, grads.shape[-1])
+
+
 def _on_each_device(
-    function: Callable[..., jax.Array], place: _Placement, in_specs: tuple, out_specs: PartitionSpec | tuple
-) -> Callable[..., jax.Array]:
+    function: _Function, place: Placement, in_specs: tuple, out_specs: PartitionSpec | tuple
+) -> _Function:
     return jax.shard_map(function, mesh=place.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
@@ -305,7 +239,7 @@ def _cast(vectors: jax.Array, dtype: DTypeLike) -> jax.Array:
     return lax.bitcast_convert_type(bits.astype(jnp.uint16), jnp.bfloat16)
 
 
-def _partly_pooled(table: jax.Array, places: jax.Array, place: _Placement) -> jax.Array:
+def _partly_pooled(table: jax.Array, places: jax.Array, place: Placement) -> jax.Array:
     """What this device's shard [R', D'] adds to the pooled vectors: [T, B, D'], or of its own tables alone."""
     if not place.swaps:
         return _pooled(table, place.rows_here(places), place.tables)
@@ -315,7 +249,7 @@ def _partly_pooled(table: jax.Array, places: jax.Array, place: _Placement) -> ja
 
 
 def _fetched(
-    table: jax.Array, places: jax.Array, between: Exchange, place: _Placement, dtype: DTypeLike
+    table: jax.Array, places: jax.Array, between: Exchange, place: Placement, dtype: DTypeLike
 ) -> jax.Array:
     """Pooled vectors [T, B, D'] of one's own examples, of rows that their holders send."""
     wanted = between.wanted(place.rows_anywhere(places).ravel())
@@ -350,7 +284,7 @@ def _update_holders(
 
     def one_round(number: jax.Array, carry: tuple[jax.Array, Slots]) -> tuple[jax.Array, Slots]:
         now = between.round(wanted, number)
-        arrived = between.trade(sums.at[now.index].get(mode="fill", fill_value=0))
+        arrived = between.trade(sums.at[now.numbers].get(mode="fill", fill_value=0))
         rows = between.trade(now.rows).ravel()
         each = jnp.arange(len(rows), dtype=jnp.int32)
         return update_rows(rule, *carry, rows, each, arrived.reshape(-1, arrived.shape[-1]), lr)
@@ -358,7 +292,7 @@ def _update_holders(
     return lax.fori_loop(0, wanted.rounds, one_round, (table, slots))
 
 
-def _own_columns(grads: jax.Array, place: _Placement) -> jax.Array:
+def _own_columns(grads: jax.Array, place: Placement) -> jax.Array:
     """Of gradients [T, B, D] the columns that this device's shard has."""
     if place.column is None or place.column == place.batch:
         return grads
@@ -366,14 +300,14 @@ def _own_columns(grads: jax.Array, place: _Placement) -> jax.Array:
     return lax.dynamic_slice_in_dim(grads, lax.axis_index(place.column) * width, width, axis=2)
 
 
-def _own_look_ups(places: jax.Array, place: _Placement) -> tuple[jax.Array, jax.Array]:
+def _own_look_ups(places: jax.Array, place: Placement) -> tuple[jax.Array, jax.Array]:
     """Rows [B, L'] here that are looked up in this device's tables, and the slots [L'] of those."""
     which, slot = place.look_ups_here()
     outside = place.tables.groups * place.tables.rows  # of every shard
     return place.rows_here(places.at[:, which].get(mode="fill", fill_value=outside)), slot
 
 
-def _to_own_examples(pooled: jax.Array, place: _Placement) -> jax.Array:
+def _to_own_examples(pooled: jax.Array, place: Placement) -> jax.Array:
     """Adds and joins the devices' parts: [T', B', D'] of all that they looked up for, to [T, B, D] of one's own."""
     for axis in (place.row, place.group):
         if axis and axis != place.batch:
@@ -387,7 +321,7 @@ def _to_own_examples(pooled: jax.Array, place: _Placement) -> jax.Array:
 
 
 def _to_all_examples(
-    places: jax.Array, grads: jax.Array, place: _Placement
+    places: jax.Array, grads: jax.Array, place: Placement
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The whole batch's look-ups and gradients [T, B, D], as far as they are of this device's shard.
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,8 @@ AXES = ("table", "table_row", "table_column")
 """The logical axes of a stack."""
 
 _TILE = 8  # rows of a TPU's tile of float32: other multiples would be copied where a shard is reshaped
+
+_Rows = TypeVar("_Rows", jax.Array, np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +116,7 @@ class Tables:
         row = sparse + jnp.asarray(first[self.table_of], jnp.int32)
         return jnp.asarray(group[self.table_of] * self.rows, jnp.int32) + self._dealt(row)
 
-    def _dealt(self, row: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    def _dealt(self, row: _Rows) -> _Rows:
         return row % self.stripes * (self.rows // self.stripes) + row // self.stripes
 
     def initial(self, key: jax.Array, dtype: DTypeLike) -> jax.Array:

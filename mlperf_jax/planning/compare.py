@@ -1,4 +1,4 @@
-"""Runs sharding strategies side by side on the devices that are there.
+"""Runs sharding strategies side by side on the devices that are there: what `mlperf_jax.compare` does.
 
 First every strategy makes one step from the same state on the same batch, and must agree with the
 first one (dp): fp32 runs of two layouts part by themselves after a few steps, so only the first step
@@ -21,7 +21,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.parallel import mesh
 from mlperf_jax.parallel.chips import Chip, find_chip
 from mlperf_jax.parallel.layout import Strategy
-from mlperf_jax.planning import cost_network, cost_time, hlo
+from mlperf_jax.planning import compilation, cost_network, cost_time, hlo
 from mlperf_jax.planning.topology import Topology
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.workload import State, Workload
@@ -262,20 +262,16 @@ def _fill(result: Measured, runner: _Runner, workload: Workload, here: Topology)
     result.throughput = workload.batch_size / median
     result.loss = {"first": float(runner.losses[0]), "last": float(runner.losses[-1])}
     result.compile_seconds = runner.engine.compile_seconds["train_step"]
-    compiled = runner.engine.compiled("train_step")
-    memory = compiled.memory_analysis()
+    text, memory = compilation.text_and_memory(runner.engine.compiled("train_step"))
     result.memory = {
         "state": sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(runner.state)),
-        "arguments": memory.argument_size_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
-        "total": memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes,
+        "arguments": memory.arguments,
+        "temporaries": memory.temporaries,
+        "total": memory.total - memory.code,
     }
     if peak := (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
         result.memory["peak"] = peak
-    module = hlo.parse(compiled.as_text())
+    module = hlo.parse(text)
     network = cost_network.Network(here, runner.engine.layout.mesh)
     collectives = cost_network.collectives(module, network)
     result.collectives = cost_network.by_kind_and_axis(collectives)

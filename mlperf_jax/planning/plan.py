@@ -1,6 +1,6 @@
 """What a sharding strategy costs on a topology: memory, FLOPs, collectives, time; from shapes alone.
 
-`plan_strategy` gives one `Plan`, a tree of plain numbers and texts ready for JSON. Everything is per
+The work behind the command `mlperf_jax.plan`. `plan_strategy` gives one `Plan`, a tree of plain numbers and texts ready for JSON. Everything is per
 jax device (a TPU v2, v3 or v7x chip has two) and per step unless its name says otherwise.
 """
 
@@ -18,9 +18,9 @@ from jax.sharding import AbstractMesh, AxisType
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel import mesh, unsplit
-from mlperf_jax.parallel.layout import Layout, Strategy
+from mlperf_jax.parallel.layout import Layout, Strategy, with_shardings
 from mlperf_jax.planning import compilation, cost, cost_network, cost_time, hlo, reference_epochs, topology
-from mlperf_jax.planning.compilation import Answer
+from mlperf_jax.planning.compilation import Memory
 from mlperf_jax.planning.topology import Topology
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.workload import Program, Workload
@@ -92,11 +92,10 @@ def plan_strategy(
         UserError: the mesh does not fit the topology, the batch the mesh, or the workload is not served.
     """
     missing = topology.missing_compiler(where)
-    layout = (
-        _abstract_layout(strategy, where, asked_mesh or {})
-        if missing
-        else _layout(strategy, where, asked_mesh)
-    )
+    if missing:
+        layout = _abstract_layout(strategy, where, asked_mesh or {})
+    else:
+        layout = mesh.make_layout(strategy, asked_mesh, topology.devices(where))
     plan = Plan(strategy.name, dict(layout.mesh.shape))
     try:
         subject = _subject(workload, layout, scenario)
@@ -125,21 +124,18 @@ def plan_strategy(
         plan.verdict, plan.reason = "does not fit", answer.does_not_fit or ""
         return plan
     plan.verdict = "fits"
-    _compiled(plan, answer, subject, layout, where)
+    _compiled(plan, answer.hlo, answer.memory, subject, layout, where)
     if workload.config.get("preset") == "closed" and not scenario:
         plan.training = time_to_train(workload, plan.predicted["step"])
     return plan
-
-
-def _layout(strategy: Strategy, where: Topology, asked: dict[str, int] | None) -> Layout:
-    return mesh.make_layout(strategy, asked, topology.devices(where))
 
 
 def _abstract_layout(strategy: Strategy, where: Topology, asked: dict[str, int]) -> Layout:
     """A layout without devices: enough for shapes."""
     sizes = mesh.mesh_sizes(strategy, asked, where.num_devices)
     types = (AxisType.Auto,) * len(sizes)
-    return Layout(strategy, AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=types))
+    shape = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=types)
+    return Layout(strategy, shape)  # type: ignore[arg-type]  # no devices: nothing that is asked of it needs them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,9 +157,8 @@ class _Subject:
 
 
 def _subject(workload: Workload, layout: Layout, scenario: str | None) -> _Subject:
-    state = jax.eval_shape(workload.init, jax.ShapeDtypeStruct((), np.uint32))
-    shardings = workload.state_shardings(state, layout)
-    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+    shapes = jax.eval_shape(workload.init, jax.ShapeDtypeStruct((), np.uint32))
+    state = with_shardings(shapes, workload.state_shardings(shapes, layout))
     per_example = workload.train_flops_per_example()
     if scenario is None:
         size = workload.batch_size
@@ -206,9 +201,10 @@ def _bytes(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _compiled(plan: Plan, answer: Answer, subject: _Subject, layout: Layout, where: Topology) -> None:
+def _compiled(
+    plan: Plan, text: str, memory: Memory, subject: _Subject, layout: Layout, where: Topology
+) -> None:
     """What the compiled program says."""
-    memory = answer.memory
     plan.hbm |= {
         "arguments": memory.arguments,
         "outputs": memory.outputs - memory.aliased,
@@ -216,7 +212,7 @@ def _compiled(plan: Plan, answer: Answer, subject: _Subject, layout: Layout, whe
         "code": memory.code,
         "total": memory.total,
     }
-    module = hlo.parse(answer.hlo)
+    module = hlo.parse(text)
     collectives = cost_network.collectives(module, cost_network.Network(where, layout.mesh))
     played = cost_time.timeline(module, where.chip, collectives)
     plan.flops["executed"] = cost.hlo_flops(module)

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel.layout import LogicalAxes, constrain
 
-REMAT_POLICIES = {
+LOSS_REMAT = {
     "none": None,
     "save_products": jax.checkpoint_policies.dots_saveable,
     "save_nothing": jax.checkpoint_policies.nothing_saveable,
 }
-"""What the backward pass finds in memory: everything; results of products and convolutions, so that only
-norms and activations are computed again; or nothing, so that the forward pass is done a second time."""
+"""What the backward pass finds in memory of a whole loss: everything; results of products and convolutions,
+so that only norms and activations are computed again; or nothing, so that the forward pass is done a second
+time. Models of stacked layers have a table for a layer, `models.stack.LAYER_REMAT`, under the same names."""
 
 Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Any]]
 """(parameters, model state, batch, key) -> (mean loss of the batch, new model state)."""
@@ -45,16 +46,16 @@ def gradients(
         batch: arrays [B, ...] by name.
         key: for dropout; every micro-batch has its own.
         micro_batches: in how many parts, one after the other; summed in the parameters' dtype.
-        remat: one of `REMAT_POLICIES`.
+        remat: one of `LOSS_REMAT`.
         axes: logical axes of an entry of the batch.
 
     Raises:
         UserError: `micro_batches` does not divide the batch, or there is no such policy.
     """
-    if remat not in REMAT_POLICIES:
-        raise UserError(f"There is no --config.remat={remat}; use {', '.join(REMAT_POLICIES)}.")
+    if remat not in LOSS_REMAT:
+        raise UserError(f"There is no --config.remat={remat}; use {', '.join(LOSS_REMAT)}.")
     if remat != "none":
-        loss = jax.checkpoint(loss, policy=REMAT_POLICIES[remat])
+        loss = jax.checkpoint(loss, policy=LOSS_REMAT[remat])
     differentiate = jax.value_and_grad(loss, has_aux=True)
     if micro_batches == 1:
         (value, model_state), grads = differentiate(params, model_state, batch, key)

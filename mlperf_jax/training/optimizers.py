@@ -69,7 +69,7 @@ class MomentumState(NamedTuple):
         momentum: m in their equations, of the parameters' shapes.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuples have a method of the name that optax gives it
     momentum: optax.Updates
 
 
@@ -77,7 +77,9 @@ Direction = Callable[[jax.Array, jax.Array, bool], jax.Array]
 """(gradient, parameter, whether it decays) -> what the learning rate multiplies."""
 
 
-def _momentum(direction: Direction, schedule: optax.Schedule, momentum: float, mask: optax.Params):
+def _momentum(
+    direction: Direction, schedule: optax.Schedule, momentum: float, mask: optax.Params
+) -> optax.GradientTransformation:
     """m <- momentum * m - lr * direction(g, w); w <- w + m."""
 
     def init(params: optax.Params) -> MomentumState:
@@ -170,7 +172,7 @@ class AdamState(NamedTuple):
         mean, square: m and v in their equations, of the parameters' shapes.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuples have a method of the name that optax gives it
     mean: optax.Updates
     square: optax.Updates
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ class DenseState(NamedTuple):
         slots: one tree like the parameters for each slot of the rule.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuples have a method of the name that optax gives it
     slots: tuple[optax.Params, ...]
 
 
@@ -89,18 +89,11 @@ def dense(rule: RowRule, schedule: optax.Schedule) -> optax.GradientTransformati
     ) -> tuple[optax.Updates, DenseState]:
         lr = schedule(state.count)
         stepped = jax.tree.map(lambda g, *slots: rule.step(g, slots, lr), grads, *state.slots)
-        updates, slots = _transposed(grads, stepped)
-        slots = _transposed(grads, slots)
+        each = jax.tree.structure((0, (0,) * len(rule.initial)))
+        updates, slots = jax.tree.transpose(jax.tree.structure(grads), each, stepped)
         return updates, DenseState(optax.safe_increment(state.count), slots)
 
     return optax.GradientTransformation(init, update)
-
-
-def _transposed(like: Any, tree: Any) -> tuple[Any, ...]:
-    """A tree `like` of tuples of one length as a tuple of trees."""
-    structure = jax.tree.structure(like)
-    leaves = structure.flatten_up_to(tree)
-    return tuple(structure.unflatten(part) for part in zip(*leaves, strict=True))
 
 
 def update_rows(
@@ -118,7 +111,12 @@ def update_rows(
 
     The look-ups are sorted by row and taken in chunks. The last row of a chunk may go on in the next, so
     its sum so far waits there; nothing of the table's size is made, and only as many chunks are run as
-    hold rows of this table.
+    hold rows of this table. For example, of a table of 4 rows, look-ups of rows [2, 0, 2, 9, 2] with the
+    gradients a, b, c, d, e, in chunks of 3:
+
+        sorted rows        gradients    updated                waits
+        [0, 2, 2]          b, a, c      row 0 by b             row 2 with a + c
+        [2, none, none]    e            row 2 by a + c + e     none
 
     Args:
         rule: the optimizer.
@@ -135,14 +133,10 @@ def update_rows(
     """
     num_rows, none = len(table), jnp.int32(len(table))
     chunk = min(chunk, len(rows) + 1)
-    # At least one look-up of no row at the end: it sends the last real row on its way.
-    missing = chunk - len(rows) % chunk
-    rows = jnp.concatenate([jnp.minimum(rows, none), jnp.full(missing, none)])
-    source = jnp.concatenate([source, jnp.zeros(missing, source.dtype)])
-    rows, source = lax.sort((rows, source), num_keys=2)
+    rows, source = _sorted(rows, source, none, chunk)
     spare = none + jnp.arange(chunk + 1, dtype=jnp.int32)  # outside of the table, and no two alike
 
-    def one_chunk(i: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+    def one_chunk(i: jax.Array, carry: _Carry) -> _Carry:
         table, slots, open_row, open_sum = carry
         here = lax.dynamic_slice_in_dim(rows, i * chunk, chunk)
         g = grads[lax.dynamic_slice_in_dim(source, i * chunk, chunk)].astype(table.dtype)
@@ -151,14 +145,35 @@ def update_rows(
         sums = jax.ops.segment_sum(g, segment, chunk + 1, indices_are_sorted=True).at[0].add(open_sum)
         # Of the last row more may follow, and rows outside of the table are dropped.
         done = spare.at[0].set(open_row).at[segment].set(here).at[segment[-1]].set(none + chunk + 1)
-        old = tuple(slot.at[done].get(mode="fill", fill_value=0) for slot in slots)
-        delta, new = rule.step(sums, old, lr)
-        where = dict(mode="drop", unique_indices=True)
-        table = table.at[done].add(delta.astype(table.dtype), **where)
-        slots = tuple(slot.at[done].set(value, **where) for slot, value in zip(slots, new, strict=True))
+        table, slots = _stepped(rule, table, slots, done, sums, lr)
         return table, slots, here[-1], sums[segment[-1]]
 
     chunks = (rows < num_rows).sum() // chunk + 1
     start = (table, slots, none, jnp.zeros(table.shape[1:], table.dtype))
     table, slots, _, _ = lax.fori_loop(0, chunks, one_chunk, start)
     return table, slots
+
+
+_Carry = tuple[jax.Array, Slots, jax.Array, jax.Array]
+"""From chunk to chunk: table, slots, the row that is still open [] and its sum so far [D]."""
+
+
+def _sorted(rows: jax.Array, source: jax.Array, none: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """Look-ups in the order of their rows, filled up to whole chunks with look-ups of no row."""
+    # At least one of them at the end: it sends the last real row on its way.
+    missing = chunk - len(rows) % chunk
+    rows = jnp.concatenate([jnp.minimum(rows, none), jnp.full(missing, none)])
+    source = jnp.concatenate([source, jnp.zeros(missing, source.dtype)])
+    rows, source = lax.sort((rows, source), num_keys=2)
+    return rows, source
+
+
+def _stepped(
+    rule: RowRule, table: jax.Array, slots: Slots, rows: jax.Array, grads: jax.Array, lr: jax.Array
+) -> tuple[jax.Array, Slots]:
+    """One step of distinct rows [N], of which those outside of the table are dropped, by gradients [N, D]."""
+    old = tuple(slot.at[rows].get(mode="fill", fill_value=0) for slot in slots)
+    delta, new = rule.step(grads, old, lr)
+    table = table.at[rows].add(delta.astype(table.dtype), mode="drop", unique_indices=True)
+    changed = zip(slots, new, strict=True)
+    return table, tuple(slot.at[rows].set(x, mode="drop", unique_indices=True) for slot, x in changed)

@@ -118,6 +118,25 @@ def test_every_layout_equals_numpy(strategy, monkeypatch):
             np.testing.assert_array_equal(found[untouched], before[untouched])
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_example_of_update(devices):
+    """Two tables of four rows in a stack of eight: what its docstring says, on one device and on two."""
+    tables = Tables((4, 4), (1, 2), width=2, stripes=1)
+    places = np.asarray(tables.places(jnp.asarray([[3, 1, 1], [3, 2, 0]], jnp.int32)))
+    np.testing.assert_array_equal(places, [[3, 5, 5], [3, 6, 4]])
+    g = np.random.default_rng(0).normal(size=(2, 2, 2)).astype(np.float32)
+    change = np.zeros((8, 2), np.float32)
+    change[3], change[5] = g[0, 0] + g[1, 0], 2 * g[0, 1]
+    change[6] = change[4] = g[1, 1]
+    layout = mesh.make_layout(STRATEGIES["row_wise"], devices=jax.devices()[:devices])
+    with layouts.use(layout):
+        stack, slots = jax.jit(
+            lambda *a: sharded.update(sparse_optimizers.sgd(), a[0], (), *a[1:], tables, jnp.float32(1))
+        )(np.zeros((1, 8, 2), np.float32), places, g)
+    assert slots == ()
+    np.testing.assert_allclose(stack[0], -change, rtol=1e-6)
+
+
 def test_tables_lie_where_the_strategy_says():
     expected = {
         "dp": (None, None, None),

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -88,6 +89,17 @@ def test_rows_equal_the_dense_update_whatever_is_looked_up(name, chunk, distinct
     for mine, expected, before in zip(new_slots, expected_slots, slots, strict=True):
         np.testing.assert_allclose(mine[touched], expected[touched], rtol=1e-12, atol=1e-14)
         np.testing.assert_array_equal(mine[others], before[others])
+
+
+def test_the_example_of_update_rows():
+    """Row 2 goes on from one chunk to the next, and row 9 is none of the table."""
+    grads = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+    a, b, c, _, e = grads
+    rows, source = jnp.array([2, 0, 2, 9, 2]), jnp.arange(5)
+    table, _ = sparse_optimizers.update_rows(
+        RULES["sgd"], jnp.zeros((4, 2)), (), rows, source, jnp.asarray(grads), jnp.float32(1), chunk=3
+    )
+    np.testing.assert_allclose(table, -np.stack([b, 0 * b, a + c + e, 0 * b]), rtol=1e-6)
 
 
 def reference_rates(base, warmup, start, decay, steps):

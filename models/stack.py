@@ -1,0 +1,67 @@
+"""Layers of one kind as one module: their parameters lie on a first axis "layers", and a scan applies them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+LAYER_REMAT = {
+    "none": None,
+    "save_products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "save_nothing": jax.checkpoint_policies.nothing_saveable,
+}
+"""What the backward pass finds in memory of a layer: everything; its products with parameters, so that
+scores, norms and dropout are computed again; or its input alone, so that the layer is computed a second
+time. Not `mlperf_jax.training.gradients.LOSS_REMAT`, whose products are all of them."""
+
+Layer = TypeVar("Layer", bound=nnx.Module)
+
+
+def stacked(layers: Sequence[Layer]) -> Layer:
+    """One module whose variables hold those of all layers, on a new first axis "layers"."""
+    graph, _ = nnx.split(layers[0])
+    states = [nnx.split(layer)[1] for layer in layers]
+    module = nnx.merge(graph, jax.tree.map(lambda *values: jnp.stack(values), *states))
+    for _, variable in nnx.iter_graph(module):
+        if isinstance(variable, nnx.Variable):
+            variable.set_metadata(axes=("layers", *variable.get_metadata()["axes"]))
+    return module
+
+
+def unstacked(layers: Layer, index: int) -> Layer:
+    """One of the layers in `stacked`."""
+    graph, state = nnx.split(layers)
+    return nnx.merge(graph, jax.tree.map(lambda value: value[index], state))
+
+
+def scan(
+    layers: Layer,
+    apply: Callable[[Layer, jax.Array, jax.Array | None], jax.Array],
+    x: jax.Array,
+    key: jax.Array | None,
+    *,
+    remat: str,
+) -> jax.Array:
+    """Applies stacked layers one after the other: the compiler sees one.
+
+    Args:
+        layers: as `stacked` made them.
+        apply: (layer, what the one before it gave, key) -> of the same shape.
+        x: what the first gets.
+        key: each layer has its own of it; None for none.
+        remat: one of `LAYER_REMAT`.
+    """
+    graph, state = nnx.split(layers)
+
+    def body(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+        state, key = layer
+        return apply(nnx.merge(graph, state), x, key), None
+
+    if remat != "none":
+        body = jax.checkpoint(body, policy=LAYER_REMAT[remat], prevent_cse=False)
+    keys = None if key is None else jax.random.split(key, len(jax.tree.leaves(state)[0]))
+    return jax.lax.scan(body, x, (state, keys))[0]
