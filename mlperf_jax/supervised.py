@@ -25,7 +25,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import input_pipelines
-from input_pipelines.base import BatchIterator, Dataset
+from input_pipelines.base import BatchIterator, Dataset, Spec
 from mlperf_jax.parallel.layout import Layout, LogicalAxes
 from mlperf_jax.training import optimizers
 from mlperf_jax.training.engine import Engine
@@ -160,7 +160,7 @@ class GradientWorkload(Workload, Generic[M]):
 
     # Shapes.
 
-    def _structs(self, spec: dict[str, tuple[tuple[int, ...], np.dtype]], size: int, layout: Layout) -> Batch:
+    def _structs(self, spec: Spec, size: int, layout: Layout) -> Batch:
         def struct(name: str) -> jax.ShapeDtypeStruct:
             shape, dtype = spec[name]
             axes = self.batch_axes(name)

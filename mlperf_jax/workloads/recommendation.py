@@ -20,6 +20,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from input_pipelines.base import num_eval_batches
+from input_pipelines.clicks.click_logs import ClickDataset
 from mlperf_jax.embedding import sharded
 from mlperf_jax.embedding.tables import Tables
 from mlperf_jax.errors import UserError
@@ -51,7 +52,7 @@ class Recommender:
         return self.network(inputs["dense"], pooled)
 
 
-class Recommendation(SupervisedWorkload[Recommender, Any]):
+class Recommendation(SupervisedWorkload[Recommender, ClickDataset]):
     """Binary cross-entropy on `dense` float32 [B, F], `sparse` int32 [B, L], `label` float32 [B]; exact AUC."""
 
     metric = "AUC"
