@@ -1,12 +1,20 @@
 #!/usr/bin/env bash
-# Makes the environment with the tests' packages and runs the tests; arguments go to pytest.
+# Makes the environment with the tests' packages and runs the tests.
 #
-#   ./run_tests.sh                     everything
-#   ./run_tests.sh tests/models -x     a part
+#   ./run_tests.sh                     all of them, on all cores; those that measure time alone afterwards
+#   ./run_tests.sh tests/models -x     arguments go to pytest, which runs in one process then
 #   EXTRAS=test,parity ./run_tests.sh  with PyTorch as judge; without it those tests are skipped
+#   REPORTS=folder ./run_tests.sh      leaves there what each test took: together.xml and alone.xml
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 EXTRAS="${EXTRAS:-test}"
 . "$ROOT/.ci/environment.sh"
 cd "$ROOT"
-exec "$PYTHON" -m pytest "$@"
+if [ $# -gt 0 ]; then exec "$PYTHON" -m pytest "$@"; fi
+
+status=0
+# A file is one worker's: its tests share what took long to make.
+together=(-m "not timing" --numprocesses=logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder)
+"$PYTHON" -m pytest "${together[@]}" ${REPORTS:+"--junitxml=$REPORTS/together.xml"} || status=$?
+"$PYTHON" -m pytest -m timing ${REPORTS:+"--junitxml=$REPORTS/alone.xml"} || status=$?
+exit $status

@@ -22,9 +22,9 @@ TIME = re.compile(
 BAD = re.compile(rb'"?success"?\'?: "?false|[\'"]status[\'"]: [\'"](?!success)', re.IGNORECASE)
 
 
-def minutes(path):
+def minutes(path: Path) -> float:
     """run_start to run_stop, infinite if the run did not reach its target."""
-    found = {}
+    found: dict[bytes, tuple[float, bytes]] = {}
     text = path.read_bytes()
     if b":::MLL " in text and (offline := re.search(rb"eval_result.*timestamp['\"]: ([\d.]+)", text)):
         return float(offline[1]) / 60  # MiniGo of v0.6, evaluated after the run
@@ -32,9 +32,8 @@ def minutes(path):
         key = match["k05"] or match["k06"] or match["k07"]
         if key in found:
             continue
-        if match["k07"]:
-            ms = re.search(rb'"time_ms": ([\d.]+)', match["r07"])
-            seconds = float(ms[1]) / 1000 if ms else float(re.search(rb'"time_s": ([\d.]+)', match["r07"])[1])
+        if match["k07"] and (told := re.search(rb'"time_(m?)s": ([\d.]+)', match["r07"])):
+            seconds = float(told[2]) / (1000 if told[1] else 1)
         else:
             seconds = float(match["v05"] or match["v06"])
         found[key] = seconds, next(g for g in match.group("r05", "r06", "r07") if g is not None)
@@ -43,7 +42,7 @@ def minutes(path):
     return (found[b"run_stop"][0] - found[b"run_start"][0]) / 60
 
 
-def score(folder, benchmark):
+def score(folder: Path, benchmark: str) -> float | None:
     files = sorted(folder.glob("result_*.txt"), key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)])
     times = [minutes(path) for path in files or sorted(folder.glob("*.log"))]
     if benchmark == "ncf":
@@ -53,14 +52,14 @@ def score(folder, benchmark):
     return statistics.fmean(kept) if kept and max(kept) < float("inf") else None
 
 
-def main():
+def main() -> int:
     with open(sys.argv[1], newline="") as file:
         rows = list(csv.DictReader(file))
     compared, differing = [], 0
     for row in rows:
-        mine, theirs = score(Path(row["path"]), row["benchmark"]), row["score_minutes"]
-        theirs = float(theirs) if theirs else None
-        same = (mine is None) == (theirs is None) and (not mine or abs(mine / theirs - 1) <= 1e-6)
+        mine = score(Path(row["path"]), row["benchmark"])
+        theirs = float(row["score_minutes"]) if row["score_minutes"] else None
+        same = abs(mine / theirs - 1) <= 1e-6 if mine and theirs else mine == theirs
         named = {key: row[key] for key in ("round", "submitter", "system", "benchmark")}
         compared.append({**named, "report_minutes": theirs, "here_minutes": mine and round(mine, 7)})
         if not same:

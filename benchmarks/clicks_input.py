@@ -33,7 +33,7 @@ import numpy as np
 from absl import app, flags
 
 import input_pipelines
-from input_pipelines.clicks import criteo
+from input_pipelines.clicks import criteo_format
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Holds the made-up sets; by default a temporary folder.")
 _EXAMPLES = flags.DEFINE_integer("examples", 300_000, "Made-up train examples.")
@@ -47,7 +47,7 @@ _REPEATED = 20  # Making text up line by line takes longer than converting it.
 _CONVERT = """
 import json, resource, sys, time
 from pathlib import Path
-from input_pipelines import criteo_convert
+from input_pipelines.clicks import criteo_convert
 seconds = {}
 def timed(step):
     def run(*arguments):
@@ -90,7 +90,8 @@ def reading(name: str, data_dir: Path) -> dict:
                 if left <= 0:
                     return
 
-    read(), copy()
+    read()
+    copy()
     rounds = [{"read": _rates(read), "copy": _rates(copy)} for _ in range(_ROUNDS.value)]
     medians = {
         side: {rate: statistics.median(r[side][rate] for r in rounds) for rate in rounds[0][side]}
@@ -133,7 +134,7 @@ def converting(folder: Path) -> dict:
 
 def made_up_text(random: np.random.Generator, count: int) -> bytes:
     """Lines as Criteo's, of the made-up set's numbers, an eighth of all fields missing."""
-    label, numbers, _ = criteo.made_up(random, count, criteo.COLUMNS)
+    label, numbers, _ = criteo_format.COLUMNS.made_up(random, count)
     numbers -= random.random(numbers.shape) < 0.05  # there are numbers of -1
     categories = random.integers(2**32, size=(count, 26))
     lines = []

@@ -16,6 +16,7 @@ import io
 import itertools
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 from absl import flags
 
 import input_pipelines
+from input_pipelines.image.detection import DetectionDataset
 
 FLAGS = flags.FlagValues()  # Not the global ones: tests import this module.
 flags.DEFINE_string(
@@ -65,7 +67,7 @@ def choose(candidates: np.ndarray, objects: np.ndarray, images: np.ndarray) -> n
     finds = overlaps(candidates, objects) >= _SHARE
     _, image_index = np.unique(images, return_inverse=True)
     membership = np.eye(image_index.max() + 1, dtype=np.float32)[image_index]
-    chosen = []
+    chosen: list[int] = []
     while finds.any() and len(chosen) < MAX_BOXES:
         gains = (finds.astype(np.float32) @ membership > 0).sum(1)
         chosen.append(int(gains.argmax()))
@@ -99,14 +101,14 @@ def constant_answer(truth: Any) -> list[dict[str, Any]]:
     return detections
 
 
-def measure(ground_truth: Path | dict[str, Any]) -> dict[str, Any]:
+def measure(ground_truth: Path | Mapping[str, Any]) -> dict[str, Any]:
     """Returns the two mean average precisions of the constant answer to a set."""
     from pycocotools import coco, cocoeval
 
     with contextlib.redirect_stdout(io.StringIO()):
         truth = coco.COCO(str(ground_truth)) if isinstance(ground_truth, Path) else coco.COCO()
-        if isinstance(ground_truth, dict):
-            truth.dataset = ground_truth
+        if isinstance(ground_truth, Mapping):
+            truth.dataset = dict(ground_truth)
             truth.createIndex()
         detections = constant_answer(truth)
         judge = cocoeval.COCOeval(truth, truth.loadRes(detections), "bbox")
@@ -122,6 +124,8 @@ def main(argv: list[str]) -> None:
     print(f"Ready: {input_pipelines.prepare(FLAGS.dataset, data_dir)}.")
     options = {"image_size": 300, "max_boxes": 200, "crop_attempts": 1}
     dataset = input_pipelines.open_dataset(FLAGS.dataset, data_dir, options)
+    if not isinstance(dataset, DetectionDataset):
+        sys.exit(f"{FLAGS.dataset} has no boxes.")
     report = {
         "schema_version": 1,
         "command": "python -m benchmarks.constant_boxes " + " ".join(sys.argv[1:]),

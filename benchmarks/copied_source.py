@@ -10,16 +10,19 @@ import sys
 import numpy as np
 
 import input_pipelines
+from input_pipelines.text.parallel_text import TranslationDataset
 from mlperf_jax.metrics.bleu import bleu
+
+_SIDES = ("source", "target")
 
 
 def copied(name: str) -> float:
     """BLEU between 0 and 1 of the sources as translations."""
     dataset = input_pipelines.open_dataset(name, input_pipelines.default_data_dir(), {})
-    pairs = dataset.read_eval(np.arange(dataset.num_eval), ("source", "target"))
-    sources, targets = (
-        [dataset.vocabulary.decode(row.tolist()) for row in pairs[side]] for side in ("source", "target")
-    )
+    if not isinstance(dataset, TranslationDataset) or not dataset.vocabulary:
+        sys.exit(f"{name} has no sentences.")
+    decode, pairs = dataset.vocabulary.decode, dataset.read_eval(np.arange(dataset.num_eval), _SIDES)
+    sources, targets = ([decode(row.tolist()) for row in pairs[side]] for side in _SIDES)
     return bleu(sources, targets)
 
 

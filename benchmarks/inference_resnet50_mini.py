@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from mlperf_jax import config as configs
 from mlperf_jax import platform as platforms
@@ -26,8 +27,9 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 import loadgen_py as lg  # noqa: E402
-from loadgen_py.jax_sut import BatchingSut, InlineSut, Samples  # noqa: E402
+from loadgen_py.jax_sut import BatchingSut, InlineSut  # noqa: E402
 from loadgen_py.official import run_official  # noqa: E402
+from loadgen_py.replica import Replica, Samples  # noqa: E402
 from mlperf_jax import workload as registry  # noqa: E402
 from mlperf_jax.inference.replicas import make_replicas  # noqa: E402
 from mlperf_jax.inference.trained import Trained  # noqa: E402
@@ -35,6 +37,7 @@ from mlperf_jax.parallel.layout import STRATEGIES  # noqa: E402
 from mlperf_jax.precision import resolve_policy  # noqa: E402
 from mlperf_jax.results import system  # noqa: E402
 from mlperf_jax.results.folders import write_json  # noqa: E402
+from mlperf_jax.workload import State, Workload  # noqa: E402
 
 ROUNDS = 15
 SECONDS = 0.3
@@ -84,18 +87,18 @@ def main() -> int:
     return 0
 
 
-def _workload():
+def _workload() -> Workload:
     config = configs.resolve(configs.base_config("resnet50", "mini"), [])
     cls = registry.find("resnet50")
     return cls(config, resolve_policy("float32", "cpu"), data_dir=Path(), synthetic=True)
 
 
-def _random_state(workload):
+def _random_state(workload: Workload) -> State:
     state = jax.jit(workload.init)(jnp.uint32(0))
     return workload.served_state(state)
 
 
-def _bare_offline(replica, images, size: int, capacity: float) -> float:
+def _bare_offline(replica: Replica, images: np.ndarray, size: int, capacity: float) -> float:
     """Samples/s of a loop that does nothing else, on batches that lie ready."""
     function, variables = replica._compiled[size], replica._variables
     batches = [{"image": images[i : i + size].copy()} for i in range(0, LOADED - size + 1, size)]
@@ -106,7 +109,7 @@ def _bare_offline(replica, images, size: int, capacity: float) -> float:
     return count * size / (time.perf_counter() - begin)
 
 
-def _offline(replica, samples, capacity: float) -> float:
+def _offline(replica: Replica, samples: Samples, capacity: float) -> float:
     settings = lg.TestSettings(
         scenario=lg.TestScenario.Offline, min_query_count=int(SECONDS * capacity), min_duration_ms=1
     )
@@ -114,28 +117,30 @@ def _offline(replica, samples, capacity: float) -> float:
         return _run(sut, samples, settings)["result_samples_per_second"]
 
 
-def _bare_calls(replica, images) -> tuple[float, float]:
+def _bare_calls(replica: Replica, images: np.ndarray) -> tuple[float, float]:
     """(p50, p90) in us of calls of one sample, from host to host, for `SECONDS`."""
     function, variables = replica._compiled[1], replica._variables
     inputs = [{"image": images[i : i + 1].copy()} for i in range(LOADED)]
-    taken, end = [], time.perf_counter() + SECONDS
+    taken: list[int] = []
+    end = time.perf_counter() + SECONDS
     while (begin := time.perf_counter_ns()) < end * 1e9:
         np.asarray(function(variables, inputs[len(taken) % LOADED]))
         taken.append(time.perf_counter_ns() - begin)
-    return tuple(np.quantile(taken, (0.5, 0.9)) / 1e3)
+    p50, p90 = np.quantile(taken, (0.5, 0.9)) / 1e3
+    return p50, p90
 
 
-def _stream(replica, samples) -> tuple[float, float]:
+def _stream(replica: Replica, samples: Samples) -> tuple[float, float]:
     settings = lg.TestSettings(
         scenario=lg.TestScenario.SingleStream,
         min_duration_ms=round(1000 * SECONDS),
         single_stream_expected_latency_ns=0.5e9 * replica.seconds[1],
     )
     metrics = _run(InlineSut("benchmark", [replica], samples), samples, settings)
-    return tuple(metrics[f"result_{p}.00_percentile_latency_ns"] / 1e3 for p in (50, 90))
+    return _percentile_us(metrics, 50), _percentile_us(metrics, 90)
 
 
-def _server(replica, samples, qps: float, who: str) -> tuple[float, float]:
+def _server(replica: Replica, samples: Samples, qps: float, who: str) -> tuple[float, float]:
     settings = lg.TestSettings(
         scenario=lg.TestScenario.Server,
         server_target_qps=qps,
@@ -144,10 +149,16 @@ def _server(replica, samples, qps: float, who: str) -> tuple[float, float]:
     )
     with BatchingSut("benchmark", [replica], samples, latency_budget_s=BOUND_S) as sut:
         metrics = _run(sut, samples, settings, official=who == "official")
-    return tuple(metrics[f"result_{p}.00_percentile_latency_ns"] / 1e3 for p in (50, 99))
+    return _percentile_us(metrics, 50), _percentile_us(metrics, 99)
 
 
-def _run(sut, samples, settings, *, official: bool = False) -> dict:
+def _percentile_us(metrics: dict[str, Any], percent: int) -> float:
+    return metrics[f"result_{percent}.00_percentile_latency_ns"] / 1e3
+
+
+def _run(
+    sut: lg.SystemUnderTest, samples: Samples, settings: lg.TestSettings, *, official: bool = False
+) -> dict[str, Any]:
     settings.mode = lg.TestMode.PerformanceOnly
     with tempfile.TemporaryDirectory() as folder:
         if official:

@@ -24,7 +24,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import psutil
@@ -63,7 +65,8 @@ def shard_rates(data_dir: Path, num_images: int, processes: int) -> Rates:
 
 def _together(work: Callable[..., None], arguments: list[tuple], images: int) -> Rates:
     """Rates of processes that begin at once and work on `images` each."""
-    start, used = multiprocessing.Barrier(len(arguments) + 1), multiprocessing.SimpleQueue()
+    start = multiprocessing.Barrier(len(arguments) + 1)
+    used: SimpleQueue[float] = multiprocessing.SimpleQueue()
     workers = [multiprocessing.Process(target=work, args=(*given, start, used)) for given in arguments]
     for worker in workers:
         worker.start()
@@ -77,7 +80,13 @@ def _together(work: Callable[..., None], arguments: list[tuple], images: int) ->
 
 
 def _take_rows(
-    data_dir: Path, num_images: int, batch_size: int, rows: slice, count: int, start, used
+    data_dir: Path,
+    num_images: int,
+    batch_size: int,
+    rows: slice,
+    count: int,
+    start: Barrier,
+    used: SimpleQueue[float],
 ) -> None:
     data = imagenet.open_dataset(data_dir, {"fake": num_images, "num_threads": 1})
     batches = data.train_batches(seed=0, batch_size=batch_size, start_step=0, rows=rows)
@@ -89,7 +98,7 @@ def _take_rows(
         used.put(time.process_time() - began)
 
 
-def _decode_all(jpegs: list[bytes], passes: int, start, used) -> None:
+def _decode_all(jpegs: list[bytes], passes: int, start: Barrier, used: SimpleQueue[float]) -> None:
     import simplejpeg
 
     start.wait()
@@ -115,7 +124,7 @@ def worker_rates(data_dir: Path, num_images: int, processes: int) -> Rates:
         return _rates(count * size, time.perf_counter() - began, _cpu_seconds() - cpu_began)
 
 
-def _exhaust(batches) -> None:
+def _exhaust(batches: Iterable[object]) -> None:
     for _ in batches:
         pass
 

@@ -67,11 +67,9 @@ class _Echo:
         self._threaded = threaded
 
     def start(self, responses: Any) -> None:
-        self.issue = lambda ids, indices: responses.complete(ids)
+        self.issue: Callable[..., None] = lambda ids, indices: responses.complete(ids)
         if self._threaded:
             self.issue = _in_a_thread(responses.complete)
-
-    def issue(self, ids: range, indices: Any) -> None: ...
 
     def flush(self) -> None: ...
 

@@ -15,20 +15,24 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from absl import flags
-
-from mlperf_jax import cli
+from mlperf_jax import cli, trained_minigo
 from mlperf_jax.errors import UserError
-from mlperf_jax.gtp import define_model_flags, load_model
 
-FLAGS = flags.FlagValues()
-define_model_flags(FLAGS)
-flags.DEFINE_string("out", None, "JSON to write; games go beside it as .sgf.", flag_values=FLAGS)
-flags.DEFINE_integer("games", 100, "Even.", lower_bound=2, flag_values=FLAGS)
-flags.DEFINE_integer("level", 1, "GNU Go's, 1 to 10.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("readouts", 400, "Of our moves.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("seed", 1, "Of both programs.", lower_bound=0, flag_values=FLAGS)
+if TYPE_CHECKING:
+    from mlperf_jax.go.player import Player
+    from mlperf_jax.go.rules import Rules
+    from mlperf_jax.workloads.reinforcement_learning import MiniGo
+
+FLAGS = cli.define(
+    *trained_minigo.FLAGS,
+    cli.text("out", "JSON to write; games go beside it as .sgf."),
+    cli.integer("games", "Even.", 100, least=2),
+    cli.integer("level", "GNU Go's, 1 to 10.", 1, least=1),
+    cli.integer("readouts", "Of our moves.", 400, least=1),
+    cli.integer("seed", "Of both programs.", 1),
+)
 
 SCHEMA_VERSION = 1
 
@@ -44,6 +48,8 @@ class GnuGo:
         self._process = subprocess.Popen(
             [found, "--mode", "gtp", *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        assert self._process.stdin and self._process.stdout
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
 
     def ask(self, line: str) -> str:
         """The answer to a command.
@@ -51,10 +57,10 @@ class GnuGo:
         Raises:
             RuntimeError: GNU Go refused it, or is gone.
         """
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
+        self._stdin.write(line + "\n")
+        self._stdin.flush()
         reply = []
-        while (text := self._process.stdout.readline()) not in ("\n", ""):
+        while (text := self._stdout.readline()) not in ("\n", ""):
             reply.append(text)
         answer = "".join(reply).strip()
         if not answer.startswith("="):
@@ -85,7 +91,7 @@ class Game:
     gnugo_score: str
 
 
-def setup(gnugo: GnuGo, rules, moves: Sequence[int], seed: int) -> None:
+def setup(gnugo: GnuGo, rules: Rules, moves: Sequence[int], seed: int) -> None:
     """Shows GNU Go a game so far."""
     from mlperf_jax.go.gtp import to_vertex
 
@@ -95,27 +101,28 @@ def setup(gnugo: GnuGo, rules, moves: Sequence[int], seed: int) -> None:
         gnugo.ask(f"play {'bw'[i % 2]} {to_vertex(move, rules.size)}")
 
 
-def play(player, gnugo: GnuGo, count: int, *, black: bool, seed: int) -> list[Game]:
+def play(player: Player, gnugo: GnuGo, count: int, *, black: bool, seed: int) -> list[Game]:
     """`count` games with one colour, all at once: one search for all of them, GNU Go one after the other."""
     import numpy as np
 
     from mlperf_jax.go.gtp import to_move
 
     rules = player.rules
-    positions, moves = player.starts(count), [[] for _ in range(count)]
+    positions = player.starts(count)
+    moves: list[list[int]] = [[] for _ in range(count)]
     turn = 0
     while not (over := np.asarray(positions.over)).all():
         if (turn % 2 == 0) == black:
             chosen, positions = player.advance(positions)
         else:
             chosen = np.full(count, rules.points, np.int32)
-            for i in np.flatnonzero(~over):
-                setup(gnugo, rules, moves[i], seed + int(i))
+            for i in np.flatnonzero(~over).tolist():
+                setup(gnugo, rules, moves[i], seed + i)
                 chosen[i] = to_move(gnugo.ask(f"genmove {'bw'[turn % 2]}"), rules.size)
                 if not bool(positions.legal[i, chosen[i]]):
                     raise RuntimeError(f"GNU Go plays an illegal move: {moves[i]} and then {chosen[i]}")
             positions = player.play(positions, chosen)
-        for i in np.flatnonzero(~over):
+        for i in np.flatnonzero(~over).tolist():
             moves[i].append(int(chosen[i]))
         turn += 1
         print(f"move {turn}, {count - int(np.asarray(positions.over).sum())} games left", file=sys.stderr)
@@ -134,13 +141,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: list[str]) -> int:
-    overrides = cli.parse_flags(FLAGS, arguments)
-    if FLAGS.help:
-        print(cli.help_text(__doc__, FLAGS, config=True))
-        return 0
+    overrides = cli.parse_flags(FLAGS, arguments, doc=__doc__)
     gnugo = GnuGo(FLAGS.level)
     try:
-        workload, variables = load_model(FLAGS, overrides)
+        workload, variables = trained_minigo.load(FLAGS, overrides)
         from mlperf_jax.go.player import Player
 
         player = Player(workload, variables, readouts=FLAGS.readouts, seed=FLAGS.seed)
@@ -156,7 +160,7 @@ def _command(arguments: list[str]) -> int:
     return 0
 
 
-def _report(games: Sequence[Game], workload, version: str, arguments: Sequence[str]) -> None:
+def _report(games: Sequence[Game], workload: MiniGo, version: str, arguments: Sequence[str]) -> None:
     from mlperf_jax.go import records
     from mlperf_jax.results import system
     from mlperf_jax.results.folders import write_json

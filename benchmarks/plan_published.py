@@ -198,9 +198,8 @@ def main(arguments: list[str]) -> None:
         entry = run(name, cache)
         from mlperf_jax.planning.plan_report import write_json  # not before plan has chosen jax's platform
 
-        record = json.loads(path.read_text()) if path.exists() else {"schema_version": 1, "points": {}}
-        record["points"][name] = entry
-        write_json(path, record)
+        points = json.loads(path.read_text())["points"] if path.exists() else {}
+        write_json(path, {"schema_version": 1, "points": points | {name: entry}})
     points = json.loads(path.read_text())["points"]
     write_text(points)
     print((FOLDER / "plan_resnet50.md").read_text())

@@ -48,7 +48,8 @@ def build() -> Any:
     class Thin(ResNet50):
         @functools.cached_property
         def dataset(self) -> InMemoryDataset:
-            examples = {"image": np.zeros((64, _SIZE, _SIZE, 3), np.uint8), "label": np.zeros(64, np.int32)}
+            images, labels = np.zeros((64, _SIZE, _SIZE, 3), np.uint8), np.zeros(64, np.int32)
+            examples: dict[str, np.ndarray] = {"image": images, "label": labels}
             return InMemoryDataset(examples, examples, fake=True, description="zeros")
 
     overrides = [f"batch_size={_BATCH}", f"eval_batch_size={_BATCH}", "model.width=1", "model.bn_span=0"]

@@ -1,10 +1,9 @@
 """Data sets by name: each is prepared once on disk, then opened as a `base.Dataset`.
 
 A data set's module is imported when it is asked for, and provides:
-    prepare(data_dir, *, fake, verify) -> Manifest
+    prepare(data_dir, *, fake, verify) -> str
     open_dataset(data_dir, options) -> Dataset
-    synthetic_shapes(options) -> synthetic.Shapes, from which random data of its shape is made; or
-    open_synthetic(options) -> Dataset, where independent random numbers would make no sense.
+    open_synthetic(options) -> Dataset, random data of its shapes.
 """
 
 from __future__ import annotations
@@ -71,11 +70,7 @@ def open_dataset(name: str, data_dir: Path, options: Mapping[str, Any]) -> Datas
     """
     module = _module(name)
     if options.get("synthetic"):
-        if hasattr(module, "open_synthetic"):
-            return module.open_synthetic(options)
-        from input_pipelines import synthetic
-
-        return synthetic.open_dataset(name, module.synthetic_shapes(options), options)
+        return module.open_synthetic(options)
     return module.open_dataset(Path(data_dir), options)
 
 

@@ -8,17 +8,21 @@ state: any number of processes, threads or workers, started at any step, yields 
 
 from __future__ import annotations
 
+import abc
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Protocol
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
+from typing import Any, Protocol
 
 import numpy as np
 from absl import flags
 
-Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
+Spec = Mapping[str, tuple[tuple[int, ...], np.dtype]]
+"""Shape (without batch axis) and dtype of each field of an example."""
 Batch = dict[str, np.ndarray]
+MapRows = Callable[[Callable[[int], None], Iterable[int]], Iterable[None]]
+"""`map`, or that of a pool."""
 
-MASK_SPEC: Spec = {"mask": ((), np.dtype(np.float32))}
 _ENDLESS = 2**40  # steps; at a thousand a second this is 35 years
 
 
@@ -32,8 +36,14 @@ class BatchIterator(Protocol):
     def close(self) -> None: ...
 
 
-class Dataset(Protocol):
+class Dataset(abc.ABC):
     """A finite set of examples, read in epochs.
+
+    A subclass reads examples; where there are workers, it is picklable.
+
+    Args:
+        eval_spec: without `mask`.
+        num_threads, num_workers: see `prefetched`.
 
     Attributes:
         num_train, num_eval: numbers of examples.
@@ -44,12 +54,31 @@ class Dataset(Protocol):
         description: one phrase for logs, naming the data.
     """
 
-    num_train: int
-    num_eval: int
-    train_spec: Spec
-    eval_spec: Spec
-    fake: bool
-    description: str
+    def __init__(
+        self,
+        *,
+        num_train: int,
+        num_eval: int,
+        train_spec: Spec,
+        eval_spec: Spec,
+        fake: bool,
+        description: str,
+        num_threads: int = 1,
+        num_workers: int = 0,
+    ) -> None:
+        self.num_train, self.num_eval = num_train, num_eval
+        self.train_spec: Spec = train_spec
+        self.eval_spec: Spec = {**eval_spec, "mask": ((), np.dtype(np.float32))}
+        self.fake, self.description = fake, description
+        self._prefetched = functools.partial(prefetched, num_threads=num_threads, num_workers=num_workers)
+
+    @abc.abstractmethod
+    def read_train(self, start: int, stop: int, seed: int) -> Batch:
+        """Returns the examples at positions [start, stop) of the global stream; a pure function."""
+
+    @abc.abstractmethod
+    def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> Batch:
+        """Returns the named fields [N, ...] of eval examples [N], in their order, without a mask."""
 
     def train_batches(self, *, seed: int, batch_size: int, start_step: int, rows: slice) -> BatchIterator:
         """Yields rows `rows` of the global batches of steps start_step, start_step + 1, ... without end.
@@ -62,18 +91,29 @@ class Dataset(Protocol):
             start_step: the first global step, from 0.
             rows: this process's part of every global batch, with start and stop set.
         """
-        ...
+        make_batch = functools.partial(self._train_batch, seed=seed, batch_size=batch_size, rows=rows)
+        return self._prefetched(make_batch, start_step)
+
+    def _train_batch(self, step: int, *, seed: int, batch_size: int, rows: slice) -> Batch:
+        first = step * batch_size
+        return self.read_train(first + rows.start, first + rows.stop, seed)
 
     def eval_batches(self, *, batch_size: int, rows: slice) -> BatchIterator:
         """Yields rows `rows` of the ceil(num_eval / batch_size) batches that hold each eval example once.
 
         What the last batch lacks is zeros, with mask 0.
         """
-        ...
+        make_batch = functools.partial(self._eval_batch, batch_size=batch_size, rows=rows)
+        return self._prefetched(make_batch, 0, num_eval_batches(self.num_eval, batch_size))
 
-    def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> Batch:
-        """Returns the named fields [N, ...] of eval examples [N], in their order, without a mask."""
-        ...
+    def _eval_batch(self, index: int, *, batch_size: int, rows: slice) -> Batch:
+        first = index * batch_size
+        examples = np.arange(*(min(first + row, self.num_eval) for row in (rows.start, rows.stop)))
+        return _with_mask(self._eval_rows(examples), rows.stop - rows.start)
+
+    def _eval_rows(self, examples: np.ndarray) -> Batch:
+        """All fields of eval examples [N], in the one thread that makes a batch."""
+        return self.read_eval(examples, [name for name in self.eval_spec if name != "mask"])
 
 
 @functools.lru_cache(maxsize=4)
@@ -99,22 +139,11 @@ def examples_at(positions: np.ndarray, *, seed: int, num_examples: int) -> np.nd
     return examples
 
 
-def train_positions(step: int, *, batch_size: int, rows: slice) -> np.ndarray:
-    """Returns the positions in the global stream that `rows` of step `step` hold, [R] int64."""
-    return np.arange(rows.start, rows.stop, dtype=np.int64) + step * batch_size
-
-
-def eval_examples(index: int, *, num_examples: int, batch_size: int, rows: slice) -> np.ndarray:
-    """Returns the examples in `rows` of eval batch `index`, fewer than the rows where it needs padding."""
-    first = index * batch_size
-    return np.arange(min(first + rows.start, num_examples), min(first + rows.stop, num_examples))
-
-
 def num_eval_batches(num_examples: int, batch_size: int) -> int:
     return -(-num_examples // batch_size)
 
 
-def with_mask(fields: Mapping[str, np.ndarray], num_rows: int) -> Batch:
+def _with_mask(fields: Mapping[str, np.ndarray], num_rows: int) -> Batch:
     """Pads every field with zeros to `num_rows` rows and adds the mask of the real ones, [rows] float32."""
     num_real = _common_length(fields)
     batch = {name: np.zeros((num_rows, *value.shape[1:]), value.dtype) for name, value in fields.items()}
@@ -122,6 +151,11 @@ def with_mask(fields: Mapping[str, np.ndarray], num_rows: int) -> Batch:
         batch[name][:num_real] = value
     batch["mask"] = (np.arange(num_rows) < num_real).astype(np.float32)
     return batch
+
+
+def num_threads(options: Mapping[str, Any]) -> int:
+    """The option `num_threads` of a config's `data`; 0, the default, is as many as there are cores, at most 8."""
+    return options.get("num_threads") or min(os.cpu_count() or 1, 8)
 
 
 def prefetched(
@@ -157,7 +191,21 @@ def prefetched(
     return iter(batches)
 
 
-class InMemoryDataset:
+class Field(Protocol):
+    """Values of all examples, [N, ...]: an array, or what can be gathered from like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: np.ndarray, /) -> np.ndarray: ...
+
+
+class InMemoryDataset(Dataset):
     """A Dataset whose fields are arrays in memory (or mapped files), gathered a batch at a time.
 
     Args:
@@ -166,44 +214,29 @@ class InMemoryDataset:
     """
 
     def __init__(
-        self,
-        train: Mapping[str, np.ndarray],
-        evaluation: Mapping[str, np.ndarray],
-        *,
-        fake: bool,
-        description: str,
+        self, train: Mapping[str, Field], evaluation: Mapping[str, Field], *, fake: bool, description: str
     ) -> None:
+        super().__init__(
+            num_train=_common_length(train),
+            num_eval=_common_length(evaluation),
+            train_spec={name: (value.shape[1:], value.dtype) for name, value in train.items()},
+            eval_spec={name: (value.shape[1:], value.dtype) for name, value in evaluation.items()},
+            fake=fake,
+            description=description,
+        )
         self._train, self._eval = dict(train), dict(evaluation)
-        self.num_train, self.num_eval = _common_length(self._train), _common_length(self._eval)
-        self.train_spec = {name: (value.shape[1:], value.dtype) for name, value in self._train.items()}
-        self.eval_spec = {
-            name: (value.shape[1:], value.dtype) for name, value in self._eval.items()
-        } | MASK_SPEC
-        self.fake, self.description = fake, description
 
-    def train_batches(self, *, seed: int, batch_size: int, start_step: int, rows: slice) -> BatchIterator:
-        def make_batch(step: int) -> Batch:
-            positions = train_positions(step, batch_size=batch_size, rows=rows)
-            examples = self._examples_at(positions, seed)
-            return {name: value[examples] for name, value in self._train.items()}
-
-        return prefetched(make_batch, start_step)
+    def read_train(self, start: int, stop: int, seed: int) -> Batch:
+        examples = self._examples_at(np.arange(start, stop), seed)
+        return {name: value[examples] for name, value in self._train.items()}
 
     def _examples_at(self, positions: np.ndarray, seed: int) -> np.ndarray:
         return examples_at(positions, seed=seed, num_examples=self.num_train)
-
-    def eval_batches(self, *, batch_size: int, rows: slice) -> BatchIterator:
-        def make_batch(index: int) -> Batch:
-            examples = eval_examples(index, num_examples=self.num_eval, batch_size=batch_size, rows=rows)
-            fields = {name: value[examples] for name, value in self._eval.items()}
-            return with_mask(fields, rows.stop - rows.start)
-
-        return prefetched(make_batch, 0, num_eval_batches(self.num_eval, batch_size))
 
     def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> Batch:
         return {name: self._eval[name][indices] for name in fields}
 
 
-def _common_length(fields: Mapping[str, np.ndarray]) -> int:
+def _common_length(fields: Mapping[str, Sized]) -> int:
     (length,) = {len(value) for value in fields.values()}
     return length

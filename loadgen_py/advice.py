@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from loadgen_py.settings import TestScenario
-from loadgen_py.statistics import Distribution, Verdict
+from loadgen_py.statistics import PerformanceVerdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Reason:
     try_next: dict[str, int | float] = dataclasses.field(default_factory=dict)
 
 
-def reasons(verdict: Verdict) -> list[Reason]:
+def reasons(verdict: PerformanceVerdict) -> list[Reason]:
     """One reason for each condition of a verdict that is not met."""
     found: list[Reason] = []
     if not verdict.perf_constraints_met:
@@ -38,18 +38,10 @@ def reasons(verdict: Verdict) -> list[Reason]:
     return found
 
 
-def _latency_reasons(verdict: Verdict) -> list[Reason]:
-    settings, requested = verdict.settings, verdict.settings.requested
-    judged: list[tuple[str, Distribution | None, int]] = [
-        ("latency", verdict.samples, settings.target_latency_ns)
-    ]
-    if requested.use_token_latencies:
-        judged = [
-            ("time to first token", verdict.first_token, requested.ttft_latency),
-            ("time per output token", verdict.per_token, requested.tpot_latency),
-        ]
+def _latency_reasons(verdict: PerformanceVerdict) -> list[Reason]:
+    settings = verdict.settings
     found = []
-    for name, spread, bound_ns in judged:
+    for name, spread, bound_ns in verdict.bounded:
         if spread is None or spread.target <= bound_ns:
             continue
         count = len(spread.values)
@@ -69,7 +61,7 @@ def _latency_reasons(verdict: Verdict) -> list[Reason]:
     return found
 
 
-def _next_qps(verdict: Verdict) -> float:
+def _next_qps(verdict: PerformanceVerdict) -> float:
     """A rate to try: what the system kept up with, if it fell behind, otherwise a tenth less."""
     measured, target = verdict.measured, verdict.settings.target_qps
     completed = verdict.sample_count / measured.final_done_s if measured.final_done_s > 0 else target
@@ -77,7 +69,7 @@ def _next_qps(verdict: Verdict) -> float:
     return float(f"{qps:.3g}")
 
 
-def _duration_reason(verdict: Verdict) -> Reason:
+def _duration_reason(verdict: PerformanceVerdict) -> Reason:
     measured, settings = verdict.measured, verdict.settings
     wanted_s = settings.requested.min_duration_ms / 1000
     scenario = settings.scenario
@@ -110,7 +102,7 @@ def _duration_reason(verdict: Verdict) -> Reason:
     )
 
 
-def _count_reason(verdict: Verdict) -> Reason:
+def _count_reason(verdict: PerformanceVerdict) -> Reason:
     settings, measured = verdict.settings, verdict.measured
     if measured.queries_issued < settings.min_query_count:
         done, wanted, what = measured.queries_issued, settings.min_query_count, "queries were issued"
@@ -123,7 +115,7 @@ def _count_reason(verdict: Verdict) -> Reason:
     )
 
 
-def _evidence_reason(verdict: Verdict) -> Reason:
+def _evidence_reason(verdict: PerformanceVerdict) -> Reason:
     missing, count = verdict.early_stopping.queries_missing, verdict.measured.queries_issued
     settings = verdict.settings
     if settings.scenario != TestScenario.Server:

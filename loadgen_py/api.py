@@ -10,16 +10,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadgen_py.responses import Responses, as_bytes
+from loadgen_py.responses import ResponseRecorder, as_bytes
 from loadgen_py.result import Result
-from loadgen_py.run import Run
+from loadgen_py.run import LoadTest
 from loadgen_py.settings import LogSettings, TestSettings
 from loadgen_py.sut import CallbackLibrary, CallbackSut, FastCallbackSut, QuerySample
 
 ResponseCallback = Callable[["QuerySampleResponse"], Any]
 
 _now = time.perf_counter_ns
-_responses: Responses | None = None  # of the test that runs
+_responses: ResponseRecorder | None = None  # of the test that runs
 
 
 class SutError(RuntimeError):
@@ -47,7 +47,7 @@ class QuerySampleResponse:
         self.size = size
         self.n_tokens = n_tokens
         if size and _responses is not None and _responses.log is not None:
-            self._copy = _copied(self)
+            self._copy = _copied(self, _responses)
 
     def __getstate__(self) -> tuple[int, Any, int, int]:
         return self.id, self.data, self.size, self.n_tokens
@@ -59,9 +59,9 @@ class QuerySampleResponse:
         return f"QuerySampleResponse(id={self.id}, size={self.size}, n_tokens={self.n_tokens})"
 
 
-def _copied(response: QuerySampleResponse) -> bytes | None:
+def _copied(response: QuerySampleResponse, active: ResponseRecorder) -> bytes | None:
     """The bytes behind an address if the sample's answer is logged, else None."""
-    if not isinstance(response.data, int) or not _responses.wants_answer(response.id):
+    if not isinstance(response.data, int) or not active.wants_answer(response.id):
         return None
     return _read_memory(response.data, response.size)
 
@@ -96,23 +96,23 @@ def _read_memory(address: int, size: int) -> bytes | None:
     return b"".join(parts)
 
 
-def _answer(response: QuerySampleResponse, called_back: bool) -> bytes:
-    """The bytes to log for a response; empty, with a warning, if its memory is gone."""
+def _answer(response: QuerySampleResponse, active: ResponseRecorder, called_back: bool) -> bytes:
+    """The bytes to log for a response; empty, with an error, if its memory is gone."""
     if not isinstance(response.data, int):
-        data = as_bytes(response.data)
-        return data[: response.size] if response.size else data
+        whole = as_bytes(response.data)
+        return whole[: response.size] if response.size else whole
     if not response.size:
         return b""
     copy = None if called_back else getattr(response, "_copy", None)
     data = _read_memory(response.data, response.size)
     if copy is not None and data != copy:
-        _responses.record_warning(
+        active.record_warning(
             "The memory of a response was freed or changed between QuerySampleResponse and "
             "QuerySamplesComplete; the first content is logged. Keep the memory, or pass bytes or an array."
         )
         data = copy
     if data is None:
-        _responses.record_error(
+        active.record_error(
             f"The memory of the response to sample {response.id} is gone. Keep it, or pass bytes."
         )
         return b""
@@ -145,7 +145,7 @@ def QuerySamplesComplete(
         for response in (r for r, wants in zip(responses, wanted, strict=True) if wants):
             response_cb(response)
     answers = [
-        _answer(response, response_cb is not None) if wants else b""
+        _answer(response, active, response_cb is not None) if wants else b""
         for response, wants in zip(responses, wanted, strict=True)
     ]
     active.complete_at(now, [r.id for r in responses], answers, [r.n_tokens for r in responses])
@@ -163,7 +163,7 @@ def FirstTokenComplete(
         return
     tokens = None
     if active.log is not None:
-        tokens = [_answer(r, False) if active.wants_answer(r.id) else b"" for r in responses]
+        tokens = [_answer(r, active, False) if active.wants_answer(r.id) else b"" for r in responses]
     active.first_token([r.id for r in responses], tokens)
 
 
@@ -240,7 +240,7 @@ def StartTestWithLogSettings(
     global _responses
     if _responses is not None:
         raise SutError("A test is running already; start the next one when it has ended.")
-    test = Run(sut, qsl, test_settings, log_settings, Path(audit_config_filename))
+    test = LoadTest(sut, qsl, test_settings, log_settings, Path(audit_config_filename))
     _responses = test.responses
     try:
         result = test.execute()

@@ -10,13 +10,9 @@ from __future__ import annotations
 import errno
 import math
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
 from loadgen_py.official_defaults import DEFAULTS
-
-if TYPE_CHECKING:
-    from loadgen_py.settings import TestSettings
 
 USER, BUILT_IN, AUDIT = 1, 0, 2
 
@@ -25,6 +21,8 @@ _NS_PER_MS = 1_000_000
 _INTEGER = re.compile(r"[+-]?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
 _DECIMAL = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|infinity|nan)", re.IGNORECASE)
 _HEX_FLOAT = re.compile(r"[+-]?0[xX]([0-9a-fA-F]+\.?[0-9a-fA-F]*|\.[0-9a-fA-F]+)([pP][+-]?\d+)?")
+
+Value = int | float | bool
 
 _user_files_read = 0
 _pending_errors: list[str] = []
@@ -37,12 +35,18 @@ def take_pending_errors() -> list[str]:
     return errors
 
 
-def apply(settings: TestSettings, path: str, model: str, scenario: str, conf_type: int) -> int:
-    """Sets the fields of `settings` that the file names; returns 0 or a negative errno."""
+def read_fields(
+    path: str, model: str, scenario: str, conf_type: int, before: Mapping[str, Value]
+) -> tuple[dict[str, Value], int]:
+    """(the fields of `TestSettings` that a file sets, 0 or a negative errno).
+
+    `before` has the fields as they are: bounds of tokens are read only where tokens are measured.
+    """
     global _user_files_read
+    found: dict[str, Value] = {}
     if conf_type == USER:
         if _user_files_read == 0:
-            apply(settings, "", model, scenario, BUILT_IN)
+            found, _ = read_fields("", model, scenario, BUILT_IN, before)
         else:
             _pending_errors.append("Multiple conf files are used. This is not valid for official submission.")
         _user_files_read += 1
@@ -55,12 +59,13 @@ def apply(settings: TestSettings, path: str, model: str, scenario: str, conf_typ
                 values, errors = parse(file)
         except OSError:
             _pending_errors.append(f"can't open file {path}")
-            return -errno.ENOENT
+            return found, -errno.ENOENT
         if errors:
             _pending_errors.extend(errors)
-            return -errno.EINVAL
-    _set_fields(settings, _LookUp(values, model, scenario), conf_type)
-    return 0
+            return found, -errno.EINVAL
+    reader = _Reader(values, model, scenario, {**before, **found})
+    _read_all(reader, conf_type)
+    return found | reader.found, 0
 
 
 def built_in_values() -> dict[str, str]:
@@ -121,90 +126,80 @@ def _double(text: str) -> float:
         return math.nan
 
 
-class _LookUp:
-    """Values for one model and scenario, the most specific key first."""
+class _Reader:
+    """Takes fields out of the values for one model and scenario, the most specific key first.
 
-    def __init__(self, values: dict[str, str], model: str, scenario: str) -> None:
-        self._values, self._model, self._scenario = values, model, scenario
+    A field is looked for under its own name if no `key` is given.
+
+    Attributes:
+        found: the fields so far.
+    """
+
+    def __init__(
+        self, values: Mapping[str, str], model: str, scenario: str, before: Mapping[str, Value]
+    ) -> None:
+        self._values, self._model, self._scenario, self._before = values, model, scenario, before
+        self.found: dict[str, Value] = {}
 
     def text(self, key: str, scenario: str | None = None) -> str | None:
         scenario = scenario or self._scenario
         for prefix in (f"{self._model}.{scenario}", f"*.{scenario}", f"{self._model}.*", "*.*"):
-            found = self._values.get(f"{prefix}.{key}")
-            if found is not None:
-                return found
+            text = self._values.get(f"{prefix}.{key}")
+            if text is not None:
+                return text
         return None
 
-    def integer(
-        self, settings: TestSettings, field: str, key: str, scenario: str | None = None, unit: int = 1
-    ) -> None:
-        found = self.text(key, scenario)
-        if found is not None:
-            setattr(settings, field, _unsigned(found) * unit % _UINT64)
+    def integer(self, field: str, key: str = "", scenario: str | None = None, unit: int = 1) -> None:
+        text = self.text(key or field, scenario)
+        if text is not None:
+            self.found[field] = _unsigned(text) * unit % _UINT64
 
-    def number(
-        self, settings: TestSettings, field: str, key: str, scenario: str | None = None, unit: float = 1.0
-    ) -> None:
-        found = self.text(key, scenario)
-        if found is not None:
-            setattr(settings, field, _double(found) * unit)
+    def number(self, field: str, key: str = "", scenario: str | None = None, unit: float = 1.0) -> None:
+        text = self.text(key or field, scenario)
+        if text is not None:
+            self.found[field] = _double(text) * unit
 
-    def switch(
-        self,
-        settings: TestSettings,
-        field: str,
-        *,
-        only_one: bool,
-        scenario: str | None = None,
-        key: str | None = None,
-    ) -> None:
-        """A flag; some official keys are true only for 1, others for anything but 0."""
-        found = self.text(key or field, scenario)
-        if found is not None:
-            value = _unsigned(found)
-            setattr(settings, field, value == 1 if only_one else value != 0)
+    def switch(self, field: str, key: str = "", scenario: str | None = None, *, only_one: bool) -> bool:
+        """A flag, and whether it is on now; some official keys are true only for 1, others for anything but 0."""
+        text = self.text(key or field, scenario)
+        if text is not None:
+            value = _unsigned(text)
+            self.found[field] = value == 1 if only_one else value != 0
+        return bool(self.found.get(field, self._before[field]))
 
 
-def _set_fields(settings: TestSettings, look_up: _LookUp, conf_type: int) -> None:
-    mode = look_up.text("mode")
+def _read_all(reader: _Reader, conf_type: int) -> None:
+    mode = reader.text("mode")
     if mode is not None:
         if _unsigned(mode) < 4:
-            settings.mode = type(settings.mode)(_unsigned(mode))
+            reader.found["mode"] = _unsigned(mode)
         else:
             _pending_errors.append("Invalid value passed to Mode key in config.")
     if conf_type == BUILT_IN:
         for name in ("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed"):
-            look_up.integer(settings, name, name)
-            look_up.integer(settings, f"test05_{name}", f"test05_{name}")
-        look_up.number(settings, "accuracy_log_probability", "accuracy_log_probability", unit=0.01)
-        look_up.switch(settings, "test05", only_one=True)
+            reader.integer(name)
+            reader.integer(f"test05_{name}")
+        reader.number("accuracy_log_probability", unit=0.01)
+        reader.switch("test05", only_one=True)
 
-    look_up.switch(settings, "use_token_latencies", only_one=True)
-    if settings.use_token_latencies:
-        look_up.integer(settings, "ttft_latency", "ttft_latency", "Server", _NS_PER_MS)
-        look_up.integer(settings, "tpot_latency", "tpot_latency", "Server", _NS_PER_MS)
-    look_up.switch(settings, "infer_token_latencies", only_one=True)
-    if settings.infer_token_latencies:
-        look_up.integer(settings, "token_latency_scaling_factor", "token_latency_scaling_factor")
+    if reader.switch("use_token_latencies", only_one=True):
+        reader.integer("ttft_latency", scenario="Server", unit=_NS_PER_MS)
+        reader.integer("tpot_latency", scenario="Server", unit=_NS_PER_MS)
+    if reader.switch("infer_token_latencies", only_one=True):
+        reader.integer("token_latency_scaling_factor")
 
-    for prefix, scenario in (
-        ("single_stream", "SingleStream"),
-        ("multi_stream", "MultiStream"),
-        ("server", "Server"),
-    ):
-        field = f"{prefix}_target_latency_percentile"
-        look_up.number(settings, field, "target_latency_percentile", scenario, 0.01)
-    look_up.integer(settings, "multi_stream_samples_per_query", "samples_per_query", "MultiStream")
-    look_up.integer(settings, "server_target_latency_ns", "target_latency", "Server", _NS_PER_MS)
+    prefixes = ("single_stream", "SingleStream"), ("multi_stream", "MultiStream"), ("server", "Server")
+    for prefix, scenario in prefixes:
+        reader.number(f"{prefix}_target_latency_percentile", "target_latency_percentile", scenario, 0.01)
+    reader.integer("multi_stream_samples_per_query", "samples_per_query", "MultiStream")
+    reader.integer("server_target_latency_ns", "target_latency", "Server", _NS_PER_MS)
 
-    look_up.switch(settings, "performance_issue_unique", only_one=False)
-    look_up.switch(settings, "performance_issue_same", only_one=False)
-    look_up.switch(settings, "sample_concatenate_permutation", only_one=True)
-    look_up.switch(
-        settings, "server_coalesce_queries", only_one=False, scenario="Server", key="coalesce_queries"
-    )
-    look_up.switch(settings, "print_timestamps", only_one=False)
-    look_up.integer(settings, "server_max_async_queries", "max_async_queries", "Server")
+    reader.switch("performance_issue_unique", only_one=False)
+    reader.switch("performance_issue_same", only_one=False)
+    reader.switch("sample_concatenate_permutation", only_one=True)
+    reader.switch("server_coalesce_queries", "coalesce_queries", "Server", only_one=False)
+    reader.switch("print_timestamps", only_one=False)
+    reader.integer("server_max_async_queries", "max_async_queries", "Server")
     for name in (
         "performance_issue_same_index",
         "min_query_count",
@@ -214,12 +209,10 @@ def _set_fields(settings: TestSettings, look_up: _LookUp, conf_type: int) -> Non
         "accuracy_log_rng_seed",
         "accuracy_log_sampling_target",
     ):
-        look_up.integer(settings, name, name)
-    look_up.integer(settings, "min_duration_ms", "min_duration")
-    look_up.integer(settings, "max_duration_ms", "max_duration")
-    look_up.number(
-        settings, "single_stream_expected_latency_ns", "target_latency", "SingleStream", _NS_PER_MS
-    )
-    look_up.number(settings, "multi_stream_expected_latency_ns", "target_latency", "MultiStream", _NS_PER_MS)
-    look_up.number(settings, "server_target_qps", "target_qps", "Server")
-    look_up.number(settings, "offline_expected_qps", "target_qps", "Offline")
+        reader.integer(name)
+    reader.integer("min_duration_ms", "min_duration")
+    reader.integer("max_duration_ms", "max_duration")
+    reader.number("single_stream_expected_latency_ns", "target_latency", "SingleStream", _NS_PER_MS)
+    reader.number("multi_stream_expected_latency_ns", "target_latency", "MultiStream", _NS_PER_MS)
+    reader.number("server_target_qps", "target_qps", "Server")
+    reader.number("offline_expected_qps", "target_qps", "Offline")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from loadgen_py.settings import EffectiveSettings, TestScenario, TestSettings
-from loadgen_py.statistics import PERCENTILES, Distribution, Verdict
+from loadgen_py.statistics import PERCENTILES, Distribution, PerformanceVerdict
 
 Value = bool | int | float | str
 _RULE = "================================================"
@@ -32,11 +32,7 @@ _SCENARIO_FIELDS = {
     ),
     TestScenario.Offline: ("offline_expected_qps",),
 }
-_COMMON_FIELDS = (
-    "min_duration_ms",
-    "max_duration_ms",
-    "min_query_count",
-    "max_query_count",
+_TAKEN_OVER = (  # by a run as they are
     "qsl_rng_seed",
     "sample_index_rng_seed",
     "schedule_rng_seed",
@@ -47,6 +43,13 @@ _COMMON_FIELDS = (
     "performance_issue_unique",
     "performance_issue_same",
     "performance_issue_same_index",
+)
+_COMMON_FIELDS = (
+    "min_duration_ms",
+    "max_duration_ms",
+    "min_query_count",
+    "max_query_count",
+    *_TAKEN_OVER,
     "performance_sample_count_override",
     "accuracy_sample_count_override",
     "sample_concatenate_permutation",
@@ -104,7 +107,7 @@ def effective_fields(settings: EffectiveSettings) -> dict[str, Value]:
         "max_query_count": requested.max_query_count,
         "min_sample_count": settings.min_sample_count,
     }
-    for name in _COMMON_FIELDS[4:-3]:
+    for name in _TAKEN_OVER:
         fields[name] = getattr(requested, name)
     fields["performance_sample_count"] = settings.performance_sample_count
     fields["accuracy_sample_count"] = settings.accuracy_sample_count
@@ -112,7 +115,7 @@ def effective_fields(settings: EffectiveSettings) -> dict[str, Value]:
     return {f"effective_{name}": value for name, value in fields.items()}
 
 
-def result_fields(verdict: Verdict, valid: bool) -> dict[str, Value]:
+def result_fields(verdict: PerformanceVerdict, valid: bool) -> dict[str, Value]:
     """The results of a performance phase, as in the detail log, from `result_validity` on."""
     stopping = verdict.early_stopping
     fields: dict[str, Value] = {"result_validity": "VALID" if valid else "INVALID"}
@@ -123,19 +126,23 @@ def result_fields(verdict: Verdict, valid: bool) -> dict[str, Value]:
     fields["early_stopping_met"] = stopping.met
     if not verdict.valid:
         fields["result_invalid_reason"] = _official_reason(verdict)
-    names = ("early_stopping_result",)
+    names: tuple[str, ...] = ("early_stopping_result",)
     if verdict.settings.requested.use_token_latencies:
         names = ("early_stopping_ttft_result", "early_stopping_tpot_result")
     for name, text in zip(names, stopping.texts, strict=True):
         fields[name] = text.replace("\n", " ")
     fields["result_query_count"] = verdict.measured.queries_issued if verdict.samples else 0
-    fields |= _scenario_results(verdict)
+    return fields | _measured_fields(verdict)
+
+
+def _measured_fields(verdict: PerformanceVerdict) -> dict[str, float]:
+    fields = _scenario_results(verdict)
     fields |= _latencies(verdict.samples, "result_{}_latency_ns", "result_{}_percentile_latency_ns")
     fields |= _token_results(verdict)
     return fields | _inferred_token_results(verdict)
 
 
-def _official_reason(verdict: Verdict) -> str:
+def _official_reason(verdict: PerformanceVerdict) -> str:
     reason = ""
     if not verdict.perf_constraints_met:
         reason += verdict.perf_advice + " "
@@ -146,8 +153,8 @@ def _official_reason(verdict: Verdict) -> str:
     return reason.replace("\n", " ")
 
 
-def _latencies(spread: Distribution | None, extreme: str, percentile: str) -> dict[str, Value]:
-    fields: dict[str, Value] = {
+def _latencies(spread: Distribution | None, extreme: str, percentile: str) -> dict[str, float]:
+    fields: dict[str, float] = {
         extreme.format("min"): spread.minimum if spread else 0,
         extreme.format("max"): spread.maximum if spread else 0,
         extreme.format("mean"): spread.mean if spread else 0,
@@ -157,7 +164,7 @@ def _latencies(spread: Distribution | None, extreme: str, percentile: str) -> di
     return fields
 
 
-def _scenario_results(verdict: Verdict) -> dict[str, Value]:
+def _scenario_results(verdict: PerformanceVerdict) -> dict[str, float]:
     measured, stopping = verdict.measured, verdict.early_stopping
     match verdict.settings.scenario:
         case TestScenario.SingleStream:
@@ -185,7 +192,7 @@ def _scenario_results(verdict: Verdict) -> dict[str, Value]:
             return {"result_samples_per_second": _ratio(verdict.sample_count, measured.max_latency_s)}
 
 
-def _token_results(verdict: Verdict) -> dict[str, Value]:
+def _token_results(verdict: PerformanceVerdict) -> dict[str, float]:
     settings, measured, tokens = verdict.settings, verdict.measured, verdict.token_count
     if not settings.requested.use_token_latencies:
         return {}
@@ -206,7 +213,7 @@ def _token_results(verdict: Verdict) -> dict[str, Value]:
     return fields
 
 
-def _inferred_token_results(verdict: Verdict) -> dict[str, Value]:
+def _inferred_token_results(verdict: PerformanceVerdict) -> dict[str, float]:
     requested, measured = verdict.settings.requested, verdict.measured
     if not requested.infer_token_latencies:
         return {}
@@ -225,14 +232,22 @@ def number_text(value: float, digits: int = 6) -> str:
     return f"{value:.{digits}g}"
 
 
-def summary_lines(verdict: Verdict, valid: bool, sut_name: str) -> list[str]:
+def summary_lines(verdict: PerformanceVerdict, valid: bool, sut_name: str) -> list[str]:
     """The summary for people, in the official words and order."""
-    settings, fields = verdict.settings, result_fields(verdict, valid)
-    stopping = verdict.early_stopping
+    settings, fields = verdict.settings, _measured_fields(verdict)
     lines = [_RULE, "MLPerf Results Summary", _RULE, f"SUT name : {sut_name}"]
     lines += [f"Scenario : {settings.scenario.name}", f"Mode     : {settings.mode.name}"]
     lines += _headline(verdict, fields)
-    lines.append(f"Result is : {'VALID' if valid else 'INVALID'}")
+    lines += _condition_lines(verdict, valid)
+    lines += ["", _RULE, "Additional Stats", _RULE]
+    lines += _additional_stats(verdict, fields)
+    lines += ["", _RULE, "Test Parameters Used", _RULE]
+    return lines + _parameter_lines(settings)
+
+
+def _condition_lines(verdict: PerformanceVerdict, valid: bool) -> list[str]:
+    settings, stopping = verdict.settings, verdict.early_stopping
+    lines = [f"Result is : {'VALID' if valid else 'INVALID'}"]
     if settings.scenario == TestScenario.Server:
         lines.append(f"  Performance constraints satisfied : {_yes(verdict.perf_constraints_met)}")
     lines.append(f"  Min duration satisfied : {_yes(verdict.min_duration_met)}")
@@ -255,17 +270,14 @@ def summary_lines(verdict: Verdict, valid: bool, sut_name: str) -> list[str]:
             titles = ["Early Stopping Result:"]
         for title, text in zip(titles, stopping.texts, strict=True):
             lines += [title, text]
-    lines += ["", _RULE, "Additional Stats", _RULE]
-    lines += _additional_stats(verdict, fields)
-    lines += ["", _RULE, "Test Parameters Used", _RULE]
-    return lines + _parameter_lines(settings)
+    return lines
 
 
 def _yes(met: bool) -> str:
     return "Yes" if met else "NO"
 
 
-def _headline(verdict: Verdict, fields: dict[str, Value]) -> list[str]:
+def _headline(verdict: PerformanceVerdict, fields: dict[str, float]) -> list[str]:
     settings = verdict.settings
     percentile = f"{settings.target_latency_percentile * 100:.1f}th"
     lines = []
@@ -290,8 +302,8 @@ def _headline(verdict: Verdict, fields: dict[str, Value]) -> list[str]:
             if settings.requested.use_token_latencies:
                 lines.append(f"Tokens per second: {number_text(fields['result_tokens_per_second'])}")
             if settings.requested.infer_token_latencies:
-                rate = number_text(fields["result_inferred_tokens_per_second"])
-                lines.append(f"Tokens per second (inferred): {rate}")
+                inferred = number_text(fields["result_inferred_tokens_per_second"])
+                lines.append(f"Tokens per second (inferred): {inferred}")
     return lines
 
 
@@ -305,7 +317,7 @@ def _spread_lines(spread: Distribution | None, what: str, percentile: str, width
     return lines
 
 
-def _additional_stats(verdict: Verdict, fields: dict[str, Value]) -> list[str]:
+def _additional_stats(verdict: PerformanceVerdict, fields: dict[str, float]) -> list[str]:
     scenario = verdict.settings.scenario
     lines: list[str] = []
     if scenario == TestScenario.SingleStream:
@@ -323,7 +335,7 @@ def _additional_stats(verdict: Verdict, fields: dict[str, Value]) -> list[str]:
     return lines
 
 
-def _token_stats(verdict: Verdict) -> list[str]:
+def _token_stats(verdict: PerformanceVerdict) -> list[str]:
     scenario, tokens, measured = verdict.settings.scenario, verdict.token_count, verdict.measured
     lines = [""]
     if scenario == TestScenario.SingleStream:
@@ -358,7 +370,7 @@ def _parameter_lines(settings: EffectiveSettings) -> list[str]:
     pairs.append(("max_duration (ms)", requested.max_duration_ms))
     pairs.append(("min_query_count", settings.min_query_count))
     pairs.append(("max_query_count", requested.max_query_count))
-    for name in _COMMON_FIELDS[4:-3]:
+    for name in _TAKEN_OVER:
         value = getattr(requested, name)
         pairs.append((name, number_text(value) if isinstance(value, float) else value))
     pairs.append(("performance_sample_count", settings.performance_sample_count))

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from loadgen_py.responses import Responses
+from loadgen_py.responses import ResponseRecorder
 from loadgen_py.schedule import Queries
 from loadgen_py.settings import EffectiveSettings, TestScenario
 from loadgen_py.sut import CallbackSut, SystemUnderTest
@@ -48,7 +48,7 @@ class Phase:
 
     settings: EffectiveSettings
     queries: Queries
-    responses: Responses
+    responses: ResponseRecorder
     accuracy: bool
     most_slow_queries: int | None = None
     start_ns: int = 0
@@ -70,7 +70,7 @@ class Phase:
         return self.responses.issued // self.queries.samples_per_query
 
 
-def issue_queries(phase: Phase, sut: SystemUnderTest) -> None:
+def issue_queries(phase: Phase, sut: SystemUnderTest | CallbackSut) -> None:
     """Issues the phase's queries, flushes, and waits for the answers; fills in `phase`.
 
     With a time-out the queries come from a thread of their own, because a call that hangs
@@ -80,7 +80,7 @@ def issue_queries(phase: Phase, sut: SystemUnderTest) -> None:
         _issue_watched(phase, sut)
 
 
-def _issue_watched(phase: Phase, sut: SystemUnderTest) -> None:
+def _issue_watched(phase: Phase, sut: SystemUnderTest | CallbackSut) -> None:
     timeout_ms = phase.settings.requested.sut_timeout_ms
     if not timeout_ms:
         _guarded(phase, sut)
@@ -94,7 +94,7 @@ def _issue_watched(phase: Phase, sut: SystemUnderTest) -> None:
         worker.join(timeout=1.0)
 
 
-def _guarded(phase: Phase, sut: SystemUnderTest) -> None:
+def _guarded(phase: Phase, sut: SystemUnderTest | CallbackSut) -> None:
     try:
         with _fine_timer():
             _LOOPS[phase.settings.scenario](phase, *_calls(phase, sut))
@@ -151,7 +151,9 @@ def _wait_for_tail(phase: Phase) -> None:
         )
 
 
-def _calls(phase: Phase, sut: SystemUnderTest) -> tuple[Callable[[int, int], tuple], Callable[..., Any]]:
+def _calls(
+    phase: Phase, sut: SystemUnderTest | CallbackSut
+) -> tuple[Callable[[int, int], tuple], Callable[..., Any]]:
     """(`prepare(first, stop)`: the arguments for samples first to stop, `issue(*arguments)`)."""
     indices, first_id = phase.queries.indices, phase.responses.first_id
     if isinstance(sut, CallbackSut):
@@ -195,16 +197,16 @@ def _server(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable[
     limits, checked, clock = _Limits(phase), not phase.accuracy, _now
     max_async = settings.max_async_queries if checked else 0
     coalesce = settings.requested.server_coalesce_queries
-    watch_slow = phase.most_slow_queries is not None
+    most_slow = phase.most_slow_queries
     count = queries.count
     issued_at = phase.issued_at = array("q", bytes(8 * count))
     _start(phase)
     start, wait = phase.start_ns, _Alarm(responses).wait
-    due_at = memoryview(queries.due_ns + start)
+    due_at = (queries.due_ns + start).data
     stop, inline = 0, False
     while stop < count:
         first, stop = stop, stop + 1
-        arguments = None if coalesce else prepare(first, stop)
+        arguments = () if coalesce else prepare(first, stop)
         due = due_at[first]
         now = clock()
         if now < due:
@@ -227,7 +229,7 @@ def _server(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable[
                 return
             if limits.set and limits.reached(stop, now - start):
                 return
-            if watch_slow and not stop % _JUDGE_EVERY and _too_many_slow(phase, stop):
+            if most_slow is not None and not stop % _JUDGE_EVERY and _too_many_slow(phase, stop, most_slow):
                 return
         if phase.stop:
             return
@@ -299,7 +301,7 @@ class _Alarm:
     thread that never sleeps off the processor for milliseconds on a busy one.
     """
 
-    def __init__(self, responses: Responses) -> None:
+    def __init__(self, responses: ResponseRecorder) -> None:
         self._responses = responses
         self._overshoot = _MOST_OVERSHOOT_NS // 2  # a running mean
 
@@ -323,12 +325,12 @@ class _Alarm:
         return now
 
 
-def _too_many_slow(phase: Phase, issued: int) -> bool:
+def _too_many_slow(phase: Phase, issued: int, most: int) -> bool:
     """Whether more queries are over the bound already than the whole run may have."""
     done = np.frombuffer(phase.responses.done, np.int64)[:issued]
     ended = np.where(done > 0, done, _now())
     late = ended - (phase.queries.due_ns[:issued] + phase.start_ns) > phase.settings.target_latency_ns
-    phase.gave_up = int(np.count_nonzero(late)) > phase.most_slow_queries
+    phase.gave_up = int(np.count_nonzero(late)) > most
     return phase.gave_up
 
 

@@ -18,6 +18,7 @@ from loadgen_py.issue import Phase
 from loadgen_py.settings import LogSettings, TestScenario
 from mlperf_jax.errors import UserError
 
+LOG_ENDINGS = {"summary": "txt", "detail": "txt", "accuracy": "json", "trace": "json"}
 _PACKAGE = Path(__file__).parent
 
 
@@ -32,7 +33,7 @@ def _json_value(value: Any) -> str:
     return json.dumps(value)
 
 
-class Answers:
+class LoggedAnswers:
     """The answers of one phase that go into the accuracy log, in order of completion.
 
     `wanted` is `[samples]` bool, or None for all of them.
@@ -83,9 +84,10 @@ class Logs:
         output = settings.log_output
         self._settings = settings
         stem = output.prefix + (f"{date_time}_" if output.prefix_with_datetime else "")
-        names = {"summary": "txt", "detail": "txt", "accuracy": "json", "trace": "json"}
         folder = Path(output.outdir)
-        self.paths = {kind: folder / f"{stem}{kind}{output.suffix}.{end}" for kind, end in names.items()}
+        self.paths = {
+            kind: folder / f"{stem}{kind}{output.suffix}.{end}" for kind, end in LOG_ENDINGS.items()
+        }
         self._files: dict[str, IO[str]] = {}
         try:
             for kind, path in self.paths.items():

@@ -9,6 +9,7 @@ import os
 import re
 import threading
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from loadgen_py.advice import Reason
-from loadgen_py.responses import as_bytes
+from loadgen_py.logs import LOG_ENDINGS
+from loadgen_py.responses import Rows, as_bytes
 from loadgen_py.result import Result
 from loadgen_py.settings import TestMode, TestScenario, TestSettings
 from loadgen_py.sut import SampleLibrary, SystemUnderTest
@@ -69,7 +71,7 @@ def run_official(
 
 def side_by_side(ours: Result, theirs: Result) -> list[str]:
     """A table of the figures that both results have, for people."""
-    rows = [("", "loadgen_py", "official", "ratio")]
+    rows: list[tuple[str, ...]] = [("", "loadgen_py", "official", "ratio")]
     verdicts = ["VALID" if result.valid else "INVALID" for result in (ours, theirs)]
     rows.append(("result", *verdicts, ""))
     for name, value in ours.metrics.items():
@@ -78,15 +80,11 @@ def side_by_side(ours: Result, theirs: Result) -> list[str]:
             ratio = f"{value / other:.3f}" if other else ""
             rows.append((name, f"{value:,.6g}", f"{other:,.6g}", ratio))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    ]
+    lines = []
+    for name, *cells in rows:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *padded]))
+    return lines
 
 
 def _official_module() -> ModuleType:
@@ -121,6 +119,7 @@ class _Bridge:
         self._official_ids: dict[int, int] = {}
         self._next = 1
         self._lock = threading.Lock()
+        self.completed = 0
         self.error: str | None = None
 
     def issue(self, official_ids: list[int], indices: list[int]) -> None:
@@ -150,7 +149,9 @@ class _Bridge:
         self.error = f"The system under test raised {type(error).__name__}: {error}"
         traceback.print_exception(error)
 
-    def complete(self, ids: Any, answers: Any = None, n_tokens: Any = None) -> None:
+    def complete(
+        self, ids: Sequence[int] | np.ndarray, answers: Rows | None = None, n_tokens: Rows | None = None
+    ) -> None:
         """As `Responses.complete`."""
         with self._lock:
             try:
@@ -160,11 +161,12 @@ class _Bridge:
                     f"Attempted to complete a sample twice, or one never issued. Actual id: {unknown}"
                 )
                 return
+            self.completed += len(official_ids)
         responses, keep = self._responses(official_ids, answers, n_tokens)
         self._lg.QuerySamplesComplete(responses)
         del keep
 
-    def first_token(self, ids: Any, tokens: Any = None) -> None:
+    def first_token(self, ids: Sequence[int] | np.ndarray, tokens: Rows | None = None) -> None:
         """As `Responses.first_token`."""
         with self._lock:
             try:
@@ -176,15 +178,13 @@ class _Bridge:
         self._lg.FirstTokenComplete(responses)
         del keep
 
-    def _responses(self, official_ids: list[int], answers: Any, n_tokens: Any) -> tuple[list, list]:
+    def _responses(
+        self, official_ids: list[int], answers: Rows | None, n_tokens: Rows | None
+    ) -> tuple[list, list]:
         """The official responses and the memory that they point to."""
         responses, keep = [], []
         for k, official_id in enumerate(official_ids):
-            data = (
-                np.frombuffer(as_bytes(answers[k]), np.uint8)
-                if answers is not None
-                else np.empty(0, np.uint8)
-            )
+            data = np.frombuffer(as_bytes(answers[k]) if answers is not None else b"", np.uint8)
             keep.append(data)
             count = int(n_tokens[k]) if n_tokens is not None else 0
             responses.append(self._lg.QuerySampleResponse(official_id, data.ctypes.data, data.size, count))
@@ -216,8 +216,5 @@ def _read_result(settings: TestSettings, log_dir: Path, error: str | None) -> Re
         metrics=metrics,
         errors=tuple(errors),
         interrupted=False,
-        logs={kind: log_dir / f"mlperf_log_{kind}.{end}" for kind, end in _LOG_ENDS.items()},
+        logs={kind: log_dir / f"mlperf_log_{kind}.{end}" for kind, end in LOG_ENDINGS.items()},
     )
-
-
-_LOG_ENDS = {"summary": "txt", "detail": "txt", "accuracy": "json", "trace": "json"}

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,45 @@ _ZEROS = [array("q", bytes(8 * n)) for n in range(_FEW + 1)]
 _now = time.perf_counter_ns
 
 
+class Rows(Protocol):
+    """Something for each sample: a sequence, an array, or what makes its items when they are asked for."""
+
+    def __getitem__(self, k: int, /) -> Any: ...
+
+
+class Responses(Protocol):
+    """Takes the answers of a system under test; all methods may be called from any thread.
+
+    Attributes:
+        completed: samples answered so far.
+    """
+
+    completed: int
+
+    def complete(
+        self,
+        ids: Sequence[int] | np.ndarray,
+        answers: Rows | None = None,
+        n_tokens: Rows | None = None,
+    ) -> None:
+        """Records that the samples `ids` are done now.
+
+        Args:
+            ids: `[N]` ids from `issue`, in any order and from any queries. A `range` is fastest.
+            answers: `[N]` what to log for each sample: bytes, or anything with a buffer, such
+                as a NumPy array or one row of it. Copied at once, and only where it is logged.
+            n_tokens: `[N]` tokens of each answer, where tokens are measured.
+        """
+
+    def first_token(self, ids: Sequence[int] | np.ndarray, tokens: Rows | None = None) -> None:
+        """Records that the first token of each of the samples `ids` is there now.
+
+        Args:
+            ids: `[N]` ids from `issue`.
+            tokens: `[N]` the tokens to log, as `answers` in `complete`.
+        """
+
+
 class AnswerLog(Protocol):
     """Takes the answers that are to be logged."""
 
@@ -29,12 +68,13 @@ class AnswerLog(Protocol):
     def first_token(self, position: int, data: bytes) -> None: ...
 
 
-class Responses:
-    """Takes the answers of the system under test; all methods may be called from any thread.
+class ResponseRecorder:
+    """The `Responses` of loadgen_py's own runs: when each sample was answered, exactly once.
 
     One object serves a whole run; `begin` starts each phase. Times are `time.perf_counter_ns`.
 
     Attributes:
+        first_id: the id of the phase's first sample.
         issued: samples handed to the system under test in this phase; the issuer sets it
             before each query, so that an answer to a sample not yet asked for is caught.
         completed: samples answered in this phase.
@@ -48,8 +88,8 @@ class Responses:
     """
 
     __slots__ = (
-        "issued", "completed", "done", "first_token_at", "n_tokens", "errors", "error_count", "warnings",
-        "log", "_lock", "_wake", "_waiting", "_first_id", "_needs_first_token", "_closed",
+        "first_id", "issued", "completed", "done", "first_token_at", "n_tokens", "errors", "error_count", "warnings",
+        "log", "_lock", "_wake", "_waiting", "_needs_first_token", "_closed",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -58,15 +98,15 @@ class Responses:
         self._wake.acquire()
         self._waiting = False
         self._closed = True
-        self._first_id = 0
+        self.first_id = 0
         self.log: AnswerLog | None = None
         self.issued = self.completed = self.error_count = 0
         self.errors: list[str] = []
         self.warnings: list[str] = []
         self.done = self.first_token_at = self.n_tokens = array("q")
 
-    def begin(self, count: int, *, log: AnswerLog | None, tokens: bool, needs_first_token: bool) -> int:
-        """Starts a phase of `count` samples and returns the id of the first one."""
+    def begin(self, count: int, *, log: AnswerLog | None, tokens: bool, needs_first_token: bool) -> None:
+        """Starts a phase of `count` samples."""
         with self._lock:
             self.issued = self.completed = 0
             self.done = array("q", bytes(8 * count))
@@ -75,40 +115,28 @@ class Responses:
             self._needs_first_token = needs_first_token
             self.log = log
             self._closed = False
-            self._first_id = _reserve_ids(count)
-            return self._first_id
+            self.first_id = _reserve_ids(count)
 
     def end(self) -> None:
         """Ends the phase: later answers are dropped, the arrays stay as they are."""
         with self._lock:
             self._closed = True
 
-    @property
-    def first_id(self) -> int:
-        return self._first_id
-
     def wants_answer(self, sample_id: int) -> bool:
         """Whether the answer of this sample will be logged."""
-        position = sample_id - self._first_id
+        position = sample_id - self.first_id
         return self.log is not None and not self._closed and position >= 0 and self.log.wants(position)
 
     def complete(
         self,
-        ids: range | Sequence[int] | np.ndarray,
-        answers: Sequence[Any] | np.ndarray | None = None,
-        n_tokens: Sequence[int] | np.ndarray | None = None,
+        ids: Sequence[int] | np.ndarray,
+        answers: Rows | None = None,
+        n_tokens: Rows | None = None,
     ) -> None:
-        """Records that the samples `ids` are done now.
-
-        Args:
-            ids: `[N]` ids from `issue`, in any order and from any queries. A `range` is fastest.
-            answers: `[N]` what to log for each sample: bytes, or anything with a buffer, such
-                as a NumPy array or one row of it. Copied at once, and only where it is logged.
-            n_tokens: `[N]` tokens of each answer, where tokens are measured.
-        """
+        """See `Responses.complete`; a range of samples in a phase that logs nothing is recorded at once."""
         now = _now()
         if self.log is None and n_tokens is None and type(ids) is range and ids.step == 1:
-            first = ids.start - self._first_id
+            first = ids.start - self.first_id
             size = len(ids)
             with self._lock:
                 if first >= 0 and first + size <= self.issued and not self._closed and not self.n_tokens:
@@ -135,7 +163,7 @@ class Responses:
 
     def complete_one(self, now: int, sample_id: int, n_tokens: int = 0) -> None:
         """`complete_at` for one sample in a phase that logs no answers."""
-        position = sample_id - self._first_id
+        position = sample_id - self.first_id
         with self._lock:
             if (
                 0 <= position < self.issued
@@ -154,11 +182,11 @@ class Responses:
         self,
         now: int,
         ids: Sequence[int] | np.ndarray,
-        answers: Sequence[Any] | np.ndarray | None = None,
-        n_tokens: Sequence[int] | np.ndarray | None = None,
+        answers: Rows | None = None,
+        n_tokens: Rows | None = None,
     ) -> None:
         """`complete` with everything checked and logged, at a time read before."""
-        first_id = self._first_id
+        first_id = self.first_id
         with self._lock:
             if self._closed:
                 return
@@ -181,7 +209,7 @@ class Responses:
 
     def _complete_many(self, now: int, ids: Sequence[int] | np.ndarray) -> bool:
         """Records many samples at once if nothing is wrong with any; otherwise nothing, and False."""
-        positions = np.asarray(ids, np.int64) - self._first_id
+        positions = np.asarray(ids, np.int64) - self.first_id
         if positions.min() < 0 or positions.max() >= self.issued:
             return False
         done = np.frombuffer(self.done, np.int64)
@@ -199,19 +227,14 @@ class Responses:
             self._waiting = False
             self._wake.release()
 
-    def first_token(self, ids: Iterable[int], tokens: Sequence[Any] | np.ndarray | None = None) -> None:
-        """Records that the first token of each of the samples `ids` is there now.
-
-        Args:
-            ids: `[N]` ids from `issue`.
-            tokens: `[N]` the tokens to log, as `answers` in `complete`.
-        """
+    def first_token(self, ids: Sequence[int] | np.ndarray, tokens: Rows | None = None) -> None:
+        """See `Responses.first_token`."""
         now = _now()
         with self._lock:
             if self._closed or not self.first_token_at:
                 return
             for k, sample_id in enumerate(ids):
-                position = sample_id - self._first_id
+                position = sample_id - self.first_id
                 if 0 <= position < self.issued and self.done[position]:
                     self._error("Attempted to record token latency after sample was completed")
                 elif self._is_outstanding(
@@ -260,7 +283,7 @@ class Responses:
         if position < 0:
             self._error(
                 "Received completion for an old sample. "
-                f"Min expected id: {self._first_id} Actual id: {sample_id}"
+                f"Min expected id: {self.first_id} Actual id: {sample_id}"
             )
         elif position >= self.issued:
             self._error(f"Attempted to {verb} a sample that was never issued. Actual id: {sample_id}")

@@ -11,7 +11,8 @@ import copy
 import dataclasses
 import enum
 import operator
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from loadgen_py import conf
 from mlperf_jax.errors import UserError
@@ -124,7 +125,11 @@ class TestSettings:
         `conf_type` 0 reads them alone and 2 reads an `audit.config`. Returns 0, or the
         negative errno of a file that cannot be read (-2) or understood (-22).
         """
-        return conf.apply(self, str(path), model, scenario, conf_type)
+        before = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        found, status = conf.read_fields(str(path), model, scenario, conf_type, before)
+        for name, value in found.items():
+            setattr(self, name, TestMode(int(value)) if name == "mode" else value)
+        return status
 
 
 @dataclasses.dataclass(slots=True)
@@ -202,27 +207,27 @@ class EffectiveSettings:
         return requested.accuracy_log_sampling_target / max(expected, minimum)
 
 
-def _whole_numbers(settings: TestSettings) -> TestSettings:
+_FIELD_TYPES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "int": (operator.index, "a whole number of at least 0"),
+    "float": (float, "a number"),
+    "bool": (bool, "bool"),
+    "TestScenario": (TestScenario, "TestScenario"),
+    "TestMode": (TestMode, "TestMode"),
+}  # declared type -> (how a value is taken over, what to ask for instead)
+
+
+def _checked_types(settings: TestSettings) -> TestSettings:
     """A copy whose fields have their declared types; `UserError` names a field that cannot."""
     settings = copy.copy(settings)
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
+        value, declared = getattr(settings, field.name), str(field.type)
+        convert, wanted = _FIELD_TYPES[declared]
         try:
-            if field.type == "int":
-                value = operator.index(value)
-            elif field.type == "float":
-                value = float(value)
-            elif field.type == "bool":
-                value = bool(value)
-            elif field.name == "scenario":
-                value = TestScenario(value)
-            else:
-                value = TestMode(value)
-            if field.type == "int" and value < 0:
+            value = convert(value)
+            if declared == "int" and value < 0:
                 raise ValueError
         except (TypeError, ValueError):
-            kind = {"int": "a whole number of at least 0", "float": "a number"}.get(field.type, field.type)
-            raise UserError(f"TestSettings.{field.name} is {value!r}; give {kind}.") from None
+            raise UserError(f"TestSettings.{field.name} is {value!r}; give {wanted}.") from None
         setattr(settings, field.name, value)
     return settings
 
@@ -232,7 +237,7 @@ def resolve(requested: TestSettings, performance_count: int, total_count: int) -
 
     Raises `UserError` where the official package would loop for ever or crash.
     """
-    requested = _whole_numbers(requested)
+    requested = _checked_types(requested)
     scenario = requested.scenario
     problems: list[str] = []
     performance_sample_count = requested.performance_sample_count_override or performance_count
@@ -256,18 +261,7 @@ def resolve(requested: TestSettings, performance_count: int, total_count: int) -
         min_query_count = max(min_query_count, int(2.0 * seconds * target_qps))
         min_query_count += performance_count - min_query_count % performance_count
 
-    same_index = requested.performance_issue_same_index
-    if requested.performance_issue_same and same_index >= performance_sample_count:
-        problems.append(
-            "Sample Idx to be repeated in performance_issue_same mode cannot be greater than loaded "
-            f"performance_sample_count. performance_issue_same_index: {same_index} "
-            f"performance_sample_count: {performance_sample_count}"
-        )
-    if requested.performance_issue_unique and requested.performance_issue_same:
-        problems.append(
-            "Performance_issue_unique and performance_issue_same, both cannot be true at the same time. "
-            "performance_issue_unique: 1 performance_issue_same: 1"
-        )
+    problems += _contradictions(requested, performance_sample_count)
     return EffectiveSettings(
         requested=requested,
         samples_per_query=samples_per_query,
@@ -284,6 +278,23 @@ def resolve(requested: TestSettings, performance_count: int, total_count: int) -
     )
 
 
+def _contradictions(requested: TestSettings, performance_sample_count: int) -> list[str]:
+    problems = []
+    same_index = requested.performance_issue_same_index
+    if requested.performance_issue_same and same_index >= performance_sample_count:
+        problems.append(
+            "Sample Idx to be repeated in performance_issue_same mode cannot be greater than loaded "
+            f"performance_sample_count. performance_issue_same_index: {same_index} "
+            f"performance_sample_count: {performance_sample_count}"
+        )
+    if requested.performance_issue_unique and requested.performance_issue_same:
+        problems.append(
+            "Performance_issue_unique and performance_issue_same, both cannot be true at the same time. "
+            "performance_issue_unique: 1 performance_issue_same: 1"
+        )
+    return problems
+
+
 def _scenario_targets(requested: TestSettings, problems: list[str]) -> tuple[float, float, int, int]:
     """(target qps, target percentile, latency bound in ns, most outstanding queries)."""
     match requested.scenario:
@@ -297,13 +308,11 @@ def _scenario_targets(requested: TestSettings, problems: list[str]) -> tuple[flo
             return _qps_of_latency("multi_stream_expected_latency_ns", expected_ns), percentile, 0, 1
         case TestScenario.Server:
             qps = _rate("server_target_qps", requested.server_target_qps, problems)
-            latency_ns = requested.server_target_latency_ns
-            return (
-                qps,
+            percentile, latency_ns = (
                 requested.server_target_latency_percentile,
-                latency_ns,
-                requested.server_max_async_queries,
+                requested.server_target_latency_ns,
             )
+            return qps, percentile, latency_ns, requested.server_max_async_queries
         case TestScenario.Offline:
             return _rate("offline_expected_qps", requested.offline_expected_qps, problems), 0.99, 0, 1
 

@@ -8,12 +8,13 @@ means are integer divisions.
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
 from loadgen_py.early_stopping import fast_queries_needed, slow_queries_allowed
 from loadgen_py.issue import Phase
-from loadgen_py.responses import MISSING_TOKENS, Responses
+from loadgen_py.responses import MISSING_TOKENS, ResponseRecorder
 from loadgen_py.settings import EffectiveSettings, TestScenario
 
 PERCENTILES = (0.50, 0.90, 0.95, 0.97, 0.99, 0.999)
@@ -65,6 +66,14 @@ class Distribution:
     at: tuple[int, ...]
 
 
+class BoundedLatency(NamedTuple):
+    """One kind of latency, None where none was measured, and Server's bound in ns."""
+
+    name: str
+    latencies: Distribution | None
+    bound_ns: int
+
+
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
     """Whether there is enough evidence, and the estimates that submissions are judged by.
@@ -83,7 +92,7 @@ class EarlyStopping:
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class PerformanceVerdict:
     """The figures of a performance phase and the conditions it met.
 
     Attributes:
@@ -107,6 +116,11 @@ class Verdict:
     duration_advice: str
 
     @property
+    def bounded(self) -> list[BoundedLatency]:
+        """The latencies that Server bounds."""
+        return _bounded(self.settings, self.samples, self.first_token, self.per_token)
+
+    @property
     def valid(self) -> bool:
         """All conditions met, as the official package decides."""
         return (
@@ -120,16 +134,10 @@ class Verdict:
 def measure(phase: Phase) -> Measurement:
     """What the answered samples of a phase say."""
     responses, queries, scenario = phase.responses, phase.queries, phase.settings.scenario
-    size, issued = queries.samples_per_query, responses.issued
-    count = phase.queries_issued
-    done = np.frombuffer(responses.done, np.int64)[:issued]
+    size, count = queries.samples_per_query, phase.queries_issued
+    done = np.frombuffer(responses.done, np.int64)[: responses.issued]
     issued_at = np.frombuffer(phase.issued_at, np.int64)[:count]
-    if scenario == TestScenario.Server:
-        scheduled = queries.due_ns[:issued] + phase.start_ns
-    elif scenario == TestScenario.Offline:
-        scheduled = np.full(issued, phase.start_ns, np.int64)
-    else:
-        scheduled = np.repeat(issued_at, size)
+    scheduled = _scheduled(phase, issued_at)
     answered = done > 0
     latencies = (done - scheduled)[answered]
     query_latencies = None
@@ -145,9 +153,7 @@ def measure(phase: Phase) -> Measurement:
         sample_latencies=latencies,
         queries_issued=count,
         max_latency_s=int(latencies.max(initial=0)) / 1e9,
-        final_scheduled_s=int(queries.due_ns[count - 1]) / 1e9
-        if scenario == TestScenario.Server and count
-        else 0.0,
+        final_scheduled_s=int(queries.due_ns[:count].max(initial=0)) / 1e9,
         final_issued_s=int(issued_at[-1] - phase.start_ns) / 1e9 if count else 0.0,
         final_done_s=(last_done - phase.start_ns) / 1e9,
         query_latencies=query_latencies,
@@ -155,8 +161,18 @@ def measure(phase: Phase) -> Measurement:
     )
 
 
+def _scheduled(phase: Phase, issued_at: np.ndarray) -> np.ndarray:
+    """When each issued sample was due, `[samples]` ns: what latencies count from."""
+    issued = phase.responses.issued
+    if phase.settings.scenario == TestScenario.Server:
+        return phase.queries.due_ns[:issued] + phase.start_ns
+    if phase.settings.scenario == TestScenario.Offline:
+        return np.full(issued, phase.start_ns, np.int64)
+    return np.repeat(issued_at, phase.queries.samples_per_query)
+
+
 def _token_measurements(
-    responses: Responses, scheduled: np.ndarray, answered: np.ndarray, latencies: np.ndarray
+    responses: ResponseRecorder, scheduled: np.ndarray, answered: np.ndarray, latencies: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The token fields of `Measurement`; a sample without a first token has it with its answer."""
     n_tokens = np.frombuffer(responses.n_tokens, np.int64)[: len(answered)][answered]
@@ -188,7 +204,7 @@ def distribution(latencies: np.ndarray | None, percentile: float) -> Distributio
     )
 
 
-def judge(settings: EffectiveSettings, measured: Measurement) -> Verdict:
+def judge(settings: EffectiveSettings, measured: Measurement) -> PerformanceVerdict:
     """The official verdict on a measurement."""
     scenario, requested = settings.scenario, settings.requested
     percentile = settings.target_latency_percentile
@@ -207,8 +223,9 @@ def judge(settings: EffectiveSettings, measured: Measurement) -> Verdict:
         TestScenario.Server: measured.final_scheduled_s,
     }.get(scenario, measured.final_issued_s)
     duration_met = reached_s >= requested.min_duration_ms / 1000
-    perf_advice = _performance_advice(settings, samples, first_token, per_token)
-    return Verdict(
+    bounded = _bounded(settings, samples, first_token, per_token)
+    perf_advice = _performance_advice(scenario, bounded)
+    return PerformanceVerdict(
         settings=settings,
         measured=measured,
         sample_count=sample_count,
@@ -222,7 +239,7 @@ def judge(settings: EffectiveSettings, measured: Measurement) -> Verdict:
         min_queries_met=measured.queries_issued >= settings.min_query_count
         and sample_count >= settings.min_sample_count,
         perf_constraints_met=not perf_advice,
-        early_stopping=_early_stopping(settings, measured, samples, queries, first_token, per_token),
+        early_stopping=_early_stopping(settings, measured.queries_issued, bounded, queries),
         perf_advice=perf_advice,
         duration_advice="" if duration_met else _DURATION_ADVICE[scenario],
     )
@@ -236,78 +253,84 @@ _DURATION_ADVICE = {
 }
 
 
-def _performance_advice(
+def _bounded(
     settings: EffectiveSettings,
     samples: Distribution | None,
     first_token: Distribution | None,
     per_token: Distribution | None,
-) -> str:
-    """Empty if the latency bounds are met; only Server has any."""
-    if settings.scenario != TestScenario.Server:
-        return ""
+) -> list[BoundedLatency]:
     requested = settings.requested
     if not requested.use_token_latencies:
-        slow = samples is not None and samples.target > settings.target_latency_ns
-        return "Reduce target QPS to improve latency." if slow else ""
-    advice = []
-    if first_token is not None and first_token.target > requested.ttft_latency:
-        advice.append("TTFT constrain not met: Reduce target QPS to improve latency.")
-    if per_token is not None and per_token.target > requested.tpot_latency:
-        advice.append("TPOT constrain not met: Reduce target QPS to improve latency.")
-    return "\n * ".join(advice)
+        return [BoundedLatency("latency", samples, settings.target_latency_ns)]
+    return [
+        BoundedLatency("time to first token", first_token, requested.ttft_latency),
+        BoundedLatency("time per output token", per_token, requested.tpot_latency),
+    ]
+
+
+_MISSED = {
+    "latency": "",
+    "time to first token": "TTFT constrain not met: ",
+    "time per output token": "TPOT constrain not met: ",
+}
+
+
+def _performance_advice(scenario: TestScenario, bounded: list[BoundedLatency]) -> str:
+    """Empty if the latency bounds are met; only Server has any."""
+    if scenario != TestScenario.Server:
+        return ""
+    return "\n * ".join(
+        f"{_MISSED[name]}Reduce target QPS to improve latency."
+        for name, latencies, bound_ns in bounded
+        if latencies is not None and latencies.target > bound_ns
+    )
 
 
 def _early_stopping(
-    settings: EffectiveSettings,
-    measured: Measurement,
-    samples: Distribution | None,
-    queries: Distribution | None,
-    first_token: Distribution | None,
-    per_token: Distribution | None,
+    settings: EffectiveSettings, count: int, bounded: list[BoundedLatency], queries: Distribution | None
 ) -> EarlyStopping:
     """With tokens both kinds of latency are judged, and first tokens only if the other passed."""
-    requested = settings.requested
-    judged = [(samples, settings.target_latency_ns)]
-    if requested.use_token_latencies:
-        judged = [(per_token, requested.tpot_latency), (first_token, requested.ttft_latency)]
     if settings.scenario == TestScenario.Offline:
-        return EarlyStopping(True, ("",) * len(judged))
-    results = []
-    for latencies, bound_ns in judged:
+        return EarlyStopping(True, ("",) * len(bounded))
+    results: list[EarlyStopping] = []
+    for _, latencies, bound_ns in reversed(bounded):
         if settings.scenario == TestScenario.MultiStream:
             latencies = queries
-        results.append(_evidence(settings, measured.queries_issued, latencies, bound_ns))
+        values = latencies.values if latencies is not None else np.empty(0, np.int64)
+        if settings.scenario == TestScenario.Server:
+            results.append(_enough_in_time(settings, count, int(np.count_nonzero(values > bound_ns))))
+        else:
+            results.append(_estimates(settings, count, values))
         if not results[-1].met:
             break
-    texts = [result.texts[0] for result in results] + [""] * (len(judged) - len(results))
+    texts = [result.texts[0] for result in results] + [""] * (len(bounded) - len(results))
     return dataclasses.replace(results[-1], texts=tuple(reversed(texts)))
 
 
-def _evidence(
-    settings: EffectiveSettings, count: int, latencies: Distribution | None, bound_ns: int
-) -> EarlyStopping:
-    percentile = settings.target_latency_percentile
-    values = latencies.values if latencies is not None else np.empty(0, np.int64)
-    if settings.scenario == TestScenario.Server:
-        slow = int(np.count_nonzero(values > bound_ns))
-        missing = fast_queries_needed(slow, percentile) + slow - count
-        if missing <= 0:
-            return EarlyStopping(True, (" * Run successful.",))
-        text = (
-            f" * Run unsuccessful.\n * Processed {count} queries.\n * Would need to run at least {missing} "
-            "more queries,\n with the run being successful if every additional\n query were under latency."
-        )
-        return EarlyStopping(False, (text,), queries_missing=missing)
+def _enough_in_time(settings: EffectiveSettings, count: int, slow: int) -> EarlyStopping:
+    """Server: whether so few `slow` ones among `count` queries prove the percentile."""
+    missing = fast_queries_needed(slow, settings.target_latency_percentile) + slow - count
+    if missing <= 0:
+        return EarlyStopping(True, (" * Run successful.",))
+    text = (
+        f" * Run unsuccessful.\n * Processed {count} queries.\n * Would need to run at least {missing} "
+        "more queries,\n with the run being successful if every additional\n query were under latency."
+    )
+    return EarlyStopping(False, (text,), queries_missing=missing)
 
+
+def _estimates(settings: EffectiveSettings, count: int, latencies: np.ndarray) -> EarlyStopping:
+    """SingleStream and MultiStream: what percentiles are at most, from sorted `latencies` of `count` queries."""
+    percentile = settings.target_latency_percentile
     needed = fast_queries_needed(1, percentile) + 1
-    if count < needed or len(values) < count:
+    if count < needed or len(latencies) < count:
         text = (
             f" * Only processed {count} queries.\n"
             f" * Need to process at least {needed} queries for early stopping."
         )
         return EarlyStopping(False, (text,), queries_missing=max(needed - count, 0))
     slow = slow_queries_allowed(count, percentile)
-    estimate = int(values[count - slow])
+    estimate = int(latencies[count - slow])
     text = (
         f" * Processed at least {needed} queries ({count}).\n"
         f" * Would discard {slow - 1} highest latency queries.\n"
@@ -325,6 +348,6 @@ def _evidence(
             f" early stopping estimate (would need to process at\n least {needed} total queries)."
         )
     else:
-        multi_stream_ns = int(values[count - slow_queries_allowed(count, _MULTI_STREAM_PERCENTILE)])
+        multi_stream_ns = int(latencies[count - slow_queries_allowed(count, _MULTI_STREAM_PERCENTILE)])
         text += f"\n * Early stopping {share} estimate: {multi_stream_ns}"
     return EarlyStopping(True, (text,), estimate, multi_stream_ns)

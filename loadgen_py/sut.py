@@ -68,20 +68,21 @@ class QuerySample:
 
 
 class CallbackSut:
-    """A system made of the official callbacks: `issue_query([QuerySample, ...])`, `flush_queries()`."""
+    """A system made of the official callbacks: `issue_query([QuerySample, ...])`, `flush_queries()`.
+
+    Its `issue` takes what `query` makes of the arguments of `SystemUnderTest.issue`.
+    """
 
     name = "PySUT"
 
-    def __init__(
-        self, issue_query: Callable[[list[QuerySample]], Any], flush_queries: Callable[[], Any]
-    ) -> None:
+    def __init__(self, issue_query: Callable[..., Any], flush_queries: Callable[[], Any]) -> None:
         self.issue = issue_query
         self.flush = flush_queries
 
     def start(self, responses: Responses) -> None:
         """Nothing to hand over: the callbacks answer through `QuerySamplesComplete`."""
 
-    def query(self, ids: range, indices: np.ndarray) -> tuple[list[QuerySample]]:
+    def query(self, ids: range, indices: np.ndarray) -> tuple[list[Any], ...]:
         """The arguments of `issue`, made before the clock is read."""
         if len(ids) == 1:
             return ([QuerySample(ids.start, indices.item())],)

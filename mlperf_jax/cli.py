@@ -3,15 +3,68 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from absl import flags
 
 from mlperf_jax.errors import Stopped, UserError
 
 _CONFIG = "--config."
+Record = TypeVar("Record")
+
+Definition = Callable[..., object]
+"""One of absl's `flags.DEFINE_*` with everything but `flag_values`."""
+
+
+def text(name: str, help: str, default: str | None = None) -> Definition:
+    return functools.partial(flags.DEFINE_string, name, default, help)
+
+
+def integer(
+    name: str, help: str, default: int | None = 0, *, least: int = 0, most: int | None = None
+) -> Definition:
+    return functools.partial(flags.DEFINE_integer, name, default, help, lower_bound=least, upper_bound=most)
+
+
+def number(name: str, help: str, default: float | None = None, *, least: float | None = None) -> Definition:
+    return functools.partial(flags.DEFINE_float, name, default, help, lower_bound=least)
+
+
+def choice(name: str, choices: Sequence[str], help: str, default: str | None = None) -> Definition:
+    return functools.partial(flags.DEFINE_enum, name, default, list(choices), help)
+
+
+def switch(name: str, help: str) -> Definition:
+    return functools.partial(flags.DEFINE_bool, name, False, help)
+
+
+def define(*definitions: Definition) -> flags.FlagValues:
+    """The flags of a command, in the order in which --help shows them."""
+    values = flags.FlagValues()
+    for definition in definitions:
+        definition(flag_values=values)
+    return values
+
+
+def record(kind: Callable[..., Record], values: flags.FlagValues, **others: Any) -> Record:
+    """A record of what flags say.
+
+    Args:
+        kind: a dataclass, whose fields are named as the flags are.
+        values: the flags; those that are no field of it are left out.
+        others: fields that are no flags, or are not of a flag's type.
+    """
+    named = {name: values[name].value for name in inspect.signature(kind).parameters if name in values}
+    return kind(**(named | others))
+
+
+class _Helped(Exception):
+    """--help was asked for, and answered."""
 
 
 def run(
@@ -31,6 +84,8 @@ def run(
     """
     try:
         return command(list(sys.argv[1:] if argv is None else argv))
+    except _Helped:
+        return 0
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
@@ -60,11 +115,17 @@ def parse(values: flags.FlagValues, arguments: list[str]) -> tuple[list[str], li
     return overrides, rest[1:]
 
 
-def parse_flags(values: flags.FlagValues, arguments: list[str]) -> list[str]:
-    """As `parse`, for a command that takes flags alone; returns the `--config.KEY=value` arguments."""
+def parse_flags(values: flags.FlagValues, arguments: list[str], *, doc: str | None = None) -> list[str]:
+    """As `parse`, for a command that takes flags alone; returns the `--config.KEY=value` arguments.
+
+    A command that takes these too gives its `doc`, and leaves --help to this function.
+    """
     overrides, rest = parse(values, arguments)
     if rest:
         raise UserError(f"{rest[0]!r} is not a flag; write --name=value, --help shows all flags.")
+    if doc is not None and values.help:
+        print(help_text(doc, values, config=True))
+        raise _Helped
     return overrides
 
 

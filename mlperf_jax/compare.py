@@ -13,56 +13,34 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from absl import flags
-
-from mlperf_jax import cli
-from mlperf_jax import config as configs
+from mlperf_jax import cli, common_flags
 from mlperf_jax import platform as platforms
 from mlperf_jax.errors import UserError
-from mlperf_jax.plan import make_workload
 
-FLAGS = flags.FlagValues()
+if TYPE_CHECKING:
+    from mlperf_jax.workload import TrainedWorkload
 
-# name, default, help
-_STRINGS = {
-    "workload": (
-        None,
+FLAGS = cli.define(
+    cli.text(
+        "workload",
         "What to run: a name that mlperf_jax.main --list shows, or your own package.module:Name.",
     ),
-    "sharding": ("dp,fsdp,tp", "Strategies, separated by commas."),
-    "mesh": (
-        None,
-        "Sizes of mesh axes, as data:4,model:2, for strategies that have them; default from the devices.",
-    ),
-    "results_dir": (None, "Where compare.json and compare.svg go; without it they are only printed."),
-    "coordinator": (
-        None,
-        "Several processes: host:port of process 0. TPU pods, SLURM and Kubernetes need none.",
-    ),
-}
-_INTEGERS = {
-    "steps": (50, 1, "Timed steps of each strategy."),
-    "batch": (0, 0, "Global batch; 0 for the config's own."),
-    "seed": (0, 0, "Of the parameters and the batch."),
-    "cpu_devices": (0, 0, "Show the CPU as so many virtual devices."),
-    "num_processes": (0, 0, "Several processes: how many."),
-    "process_id": (-1, -1, "Several processes: which one this is, from 0."),
-}
-
-
-def _define_flags() -> None:
-    for name, (default, text) in _STRINGS.items():
-        flags.DEFINE_string(name, default, text, flag_values=FLAGS)
-    for name, (default, least, text) in _INTEGERS.items():
-        flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=FLAGS)
-    presets = "mini (default on cpu) or closed (default elsewhere)."
-    flags.DEFINE_enum("platform", "cpu", platforms.PLATFORMS, "Where to run.", flag_values=FLAGS)
-    flags.DEFINE_enum("preset", None, configs.PRESETS, presets, flag_values=FLAGS)
-    flags.DEFINE_bool("help", False, "Show this, and end.", flag_values=FLAGS)
-
-
-_define_flags()
+    cli.text("sharding", "Strategies, separated by commas.", "dp,fsdp,tp"),
+    common_flags.MESH,
+    cli.text("results_dir", "Where compare.json and compare.svg go; without it they are only printed."),
+    common_flags.COORDINATOR,
+    cli.integer("steps", "Timed steps of each strategy.", 50, least=1),
+    cli.integer("batch", "Global batch; 0 for the config's own."),
+    cli.integer("seed", "Of the parameters and the batch."),
+    common_flags.CPU_DEVICES,
+    common_flags.NUM_PROCESSES,
+    common_flags.PROCESS_ID,
+    common_flags.PLATFORM,
+    common_flags.PRESET,
+    common_flags.HELP,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,10 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: list[str]) -> int:
-    overrides = cli.parse_flags(FLAGS, arguments)
-    if FLAGS.help:
-        print(cli.help_text(__doc__, FLAGS, config=True))
-        return 0
+    overrides = cli.parse_flags(FLAGS, arguments, doc=__doc__)
     if FLAGS.workload is None:
         raise UserError("--workload is missing; as in --workload=resnet50.")
     platforms.configure(FLAGS.platform, cpu_devices=FLAGS.cpu_devices)
@@ -85,24 +60,25 @@ def _compare(overrides: list[str]) -> int:
     """Everything from here on may import jax."""
     import jax
 
+    from mlperf_jax import making
     from mlperf_jax.parallel import distributed, mesh
     from mlperf_jax.planning import compare, compare_report
+    from mlperf_jax.workload import TrainedWorkload
 
-    distributed.start(
-        FLAGS.platform,
-        coordinator=FLAGS.coordinator,
-        num_processes=FLAGS.num_processes,
-        process_id=FLAGS.process_id,
-    )
-    platforms.require_devices(FLAGS.platform)
+    common_flags.start(FLAGS)
     names = list(dict.fromkeys(["dp", *FLAGS.sharding.split(",")]))
     strategies = [mesh.find_strategy(name) for name in names]
-    preset = FLAGS.preset or configs.default_preset(FLAGS.platform)
-    workload = make_workload(FLAGS.workload, preset, FLAGS.platform, FLAGS.batch, overrides)
-    check = None
+    preset = common_flags.preset(FLAGS)
+
+    def make(overrides: list[str]) -> TrainedWorkload:
+        recipe = making.choose(
+            FLAGS.workload, preset, FLAGS.platform, overrides, kind=TrainedWorkload, batch=FLAGS.batch
+        )
+        return recipe.make(synthetic=True)
+
+    workload, check = make(overrides), None
     if workload.policy.compute not in compare.TOLERANCES:
-        exact = [*overrides, "--config.precision=float32"]
-        check = make_workload(FLAGS.workload, preset, FLAGS.platform, FLAGS.batch, exact)
+        check = make([*overrides, "--config.precision=float32"])
     asked = mesh.asked_of(strategies, mesh.parse_mesh(FLAGS.mesh) if FLAGS.mesh else {})
     first = jax.process_index() == 0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.nested import flatten
 
 PRESETS = ("mini", "closed")
 
@@ -48,7 +49,7 @@ def base_config(workload: str, preset: str) -> ConfigDict:
     return config
 
 
-def resolve(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+def resolve(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """Applies `--config.KEY=value` arguments, each with the type that the key has.
 
     A `reference_point` other than 0 first puts in the numbers of MLPerf's reference convergence
@@ -82,9 +83,9 @@ def resolve(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     return resolved
 
 
-def _typed(config: ConfigDict, arguments: list[str]) -> dict[str, Any]:
+def _typed(config: ConfigDict, arguments: Sequence[str]) -> dict[str, Any]:
     """Dotted key -> value; of two values for one key the later stands."""
-    known = _flatten(config.to_dict())
+    known = flatten(config.to_dict())
     values: dict[str, Any] = {}
     for argument in arguments:
         key, equals, _ = argument.removeprefix("--config.").partition("=")
@@ -140,16 +141,6 @@ def _require_key(config: ConfigDict, known: Mapping[str, Any], key: str) -> None
     raise UserError(f"The config has no key {key!r}; {hint}")
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 def _set(config: ConfigDict, key: str, value: Any) -> None:
     *path, last = key.split(".")
     for name in path:
@@ -158,5 +149,5 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
 
 
 def _update(config: ConfigDict, changes: Mapping[str, Any]) -> None:
-    for key, value in _flatten(changes).items():
+    for key, value in flatten(changes).items():
         _set(config, key, value)

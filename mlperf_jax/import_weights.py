@@ -13,18 +13,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
-from mlperf_jax import cli
+from mlperf_jax import cli, common_flags
 from mlperf_jax import config as configs
 from mlperf_jax.errors import UserError
 
-FLAGS = flags.FlagValues()
-flags.DEFINE_string("workload", None, "Whose weights these are.", flag_values=FLAGS)
-flags.DEFINE_string("from", None, "The published file.", flag_values=FLAGS)
-flags.DEFINE_string("to", None, "Folder to write; default weights/<workload>.", flag_values=FLAGS)
-flags.DEFINE_enum("preset", "closed", configs.PRESETS, "Which model they are for.", flag_values=FLAGS)
-flags.DEFINE_bool("help", False, "Show this, and end.", flag_values=FLAGS)
+FLAGS = cli.define(
+    cli.text("workload", "Whose weights these are."),
+    cli.text("from", "The published file."),
+    cli.text("to", "Folder to write; default weights/<workload>."),
+    cli.choice("preset", configs.PRESETS, "Which model they are for.", "closed"),
+    common_flags.HELP,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,36 +32,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: list[str]) -> int:
-    overrides = cli.parse_flags(FLAGS, arguments)
-    if FLAGS.help:
-        print(cli.help_text(__doc__, FLAGS, config=True))
-        return 0
+    overrides = cli.parse_flags(FLAGS, arguments, doc=__doc__)
+    given = FLAGS.flag_values_dict()
     for name in ("workload", "from"):
-        if not FLAGS[name].value:
+        if not given[name]:
             raise UserError(f"--{name} is missing, as in --workload=resnet50 --from=resnet50-19c8e357.pth.")
     folder = Path(FLAGS.to or f"weights/{FLAGS.workload}")
-    print(import_weights(FLAGS.workload, FLAGS.preset, Path(FLAGS["from"].value), folder, overrides))
+    print(_import(FLAGS.workload, FLAGS.preset, Path(given["from"]), folder, overrides))
     return 0
 
 
-def import_weights(
-    workload: str, preset: str, source: Path, folder: Path, overrides: Sequence[str] = ()
-) -> str:
-    """Reads `source`, writes `folder`, and says in a sentence what it wrote.
-
-    Raises:
-        UserError: the file cannot be read, or is of another model.
-    """
+def _import(workload: str, preset: str, source: Path, folder: Path, overrides: list[str]) -> str:
+    """Reads `source`, writes `folder`, and says in a sentence what it wrote."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only shapes are computed, on no device
     import jax
 
-    from mlperf_jax import workload as registry
-    from mlperf_jax.precision import resolve_policy
+    from mlperf_jax import making
     from mlperf_jax.weights import files
+    from mlperf_jax.workload import ServedWorkload
 
-    cls = registry.find(workload)
-    config = configs.resolve(configs.base_config(workload, preset), list(overrides))
-    found = cls(config, resolve_policy("float32", "cpu"), data_dir=Path())
+    found = making.choose(
+        workload, preset, "cpu", [*overrides, "--config.precision=float32"], kind=ServedWorkload
+    ).make()
     tensors = files.read_tensors(source)
     state, changes = found.import_weights(tensors)
     origin = {"file": source.name, "sha256": files.sha256(source), "arrays": len(tensors)}

@@ -16,105 +16,84 @@ Exit status: 0 the target was reached (inference: VALID, and accurate enough), 1
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
-from absl import flags
-
-from mlperf_jax import cli
+from mlperf_jax import cli, common_flags
 from mlperf_jax import config as configs
 from mlperf_jax import platform as platforms
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import folders
 
-FLAGS = flags.FlagValues()
-
-# name -> default, help.
-_STRINGS = {
-    "workload": (None, "What to run: a name that --list shows, or your own package.module:Name."),
-    "data_dir": (None, "Where prepared data lies; default $MLPERF_JAX_DATA or ~/.cache/mlperf_jax."),
-    "results_dir": ("results", "Where results go."),
-    "system": (None, "The system's name in results; default from the machine."),
-    "org": ("mlperf_jax", "Who runs it, as logs and a submission name them."),
-    "sharding": (
-        "dp",
+Options = TypeVar("Options")
+_NUMBERS = ("time", "qps", "max_latency")
+FLAGS = cli.define(
+    common_flags.PLATFORM,
+    cli.choice(
+        "preset",
+        configs.PRESETS,
+        "mini: laptop-sized, small real data (default on cpu); closed: MLPerf's own (default elsewhere).",
+    ),
+    cli.text("workload", "What to run: a name that --list shows, or your own package.module:Name."),
+    cli.text("data_dir", "Where prepared data lies; default $MLPERF_JAX_DATA or ~/.cache/mlperf_jax."),
+    cli.text("results_dir", "Where results go.", "results"),
+    cli.text("system", "The system's name in results; default from the machine."),
+    cli.text("org", "Who runs it, as logs and a submission name them.", "mlperf_jax"),
+    cli.text(
+        "sharding",
         "dp, zero1, fsdp, tp, fsdp_tp, sequence, spatial, row_wise, column_wise, table_wise, or a file "
         "mine.toml.",
+        "dp",
     ),
-    "mesh": (None, "Sizes of the mesh's axes, as data:4,model:2; default from the devices."),
-    "checkpoint": (None, "Inference: measure the checkpoint in this folder, not the newest trained model."),
-    "weights": (None, "Inference: measure weights that mlperf_jax.import_weights wrote into this folder."),
-    "coordinator": (
-        None,
-        "Several processes: host:port of process 0. TPU pods, SLURM and Kubernetes need none.",
-    ),
-}
-# name -> default, least, most, help.
-_INTEGERS = {
-    "seed": (
-        None,
-        0,
-        2**31 - 1,
+    cli.text("mesh", "Sizes of the mesh's axes, as data:4,model:2; default from the devices."),
+    cli.text("checkpoint", "Inference: measure the checkpoint in this folder, not the newest trained model."),
+    cli.text("weights", "Inference: measure weights that mlperf_jax.import_weights wrote into this folder."),
+    common_flags.COORDINATOR,
+    cli.integer(
+        "seed",
         "Seed of the first run, later ones count on; default from the system's entropy.",
-    ),
-    "runs": (1, 1, None, "How many runs to make; 3 or more have a score."),
-    "visualize": (0, 0, 64, "Draw what the trained model makes of so many examples, for the report."),
-    "count": (0, 0, None, "Inference: use so many samples of the data set; 0 all."),
-    "cpu_devices": (0, 0, None, "Show the CPU as so many virtual devices."),
-    "num_processes": (0, 0, None, "Several processes: how many."),
-    "process_id": (-1, -1, None, "Several processes: which one this is, from 0."),
-}
-_NUMBERS = {
-    "time": "Inference: measure for at least so many seconds.",
-    "qps": "Inference: queries/s of Server; default searched for.",
-    "max_latency": "Inference: Server's bound on the 99th percentile latency, in seconds.",
-}
-# name -> default, choices, help
-_CHOICES = {
-    "scenario": (
         None,
+        most=2**31 - 1,
+    ),
+    cli.integer("runs", "How many runs to make; 3 or more have a score.", 1, least=1),
+    cli.integer(
+        "visualize", "Draw what the trained model makes of so many examples, for the report.", most=64
+    ),
+    cli.integer("count", "Inference: use so many samples of the data set; 0 all."),
+    common_flags.CPU_DEVICES,
+    common_flags.NUM_PROCESSES,
+    common_flags.PROCESS_ID,
+    cli.number("time", "Inference: measure for at least so many seconds.", least=0),
+    cli.number("qps", "Inference: queries/s of Server; default searched for.", least=0),
+    cli.number(
+        "max_latency", "Inference: Server's bound on the 99th percentile latency, in seconds.", least=0
+    ),
+    cli.choice(
+        "scenario",
         ("SingleStream", "MultiStream", "Server", "Offline", "all"),
         "Measure inference under this LoadGen scenario.",
     ),
-    "mode": (
-        None,
+    cli.choice(
+        "mode",
         ("performance", "accuracy", "submission", "find_peak", "compliance"),
         "Inference: what to run; default the first two.",
     ),
-    "loadgen": (
-        "ours",
+    cli.choice(
+        "loadgen",
         ("ours", "official"),
         "Inference: official also runs the official package and shows both results.",
+        "ours",
     ),
-}
-_SWITCHES = {
-    "prepare": "First fetch or check the data, where that was not done yet.",
-    "synthetic_data": "Random data of the right shape: for throughput, never for quality.",
-    "profile": "Trace a few steps, or a second of inference, into the run's folder, for TensorBoard or xprof.",
-    "list": "Show workloads, presets and targets, and end.",
-    "help": "Show this, and end.",
-}
-
-
-def _define_flags() -> None:
-    presets = (
-        "mini: laptop-sized, small real data (default on cpu); closed: MLPerf's own (default elsewhere)."
-    )
-    flags.DEFINE_enum("platform", "cpu", platforms.PLATFORMS, "Where to run it.", flag_values=FLAGS)
-    flags.DEFINE_enum("preset", None, configs.PRESETS, presets, flag_values=FLAGS)
-    for name, (default, text) in _STRINGS.items():
-        flags.DEFINE_string(name, default, text, flag_values=FLAGS)
-    for name, (default, least, most, text) in _INTEGERS.items():
-        flags.DEFINE_integer(name, default, text, lower_bound=least, upper_bound=most, flag_values=FLAGS)
-    for name, text in _NUMBERS.items():
-        flags.DEFINE_float(name, None, text, lower_bound=0, flag_values=FLAGS)
-    for name, (default, choices, text) in _CHOICES.items():
-        flags.DEFINE_enum(name, default, choices, text, flag_values=FLAGS)
-    for name, text in _SWITCHES.items():
-        flags.DEFINE_bool(name, False, text, flag_values=FLAGS)
-
-
-_define_flags()
+    cli.switch("prepare", "First fetch or check the data, where that was not done yet."),
+    cli.switch("synthetic_data", "Random data of the right shape: for throughput, never for quality."),
+    cli.switch(
+        "profile",
+        "Trace a few steps, or a second of inference, into the run's folder, for TensorBoard or xprof.",
+    ),
+    cli.switch("list", "Show workloads, presets and targets, and end."),
+    common_flags.HELP,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,10 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: list[str]) -> int:
-    overrides = cli.parse_flags(FLAGS, arguments)
-    if FLAGS.help:
-        print(cli.help_text(__doc__, FLAGS, config=True))
-        return 0
+    overrides = cli.parse_flags(FLAGS, arguments, doc=__doc__)
     if FLAGS.list:
         print(_list())
         return 0
@@ -147,53 +123,29 @@ def _command(arguments: list[str]) -> int:
 
 def _train(overrides: list[str], arguments: list[str]) -> int:
     """Everything from here on may import jax: platform and XLA flags are decided."""
-    from mlperf_jax import workload as registry
-    from mlperf_jax.parallel import distributed, mesh
-    from mlperf_jax.precision import resolve_policy
+    from mlperf_jax import making
+    from mlperf_jax.parallel import mesh
     from mlperf_jax.training import run
+    from mlperf_jax.workload import TrainedWorkload
 
-    preset = FLAGS.preset or configs.default_preset(FLAGS.platform)
-    cls = registry.find(FLAGS.workload)
-    config = configs.resolve(configs.base_config(FLAGS.workload, preset), overrides)
-    policy = resolve_policy(config.precision, FLAGS.platform)
+    options = _options(run.TrainOptions, arguments)
+    recipe = making.choose(FLAGS.workload, options.preset, FLAGS.platform, overrides, kind=TrainedWorkload)
     strategy = mesh.find_strategy(FLAGS.sharding)
     asked = mesh.parse_mesh(FLAGS.mesh) if FLAGS.mesh else {}
 
-    distributed.start(
-        FLAGS.platform,
-        coordinator=FLAGS.coordinator,
-        num_processes=FLAGS.num_processes,
-        process_id=FLAGS.process_id,
-    )
-    platforms.require_devices(FLAGS.platform)
-    if policy.needs_x64:
-        import jax
-
-        jax.config.update("jax_enable_x64", True)
+    common_flags.start(FLAGS)
     layout = mesh.make_layout(strategy, asked)
-    for key in {"batch_size", "eval_batch_size"} & set(config):
-        layout.rows(config[key], key)
-    if FLAGS.prepare and not FLAGS.synthetic_data:
-        cls.prepare(config, _data_dir())
-    workload = cls(config, policy, data_dir=_data_dir(), synthetic=FLAGS.synthetic_data)
-    workload.check_data()
-    options = run.TrainOptions(
-        preset=preset,
-        results_dir=Path(FLAGS.results_dir),
-        system=FLAGS.system,
-        org=FLAGS.org,
-        seed=FLAGS.seed,
-        runs=FLAGS.runs,
-        profile=FLAGS.profile,
-        visualize=FLAGS.visualize,
-        command=("python", "-m", "mlperf_jax.main", *arguments),
-    )
+    for key in {"batch_size", "eval_batch_size"} & set(recipe.config):
+        layout.rows(recipe.config[key], key)
+    workload = recipe.make_with_data(_data_dir(), synthetic=FLAGS.synthetic_data, prepare=FLAGS.prepare)
     return run.train_command(workload, layout, options)
 
 
 def _infer(overrides: list[str], arguments: list[str]) -> int:
     """Like `_train`, from here on jax may be imported."""
     from mlperf_jax.inference import command
+    from mlperf_jax.inference.options import InferOptions
+    from mlperf_jax.inference.settings import Asked
 
     if FLAGS.coordinator or FLAGS.num_processes > 1:
         raise UserError("Inference runs in one process; leave --coordinator and --num_processes out.")
@@ -202,29 +154,26 @@ def _infer(overrides: list[str], arguments: list[str]) -> int:
     for name in _NUMBERS:
         if FLAGS[name].value == 0:
             raise UserError(f"--{name}=0 leaves nothing to measure; give a number above 0, or leave it out.")
-    options = command.InferOptions(
-        workload=FLAGS.workload,
-        preset=FLAGS.preset or configs.default_preset(FLAGS.platform),
-        platform=FLAGS.platform,
+    options = _options(
+        InferOptions,
+        arguments,
+        overrides=tuple(overrides),
         data_dir=_data_dir(),
-        synthetic=FLAGS.synthetic_data,
-        prepare=FLAGS.prepare,
-        results_dir=Path(FLAGS.results_dir),
-        sharding=FLAGS.sharding,
-        mesh=FLAGS.mesh,
-        scenario=FLAGS.scenario,
-        mode=FLAGS.mode,
-        asked=command.Asked(duration_s=FLAGS.time, qps=FLAGS.qps, max_latency_s=FLAGS.max_latency),
-        count=FLAGS.count,
-        checkpoint=Path(FLAGS.checkpoint) if FLAGS.checkpoint else None,
-        weights=Path(FLAGS.weights) if FLAGS.weights else None,
-        system=FLAGS.system,
-        org=FLAGS.org,
-        official=FLAGS.loadgen == "official",
-        profile=FLAGS.profile,
-        command=("python", "-m", "mlperf_jax.main", *arguments),
+        asked=Asked(FLAGS.time, FLAGS.qps, FLAGS.max_latency),
     )
-    return command.infer_command(options, overrides)
+    return command.infer_command(options)
+
+
+def _options(kind: Callable[..., Options], arguments: list[str], **others: Any) -> Options:
+    """What the flags say beside the config, as a record of training or of inference."""
+    return cli.record(
+        kind,
+        FLAGS,
+        preset=common_flags.preset(FLAGS),
+        results_dir=Path(FLAGS.results_dir),
+        command=("python", "-m", "mlperf_jax.main", *arguments),
+        **others,
+    )
 
 
 def _data_dir() -> Path:

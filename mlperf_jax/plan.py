@@ -13,47 +13,36 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from absl import flags
-
-from mlperf_jax import cli
+from mlperf_jax import cli, common_flags
 from mlperf_jax import config as configs
 from mlperf_jax import platform as platforms
 from mlperf_jax.errors import UserError
 
-FLAGS = flags.FlagValues()
-
-# name, default, help
-_FLAGS = {
-    "workload": (
-        None,
+FLAGS = cli.define(
+    cli.text(
+        "workload",
         "What to plan: a name that mlperf_jax.main --list shows, or your own package.module:Name.",
     ),
-    "topology": (None, "Chips and shape: v5e:16x16, 2xv5e:16x16 for two slices, h200:1x8 for nodes x GPUs."),
-    "sharding": ("dp", "Strategies, separated by commas."),
-    "mesh": (
-        None,
-        "Sizes of mesh axes, as data:64,model:4, for strategies that have them; default from the devices.",
+    cli.text(
+        "topology", "Chips and shape: v5e:16x16, 2xv5e:16x16 for two slices, h200:1x8 for nodes x GPUs."
     ),
-    "results_dir": (None, "Where plan.json and plan.svg go; without it they are only printed."),
-    "cache_dir": (None, "Where the compiler's answers are kept; default ~/.cache/mlperf_jax/plan."),
-}
-
-
-def _define_flags() -> None:
-    for name, (default, text) in _FLAGS.items():
-        flags.DEFINE_string(name, default, text, flag_values=FLAGS)
-    text = "Global batch; with it come the numbers of MLPerf's reference convergence point, if there is one."
-    flags.DEFINE_integer("batch", 0, text, lower_bound=0, flag_values=FLAGS)
-    scenarios = ("SingleStream", "MultiStream", "Server", "Offline")
-    text = "Plan the answer to a query of this LoadGen scenario, not a step."
-    flags.DEFINE_enum("scenario", None, scenarios, text, flag_values=FLAGS)
-    flags.DEFINE_enum("preset", "closed", configs.PRESETS, "closed: MLPerf's own; mini.", flag_values=FLAGS)
-    flags.DEFINE_bool("help", False, "Show this, and end.", flag_values=FLAGS)
-
-
-_define_flags()
+    cli.text("sharding", "Strategies, separated by commas.", "dp"),
+    common_flags.MESH,
+    cli.text("results_dir", "Where plan.json and plan.svg go; without it they are only printed."),
+    cli.text("cache_dir", "Where the compiler's answers are kept; default ~/.cache/mlperf_jax/plan."),
+    cli.integer(
+        "batch",
+        "Global batch; with it come the numbers of MLPerf's reference convergence point, if there is one.",
+    ),
+    cli.choice(
+        "scenario",
+        ("SingleStream", "MultiStream", "Server", "Offline"),
+        "Plan the answer to a query of this LoadGen scenario, not a step.",
+    ),
+    cli.choice("preset", configs.PRESETS, "closed: MLPerf's own; mini.", "closed"),
+    common_flags.HELP,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,10 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: list[str]) -> int:
-    overrides = cli.parse_flags(FLAGS, arguments)
-    if FLAGS.help:
-        print(cli.help_text(__doc__, FLAGS, config=True))
-        return 0
+    overrides = cli.parse_flags(FLAGS, arguments, doc=__doc__)
     for name in ("workload", "topology"):
         if FLAGS[name].value is None:
             raise UserError(f"--{name} is missing; as in --workload=resnet50 --topology=v5e:16x16.")
@@ -75,13 +61,19 @@ def _command(arguments: list[str]) -> int:
 
 def _plan(overrides: list[str]) -> int:
     """Everything from here on may import jax."""
+    from mlperf_jax import making
     from mlperf_jax.parallel import mesh
     from mlperf_jax.planning import compilation, plan, plan_report, topology
+    from mlperf_jax.workload import ServedWorkload, TrainedWorkload
 
     where = topology.parse(FLAGS.topology)
     strategies = [mesh.find_strategy(name) for name in FLAGS.sharding.split(",")]
     asked = mesh.asked_of(strategies, mesh.parse_mesh(FLAGS.mesh) if FLAGS.mesh else {})
-    workload = make_workload(FLAGS.workload, FLAGS.preset, where.platform, FLAGS.batch, overrides)
+    kind: type[Any] = ServedWorkload if FLAGS.scenario else TrainedWorkload
+    recipe = making.choose(
+        FLAGS.workload, FLAGS.preset, where.platform, overrides, kind=kind, batch=FLAGS.batch
+    )
+    workload = recipe.make(synthetic=True)
     cache_dir = Path(FLAGS.cache_dir).expanduser() if FLAGS.cache_dir else compilation.default_cache_dir()
     what = f"a query of {FLAGS.scenario}" if FLAGS.scenario else f"global batch {workload.batch_size:,}"
     print(
@@ -112,34 +104,6 @@ def _plan(overrides: list[str]) -> int:
         plan_report.write_figure(folder / "plan.svg", plans, title)
         print(f"\nwritten: {folder / 'plan.json'}, {folder / 'plan.svg'}")
     return 0
-
-
-def make_workload(name: str, preset: str, platform: str, batch: int, overrides: list[str]) -> Any:
-    """A workload for shapes alone: its data set need not be there.
-
-    Args:
-        name, preset: as the flags have them.
-        platform: whose precision "auto" stands for.
-        batch: the global batch, 0 for the config's own.
-        overrides: `--config.KEY=value` arguments.
-
-    Raises:
-        UserError: no such workload, key or value.
-    """
-    from mlperf_jax import workload as registry
-    from mlperf_jax.precision import resolve_policy
-
-    base = configs.base_config(name, preset)
-    if batch:
-        known = str(batch) in base.get("reference_points", {})
-        overrides = [f"--config.{'reference_point' if known else 'batch_size'}={batch}", *overrides]
-    config = configs.resolve(base, overrides)
-    policy = resolve_policy(config.precision, platform)
-    if policy.needs_x64:
-        import jax
-
-        jax.config.update("jax_enable_x64", True)
-    return registry.find(name)(config, policy, data_dir=Path(), synthetic=True)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
-from mlperf_jax import cli
+from mlperf_jax import cli, trained_minigo
 from mlperf_jax.errors import UserError
-from mlperf_jax.gtp import define_model_flags, load_model
 
-FLAGS = flags.FlagValues()
-define_model_flags(FLAGS)
-flags.DEFINE_string("sgf_dir", None, "The folder.", flag_values=FLAGS)
+FLAGS = cli.define(*trained_minigo.FLAGS, cli.text("sgf_dir", "The folder."))
 
 _SHOWN = 5  # files that were left out
 
@@ -31,16 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: list[str]) -> int:
-    overrides = cli.parse_flags(FLAGS, arguments)
-    if FLAGS.help:
-        print(cli.help_text(__doc__, FLAGS, config=True))
-        return 0
+    overrides = cli.parse_flags(FLAGS, arguments, doc=__doc__)
     if not FLAGS.sgf_dir:
         raise UserError("--sgf_dir is missing; give the folder of the games.")
     folder = Path(FLAGS.sgf_dir)
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}; --sgf_dir takes a folder of .sgf files.")
-    workload, variables = load_model(FLAGS, overrides)
+    workload, variables = trained_minigo.load(FLAGS, overrides)
     from mlperf_jax.go import prediction
 
     games, refused = prediction.read_folder(folder, workload.rules.size)

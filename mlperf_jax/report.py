@@ -10,6 +10,7 @@ Exit status: 0 done, 2 something to mend (one sentence says what).
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -82,13 +83,14 @@ def _reference_minutes(path: str | None) -> dict[str, float]:
         return {}
     try:
         raw = json.loads(Path(path).read_bytes())
-        given = {key: number(value) for key, value in raw.items()}
+        minutes = {key: number(value) for key, value in raw.items()}
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); name a JSON file of minutes.") from None
     except (ValueError, AttributeError, RecursionError):
         raise UserError(f'{path} is no JSON object of minutes; write {{"ssd": 800}}, say.') from None
-    for key, minutes in given.items():
-        if minutes is None or minutes <= 0 or key not in training_rules.BENCHMARKS:
+    given = {key: value for key, value in minutes.items() if value and value > 0}
+    for key in minutes:
+        if key not in given or key not in training_rules.BENCHMARKS:
             raise UserError(
                 f"{path} gives {key!r} the reference {raw[key]!r}; "
                 f"it takes minutes for {', '.join(training_rules.BENCHMARKS)}."
@@ -104,8 +106,8 @@ def _tell(report: page.Report, references: tables.References) -> None:
     for run in report.inference:
         told = f"{run.model}  {run.scenario}  {run.mode}"
         print(f"{told}  {details.inference_value(run)}  {details.verdict_of(run)}".rstrip())
-    labels = {label for found in (*report.results, *report.inference) for label in found.labels}
-    for label in sorted(labels):
+    labels = [found.labels for found in report.results] + [run.labels for run in report.inference]
+    for label in sorted(set(itertools.chain(*labels))):
         print(f"Said of some of these: {label}.")
     if not groups and not report.inference:
         print("There are no results in these folders.")

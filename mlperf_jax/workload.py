@@ -25,13 +25,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.goals import Direction, Goal
+from mlperf_jax.goals import Direction, Goal, Quality
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.precision import Policy
 from mlperf_jax.results import events
@@ -161,6 +161,10 @@ class Workload(abc.ABC):
     def made_up_data(self) -> bool:
         """Whether no quality measured on that data means anything."""
         return False
+
+    def train_flops_per_example(self) -> float:
+        """Model FLOPs (2 per multiply-add) of forward and backward for one example; 0 if unknown."""
+        return 0.0
 
     @property
     def frozen_entries(self) -> tuple[str, ...]:
@@ -324,10 +328,6 @@ class TrainedWorkload(Workload):
         """The names that MLPerf's log wants in `weights_initialization` events; older rulesets ask for them."""
         return ()
 
-    def train_flops_per_example(self) -> float:
-        """Model FLOPs (2 per multiply-add) of forward and backward for one example; 0 if unknown."""
-        return 0.0
-
 
 class ServedWorkload(Workload):
     """What the inference path calls. `predict` is traced; the others run on the host.
@@ -336,9 +336,9 @@ class ServedWorkload(Workload):
     """
 
     @property
-    def served_metric(self) -> str:
-        """The name of what `answered_figures` finds, for people."""
-        return self.metric
+    def served_goals(self) -> tuple[Goal, ...]:
+        """The figures of `answered_figures`; their targets are those that training must reach."""
+        return self.goals
 
     @abc.abstractmethod
     def served_struct(self, layout: Layout) -> State:
@@ -353,11 +353,11 @@ class ServedWorkload(Workload):
         """What `predict` needs of a training state, or of what is built like one (structs, shardings)."""
         return {name: state[entry] for name, entry in self.served_entries.items()}
 
-    def make_samples(self, load: Callable[[State], State]) -> float | None:
+    def make_samples(self, load: Callable[[Layout], State]) -> Quality | None:
         """Called before anything is measured, for a workload whose samples come from the model itself.
 
         Args:
-            load: reads the model into structs with shardings.
+            load: reads the model into the places of a layout.
 
         Returns:
             The quality that the answers are held against; None where it is what training reached.
@@ -406,7 +406,7 @@ class ServedWorkload(Workload):
 
     @abc.abstractmethod
     def answered_figures(self, indices: np.ndarray, answers: Sequence[bytes]) -> Evaluation:
-        """The figures of logged answers to samples [N], by the names of `goals`; as `evaluate` finds them.
+        """The figures of logged answers to samples [N], by the names of `served_goals`; as `evaluate` finds them.
 
         Raises:
             ValueError: an answer is not of the form that `predict` gives.
@@ -442,14 +442,18 @@ def names() -> list[str]:
     return sorted(_REGISTRY)
 
 
-def find(name: str) -> type[Workload]:
+W = TypeVar("W", bound=Workload)
+
+
+def find(name: str, kind: type[W] = Workload) -> type[W]:
     """Returns the class of a workload, imported only now.
 
     Args:
         name: a name of the registry, or a user's own class as `package.module:Name`.
+        kind: what it must be, `TrainedWorkload` or `ServedWorkload`.
 
     Raises:
-        UserError: it cannot be found, or is no `Workload`.
+        UserError: it cannot be found, or is no `Workload` of that kind.
     """
     path = _REGISTRY.get(name, name)
     module_name, colon, attribute = path.partition(":")
@@ -471,4 +475,10 @@ def find(name: str) -> type[Workload]:
         ) from error
     if not (isinstance(found, type) and issubclass(found, Workload)):
         raise UserError(f"--workload={name} is no subclass of mlperf_jax.workload.Workload.")
+    if not issubclass(found, kind):
+        if kind is TrainedWorkload:
+            raise UserError(
+                f"{found.__name__} is served, not trained; measure it with --scenario and --weights."
+            )
+        raise UserError(f"{found.__name__} has no inference phases, so --scenario cannot measure it.")
     return found

@@ -16,6 +16,7 @@ assert "jax" not in sys.modules, "something imports jax before its environment i
 os.environ["XLA_FLAGS"] = f"{door.LIGHT_FLAGS} {_flags_before or ''}"  # of the same flag the last counts
 platform.configure("cpu", cpu_devices=8)
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 
 jax.devices()  # The flags are read here, once.
@@ -25,3 +26,20 @@ if _flags_before is None:
     del os.environ["XLA_FLAGS"]
 else:
     os.environ["XLA_FLAGS"] = _flags_before
+
+# How long an example takes says more about the machine's load than about the code.
+hypothesis.settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Where several workers share the tests, what takes longest comes first, so that they end together.
+
+    That is training to a real target, then the files that start commands.
+    """
+    if hasattr(config, "workerinput"):
+        items.sort(
+            key=lambda item: (not item.get_closest_marker("convergence"), not hasattr(item.module, "door"))
+        )

@@ -39,8 +39,12 @@ LIGHT_FLAGS = (
 LIGHTLY = {"XLA_FLAGS": LIGHT_FLAGS}
 """For `start` and `run`, in tests of what a workload adds; the spine's own are compiled as a user's are."""
 
-# Compiled programs are shared between the commands of a test session: most of a tiny run is compilation.
-_CACHE = tempfile.TemporaryDirectory(prefix="mlperf_jax-compiled-")
+# Compiled programs are shared between the commands of a test session, of which most are compilation. The first
+# process to get here makes the folder and removes it; workers of pytest-xdist inherit its name.
+_CACHE = "MLPERF_JAX_TESTS_COMPILED"
+if _CACHE not in os.environ:
+    _folder = tempfile.TemporaryDirectory(prefix="mlperf_jax-compiled-")
+    os.environ[_CACHE] = _folder.name
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -48,7 +52,7 @@ def environment(**changes: str) -> dict[str, str]:
     plain = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
     shared = {
         "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
+        "JAX_COMPILATION_CACHE_DIR": os.environ[_CACHE],
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return plain | shared | changes

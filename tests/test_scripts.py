@@ -22,6 +22,7 @@ echo "venv $*" >> "{calls}"
 case "$*" in
   *"pip install"*) if [ -e "{root}/no_network" ]; then exit 1; fi ;;
   *mlperf_jax.main*) echo "ran in $PWD" ;;
+  *"not timing"*) if [ -e "{root}/failing" ]; then exit 1; fi ;;
 esac
 """
 
@@ -170,6 +171,36 @@ def test_tests_run_in_the_checkout_and_training_where_the_user_is(checkout, tmp_
     assert f"ran in {elsewhere}" in checkout.run("run_and_time.sh", "--list", cwd=elsewhere).stdout
     checkout.run("run_tests.sh", "tests/models", "-x", cwd=elsewhere)
     assert checkout.noted("-m pytest tests/models -x")
+
+
+def test_all_tests_are_those_that_share_the_cores_and_then_those_that_measure_time(checkout):
+    checkout.python("python3.11")
+    reports = checkout.root / "re ports"
+    assert checkout.run("run_tests.sh", REPORTS=str(reports)).returncode == 0
+    together, alone = checkout.noted("-m pytest")
+    assert "-m not timing --numprocesses=logical" in together and "--dist=loadfile" in together
+    assert together.endswith(f"--junitxml={reports}/together.xml")
+    assert alone == f"venv -m pytest -m timing --junitxml={reports}/alone.xml"
+    (checkout.root / "failing").touch()
+    assert checkout.run("run_tests.sh").returncode == 1
+    assert checkout.noted("-m pytest")[1:] == ["venv -m pytest -m timing"]
+
+
+def test_shares_of_the_workloads(tmp_path):
+    for name, cases in (
+        ("together", (("models.test_dlrm", 30), ("workloads.test_recommendation", 20), ("test_main", 40))),
+        ("alone", (("test_main", 5), ("models.test_ssd_resnet", 5))),
+    ):
+        lines = "".join(f'<testcase classname="tests.{file}" time="{s}" />' for file, s in cases)
+        (tmp_path / f"{name}.xml").write_text(f"<testsuites><testsuite>{lines}</testsuite></testsuites>")
+    command = [sys.executable, door.ROOT / ".ci/shares.py", tmp_path / "together.xml", tmp_path / "alone.xml"]
+    head, *rows = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert head.startswith("share of 100 s")
+    assert [" ".join(row.split()) for row in rows] == [
+        "dlrm, dlrm_dcnv2 50% 50 s in 2 files, of which 30 s in tests.models.test_dlrm",
+        "spine 45% 45 s in 1 files, of which 45 s in tests.test_main",
+        "ssd_resnet34 5% 5 s in 1 files, of which 5 s in tests.models.test_ssd_resnet",
+    ]
 
 
 def test_generic_names_where_the_user_stands_do_not_hide_ours(tmp_path):

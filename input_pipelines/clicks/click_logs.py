@@ -11,17 +11,15 @@ import dataclasses
 import functools
 import itertools
 import math
-import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
-from input_pipelines import base, synthetic
+from input_pipelines import base, prepared, synthetic
 from mlperf_jax.errors import UserError
 
 _VERIFIED_AT_ONCE = 2**18
-_PROGRESS_SECONDS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,34 +64,65 @@ class Columns:
             self, table_sizes=tuple(math.ceil(size * fraction) for size in self.table_sizes)
         )
 
-    def synthetic_shapes(self, *, num_train: int, num_eval: int) -> synthetic.Shapes:
-        """What `--synthetic_data` makes up in place of a data set of so many examples."""
-        limits = {"dense": 10, "sparse": self.rows, "label": 2}
-        return synthetic.Shapes(
-            self.spec,
-            limits,
-            num_train,
-            num_eval,
-            distinct=1 << 16,  # of rows that are looked up again a device fetches one copy
-            in_order=True,
-            attributes=dataclasses.asdict(self),
-        )
+    def made_up(self, random: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Makes up examples: label [N, 1], numbers [N, D] and rows [N, L], all int64.
+
+        As in logs of clicks, numbers are counts of a long tail, few rows are looked up often, and one
+        example in about thirty is a click; the first number tells something of it.
+        """
+        numbers = np.floor(np.exp(random.normal(1.0, 1.5, size=(count, self.num_dense)))).astype(np.int64)
+        rows = (self.rows * random.random((count, len(self.rows))) ** 4).astype(np.int64)
+        chance = 1 / (1 + np.exp(4.5 - np.log1p(numbers[:, :1])))
+        return (random.random((count, 1)) < chance).astype(np.int64), numbers, rows
 
 
-class InMemoryClicks(base.InMemoryDataset):
-    """A `base.InMemoryDataset` that has the attributes of its `Columns`."""
+class ClickDataset(base.Dataset):
+    """A `base.Dataset` of clicks.
+
+    Attributes:
+        columns: of the examples.
+    """
+
+    columns: Columns
+
+
+class InMemoryClicks(base.InMemoryDataset, ClickDataset):
+    """Clicks in memory; but for `columns` as `base.InMemoryDataset`."""
 
     def __init__(
         self,
         columns: Columns,
-        train: Mapping[str, np.ndarray],
-        evaluation: Mapping[str, np.ndarray],
+        train: Mapping[str, base.Field],
+        evaluation: Mapping[str, base.Field],
         *,
         fake: bool,
         description: str,
     ) -> None:
         super().__init__(train, evaluation, fake=fake, description=description)
-        vars(self).update(dataclasses.asdict(columns))
+        self.columns = columns
+
+
+class _SyntheticClicks(InMemoryClicks):
+    """Clicks in the order of their numbers: another order of billions would not fit in memory."""
+
+    def _examples_at(self, positions: np.ndarray, seed: int) -> np.ndarray:
+        return positions % self.num_train
+
+
+def open_synthetic(
+    name: str, columns: Columns, options: Mapping[str, Any], *, num_train: int, num_eval: int
+) -> InMemoryClicks:
+    """What `--synthetic_data` makes up in place of a data set of so many examples."""
+    return synthetic.open_dataset(
+        functools.partial(_SyntheticClicks, columns),
+        name,
+        columns.spec,
+        {"dense": 10, "sparse": columns.rows, "label": 2},
+        num_train=num_train,
+        num_eval=num_eval,
+        options=options,
+        distinct=1 << 16,  # of rows that are looked up again a device fetches one copy
+    )
 
 
 class Rows(Protocol):
@@ -106,8 +135,8 @@ class Rows(Protocol):
         ...
 
 
-class MappedClicks:
-    """The `base.Dataset` of examples that are read in runs, from files mapped into memory.
+class MappedClicks(ClickDataset):
+    """Examples that are read in runs, from files mapped into memory.
 
     Training keeps the files' order, or shuffles blocks of examples that lie side by side: single
     examples cannot be fetched from terabytes at the speed of training.
@@ -131,35 +160,20 @@ class MappedClicks:
         fake: bool,
         description: str,
     ) -> None:
-        vars(self).update(dataclasses.asdict(columns))
+        super().__init__(
+            num_train=len(train),
+            num_eval=len(evaluation),
+            train_spec=columns.spec,
+            eval_spec=columns.spec,
+            fake=fake,
+            description=description,
+            num_threads=num_threads,
+        )
+        self.columns = columns
         self._train, self._eval, self._block = train, evaluation, block
-        self._prefetched = functools.partial(base.prefetched, num_threads=num_threads)
-        self.num_train, self.num_eval = len(train), len(evaluation)
-        self.train_spec = columns.spec
-        self.eval_spec = self.train_spec | base.MASK_SPEC
-        self.fake, self.description = fake, description
 
-    def train_batches(
-        self, *, seed: int, batch_size: int, start_step: int, rows: slice
-    ) -> base.BatchIterator:
-        def make_batch(step: int) -> base.Batch:
-            first = step * batch_size
-            return self._read(
-                self._train,
-                self._train_runs(first + rows.start, first + rows.stop, seed),
-                rows.stop - rows.start,
-            )
-
-        return self._prefetched(make_batch, start_step)
-
-    def eval_batches(self, *, batch_size: int, rows: slice) -> base.BatchIterator:
-        def make_batch(index: int) -> base.Batch:
-            first, last = (min(index * batch_size + row, self.num_eval) for row in (rows.start, rows.stop))
-            return base.with_mask(
-                self._read(self._eval, [(first, last)], last - first), rows.stop - rows.start
-            )
-
-        return self._prefetched(make_batch, 0, base.num_eval_batches(self.num_eval, batch_size))
+    def read_train(self, start: int, stop: int, seed: int) -> base.Batch:
+        return self._read(self._train, self._train_runs(start, stop, seed), stop - start)
 
     def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> base.Batch:
         begins = np.flatnonzero(np.diff(indices, prepend=-2) != 1)  # Runs of neighbours are read at once.
@@ -181,7 +195,7 @@ class MappedClicks:
 
     def _train_runs(self, start: int, stop: int, seed: int) -> list[tuple[int, int]]:
         """Which runs of examples stand at positions [start, stop) of the global stream."""
-        runs = []
+        runs: list[tuple[int, int]] = []
         while start < stop:
             epoch, offset = divmod(start, self.num_train)
             length = min(stop - start, self.num_train - offset)
@@ -216,18 +230,40 @@ def shuffled_blocks(seed: int, epoch: int, num_examples: int, block: int) -> tup
     return order, np.cumsum(sizes) - sizes
 
 
+def open_rows(
+    name: str,
+    columns: Columns,
+    train: Rows,
+    evaluation: Rows,
+    *,
+    block: int,
+    fake: bool,
+    options: Mapping[str, Any],
+) -> MappedClicks:
+    """The data set of this name, described; `options` may have `num_threads`, see `base.num_threads`."""
+    what = f"Fake {name} (random clicks, not MLPerf's data)" if fake else name
+    return MappedClicks(
+        columns,
+        train,
+        evaluation,
+        block=block,
+        num_threads=base.num_threads(options),
+        fake=fake,
+        description=f"{what}, {len(train):,} train and {len(evaluation):,} eval examples",
+    )
+
+
 def verify(dataset: MappedClicks) -> None:
     """Reads every example once, saying every ten seconds how far it is.
 
     Raises:
         UserError: an example is damaged.
     """
-    total, done, told = dataset.num_train + dataset.num_eval, 0, time.monotonic()
+    total, done, ticker = dataset.num_train + dataset.num_eval, 0, prepared.Ticker()
     for rows in (dataset._train, dataset._eval):
         for start in range(0, len(rows), _VERIFIED_AT_ONCE):
             stop = min(start + _VERIFIED_AT_ONCE, len(rows))
             dataset._read(rows, [(start, stop)], stop - start)
             done += stop - start
-            if time.monotonic() - told > _PROGRESS_SECONDS or done == total:
-                told = time.monotonic()
+            if ticker.due() or done == total:
                 print(f"verified {done:,} of {total:,} examples", flush=True)

@@ -1,7 +1,6 @@
 """Criteo 1TB click logs as MLPerf's DLRM reads them: 4,195,197,692 train and 89,137,319 eval examples.
 
-In the binary format of the reference (facebookresearch/dlrm, data_loader_terabyte.py): an example is
-40 int32, the label, 13 numbers and the rows of 26 tables. DATA_DIR/criteo (or DATA_DIR itself) holds
+In the binary format of the reference (see `criteo_format`). DATA_DIR/criteo (or DATA_DIR itself) holds
   terabyte_processed_train.bin   days 0 to 22, shuffled when they were written
   terabyte_processed_test.bin    the first half of day 23, on which the benchmark is evaluated
 `criteo_convert` writes these files from the days as Criteo publishes them, which are looked for in
@@ -12,37 +11,23 @@ Training shuffles blocks of 2,048 examples: the reference shuffles batches, and 
 
 from __future__ import annotations
 
-import functools
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from input_pipelines import base, prepared, synthetic
-from input_pipelines.clicks import click_logs
+from input_pipelines import base, prepared
+from input_pipelines.clicks import click_logs, criteo_convert
+from input_pipelines.clicks.criteo_format import COLUMNS, FILES, FIRST_TABLE, INTS, NUM_EVAL, NUM_TRAIN
 from mlperf_jax.errors import UserError
 
-NUM_TRAIN, NUM_EVAL = 4_195_197_692, 89_137_319
-NUM_DENSE = 13
-COLUMNS = click_logs.Columns(
-    num_dense=NUM_DENSE,
-    table_sizes=(
-        39884406, 39043, 17289, 7420, 20263, 3, 7120, 1543, 63, 38532951, 2953546, 403346, 10, 2208, 11938,
-        155, 4, 976, 14, 39979771, 25641295, 39664984, 585935, 12972, 108, 36,
-    ),
-    multi_hot_sizes=(1,) * 26,
-)  # fmt: skip
-INTS = 1 + NUM_DENSE + len(COLUMNS.table_sizes)
-"""int32 values of an example in a file."""
-FILES = {split: f"terabyte_processed_{split}.bin" for split in ("train", "test", "val")}
 _SPLITS = {"train": ("train", NUM_TRAIN), "test": ("eval", NUM_EVAL)}
 _BLOCK = 2048
 
 
 class BinaryRows:
-    """`clicks.Rows` in the reference's binary format.
+    """`click_logs.Rows` in the reference's binary format.
 
     Args:
         path: the file.
@@ -72,11 +57,11 @@ class BinaryRows:
         return len(self._examples)
 
     def read(self, start: int, stop: int, out: base.Batch) -> None:
-        """As `clicks.Rows`; dense numbers x, which are not negative, become log(x + 1)."""
+        """As `click_logs.Rows`; dense numbers x, which are not negative, become log(x + 1)."""
         examples = self._examples[start:stop]
         out["label"][:] = examples[:, 0]
         np.add(
-            examples[:, 1 : 1 + NUM_DENSE],
+            examples[:, 1:FIRST_TABLE],
             np.float32(1),
             out=out["dense"],
             dtype=np.float32,
@@ -84,7 +69,7 @@ class BinaryRows:
         )
         with np.errstate(divide="ignore", invalid="ignore"):  # Told below.
             np.log(out["dense"], out=out["dense"])
-        sparse = examples[:, 1 + NUM_DENSE :]
+        sparse = examples[:, FIRST_TABLE:]
         if (sparse.view(np.uint32) >= self._whole).any() or not np.isfinite(out["dense"]).all():
             raise UserError(
                 f"{self._path}, examples {start:,} to {stop:,}, has impossible numbers; get it again."
@@ -95,9 +80,11 @@ class BinaryRows:
             np.remainder(sparse, self._rows, out=out["sparse"])
 
 
-def synthetic_shapes(options: Mapping[str, Any]) -> synthetic.Shapes:
+def open_synthetic(options: Mapping[str, Any]) -> click_logs.InMemoryClicks:
     """What `--synthetic_data` makes up; see `open_dataset` for the options."""
-    return COLUMNS.cut(options).synthetic_shapes(num_train=NUM_TRAIN, num_eval=NUM_EVAL)
+    return click_logs.open_synthetic(
+        "criteo", COLUMNS.cut(options), options, num_train=NUM_TRAIN, num_eval=NUM_EVAL
+    )
 
 
 def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> click_logs.MappedClicks:
@@ -106,7 +93,7 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> click_logs.Mappe
     Args:
         data_dir: see the module.
         options: `fake` (int, 0): the set that `prepare --fake=N` wrote. `table_fraction` (1.0): see
-            `clicks.Columns.cut`. `num_threads` (int; 0, the default, is as many as there are cores,
+            `click_logs.Columns.cut`. `num_threads` (int; 0, the default, is as many as there are cores,
             at most 8): batches read at once.
 
     Raises:
@@ -114,7 +101,7 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> click_logs.Mappe
     """
     fake = options.get("fake") or 0
     columns = COLUMNS.cut(options)
-    folder = _fake_folder(data_dir, fake) if fake else _find(data_dir)
+    folder = _folder(data_dir, fake)
     if fake:
         prepared.read_manifest(folder)
     rows = {}
@@ -125,20 +112,15 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> click_logs.Mappe
                 f"{folder / FILES[file]} has {len(rows[split]):,} examples where MLPerf's {split} set has "
                 f"{count:,}; get the whole file."
             )
-    return click_logs.MappedClicks(
+    return click_logs.open_rows(
+        "Criteo 1TB",
         columns,
         rows["train"],
         rows["eval"],
         block=_BLOCK,
-        num_threads=options.get("num_threads") or min(os.cpu_count() or 1, 8),
         fake=fake > 0,
-        description=description("Criteo 1TB", rows, fake=fake > 0),
+        options=options,
     )
-
-
-def description(name: str, rows: Mapping[str, click_logs.Rows], *, fake: bool) -> str:
-    what = f"Fake {name} (random clicks, not MLPerf's data)" if fake else name
-    return f"{what}, {len(rows['train']):,} train and {len(rows['eval']):,} eval examples"
 
 
 def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
@@ -153,24 +135,23 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
         UserError: as `open_dataset`, or a raw day is damaged.
     """
     if fake:
-        build = functools.partial(_write_fake, num_train=fake, num_eval=max(1, fake // 8))
-        prepared.prepare_folder(_fake_folder(data_dir, fake), build, verify=verify)
-    elif (data_dir / "criteo_raw").is_dir() and not _folders(data_dir):
-        from input_pipelines.clicks import criteo_convert
-
+        prepared.prepare_fake(_folder(data_dir, fake), _write_fake, fake, verify=verify)
+    elif (data_dir / "criteo_raw").is_dir() and not _real_folders(data_dir):
         criteo_convert.convert(data_dir / "criteo_raw", data_dir / "criteo")
     dataset = open_dataset(data_dir, {"fake": fake})
     if verify:
         click_logs.verify(dataset)
-    return f"{dataset.description}, in {_fake_folder(data_dir, fake) if fake else _find(data_dir)}"
+    return f"{dataset.description}, in {_folder(data_dir, fake)}"
 
 
-def _folders(data_dir: Path) -> list[Path]:
+def _real_folders(data_dir: Path) -> list[Path]:
     return [folder for folder in (data_dir, data_dir / "criteo") if (folder / FILES["train"]).is_file()]
 
 
-def _find(data_dir: Path) -> Path:
-    if folders := _folders(data_dir):
+def _folder(data_dir: Path, fake: int) -> Path:
+    if fake:
+        return data_dir / f"criteo_fake_{fake}"
+    if folders := _real_folders(data_dir):
         return folders[0]
     raise UserError(
         f"Criteo 1TB is not in {data_dir}; get day_0.gz to day_23.gz from Criteo, put them into "
@@ -180,29 +161,10 @@ def _find(data_dir: Path) -> Path:
     )
 
 
-def _fake_folder(data_dir: Path, num_train: int) -> Path:
-    return data_dir / f"criteo_fake_{num_train}"
-
-
-def _write_fake(folder: Path, *, num_train: int, num_eval: int) -> dict[str, Any]:
+def _write_fake(folder: Path, num_train: int, num_eval: int) -> None:
     for file, count in (("train", num_train), ("test", num_eval)):
         with open(folder / FILES[file], "wb") as out:
             for chunk, start in enumerate(range(0, count, _BLOCK)):
                 random = np.random.default_rng([file == "test", chunk])
-                fields = made_up(random, min(_BLOCK, count - start), COLUMNS)
+                fields = COLUMNS.made_up(random, min(_BLOCK, count - start))
                 out.write(np.concatenate(fields, axis=1).astype("<i4").tobytes())
-    return {"name": f"criteo_fake_{num_train}", "fake": True, "num_train": num_train, "num_eval": num_eval}
-
-
-def made_up(
-    random: np.random.Generator, count: int, columns: click_logs.Columns
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Makes up examples: label [N, 1], numbers [N, D] and rows [N, L], all int64.
-
-    As in logs of clicks, numbers are counts of a long tail, few rows are looked up often, and one
-    example in about thirty is a click; the first number tells something of it.
-    """
-    numbers = np.floor(np.exp(random.normal(1.0, 1.5, size=(count, columns.num_dense)))).astype(np.int64)
-    rows = (columns.rows * random.random((count, len(columns.rows))) ** 4).astype(np.int64)
-    chance = 1 / (1 + np.exp(4.5 - np.log1p(numbers[:, :1])))
-    return (random.random((count, 1)) < chance).astype(np.int64), numbers, rows

@@ -37,14 +37,12 @@ from typing import IO, Any
 import numpy as np
 
 from input_pipelines import prepared
-from input_pipelines.clicks import criteo, criteo_text
+from input_pipelines.clicks import criteo_format, criteo_text
+from input_pipelines.clicks.criteo_format import FILES, FIRST_TABLE, INTS, NUM_TABLES
 from input_pipelines.clicks.criteo_order import Plan, make_plan
 from mlperf_jax.errors import UserError
 
-_NUM_TABLES = len(criteo.COLUMNS.table_sizes)
-_FIRST_TABLE = 1 + criteo.NUM_DENSE
-_BYTES = 4 * criteo.INTS
-_PROGRESS_SECONDS = 10
+_BYTES = 4 * INTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +61,15 @@ class Spec:
 
     num_days: int = 24
     modulus: int = 40_000_000
-    table_sizes: tuple[int, ...] = criteo.COLUMNS.table_sizes
-    counts: tuple[int, ...] = (criteo.NUM_TRAIN, 178_274_637)
+    table_sizes: tuple[int, ...] = criteo_format.COLUMNS.table_sizes
+    counts: tuple[int, ...] = (criteo_format.NUM_TRAIN, 178_274_637)
     num_workers: int = max(1, min(os.cpu_count() or 1, 4))
     part_bytes: int = 8 * 10**9
     chunk_bytes: int = 2**25
 
 
 def convert(raw: Path, folder: Path, spec: Spec | None = None) -> None:
-    """Writes the three files of `criteo.FILES`, in under 16 GB of memory.
+    """Writes the three files of `criteo_format.FILES`, in under 16 GB of memory.
 
     Takes 1.4 TB on the disk at most, 0.7 TB of them for good.
 
@@ -105,7 +103,7 @@ def _convert(raw: Path, folder: Path, work: Path, spec: Spec) -> None:
         counts = [(work / f"day_{day}").stat().st_size // _BYTES for day in days]
         _check_counts(raw, work, counts, spec)
         _each(
-            _write_vocabulary, [(work, table, spec) for table in range(_NUM_TABLES)], "collected table", spec
+            _write_vocabulary, [(work, table, spec) for table in range(NUM_TABLES)], "collected table", spec
         )
         _check_tables(work, spec)
         _save(work / "plan.npz", make_plan(counts).save)
@@ -118,8 +116,8 @@ def _convert(raw: Path, folder: Path, work: Path, spec: Spec) -> None:
     )
     np.savez_compressed(folder / "day_fea_count.npz", counts=np.array(_table_sizes(work), np.int32))
     for name in ("test", "val", "train"):  # The train set last: it is what tells that all is there.
-        if (work / criteo.FILES[name]).exists():
-            (work / criteo.FILES[name]).replace(folder / criteo.FILES[name])
+        if (work / FILES[name]).exists():
+            (work / FILES[name]).replace(folder / FILES[name])
 
 
 def _check_counts(raw: Path, work: Path, counts: Sequence[int], spec: Spec) -> None:
@@ -141,9 +139,7 @@ def _check_tables(work: Path, spec: Spec) -> None:
 
 
 def _table_sizes(work: Path) -> tuple[int, ...]:
-    return tuple(
-        len(np.load(work / f"vocabulary_{table}.npy", mmap_mode="r")) for table in range(_NUM_TABLES)
-    )
+    return tuple(len(np.load(work / f"vocabulary_{table}.npy", mmap_mode="r")) for table in range(NUM_TABLES))
 
 
 def _day_file(raw: Path, day: int) -> Path:
@@ -182,8 +178,9 @@ def _end_with_parent() -> None:
     """Ends this worker when the process that it works for is killed, so that no two write the same file."""
 
     def watch() -> None:
-        connection.wait([multiprocessing.parent_process().sentinel])
-        os._exit(1)
+        if parent := multiprocessing.parent_process():
+            connection.wait([parent.sentinel])
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -205,9 +202,9 @@ def _parse_day(source: Path, work: Path, day: int, spec: Spec) -> None:
     target = work / f"day_{day}"
     if target.exists():
         return
-    seen = np.zeros((_NUM_TABLES, spec.modulus), np.bool_)
-    found: list[list[np.ndarray]] = [[] for _ in range(_NUM_TABLES)]
-    told, done = time.monotonic(), 0
+    seen = np.zeros((NUM_TABLES, spec.modulus), np.bool_)
+    found: list[list[np.ndarray]] = [[] for _ in range(NUM_TABLES)]
+    ticker, done = prepared.Ticker(), 0
     with _whole(target) as partial, open(partial, "wb") as out:
         for text in criteo_text.whole_lines(source, spec.chunk_bytes):
             try:
@@ -216,19 +213,14 @@ def _parse_day(source: Path, work: Path, day: int, spec: Spec) -> None:
                 raise UserError(f"{source}, after example {done:,}: {error}; get the day again.") from None
             out.write(examples.tobytes())
             done += len(examples)
-            for table, values in enumerate(examples[:, _FIRST_TABLE:].T):
+            for table, values in enumerate(examples[:, FIRST_TABLE:].T):
                 found[table].append(_first_seen(values, seen[table]))
-            if time.monotonic() - told > _PROGRESS_SECONDS:
-                told = time.monotonic()
+            if ticker.due():
                 print(f"parsed {done:,} examples of day {day}", flush=True)
         if not done:
             raise UserError(f"{source} is empty; get the day again.")
-        _save(
-            work / f"categories_{day}.npz",
-            lambda file: np.savez(
-                file, **{str(table): np.concatenate(parts) for table, parts in enumerate(found)}
-            ),
-        )
+        categories = {str(table): np.concatenate(parts) for table, parts in enumerate(found)}
+        _save(work / f"categories_{day}.npz", lambda file: np.savez(file, allow_pickle=False, **categories))
 
 
 def _first_seen(values: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -258,7 +250,7 @@ def _write_vocabulary(work: Path, table: int, spec: Spec) -> None:
 
 
 def _examples(path: Path) -> np.ndarray:
-    return np.memmap(path, "<i4", mode="r").reshape(-1, criteo.INTS)
+    return np.memmap(path, "<i4", mode="r").reshape(-1, INTS)
 
 
 def _distribute_day(work: Path, day: int, plan: Plan, spec: Spec) -> None:
@@ -266,30 +258,25 @@ def _distribute_day(work: Path, day: int, plan: Plan, spec: Spec) -> None:
     done = work / f"distributed_{day}"
     if done.exists():
         return
-    rows = [np.load(work / f"rows_{table}.npy", mmap_mode="r") for table in range(_NUM_TABLES)]
+    rows = [np.load(work / f"rows_{table}.npy", mmap_mode="r") for table in range(NUM_TABLES)]
     examples = _examples(work / f"day_{day}")
     num_days, last = len(plan.counts), day == len(plan.counts) - 1
     if not last:
         buckets, places = plan.buckets(day), plan.begins[day].copy()
-    told = time.monotonic()
+    ticker = prepared.Ticker()
     with contextlib.ExitStack() as stack:
-        names = (
-            [criteo.FILES["test"], criteo.FILES["val"]]
-            if last
-            else [f"bucket_{b}" for b in range(num_days - 1)]
-        )
+        names = [FILES["test"], FILES["val"]] if last else [f"bucket_{b}" for b in range(num_days - 1)]
         files = [stack.enter_context(open(_touched(work / name), "r+b")) for name in names]
         step = max(1, spec.chunk_bytes // _BYTES)
         for start in range(0, len(examples), step):
             chunk = np.array(examples[start : start + step])
-            for table in range(_NUM_TABLES):
-                chunk[:, _FIRST_TABLE + table] = rows[table][chunk[:, _FIRST_TABLE + table]]
+            for table in range(NUM_TABLES):
+                chunk[:, FIRST_TABLE + table] = rows[table][chunk[:, FIRST_TABLE + table]]
             if last:
                 _write_halves(files, chunk, start, -(-len(examples) // 2))
             else:
                 _write_buckets(files, chunk, buckets[start : start + step], places)
-            if time.monotonic() - told > _PROGRESS_SECONDS:
-                told = time.monotonic()
+            if ticker.due():
                 print(f"distributed {start + len(chunk):,} examples of day {day}", flush=True)
         for file in files:
             file.flush()
@@ -341,9 +328,9 @@ def _permute_bucket(work: Path, bucket: int, plan: Plan, spec: Spec) -> None:
     del order
     first = int(plan.counts[:bucket].sum())
     part_size, step = max(1, spec.part_bytes // _BYTES), max(1, spec.chunk_bytes // _BYTES)
-    with open(_touched(work / criteo.FILES["train"]), "r+b") as out:
+    with open(_touched(work / FILES["train"]), "r+b") as out:
         for begin in range(0, len(examples), part_size):
-            part = np.empty((min(part_size, len(examples) - begin), criteo.INTS), "<i4")
+            part = np.empty((min(part_size, len(examples) - begin), INTS), "<i4")
             for start in range(0, len(examples), step):
                 here = place[start : start + step].astype(np.int64) - begin
                 mine = np.flatnonzero((here >= 0) & (here < len(part)))

@@ -17,7 +17,6 @@ example's own row, the others are drawn once for each row of the table.
 
 from __future__ import annotations
 
-import functools
 import io
 import itertools
 import os
@@ -30,11 +29,11 @@ from typing import Any
 
 import numpy as np
 
-from input_pipelines import base, prepared, synthetic
-from input_pipelines.clicks import click_logs, criteo
+from input_pipelines import base, prepared
+from input_pipelines.clicks import click_logs
+from input_pipelines.clicks.criteo_format import NUM_EVAL, NUM_TRAIN
 from mlperf_jax.errors import UserError
 
-NUM_TRAIN, NUM_EVAL = criteo.NUM_TRAIN, criteo.NUM_EVAL
 NUM_DAYS = 24
 COLUMNS = click_logs.Columns(
     num_dense=13,
@@ -49,7 +48,7 @@ _ROWS_AT_ONCE = 2**18
 
 
 class DayRows:
-    """`clicks.Rows` of a day in the reference's layout.
+    """`click_logs.Rows` of a day in the reference's layout.
 
     Args:
         folder, day: which.
@@ -73,7 +72,7 @@ class DayRows:
         return len(self._label)
 
     def read(self, start: int, stop: int, out: base.Batch) -> None:
-        """As `clicks.Rows`; like the reference, it takes rows modulo the tables' sizes."""
+        """As `click_logs.Rows`; like the reference, it takes rows modulo the tables' sizes."""
         out["label"][:] = self._label[start:stop, 0]
         out["dense"][:] = self._dense[start:stop]
         place = 0
@@ -90,7 +89,7 @@ class DayRows:
 
 
 class Joined:
-    """`clicks.Rows` one after the other."""
+    """`click_logs.Rows` one after the other."""
 
     def __init__(self, parts: Sequence[click_logs.Rows]) -> None:
         self._parts = parts
@@ -108,7 +107,7 @@ class Joined:
 
 
 class FirstHalf:
-    """The first half of `clicks.Rows`, and the middle one of an odd number."""
+    """The first half of `click_logs.Rows`, and the middle one of an odd number."""
 
     def __init__(self, rows: click_logs.Rows) -> None:
         self._rows = rows
@@ -181,9 +180,11 @@ def _map_member(path: Path, file: io.BufferedReader, entry: zipfile.ZipInfo) -> 
     return np.memmap(path, dtype, mode="r", offset=array_begin, shape=shape)
 
 
-def synthetic_shapes(options: Mapping[str, Any]) -> synthetic.Shapes:
+def open_synthetic(options: Mapping[str, Any]) -> click_logs.InMemoryClicks:
     """What `--synthetic_data` makes up; see `open_dataset` for the options."""
-    return COLUMNS.cut(options).synthetic_shapes(num_train=NUM_TRAIN, num_eval=NUM_EVAL)
+    return click_logs.open_synthetic(
+        "criteo_multihot", COLUMNS.cut(options), options, num_train=NUM_TRAIN, num_eval=NUM_EVAL
+    )
 
 
 def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> click_logs.MappedClicks:
@@ -198,25 +199,25 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> click_logs.Mappe
     """
     fake = options.get("fake") or 0
     columns = COLUMNS.cut(options)
-    folder = _fake_folder(data_dir, fake) if fake else _find(data_dir)
+    folder = _folder(data_dir, fake)
     if fake:
         prepared.read_manifest(folder)
     days = [DayRows(folder, day, columns) for day in range(_FAKE_DAYS if fake else NUM_DAYS)]
-    rows = {"train": Joined(days[:-1]), "eval": FirstHalf(days[-1])}
-    for split, count in (("train", NUM_TRAIN), ("eval", NUM_EVAL)):
-        if not fake and len(rows[split]) != count:
+    train, evaluation = Joined(days[:-1]), FirstHalf(days[-1])
+    for split, found, count in (("train", len(train), NUM_TRAIN), ("eval", len(evaluation), NUM_EVAL)):
+        if not fake and found != count:
             raise UserError(
-                f"{folder} has {len(rows[split]):,} {split} examples where MLPerf's set has {count:,}; "
+                f"{folder} has {found:,} {split} examples where MLPerf's set has {count:,}; "
                 "get all of its files."
             )
-    return click_logs.MappedClicks(
+    return click_logs.open_rows(
+        "Criteo 1TB multi-hot",
         columns,
-        rows["train"],
-        rows["eval"],
+        train,
+        evaluation,
         block=0,  # The rules forbid to shuffle again.
-        num_threads=options.get("num_threads") or min(os.cpu_count() or 1, 8),
         fake=fake > 0,
-        description=criteo.description("Criteo 1TB multi-hot", rows, fake=fake > 0),
+        options=options,
     )
 
 
@@ -234,17 +235,18 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
     if fake == 1:
         raise UserError("The made-up set has two days to train on, so --fake must be at least 2.")
     if fake:
-        build = functools.partial(_write_fake, num_train=fake, num_eval=max(1, fake // 8))
-        prepared.prepare_folder(_fake_folder(data_dir, fake), build, verify=verify)
+        prepared.prepare_fake(_folder(data_dir, fake), _write_fake, fake, verify=verify)
     elif (data_dir / "criteo_onehot").is_dir():
         materialize(data_dir / "criteo_onehot", data_dir / "criteo_multihot", range(NUM_DAYS), COLUMNS)
     dataset = open_dataset(data_dir, {"fake": fake})
     if verify:
         click_logs.verify(dataset)
-    return f"{dataset.description}, in {_fake_folder(data_dir, fake) if fake else _find(data_dir)}"
+    return f"{dataset.description}, in {_folder(data_dir, fake)}"
 
 
-def _find(data_dir: Path) -> Path:
+def _folder(data_dir: Path, fake: int) -> Path:
+    if fake:
+        return data_dir / f"criteo_multihot_fake_{fake}"
     for folder in (data_dir, data_dir / "criteo_multihot"):
         if (folder / "day_0_sparse_multi_hot.npz").is_file():
             return folder
@@ -255,10 +257,6 @@ def _find(data_dir: Path) -> Path:
         "--synthetic_data or a made-up set: `python -m mlperf_jax.prepare --workload=dlrm_dcnv2 --fake=N`, "
         "then --config.data.fake=N."
     )
-
-
-def _fake_folder(data_dir: Path, num_train: int) -> Path:
-    return data_dir / f"criteo_multihot_fake_{num_train}"
 
 
 def materialize(onehot: Path, folder: Path, days: Sequence[int], columns: click_logs.Columns) -> None:
@@ -335,19 +333,13 @@ def _copy(source: Path, target: Path) -> None:
     partial.rename(target)
 
 
-def _write_fake(folder: Path, *, num_train: int, num_eval: int) -> dict[str, Any]:
+def _write_fake(folder: Path, num_train: int, num_eval: int) -> None:
     """Writes two days to train on and one of which the first half is for evaluation."""
     counts = (-(-num_train // 2), num_train // 2, 2 * num_eval)
     for day, count in enumerate(counts):
-        label, numbers, rows = criteo.made_up(np.random.default_rng(day), count, COLUMNS)
+        label, numbers, rows = COLUMNS.made_up(np.random.default_rng(day), count)
         np.save(folder / f"day_{day}_labels.npy", label.astype(np.int32))
         np.save(folder / f"day_{day}_dense.npy", np.log(numbers + 3).astype(np.float32))
         places = np.cumsum(COLUMNS.multi_hot_sizes)[:-1]
         tables = {str(t): part.astype(np.int32) for t, part in enumerate(np.split(rows, places, axis=1))}
-        np.savez(folder / f"day_{day}_sparse_multi_hot.npz", **tables)
-    return {
-        "name": f"criteo_multihot_fake_{num_train}",
-        "fake": True,
-        "num_train": num_train,
-        "num_eval": num_eval,
-    }
+        np.savez(folder / f"day_{day}_sparse_multi_hot.npz", allow_pickle=False, **tables)

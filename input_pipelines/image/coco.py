@@ -13,9 +13,9 @@ annotation are left out, and crowds are trained on like single objects.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ NUM_TRAIN_WITH_EMPTY = 118_287
 CATEGORY_IDS = coco_originals.CATEGORY_IDS
 
 _SHARD = 8192  # images in a file
-_PROGRESS_SECONDS = 10
 
 
 def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
@@ -56,11 +55,11 @@ def _folder(data_dir: Path, fake: int) -> Path:
 def _build(folder: Path, *, data_dir: Path, fake: int) -> dict[str, Any]:
     if fake:
         counts = {"train": fake, "eval": max(1, fake // 8)}
-        original: Any = coco_originals.MadeUp(counts, fake_images.photograph)
+        original: coco_originals.Original = coco_originals.MadeUp(counts, fake_images.photograph)
+    elif found := coco_originals.find(data_dir):
+        original = found
     else:
-        original = coco_originals.find(data_dir)
-        if original is None:
-            raise UserError(f"COCO 2017 is not in {data_dir}; {_HOW_TO_GET_IT}")
+        raise UserError(f"COCO 2017 is not in {data_dir}; {_HOW_TO_GET_IT}")
     listings = {split: original.images(split) for split in detection.SPLITS}
     with_objects = [image for image in listings["train"] if len(image.boxes)]
     if not fake:
@@ -110,41 +109,32 @@ def _write_train_objects(folder: Path, listing: Sequence[coco_originals.Image]) 
         boxes.append(parts)
         labels.append(classes)
     ends = np.cumsum([len(some) for some in boxes], dtype=np.int64)
-    arrays = {"boxes": np.concatenate(boxes), "labels": np.concatenate(labels), "ends": ends}
-    arrays["ids"] = np.array([image.id for image in listing], np.int32)
-    for name, array in arrays.items():
-        np.save(folder / f"train_{name}.npy", array, allow_pickle=False)
+    ids = np.array([image.id for image in listing], np.int32)
+    arrays: dict[str, np.ndarray] = {
+        "boxes": np.concatenate(boxes),
+        "labels": np.concatenate(labels),
+        "ends": ends,
+        "ids": ids,
+    }
+    prepared.save_arrays(folder, "train", arrays)
 
 
 def _write_ground_truth(folder: Path, listing: Sequence[coco_originals.Image]) -> None:
-    annotations = []
-    for image in listing:
-        for box, category, crowd, area in zip(
-            image.boxes.tolist(),
-            image.categories.tolist(),
-            image.crowds.tolist(),
-            image.areas.tolist(),
-            strict=True,
-        ):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image.id,
-                    "category_id": category,
-                    "bbox": box,
-                    "area": area,
-                    "iscrowd": int(crowd),
-                }
-            )
-    truth = {
-        "images": [{"id": image.id, "height": image.height, "width": image.width} for image in listing],
-        "annotations": annotations,
-        "categories": [{"id": category, "name": str(category)} for category in CATEGORY_IDS],
-    }
+    truth = detection.coco_truth(
+        ((image.id, image.height, image.width) for image in listing),
+        itertools.chain.from_iterable(map(_true_boxes, listing)),
+        ((category, str(category)) for category in CATEGORY_IDS),
+    )
     (folder / "eval.json").write_text(json.dumps(truth))
-    np.save(folder / "eval_ids.npy", np.array([image.id for image in listing], np.int32), allow_pickle=False)
+    ids = np.array([image.id for image in listing], np.int32)
     sizes = np.array([(image.height, image.width) for image in listing], np.int32)
-    np.save(folder / "eval_sizes.npy", sizes, allow_pickle=False)
+    prepared.save_arrays(folder, "eval", {"ids": ids, "sizes": sizes})
+
+
+def _true_boxes(image: coco_originals.Image) -> Iterator[detection.TrueBox]:
+    columns = (image.categories, image.boxes, image.areas, image.crowds)
+    for category, box, area, crowd in zip(*(column.tolist() for column in columns), strict=True):
+        yield detection.TrueBox(image.id, category, box, area, int(crowd))
 
 
 def _write_jpegs(
@@ -154,7 +144,7 @@ def _write_jpegs(
     from array_record.python import array_record_module
 
     shards = [listing[first : first + _SHARD] for first in range(0, len(listing), _SHARD)]
-    done, told = 0, time.monotonic()
+    done, ticker = 0, prepared.Ticker()
     for path, shard in zip(_shard_paths(folder, split, len(listing)), shards, strict=True):
         # One image in a group: they are read at random. JPEGs do not shrink.
         writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
@@ -163,8 +153,7 @@ def _write_jpegs(
             _check_size(jpeg, split, image)
             writer.write(jpeg)
             done += 1
-            if time.monotonic() - told > _PROGRESS_SECONDS:
-                told = time.monotonic()
+            if ticker.due():
                 print(f"prepared {done:,} of {len(listing):,} {split} images", flush=True)
         writer.close()
 
@@ -217,8 +206,7 @@ class Records:
                 self._jpegs[split] = array_record_data_source.ArrayRecordDataSource(paths)
             except Exception as error:  # ArrayRecord raises its own.
                 raise UserError(
-                    f"{folder} cannot be read ({_line(error)}); prepare it again "
-                    "(--prepare, or python -m mlperf_jax.prepare)."
+                    f"{folder} cannot be read ({prepared.one_line(error)}); {prepared.AGAIN}"
                 ) from None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -237,8 +225,7 @@ class Records:
             return self._jpegs[split][index]
         except Exception as error:  # ArrayRecord raises its own.
             raise UserError(
-                f"{self._where(split, index)} cannot be read ({_line(error)}); prepare it again "
-                "(--prepare, or python -m mlperf_jax.prepare)."
+                f"{self._where(split, index)} cannot be read ({prepared.one_line(error)}); {prepared.AGAIN}"
             ) from None
 
     def _where(self, split: str, index: int) -> str:
@@ -250,17 +237,13 @@ class Records:
         return self._boxes[first:end], self._labels[first:end]
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> detection.DetectionDataset:
+def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> detection.AugmentedDetection:
     """Opens the prepared set, or the made-up one in its place if the options ask for that.
 
     Args:
         data_dir: see the module.
         options: `fake` (int, 0): the set that `prepare --fake=N` wrote; the rest is told by
-            `detection.DetectionDataset`.
+            `detection.AugmentedDetection`.
 
     Raises:
         UserError: it is not prepared, or damaged.
@@ -270,7 +253,7 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> detection.Detect
     if not fake and not folder.is_dir():
         raise UserError(f"COCO 2017 is not prepared in {data_dir}; {_HOW_TO_GET_IT}")
     source = Records(folder)
-    return detection.DetectionDataset(
+    return detection.AugmentedDetection(
         source,
         category_ids=CATEGORY_IDS,
         ground_truth=folder / "eval.json",
@@ -286,7 +269,7 @@ def _describe(source: Records, fake: bool) -> str:
 
 
 def open_synthetic(options: Mapping[str, Any]) -> detection.SyntheticDetection:
-    """What `--synthetic_data` makes up; see `detection.DetectionDataset` for the options."""
+    """What `--synthetic_data` makes up; see `detection.AugmentedDetection` for the options."""
     return detection.SyntheticDetection(
         "coco", num_train=NUM_TRAIN, num_eval=NUM_EVAL, category_ids=CATEGORY_IDS, options=options
     )

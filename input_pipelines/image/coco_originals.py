@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from input_pipelines.prepared import one_line
 from mlperf_jax.errors import UserError
 
 # Of the 91 ids that were planned, those of the 80 categories that were annotated.
@@ -124,7 +125,7 @@ class _Files:
             NotImplementedError,
             zipfile.BadZipFile,
         ) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else _line(error)
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
             raise UserError(f"{path} cannot be read ({reason}); get COCO's files again.") from None
 
     def _opened(self, name: str) -> zipfile.ZipFile:
@@ -150,7 +151,7 @@ def parse_annotations(text: bytes, where: str) -> list[Image]:
         images = [_image(image, objects[image["id"]]) for image in content["images"]]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{where} is not an annotation file of COCO ({_line(error) or type(error).__name__}); get it again."
+            f"{where} is not an annotation file of COCO ({one_line(error) or type(error).__name__}); get it again."
         ) from None
     return sorted(images, key=lambda image: image.id)
 
@@ -198,7 +199,7 @@ class _TfdsRecords:
             num_classes = builder.info.features["objects"]["label"].num_classes
         except Exception as error:  # TFDS and protobuf raise whatever the damage makes of their metadata.
             raise UserError(
-                f"{folder} is not a whole TFDS data set coco/2017 in array_record format ({_line(error)}); "
+                f"{folder} is not a whole TFDS data set coco/2017 in array_record format ({one_line(error)}); "
                 "prepare it again with TFDS."
             ) from None
         if num_classes != len(CATEGORY_IDS):
@@ -241,7 +242,7 @@ class _TfdsRecords:
             return self._records[split][row]
         except Exception as error:  # ArrayRecord and protobuf raise their own.
             raise UserError(
-                f"{self._folder}, {split} record {row}, cannot be read ({_line(error)}); "
+                f"{self._folder}, {split} record {row}, cannot be read ({one_line(error)}); "
                 "prepare it again with TFDS."
             ) from None
 
@@ -284,7 +285,3 @@ class MadeUp:
         random = np.random.default_rng([split == "eval", image.key, 1])
         pixels = self._photograph(random, int(random.integers(1000)), size=(image.height, image.width))
         return simplejpeg.encode_jpeg(pixels, quality=90, colorsubsampling="420")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -12,14 +12,13 @@ from __future__ import annotations
 import functools
 import io
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from input_pipelines import fetch, prepared
+from input_pipelines import base, fetch, prepared
 from input_pipelines.image import box_augmentation, detection, qt_resources
 from mlperf_jax.errors import UserError
 
@@ -54,8 +53,11 @@ _SIDES = (0.25, 0.65)  # of an object's longer side, in parts of the image's
 _LEAST_SEEN = 0.6  # of every object, when others are put before it
 _PLACINGS = 10  # tried for an object
 _CATEGORY_IDS = tuple(range(1, len(CLASSES) + 1))
-_DTYPES = {"image": np.dtype(np.uint8), "boxes": np.dtype(np.float32), "labels": np.dtype(np.int32)}
-_SHAPES = {"image": (SIZE, SIZE, 3), "boxes": (MAX_OBJECTS, 4), "labels": (MAX_OBJECTS,)}
+_SPEC: base.Spec = {
+    "image": ((SIZE, SIZE, 3), np.dtype(np.uint8)),
+    "boxes": ((MAX_OBJECTS, 4), np.dtype(np.float32)),
+    "labels": ((MAX_OBJECTS,), np.dtype(np.int32)),
+}
 
 
 class CutOut(NamedTuple):
@@ -88,13 +90,9 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
 
 
 def _build(folder: Path, *, manual: Path) -> dict[str, Any]:
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    try:
+    with prepared.scratch_folder(folder) as scratch:
         stamps = _fetched("Tux Paint's stamps", STAMPS, "tuxpaint-stamps-default", manual, scratch)
         bundles = _fetched("GCompris's pictures", PLACES, "gcompris-qt-data", manual, scratch)
-    finally:
-        shutil.rmtree(scratch)
     objects, places = cut_outs(stamps), pictures(bundles)
     for split, count in (("train", NUM_TRAIN), ("eval", NUM_EVAL)):
         scenes = _scenes(objects, places, split, count)
@@ -112,18 +110,9 @@ def _fetched(
     what: str, tree: fetch.PinnedTree, package: str, manual: Path, scratch: Path
 ) -> dict[str, bytes]:
     inside = _FOLDERS[package]
-    by_hand = manual / package
-    sources = [
-        fetch.folder_tree(by_hand),
-        fetch.folder_tree(Path("/") / inside),
-        fetch.debian_tree(package, inside),
-    ]
-    try:
-        return fetch.fetch_tree(what, tree, sources, scratch)
-    except UserError as error:
-        raise UserError(
-            f"{error} Put the content of the package's folder /{inside} into {by_hand} and run this again."
-        ) from None
+    by_hand = f"the content of the package's folder /{inside} into {manual / package}"
+    sources = fetch.installable_tree(package, inside, manual / package)
+    return fetch.fetch_tree(what, tree, sources, scratch, by_hand=by_hand)
 
 
 def cut_outs(stamps: Mapping[str, bytes]) -> list[CutOut]:
@@ -140,7 +129,7 @@ def cut_outs(stamps: Mapping[str, bytes]) -> list[CutOut]:
         solid = pixels[..., 3] >= _OPAQUE
         if path.endswith("_mirror.png") or not 0.05 < solid.mean() < 0.98:
             continue
-        (top, bottom), (left, right) = (_extent(solid.any(axis)) for axis in (1, 0))
+        (top, bottom), (left, right) = (_extent(solid, axis) for axis in (1, 0))
         objects.append(CutOut(label, _fitted(pixels[top:bottom, left:right], SIZE)))
     return objects
 
@@ -161,9 +150,9 @@ def _opened(data: bytes) -> Any:
     return Image.open(io.BytesIO(data), formats=("PNG", "WEBP"))
 
 
-def _extent(occupied: np.ndarray) -> tuple[int, int]:
-    """Returns the first and the last place, plus one, of what is true in [n] bool."""
-    places = np.flatnonzero(occupied)
+def _extent(occupied: np.ndarray, axis: int) -> tuple[int, int]:
+    """Returns the first and the last place, plus one, of what is true in [h, w] bool, looking along `axis`."""
+    places = np.flatnonzero(occupied.any(axis))
     return int(places[0]), int(places[-1]) + 1
 
 
@@ -220,7 +209,7 @@ def scene(
                 solid.append(int(mask.sum()))
                 labels.append(label)
                 break
-    extents = [(_extent(mask.any(0)), _extent(mask.any(1))) for mask in seen]
+    extents = [(_extent(mask, 0), _extent(mask, 1)) for mask in seen]
     boxes = [(left, top, right, bottom) for (left, right), (top, bottom) in extents]
     return Scene(image, np.array(boxes), np.array(labels), np.array([mask.sum() for mask in seen]))
 
@@ -246,8 +235,8 @@ def _paste(image: np.ndarray, pixels: np.ndarray, y: int, x: int) -> None:
 
 def _write(folder: Path, split: str, scenes: Iterator[Scene], count: int) -> None:
     """Writes a split's arrays, and for evaluation the ground truth as COCO has it."""
-    arrays = {field: np.zeros((count, *shape), _DTYPES[field]) for field, shape in _SHAPES.items()}
-    annotations = []
+    arrays = {field: np.zeros((count, *shape), dtype) for field, (shape, dtype) in _SPEC.items()}
+    truth: list[detection.TrueBox] = []
     for index, drawn in enumerate(scenes):
         arrays["image"][index] = drawn.image
         arrays["boxes"][index, : len(drawn.boxes)] = drawn.boxes / SIZE
@@ -255,29 +244,17 @@ def _write(folder: Path, split: str, scenes: Iterator[Scene], count: int) -> Non
         for (left, top, right, bottom), label, area in zip(
             drawn.boxes.tolist(), drawn.labels.tolist(), drawn.areas.tolist(), strict=True
         ):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": index,
-                    "category_id": label,
-                    "bbox": [left, top, right - left, bottom - top],
-                    "area": area,
-                    "iscrowd": 0,
-                }
-            )
-    for field, values in arrays.items():
-        np.save(folder / f"{split}_{field}.npy", values, allow_pickle=False)
+            bbox = [left, top, right - left, bottom - top]
+            truth.append(detection.TrueBox(index, label, bbox, area, 0))
+    prepared.save_arrays(folder, split, arrays)
     if split == "eval":
-        truth = {
-            "images": [{"id": index, "height": SIZE, "width": SIZE} for index in range(count)],
-            "annotations": annotations,
-            "categories": [{"id": label, "name": name} for label, name in enumerate(CLASSES, 1)],
-        }
-        (folder / "eval.json").write_text(json.dumps(truth))
+        images = ((index, SIZE, SIZE) for index in range(count))
+        content = detection.coco_truth(images, truth, enumerate(CLASSES, 1))
+        (folder / "eval.json").write_text(json.dumps(content))
 
 
 def open_synthetic(options: Mapping[str, Any]) -> detection.SyntheticDetection:
-    """What `--synthetic_data` makes up; see `detection.DetectionDataset` for the options."""
+    """What `--synthetic_data` makes up; see `detection.AugmentedDetection` for the options."""
     return detection.SyntheticDetection(
         "composites",
         num_train=NUM_TRAIN,
@@ -295,18 +272,17 @@ class Composites:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         manifest = prepared.read_manifest(folder)
-        self.counts = {split: manifest[f"num_{split}"] for split in detection.SPLITS}
-        self._images = {split: self._mapped(split, "image") for split in detection.SPLITS}
-        self._boxes, self._labels = (np.array(self._mapped("train", f)) for f in ("boxes", "labels"))
+        self.counts = {split: int(manifest[f"num_{split}"]) for split in detection.SPLITS}
+        arrays = {
+            split: prepared.open_arrays(folder, split, count, _SPEC) for split, count in self.counts.items()
+        }
+        self._images = {split: fields["image"] for split, fields in arrays.items()}
+        self._boxes, self._labels = (np.array(arrays["train"][field]) for field in ("boxes", "labels"))
         self.image_ids = np.arange(self.counts["eval"], dtype=np.int32)
         self.sizes = np.full((self.counts["eval"], 2), SIZE, np.int32)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Composites, (self._folder,)  # A worker maps the files itself.
-
-    def _mapped(self, split: str, field: str) -> np.ndarray:
-        shape = (self.counts[split], *_SHAPES[field])
-        return prepared.open_array(self._folder / f"{split}_{field}.npy", shape, _DTYPES[field])
 
     def image(self, split: str, index: int) -> np.ndarray:
         return self._images[split][index]
@@ -316,15 +292,15 @@ class Composites:
         return self._boxes[index][labels > 0], labels[labels > 0]
 
 
-def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> detection.DetectionDataset:
-    """Opens the prepared set; see `detection.DetectionDataset` for the options.
+def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> detection.AugmentedDetection:
+    """Opens the prepared set; see `detection.AugmentedDetection` for the options.
 
     Raises:
         UserError: it is not prepared, or damaged.
     """
     folder = data_dir / "composites"
     source = Composites(folder)
-    return detection.DetectionDataset(
+    return detection.AugmentedDetection(
         source,
         category_ids=_CATEGORY_IDS,
         ground_truth=folder / "eval.json",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,10 +29,17 @@ class Source(Protocol):
         sizes: [num_eval, 2] int32, their height and width.
     """
 
-    counts: Mapping[str, int]
-    most_objects: int
-    image_ids: np.ndarray
-    sizes: np.ndarray
+    @property
+    def counts(self) -> Mapping[str, int]: ...
+
+    @property
+    def most_objects(self) -> int: ...
+
+    @property
+    def image_ids(self) -> np.ndarray: ...
+
+    @property
+    def sizes(self) -> np.ndarray: ...
 
     def image(self, split: str, index: int) -> np.ndarray:
         """Returns an image, [H, W, 3] uint8."""
@@ -44,27 +50,39 @@ class Source(Protocol):
         ...
 
 
-class DetectionDataset:
-    """The `base.Dataset` of images with boxes.
+class DetectionDataset(base.Dataset):
+    """Images with boxes.
 
     A train example has `image` [S, S, 3] uint8, `boxes` [M, 4] float32 (left, top, right, bottom in
     parts of the image) and `labels` [M] int32, 0 for padding. An eval example has `image`, `image_id`
     [] int32 and `size` [2] int32, the height and width of the image as the ground truth knows it.
 
+    Attributes:
+        category_ids: label -> id in the ground truth; index 0, the background's, holds 0.
+        ground_truth: what `pycocotools.coco.COCO` is made of: the file, or its content.
+    """
+
+    category_ids: tuple[int, ...]
+    ground_truth: Path | Mapping[str, Any]
+
+    @property
+    def num_classes(self) -> int:
+        """With the background, so that labels are below it."""
+        return len(self.category_ids)
+
+
+class AugmentedDetection(DetectionDataset):
+    """Images of a source, cropped, flipped and coloured at random to train on.
+
     Args:
         source: the images.
         category_ids: the ground truth's ids of labels 1, 2, ...
-        ground_truth: what `pycocotools.coco.COCO` is made of: the file, or its content.
+        ground_truth: see `DetectionDataset`.
         options: of the config: `image_size` S, `max_boxes` M, `crop_attempts` (see
             `box_augmentation.random_crop`), and, by default 0, `num_threads` (batches made at once in
             each process; 0 as many as there are cores, at most 8) and `num_workers` (processes that
             make them; 0 makes them in threads of this process).
         fake, description: see `base.Dataset`.
-
-    Attributes:
-        category_ids: label -> id in the ground truth; index 0, the background's, holds 0.
-        num_classes: with the background, so that labels are below it.
-        ground_truth: as given.
 
     Raises:
         UserError: an option makes no sense, or some image has more than M objects.
@@ -75,55 +93,83 @@ class DetectionDataset:
         source: Source,
         *,
         category_ids: tuple[int, ...],
-        ground_truth: Path | dict[str, Any],
+        ground_truth: Path,
         options: Mapping[str, Any],
         fake: bool,
         description: str,
     ) -> None:
-        self.source = source
-        self._size, self._boxes, self._attempts = checked_options(options)
-        if source.most_objects > self._boxes:
+        size, max_boxes, self._attempts = checked_options(options)
+        if source.most_objects > max_boxes:
             raise UserError(
-                f"An image has {source.most_objects} objects, more than --config.data.max_boxes={self._boxes}; "
+                f"An image has {source.most_objects} objects, more than --config.data.max_boxes={max_boxes}; "
                 "set it to that number or higher."
             )
-        self._prefetched = functools.partial(
-            base.prefetched,
-            num_threads=options.get("num_threads") or min(os.cpu_count() or 1, 8),
+        super().__init__(
+            num_train=source.counts["train"],
+            num_eval=source.counts["eval"],
+            train_spec={
+                "image": ((size, size, 3), np.dtype(np.uint8)),
+                "boxes": ((max_boxes, 4), np.dtype(np.float32)),
+                "labels": ((max_boxes,), np.dtype(np.int32)),
+            },
+            eval_spec={
+                "image": ((size, size, 3), np.dtype(np.uint8)),
+                "image_id": ((), np.dtype(np.int32)),
+                "size": ((2,), np.dtype(np.int32)),
+            },
+            fake=fake,
+            description=description,
+            num_threads=base.num_threads(options),
             num_workers=options.get("num_workers") or 0,
         )
-        self.num_train, self.num_eval = (source.counts[split] for split in SPLITS)
-        self.train_spec = train_spec(self._size, self._boxes)
-        self.eval_spec = eval_spec(self._size) | base.MASK_SPEC
-        self.category_ids = (0, *category_ids)
-        self.num_classes = len(self.category_ids)
-        self.ground_truth = ground_truth
-        self.fake, self.description = fake, description
+        self.category_ids, self.ground_truth = (0, *category_ids), ground_truth
+        self.source, self._size = source, size
 
-    def train_batches(
-        self, *, seed: int, batch_size: int, start_step: int, rows: slice
-    ) -> base.BatchIterator:
-        make_batch = functools.partial(
-            train_batch,
-            self.source,
-            spec=self.train_spec,
-            attempts=self._attempts,
-            seed=seed,
-            batch_size=batch_size,
-            rows=rows,
-        )
-        return self._prefetched(make_batch, start_step)
-
-    def eval_batches(self, *, batch_size: int, rows: slice) -> base.BatchIterator:
-        make_batch = functools.partial(
-            _eval_batch, self.source, size=self._size, batch_size=batch_size, rows=rows
-        )
-        return self._prefetched(make_batch, 0, base.num_eval_batches(self.num_eval, batch_size))
+    def read_train(self, start: int, stop: int, seed: int) -> base.Batch:
+        positions = np.arange(start, stop)
+        examples = base.examples_at(positions, seed=seed, num_examples=self.num_train)
+        batch = {
+            name: np.zeros((len(positions), *shape), dtype)
+            for name, (shape, dtype) in self.train_spec.items()
+        }
+        for row, (position, example) in enumerate(zip(positions.tolist(), examples.tolist(), strict=True)):
+            boxes, labels = box_augmentation.train_image(
+                self.source.image("train", example),
+                *self.source.objects(example),
+                size=self._size,
+                seed=seed,
+                position=position,
+                attempts=self._attempts,
+                out=batch["image"][row],
+            )
+            batch["boxes"][row, : len(boxes)] = boxes
+            batch["labels"][row, : len(labels)] = labels
+        return batch
 
     def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> base.Batch:
         """As `base.Dataset` has it; images are decoded only if they are asked for, on all cores."""
         with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            return _eval_rows(self.source, indices, fields, self._size, map_rows=pool.map)
+            return self._read_eval(indices, fields, pool.map)
+
+    def _eval_rows(self, examples: np.ndarray) -> base.Batch:
+        return self._read_eval(examples, self.eval_spec, map)
+
+    def _read_eval(self, indices: np.ndarray, fields: Collection[str], map_rows: base.MapRows) -> base.Batch:
+        batch = {}
+        if "image" in fields:
+            batch["image"] = np.empty((len(indices), self._size, self._size, 3), np.uint8)
+
+            def read(row: int) -> None:
+                image = self.source.image("eval", int(indices[row]))
+                batch["image"][row] = box_augmentation.resized(image, self._size)
+
+            for _ in map_rows(read, range(len(indices))):  # Raises what `read` raised.
+                pass
+        if "image_id" in fields:
+            batch["image_id"] = self.source.image_ids[indices]
+        if "size" in fields:
+            batch["size"] = self.source.sizes[indices]
+        return batch
 
 
 def checked_options(options: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -139,76 +185,13 @@ def checked_options(options: Mapping[str, Any]) -> tuple[int, int, int]:
     return tuple(values.values())
 
 
-def train_spec(size: int, max_boxes: int) -> base.Spec:
-    return {
-        "image": ((size, size, 3), np.dtype(np.uint8)),
-        "boxes": ((max_boxes, 4), np.dtype(np.float32)),
-        "labels": ((max_boxes,), np.dtype(np.int32)),
-    }
-
-
-def eval_spec(size: int) -> base.Spec:
-    return {
-        "image": ((size, size, 3), np.dtype(np.uint8)),
-        "image_id": ((), np.dtype(np.int32)),
-        "size": ((2,), np.dtype(np.int32)),
-    }
-
-
-def train_batch(
-    source: Source, step: int, *, spec: base.Spec, attempts: int, seed: int, batch_size: int, rows: slice
-) -> base.Batch:
-    """Returns rows `rows` of the global batch of step `step`, in the shapes of `spec`."""
-    positions = base.train_positions(step, batch_size=batch_size, rows=rows)
-    examples = base.examples_at(positions, seed=seed, num_examples=source.counts["train"])
-    batch = {name: np.zeros((len(positions), *shape), dtype) for name, (shape, dtype) in spec.items()}
-    size = batch["image"].shape[1]
-    for row, (position, example) in enumerate(zip(positions.tolist(), examples.tolist(), strict=True)):
-        boxes, labels = box_augmentation.train_image(
-            source.image("train", example),
-            *source.objects(example),
-            size=size,
-            seed=seed,
-            position=position,
-            attempts=attempts,
-            out=batch["image"][row],
-        )
-        batch["boxes"][row, : len(boxes)] = boxes
-        batch["labels"][row, : len(labels)] = labels
-    return batch
-
-
-def _eval_batch(source: Source, index: int, *, size: int, batch_size: int, rows: slice) -> base.Batch:
-    examples = base.eval_examples(index, num_examples=source.counts["eval"], batch_size=batch_size, rows=rows)
-    return base.with_mask(_eval_rows(source, examples, eval_spec(size), size), rows.stop - rows.start)
-
-
-def _eval_rows(
-    source: Source, examples: np.ndarray, fields: Collection[str], size: int, map_rows: Any = map
-) -> base.Batch:
-    batch = {}
-    if "image" in fields:
-        batch["image"] = np.empty((len(examples), size, size, 3), np.uint8)
-
-        def read(row: int) -> None:
-            batch["image"][row] = box_augmentation.resized(source.image("eval", int(examples[row])), size)
-
-        for _ in map_rows(read, range(len(examples))):  # Raises what `read` raised.
-            pass
-    if "image_id" in fields:
-        batch["image_id"] = source.image_ids[examples]
-    if "size" in fields:
-        batch["size"] = source.sizes[examples]
-    return batch
-
-
-class SyntheticDetection(base.InMemoryDataset):
-    """Random images with random boxes in the form of a `DetectionDataset`, without files or augmentation.
+class SyntheticDetection(base.InMemoryDataset, DetectionDataset):
+    """Random images with random boxes, without files or augmentation.
 
     Args:
         name: of the data set that it stands for.
         num_train, num_eval: the real set's counts, which options of these names replace.
-        category_ids, options: see `DetectionDataset`, whose attributes this has too.
+        category_ids, options: see `AugmentedDetection`.
     """
 
     _POOL, _MOST_OBJECTS = 64, 8
@@ -223,9 +206,7 @@ class SyntheticDetection(base.InMemoryDataset):
         options: Mapping[str, Any],
     ) -> None:
         size, most, _ = checked_options(options)
-        num_train, num_eval = (
-            options.get(key) or count for key, count in (("num_train", num_train), ("num_eval", num_eval))
-        )
+        num_train, num_eval = synthetic.counts(options, num_train, num_eval)
         random = np.random.default_rng(0)
         images = random.integers(256, size=(self._POOL, size, size, 3), dtype=np.uint8)
         corners = np.sort(random.random((self._POOL, most, 2, 2), np.float32), axis=2)
@@ -241,42 +222,42 @@ class SyntheticDetection(base.InMemoryDataset):
                 "size": np.full((num_eval, 2), size, np.int32),
             },
             fake=True,
-            description=f"synthetic data shaped as {name}, {num_train:,} train and {num_eval:,} eval examples",
+            description=synthetic.describe(name, num_train, num_eval),
         )
         self.category_ids = (0, *category_ids)
-        self.num_classes = len(self.category_ids)
         rows = np.arange(num_eval) % self._POOL
-        sizes = np.full((num_eval, 2), size)
         self.ground_truth = coco_truth(
-            np.arange(num_eval), sizes, boxes[rows], labels[rows], self.category_ids
+            ((index, size, size) for index in range(num_eval)),
+            _true_boxes(boxes[rows].astype(float) * size, labels[rows], self.category_ids),
+            ((category, str(category)) for category in category_ids),
         )
+
+
+class TrueBox(NamedTuple):
+    """An object as COCO's annotations have it; `bbox` is left, top, width, height in pixels."""
+
+    image_id: int
+    category_id: int
+    bbox: list[float]
+    area: float
+    iscrowd: int
+
+
+def _true_boxes(boxes: np.ndarray, labels: np.ndarray, category_ids: Sequence[int]) -> Iterator[TrueBox]:
+    """Of corners [N, M, 4] in pixels and labels [N, M], 0 for none."""
+    for row, column in zip(*np.nonzero(labels), strict=True):
+        corners = boxes[row, column].reshape(2, 2)
+        extent = corners[1] - corners[0]
+        bbox = [*corners[0].tolist(), *extent.tolist()]
+        yield TrueBox(int(row), category_ids[labels[row, column]], bbox, float(extent.prod()), 0)
 
 
 def coco_truth(
-    image_ids: np.ndarray,
-    sizes: np.ndarray,
-    boxes: np.ndarray,
-    labels: np.ndarray,
-    category_ids: Sequence[int],
+    images: Iterable[tuple[int, int, int]], boxes: Iterable[TrueBox], categories: Iterable[tuple[int, str]]
 ) -> dict[str, Any]:
-    """Returns ground truth in COCO's form: image_ids [N], sizes [N, 2], boxes [N, M, 4], labels [N, M]."""
-    annotations = []
-    for row, column in zip(*np.nonzero(labels), strict=True):
-        corners = (boxes[row, column].reshape(2, 2) * sizes[row, ::-1]).astype(float)
-        extent = corners[1] - corners[0]
-        annotations.append(
-            {
-                "id": len(annotations) + 1,
-                "image_id": int(image_ids[row]),
-                "category_id": int(category_ids[labels[row, column]]),
-                "bbox": [*corners[0].tolist(), *extent.tolist()],
-                "area": float(extent.prod()),
-                "iscrowd": 0,
-            }
-        )
-    images = [
-        {"id": int(image), "height": int(height), "width": int(width)}
-        for image, (height, width) in zip(image_ids, sizes, strict=True)
-    ]
-    categories = [{"id": int(category), "name": str(category)} for category in category_ids[1:]]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    """Returns ground truth in COCO's form: (id, height, width) of images, boxes, (id, name) of categories."""
+    return {
+        "images": [{"id": image, "height": height, "width": width} for image, height, width in images],
+        "annotations": [{"id": number, **box._asdict()} for number, box in enumerate(boxes, 1)],
+        "categories": [{"id": category, "name": name} for category, name in categories],
+    }

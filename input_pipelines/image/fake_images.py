@@ -9,7 +9,6 @@ and each class has a mean colour of its own: a model can learn them, slowly.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,8 +17,8 @@ _SIZES = [(375, 500), (375, 500), (333, 500), (500, 375), (500, 500), (288, 432)
 _QUALITY = 90
 
 
-def write(folder: Path, *, num_train: int, num_eval: int) -> dict[str, Any]:
-    """Writes `train` and `val` with a folder for each class, and returns the facts for the manifest."""
+def write(folder: Path, num_train: int, num_eval: int) -> None:
+    """Writes `train` and `val` with a folder for each class."""
     import simplejpeg
 
     classes = [f"n{label:08d}" for label in range(NUM_CLASSES)]
@@ -31,7 +30,6 @@ def write(folder: Path, *, num_train: int, num_eval: int) -> dict[str, Any]:
             label = int(random.integers(NUM_CLASSES))
             jpeg = simplejpeg.encode_jpeg(photograph(random, label), quality=_QUALITY, colorsubsampling="420")
             (folder / split / classes[label] / f"{split}_{index:08d}.JPEG").write_bytes(jpeg)
-    return {"name": f"imagenet_fake_{num_train}", "fake": True, "num_train": num_train, "num_eval": num_eval}
 
 
 def photograph(random: np.random.Generator, label: int, size: tuple[int, int] | None = None) -> np.ndarray:

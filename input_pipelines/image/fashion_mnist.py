@@ -7,7 +7,6 @@ Algorithms", arXiv:1708.07747.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from input_pipelines import fetch, prepared, synthetic
-from input_pipelines.base import InMemoryDataset
+from input_pipelines.base import InMemoryDataset, Spec
 from mlperf_jax.errors import UserError
 
 IMAGE_SHAPE = (28, 28, 1)
@@ -44,21 +43,22 @@ _FILES = {
         "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     ),
 }
-_SHAPES = {
-    "train_image": (NUM_TRAIN, *IMAGE_SHAPE),
-    "train_label": (NUM_TRAIN,),
-    "eval_image": (NUM_EVAL, *IMAGE_SHAPE),
-    "eval_label": (NUM_EVAL,),
-}
-_DTYPES = {"image": np.dtype(np.uint8), "label": np.dtype(np.int32)}
+_SPEC: Spec = {"image": (IMAGE_SHAPE, np.dtype(np.uint8)), "label": ((), np.dtype(np.int32))}
+_COUNTS = {"train": NUM_TRAIN, "eval": NUM_EVAL}
 
 
-def synthetic_shapes(options: Mapping[str, Any]) -> synthetic.Shapes:
+def open_synthetic(options: Mapping[str, Any]) -> InMemoryDataset:
     """What `--synthetic_data` makes up; see `open_dataset` for the options."""
     _check_size(options)
-    spec = {"image": (IMAGE_SHAPE, _DTYPES["image"]), "label": ((), _DTYPES["label"])}
-    limits = {"image": 256, "label": NUM_CLASSES}
-    return synthetic.Shapes(spec, limits, num_train=NUM_TRAIN, num_eval=NUM_EVAL)
+    return synthetic.open_dataset(
+        InMemoryDataset,
+        "fashion_mnist",
+        _SPEC,
+        {"image": 256, "label": NUM_CLASSES},
+        num_train=NUM_TRAIN,
+        num_eval=NUM_EVAL,
+        options=options,
+    )
 
 
 def _check_size(options: Mapping[str, Any]) -> None:
@@ -87,18 +87,15 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
         raise UserError("Fashion-MNIST is small and real, so there is no --fake set of it; leave --fake out.")
 
     def build(folder: Path) -> dict[str, Any]:
-        scratch = folder / "scratch"
-        scratch.mkdir()
-        try:
-            files = fetch.fetch("Fashion-MNIST", list(_FILES.values()), sources(data_dir), scratch)
-        except UserError as error:
-            manual = data_dir / "manual" / "fashion-mnist"
-            raise UserError(f"{error} Put its four .gz files into {manual} and run this again.") from None
-        finally:
-            shutil.rmtree(scratch)
-        for field, file in _FILES.items():
-            array = parse_idx(files[file.name]).reshape(_SHAPES[field])
-            np.save(folder / f"{field}.npy", array.astype(_DTYPES[field.split("_")[1]]), allow_pickle=False)
+        by_hand = f"its four .gz files into {data_dir / 'manual' / 'fashion-mnist'}"
+        with prepared.scratch_folder(folder) as scratch:
+            files = fetch.fetch(
+                "Fashion-MNIST", list(_FILES.values()), sources(data_dir), scratch, by_hand=by_hand
+            )
+        for split, count in _COUNTS.items():
+            for field, (shape, dtype) in _SPEC.items():
+                values = parse_idx(files[_FILES[f"{split}_{field}"].name]).reshape(count, *shape)
+                prepared.save_arrays(folder, split, {field: values.astype(dtype)})
         return {"name": "fashion_mnist", "fake": False, "num_train": NUM_TRAIN, "num_eval": NUM_EVAL}
 
     prepared.prepare_folder(data_dir / "fashion_mnist", build, verify=verify)
@@ -118,13 +115,8 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> InMemoryDataset:
     _check_size(options)
     folder = data_dir / "fashion_mnist"
     prepared.read_manifest(folder)
-    arrays = {
-        field: prepared.open_array(folder / f"{field}.npy", shape, _DTYPES[field.split("_")[1]])
-        for field, shape in _SHAPES.items()
-    }
     return InMemoryDataset(
-        {"image": arrays["train_image"], "label": arrays["train_label"]},
-        {"image": arrays["eval_image"], "label": arrays["eval_label"]},
+        *(prepared.open_arrays(folder, split, count, _SPEC) for split, count in _COUNTS.items()),
         fake=False,
         description="Fashion-MNIST, 60,000 train and 10,000 eval images",
     )

@@ -9,10 +9,8 @@ Read in either of the forms that people have it in:
 from __future__ import annotations
 
 import bisect
-import functools
 import itertools
 import os
-import time
 from collections.abc import Collection, Iterator, Mapping
 from concurrent import futures
 from pathlib import Path
@@ -29,13 +27,19 @@ NUM_TRAIN, NUM_EVAL = 1_281_167, 50_000
 SPLITS = ("train", "eval")
 
 IMAGE_SIZE = 224
-_PROGRESS_SECONDS = 10
 
 
-def synthetic_shapes(options: Mapping[str, Any]) -> synthetic.Shapes:
+def open_synthetic(options: Mapping[str, Any]) -> base.InMemoryDataset:
     """What `--synthetic_data` makes up; see `open_dataset` for the options."""
-    limits = {"image": 256, "label": NUM_CLASSES}
-    return synthetic.Shapes(_spec(_image_size(options)), limits, num_train=NUM_TRAIN, num_eval=NUM_EVAL)
+    return synthetic.open_dataset(
+        base.InMemoryDataset,
+        "imagenet",
+        _spec(_image_size(options)),
+        {"image": 256, "label": NUM_CLASSES},
+        num_train=NUM_TRAIN,
+        num_eval=NUM_EVAL,
+        options=options,
+    )
 
 
 def _spec(size: int) -> base.Spec:
@@ -52,8 +56,11 @@ def _image_size(options: Mapping[str, Any]) -> int:
 class Source(Protocol):
     """Encoded images on disk; picklable, for worker processes."""
 
-    folder: Path
-    counts: Mapping[str, int]
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def counts(self) -> Mapping[str, int]: ...
 
     def read(self, split: str, index: int) -> tuple[bytes, int, str]:
         """Returns an encoded image, its label, and words that name where it lies."""
@@ -125,7 +132,7 @@ class TfdsRecords:
             num_classes = builder.info.features["label"].num_classes
         except Exception as error:  # TFDS and protobuf raise whatever the damage makes of their metadata.
             raise UserError(
-                f"{folder} is not a whole TFDS data set ({_line(error)}); prepare it again with TFDS."
+                f"{folder} is not a whole TFDS data set ({prepared.one_line(error)}); prepare it again with TFDS."
             ) from None
         if num_classes != NUM_CLASSES or "image" not in builder.info.features:
             raise UserError(
@@ -151,7 +158,7 @@ class TfdsRecords:
             }
         except Exception as error:
             raise UserError(
-                f"{folder} cannot be opened ({_line(error)}); prepare it again with TFDS."
+                f"{folder} cannot be opened ({prepared.one_line(error)}); prepare it again with TFDS."
             ) from None
 
     def read(self, split: str, index: int) -> tuple[bytes, int, str]:
@@ -162,17 +169,13 @@ class TfdsRecords:
             example = self._records[split][index]
         except Exception as error:  # ArrayRecord and protobuf raise their own.
             raise UserError(
-                f"{where} cannot be read ({_line(error)}); prepare the data set again with TFDS."
+                f"{where} cannot be read ({prepared.one_line(error)}); prepare the data set again with TFDS."
             ) from None
         return bytes(example["image"]), int(example["label"]), where
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-class ImageNet:
-    """The `base.Dataset` of encoded images: image [S, S, 3] uint8, label [] int32 in [0, 1000).
+class ImageNet(base.Dataset):
+    """Encoded images: image [S, S, 3] uint8, label [] int32 in [0, 1000).
 
     Args:
         source: where the images are.
@@ -192,31 +195,38 @@ class ImageNet:
         fake: bool,
         description: str,
     ) -> None:
+        super().__init__(
+            num_train=source.counts["train"],
+            num_eval=source.counts["eval"],
+            train_spec=_spec(image_size),
+            eval_spec=_spec(image_size),
+            fake=fake,
+            description=description,
+            num_threads=num_threads,
+            num_workers=num_workers,
+        )
         self._source, self._size = source, image_size
-        self._prefetched = functools.partial(
-            base.prefetched, num_threads=num_threads, num_workers=num_workers
-        )
-        self.num_train, self.num_eval = (source.counts[split] for split in SPLITS)
-        self.train_spec = _spec(image_size)
-        self.eval_spec = self.train_spec | base.MASK_SPEC
-        self.fake, self.description = fake, description
 
-    def train_batches(
-        self, *, seed: int, batch_size: int, start_step: int, rows: slice
-    ) -> base.BatchIterator:
-        make_batch = functools.partial(
-            _train_batch, self._source, size=self._size, seed=seed, batch_size=batch_size, rows=rows
-        )
-        return self._prefetched(make_batch, start_step)
-
-    def eval_batches(self, *, batch_size: int, rows: slice) -> base.BatchIterator:
-        make_batch = functools.partial(
-            _eval_batch, self._source, size=self._size, batch_size=batch_size, rows=rows
-        )
-        return self._prefetched(make_batch, 0, base.num_eval_batches(self.num_eval, batch_size))
+    def read_train(self, start: int, stop: int, seed: int) -> base.Batch:
+        positions = np.arange(start, stop)
+        examples = base.examples_at(positions, seed=seed, num_examples=self.num_train)
+        batch = _empty_batch(len(positions), self._size)
+        for row, (position, example) in enumerate(zip(positions.tolist(), examples.tolist(), strict=True)):
+            data, batch["label"][row], where = self._source.read("train", example)
+            preprocessing.train_image(
+                data, where, size=self._size, seed=seed, position=position, out=batch["image"][row]
+            )
+        return batch
 
     def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> base.Batch:
         """As `base.Dataset` has it; images are decoded only if they are asked for, on all cores."""
+        with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            return self._read_eval(indices, fields, pool.map)
+
+    def _eval_rows(self, examples: np.ndarray) -> base.Batch:
+        return self._read_eval(examples, self.train_spec, map)
+
+    def _read_eval(self, indices: np.ndarray, fields: Collection[str], map_rows: base.MapRows) -> base.Batch:
         batch = {
             name: array for name, array in _empty_batch(len(indices), self._size).items() if name in fields
         }
@@ -228,33 +238,9 @@ class ImageNet:
             if "image" in batch:
                 batch["image"][row] = preprocessing.eval_image(data, where, size=self._size)
 
-        with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in pool.map(read, range(len(indices))):  # Raises what `read` raised.
-                pass
+        for _ in map_rows(read, range(len(indices))):  # Raises what `read` raised.
+            pass
         return batch
-
-
-def _train_batch(
-    source: Source, step: int, *, size: int, seed: int, batch_size: int, rows: slice
-) -> base.Batch:
-    positions = base.train_positions(step, batch_size=batch_size, rows=rows)
-    examples = base.examples_at(positions, seed=seed, num_examples=source.counts["train"])
-    batch = _empty_batch(len(positions), size)
-    for row, (position, example) in enumerate(zip(positions.tolist(), examples.tolist(), strict=True)):
-        data, batch["label"][row], where = source.read("train", example)
-        preprocessing.train_image(
-            data, where, size=size, seed=seed, position=position, out=batch["image"][row]
-        )
-    return batch
-
-
-def _eval_batch(source: Source, index: int, *, size: int, batch_size: int, rows: slice) -> base.Batch:
-    examples = base.eval_examples(index, num_examples=source.counts["eval"], batch_size=batch_size, rows=rows)
-    batch = _empty_batch(len(examples), size)
-    for row, example in enumerate(examples.tolist()):
-        data, batch["label"][row], where = source.read("eval", example)
-        batch["image"][row] = preprocessing.eval_image(data, where, size=size)
-    return base.with_mask(batch, rows.stop - rows.start)
 
 
 def _empty_batch(num_rows: int, size: int) -> base.Batch:
@@ -277,7 +263,7 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> ImageNet:
     if fake:
         folder = _fake_folder(data_dir, fake)
         prepared.read_manifest(folder)
-        source = ClassFolders(folder)
+        source: Source = ClassFolders(folder)
     else:
         source = _find(data_dir)
     made_up = fake > 0 or _is_fake(source.folder)
@@ -288,7 +274,7 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> ImageNet:
     return ImageNet(
         source,
         image_size=_image_size(options),
-        num_threads=options.get("num_threads") or min(os.cpu_count() or 1, 8),
+        num_threads=base.num_threads(options),
         num_workers=options.get("num_workers") or 0,
         fake=made_up,
         description=f"{what}, {train} train and {evaluation} eval images",
@@ -307,8 +293,7 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
         UserError: as `open_dataset`, or an image is damaged.
     """
     if fake:
-        build = functools.partial(fake_images.write, num_train=fake, num_eval=max(1, fake // 8))
-        prepared.prepare_folder(_fake_folder(data_dir, fake), build, verify=verify)
+        prepared.prepare_fake(_fake_folder(data_dir, fake), fake_images.write, fake, verify=verify)
     dataset = open_dataset(data_dir, {"fake": fake})
     if verify:
         for done in _verified(dataset._source):
@@ -324,13 +309,12 @@ def _verified(source: Source) -> Iterator[int]:
         preprocessing.decode(data, where)
 
     keys = ((split, index) for split in SPLITS for index in range(source.counts[split]))
-    done, told = 0, time.monotonic()
+    done, ticker = 0, prepared.Ticker()
     with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         while some := list(itertools.islice(keys, 1024)):
             for _ in pool.map(check, some):  # Raises what check raised.
                 done += 1
-            if time.monotonic() - told > _PROGRESS_SECONDS:
-                told = time.monotonic()
+            if ticker.due():
                 yield done
     yield done
 

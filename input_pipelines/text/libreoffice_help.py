@@ -11,12 +11,11 @@ import hashlib
 import html
 import itertools
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from input_pipelines import fetch, prepared, synthetic
+from input_pipelines import fetch, prepared
 from input_pipelines.text import parallel_text, subwords
 from mlperf_jax.errors import UserError
 
@@ -47,10 +46,11 @@ Pair = tuple[str, str, str]
 """Page, English, German."""
 
 
-def synthetic_shapes(options: Mapping[str, Any]) -> synthetic.Shapes:
+def open_synthetic(options: Mapping[str, Any]) -> parallel_text.TranslationDataset:
     """What `--synthetic_data` makes up; see `open_dataset` for the options."""
-    return parallel_text.synthetic_shapes(
-        options.get("max_length", MAX_LENGTH), VOCAB_SIZE, num_train=10_000, num_eval=700
+    length = options.get("max_length", MAX_LENGTH)
+    return parallel_text.open_synthetic(
+        "libreoffice_help", length, VOCAB_SIZE, options, num_train=10_000, num_eval=700
     )
 
 
@@ -66,13 +66,8 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
         )
 
     def build(folder: Path) -> dict[str, Any]:
-        scratch = folder / "scratch"
-        scratch.mkdir()
-        try:
-            pairs = _fetch(data_dir, scratch)
-        finally:
-            shutil.rmtree(scratch)
-        train, evaluation = split(pairs)
+        with prepared.scratch_folder(folder) as scratch:
+            train, evaluation = split(_fetch(data_dir, scratch))
         vocabulary = subwords.learn(itertools.chain.from_iterable(pair[1:] for pair in train), VOCAB_SIZE)
         encoded = [
             parallel_text.encode(vocabulary, (pair[1:] for pair in part)) for part in (train, evaluation)
@@ -105,23 +100,19 @@ def _fetch(data_dir: Path, scratch: Path) -> list[Pair]:
     Raises:
         UserError: the pages of a language could not be had from any source.
     """
-    manual = data_dir / "manual" / "libreoffice-help"
     pages = []
     for language, (package, tree) in _PAGES.items():
-        inside = f"usr/share/libreoffice/help/{language}"
-        sources = [
-            fetch.folder_tree(manual / language),
-            fetch.folder_tree(Path("/") / inside),
-            fetch.debian_tree(package, inside),
-        ]
+        manual = data_dir / "manual" / "libreoffice-help" / language
+        sources = fetch.installable_tree(package, f"usr/share/libreoffice/help/{language}", manual)
         place = scratch / language
         place.mkdir()
-        try:
-            files = fetch.fetch_tree(f"LibreOffice's help ({language})", tree, sources, place)
-        except UserError as error:
-            raise UserError(
-                f"{error} Put its pages of version 7.4.7 into {manual / language} and run this again."
-            ) from None
+        files = fetch.fetch_tree(
+            f"LibreOffice's help ({language})",
+            tree,
+            sources,
+            place,
+            by_hand=f"its pages of version 7.4.7 into {manual}",
+        )
         pages.append({path: data.decode("utf-8", "ignore") for path, data in files.items()})
     return pairs(*pages)
 

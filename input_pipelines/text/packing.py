@@ -7,7 +7,7 @@ same loss as its sentences apart.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def pack(sources: np.ndarray, targets: np.ndarray, length: int) -> list[list[int
     return rows
 
 
-def fill(rows: Sequence[Sequence[int]], sequences: Ragged, tokens: np.ndarray, segments: np.ndarray) -> None:
+def fill(rows: Iterable[Iterable[int]], sequences: Ragged, tokens: np.ndarray, segments: np.ndarray) -> None:
     """Writes packed rows.
 
     Args:

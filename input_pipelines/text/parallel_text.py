@@ -7,6 +7,7 @@ The reference translations are the evaluation targets decoded, which gives back 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,46 @@ from typing import Any
 import numpy as np
 
 from input_pipelines import prepared, synthetic
-from input_pipelines.base import InMemoryDataset
+from input_pipelines.base import Field, InMemoryDataset, Spec
 from input_pipelines.text import packing, subwords
 from input_pipelines.text.packing import Ragged
 from mlperf_jax.errors import UserError
 
 VOCABULARY = "vocabulary.txt"
 TOKEN, SEGMENT = np.dtype(np.uint16), np.dtype(np.uint8)
-_TRAIN = {"source": TOKEN, "source_segment": SEGMENT, "target": TOKEN, "target_segment": SEGMENT}
-_EVAL = {"source": TOKEN, "target": TOKEN}
+_SIDES = ("source", "target")
 
 Pairs = tuple[Ragged, Ragged]
 
 
 class TranslationDataset(InMemoryDataset):
-    """An `InMemoryDataset` of packed rows that knows its vocabulary."""
+    """Packed rows, and what their tokens mean: `vocabulary`, None of random tokens."""
 
-    vocabulary: subwords.Subwords
+    def __init__(
+        self,
+        vocabulary: subwords.Subwords | None,
+        train: Mapping[str, Field],
+        evaluation: Mapping[str, Field],
+        *,
+        fake: bool,
+        description: str,
+    ) -> None:
+        super().__init__(train, evaluation, fake=fake, description=description)
+        self.vocabulary = vocabulary
+
+
+def _train_spec(length: int) -> Spec:
+    row = (length,)
+    return {
+        "source": (row, TOKEN),
+        "source_segment": (row, SEGMENT),
+        "target": (row, TOKEN),
+        "target_segment": (row, SEGMENT),
+    }
+
+
+def _eval_spec(length: int) -> Spec:
+    return {side: ((length,), TOKEN) for side in _SIDES}
 
 
 def encode(vocabulary: subwords.Subwords, pairs: Iterable[tuple[str, str]]) -> Pairs:
@@ -48,11 +72,19 @@ def at_most(pairs: Pairs, length: int) -> Pairs:
     return pairs[0].chosen(kept), pairs[1].chosen(kept)
 
 
-def synthetic_shapes(length: int, vocab_size: int, *, num_train: int, num_eval: int) -> synthetic.Shapes:
+def open_synthetic(
+    name: str, length: int, vocab_size: int, options: Mapping[str, Any], *, num_train: int, num_eval: int
+) -> TranslationDataset:
     """What `--synthetic_data` makes up in place of a prepared set."""
-    spec = {name: ((length,), dtype) for name, dtype in _TRAIN.items()}
-    limits = {"source": vocab_size, "target": vocab_size, "source_segment": 3, "target_segment": 3}
-    return synthetic.Shapes(spec, limits, num_train=num_train, num_eval=num_eval)
+    return synthetic.open_dataset(
+        functools.partial(TranslationDataset, None),
+        name,
+        _train_spec(length),
+        {"source": vocab_size, "target": vocab_size, "source_segment": 3, "target_segment": 3},
+        num_train=num_train,
+        num_eval=num_eval,
+        options=options,
+    )
 
 
 def write(
@@ -75,17 +107,18 @@ def write(
     sources, targets = train
     fits = np.maximum(sources.lengths, targets.lengths) <= length
     kept = np.flatnonzero(fits)
-    rows = packing.pack(sources.lengths[kept], targets.lengths[kept], length)
-    rows = [kept[row] for row in rows]
+    rows = [kept[row] for row in packing.pack(sources.lengths[kept], targets.lengths[kept], length)]
     tokens = 0
-    for side, sequences in (("source", sources), ("target", targets)):
-        arrays = [
-            _created(folder, f"train_{side}{kind}", (len(rows), length), _TRAIN[side + kind])
-            for kind in ("", "_segment")
-        ]
-        packing.fill(rows, sequences, *arrays)
+    for side, sequences in zip(_SIDES, train, strict=True):
+        shape = (len(rows), length)
+        packing.fill(
+            rows,
+            sequences,
+            _created(folder, f"train_{side}", shape, TOKEN),
+            _created(folder, f"train_{side}_segment", shape, SEGMENT),
+        )
         tokens += int(sequences.lengths[kept].sum())
-    for side, sequences in zip(_EVAL, evaluation, strict=True):
+    for side, sequences in zip(_SIDES, evaluation, strict=True):
         if max(sequences.lengths, default=0) > length:
             raise UserError(
                 f"An evaluation sentence has {max(sequences.lengths)} tokens; at most {length} can be."
@@ -127,35 +160,15 @@ def open_folder(folder: Path, what: str, options: Mapping[str, Any]) -> Translat
             f"{folder} was prepared with rows of {length} tokens, so --config.data.max_length cannot be "
             f"{options['max_length']}; leave it at {length}."
         )
-    sizes = {"train": manifest["num_train"], "eval": manifest["num_eval"]}
-    arrays = {
-        split: {
-            name: _opened(folder / f"{split}_{name}.npy", (sizes[split], length), dtype)
-            for name, dtype in fields.items()
-        }
-        for split, fields in (("train", _TRAIN), ("eval", _EVAL))
-    }
+    num_train, num_eval = manifest["num_train"], manifest["num_eval"]
     description = (
-        f"{what}, {manifest['num_pairs']:,} train pairs packed into {sizes['train']:,} rows of {length} tokens "
-        f"({100 * manifest['padding']:.1f}% padding) and {sizes['eval']:,} eval pairs"
+        f"{what}, {manifest['num_pairs']:,} train pairs packed into {num_train:,} rows of {length} tokens "
+        f"({100 * manifest['padding']:.1f}% padding) and {num_eval:,} eval pairs"
     )
-    dataset = TranslationDataset(
-        arrays["train"], arrays["eval"], fake=manifest["fake"], description=description
+    return TranslationDataset(
+        subwords.read(folder / VOCABULARY),
+        prepared.open_arrays(folder, "train", num_train, _train_spec(length)),
+        prepared.open_arrays(folder, "eval", num_eval, _eval_spec(length)),
+        fake=manifest["fake"],
+        description=description,
     )
-    dataset.vocabulary = subwords.read(folder / VOCABULARY)
-    return dataset
-
-
-def _opened(path: Path, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); prepare it again (python -m mlperf_jax.prepare)."
-        ) from None
-    if array.shape != shape or array.dtype != dtype:
-        raise UserError(
-            f"{path} holds {array.dtype} {array.shape} where {dtype} {shape} belongs; "
-            "prepare it again (python -m mlperf_jax.prepare)."
-        )
-    return array

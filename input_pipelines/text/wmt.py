@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipelines import prepared, synthetic
+from input_pipelines import prepared
 from input_pipelines.text import parallel_text, subwords
 from input_pipelines.text.packing import Ragged
 from mlperf_jax.errors import UserError
@@ -39,10 +39,12 @@ _NUM_ROWS = 500_000  # of --synthetic_data, about those of the real set
 _FAKE_WORDS = 30  # of a made-up sentence, at most
 
 
-def synthetic_shapes(options: Mapping[str, Any]) -> synthetic.Shapes:
+def open_synthetic(options: Mapping[str, Any]) -> parallel_text.TranslationDataset:
     """What `--synthetic_data` makes up; see `open_dataset` for the options."""
     length = options.get("max_length", MAX_LENGTH)
-    return parallel_text.synthetic_shapes(length, VOCAB_SIZE, num_train=_NUM_ROWS, num_eval=NUM_EVAL)
+    return parallel_text.open_synthetic(
+        "wmt", length, VOCAB_SIZE, options, num_train=_NUM_ROWS, num_eval=NUM_EVAL
+    )
 
 
 def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
@@ -125,11 +127,11 @@ def _encoded(
     """
     sides = []
     # A fork of a process with threads, as jax has them, may hang.
-    options = {"mp_context": multiprocessing.get_context("spawn"), "initializer": _use}
+    spawn = multiprocessing.get_context("spawn")
     for language in ("en", "de"):
         paths = [where / f"{name}.{language}" for name in names]
         parts = []
-        with futures.ProcessPoolExecutor(os.cpu_count(), initargs=(vocabulary.subwords,), **options) as pool:
+        with futures.ProcessPoolExecutor(os.cpu_count(), spawn, _use, (vocabulary.subwords,)) as pool:
             for done, part in enumerate(pool.map(_encode, _chunks(paths)), 1):
                 parts.append(part)
                 if done % 10 == 0:

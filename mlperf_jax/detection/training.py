@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mlperf_jax.detection import boxes as box
 
@@ -43,7 +44,11 @@ def match(corners: jax.Array, labels: jax.Array, anchors: jax.Array) -> tuple[ja
 
 
 def multibox_loss(
-    codes: jax.Array, logits: jax.Array, corners: jax.Array, labels: jax.Array, anchors: jax.Array
+    codes: jax.Array,
+    logits: jax.Array,
+    corners: jax.Array,
+    labels: jax.Array,
+    anchors: jax.Array | np.ndarray,
 ) -> jax.Array:
     """Smooth L1 of boxes plus cross-entropy of classes over the matched anchors, in at least float32.
 

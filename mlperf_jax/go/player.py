@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -100,45 +99,3 @@ def _choose(workload: Any, rules: Rules, readouts: int) -> Any:
         return jnp.argsort(-order, axis=1).astype(jnp.int32), found.value
 
     return jax.jit(choose)
-
-
-def load(
-    *,
-    platform: str,
-    preset: str,
-    results_dir: Path,
-    checkpoint: Path | None = None,
-    weights: Path | None = None,
-    overrides: list[str],
-) -> tuple[Any, State]:
-    """A `MiniGo` as it was trained, and its variables on the first device.
-
-    Args:
-        platform: cpu, gpu or tpu.
-        preset: mini or closed.
-        results_dir: where the newest trained model is looked for, unless one is given:
-        checkpoint: a run's folder, or
-        weights: imported ones.
-        overrides: `--config.KEY=value` arguments.
-
-    Raises:
-        UserError: there is no such model.
-    """
-    from mlperf_jax import platform as platforms
-    from mlperf_jax.inference import command
-    from mlperf_jax.inference.replicas import structs
-    from mlperf_jax.parallel import mesh
-
-    platforms.require_devices(platform)
-    options = command.InferOptions(
-        workload="minigo",
-        preset=preset,
-        platform=platform,
-        data_dir=Path(),
-        results_dir=results_dir,
-        scenario="all",
-        checkpoint=checkpoint,
-        weights=weights,
-    )
-    workload, model = command.open_model(options, overrides)
-    return workload, model.load(structs(workload, mesh.single_device_layout()))

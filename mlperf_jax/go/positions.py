@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-import tempfile
+import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from mlperf_jax.go.features import PLANES, features
 from mlperf_jax.go.rules import Position
 from mlperf_jax.go.search import Search, best_move, soft_pick
+from mlperf_jax.results.folders import write_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,18 +92,11 @@ def save(path: Path, positions: Mapping[str, np.ndarray]) -> None:
     """Writes the set, whole or not at all.
 
     Raises:
-        OSError: it cannot be written.
+        UserError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".positions.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, planes=np.packbits(positions["planes"]), move=positions["move"])
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    file = io.BytesIO()
+    np.savez(file, planes=np.packbits(positions["planes"]), move=positions["move"])
+    write_bytes(path, file.getvalue())
 
 
 def load(path: Path, size: int) -> dict[str, np.ndarray] | None:

@@ -7,13 +7,12 @@ there are several, which is what was played.
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.results.folders import write_bytes
 
 _LARGEST = 16 * 2**20  # bytes of a file; a game takes some thousand
 _LETTERS = "abcdefghijklmnopqrs"
@@ -58,18 +57,9 @@ def write(path: Path, games: Sequence[Record]) -> None:
     """Writes a collection of games, whole or not at all.
 
     Raises:
-        OSError: it cannot be written.
+        UserError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".games.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.writelines(map(to_sgf, games))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_bytes(path, "".join(map(to_sgf, games)).encode())
 
 
 class BadRecord(ValueError):

@@ -24,11 +24,11 @@ from loadgen_py import TestMode, TestScenario, TestSettings
 from mlperf_jax.errors import UserError
 from mlperf_jax.judging import accuracy_log, compliance
 from mlperf_jax.judging.loadgen_run import LoadGenRun, read_loadgen_run
-from mlperf_jax.results.folders import read_json
+from mlperf_jax.results.folders import read_json, write_bytes
 from mlperf_jax.rounds.inference_rules import find_model
 
 if TYPE_CHECKING:
-    from mlperf_jax.inference.measure import Outcome, Session
+    from mlperf_jax.inference.measure import Harness, Measurement
 
 
 def tests_of(loadgen_model: str) -> tuple[str, ...]:
@@ -37,21 +37,21 @@ def tests_of(loadgen_model: str) -> tuple[str, ...]:
     return tuple(test for test in compliance.AUDIT_CONFIG if known is None or test in known.tests)
 
 
-def run_tests(session: Session, scenario: TestScenario) -> Iterator[Outcome]:
+def run_tests(harness: Harness, scenario: TestScenario) -> Iterator[Measurement]:
     """Runs and verifies every test of a scenario.
 
     Raises:
         UserError: there are no VALID performance run and no accuracy run to hold the tests against.
     """
-    folder = session.root / scenario.name
+    folder = harness.root / scenario.name
     reference = _reference(folder)
     settings = settings_of(reference.own, scenario)
-    for test in tests_of(session.numbers["loadgen_model"]):
-        outcome = session.run_audited(settings, test, compliance.audit_config(test))
+    for test in tests_of(harness.numbers["loadgen_model"]):
+        measured = harness.run_audited(settings, test, compliance.audit_config(test))
         verdicts = verify(folder, test, reference)
         if test == "TEST01" and not verdicts["accuracy"].passed:
-            verdicts["accuracy"] = judge_answers(session, folder)
-        yield dataclasses.replace(outcome, verdicts=tuple(verdicts.values()))
+            verdicts["accuracy"] = judge_answers(harness, folder)
+        yield dataclasses.replace(measured, verdicts=tuple(verdicts.values()))
 
 
 def settings_of(record: Mapping[str, Any], scenario: TestScenario) -> TestSettings:
@@ -91,31 +91,26 @@ def verify(folder: Path, test: str, reference: LoadGenRun) -> dict[str, complian
         whole = accuracy_log.read_answers(folder / "accuracy" / accuracy_log.NAME)
         verdicts["accuracy"] = compliance.verify_accuracy(whole, accuracy_log.read_answers(sampled))
     for what, verdict in verdicts.items():
-        _write(folder / test / f"verify_{what}.txt", verdict.text)
+        write_bytes(folder / test / f"verify_{what}.txt", verdict.text.encode())
     return verdicts
 
 
-def judge_answers(session: Session, folder: Path) -> compliance.Verdict:
+def judge_answers(harness: Harness, folder: Path) -> compliance.Verdict:
     """How good the answers of TEST01 are where they are not those of the accuracy run; written beside them."""
     log = folder / "TEST01" / "accuracy" / accuracy_log.NAME
     whole, sampled = (accuracy_log.read_answers(p) for p in (folder / "accuracy" / accuracy_log.NAME, log))
     samples = np.array(sorted(whole.data.keys() & sampled.data.keys()), np.int64)
-    known = find_model(session.numbers["loadgen_model"])
+    goal = harness.goals[0]
+    known = find_model(harness.numbers["loadgen_model"])
     metric = known.targets[0][0] if known else "accuracy"
     found = []
     for answers, name in zip((whole, sampled), compliance.OTHERWISE, strict=True):
         data = [bytes.fromhex(answers.data[sample]) for sample in samples.tolist()]
-        quality = float(session.workload.answered_quality(samples, data)) if data else 0.0
-        line = accuracy_log.accuracy_line(metric, quality, len(data), session.workload.metric)
-        _write(log.parent / name, line + "\n")
+        quality = harness.workload.answered_figures(samples, data)[goal.name] if data else 0.0
+        line = accuracy_log.accuracy_line(metric, quality, len(data), goal.metric)
+        write_bytes(log.parent / name, f"{line}\n".encode())
         found.append(quality)
-    return compliance.verify_quality(session.workload.metric, *found)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    return compliance.verify_quality(goal.metric, *found)
 
 
 def _reference(folder: Path) -> LoadGenRun:

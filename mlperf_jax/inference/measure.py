@@ -17,15 +17,18 @@ import numpy as np
 
 import loadgen_py as lg
 from loadgen_py import TestMode, TestScenario, TestSettings
-from loadgen_py.jax_sut import BatchingSut, InlineSut, Replica, Samples
+from loadgen_py.jax_sut import BatchingSut, InlineSut
 from loadgen_py.official import run_official
+from loadgen_py.replica import Replica, Samples
 from mlperf_jax.errors import UserError
+from mlperf_jax.goals import Goal, figures, quality, reached, targets
 from mlperf_jax.inference import accuracy
-from mlperf_jax.inference.settings import Asked, capacity, defaults, make_settings
+from mlperf_jax.inference.options import InferOptions
+from mlperf_jax.inference.settings import capacity, defaults, make_settings
 from mlperf_jax.inference.watch import Watch
 from mlperf_jax.judging.compliance import Verdict
 from mlperf_jax.results.folders import write_json
-from mlperf_jax.workload import Workload
+from mlperf_jax.workload import ServedWorkload
 
 _STREAMS = (TestScenario.SingleStream, TestScenario.MultiStream)
 _ATTEMPTS = 5
@@ -42,7 +45,7 @@ _THREADS = {"cpu": 1, "gpu": 2, "tpu": 2}
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class Measurement:
     """One run of LoadGen.
 
     Attributes:
@@ -50,7 +53,8 @@ class Outcome:
         result: LoadGen's own.
         settings: what was asked of LoadGen.
         folder: where the logs lie.
-        quality, quality_target: of the logged answers, where they were judged.
+        figures: of the logged answers, where they were judged.
+        goals: what these must reach.
         batches: batch size -> how many were run, where batches were formed.
         verdicts: of a compliance test.
     """
@@ -59,47 +63,57 @@ class Outcome:
     result: lg.Result
     settings: TestSettings
     folder: Path
-    quality: float | None = None
-    quality_target: float | None = None
+    figures: Mapping[str, float] | None = None
+    goals: tuple[Goal, ...] = ()
     batches: Mapping[int, int] | None = None
     verdicts: tuple[Verdict, ...] = ()
 
     @property
     def passed(self) -> bool:
         """VALID, and good enough where quality was judged; of a compliance test, passed."""
-        good = self.quality is None or self.quality >= self.quality_target
+        good = self.figures is None or reached(self.goals, self.figures)
         return self.result.valid and good and all(verdict.passed for verdict in self.verdicts)
 
 
-@dataclasses.dataclass
-class Session:
-    """What all runs of a command share.
+@dataclasses.dataclass(frozen=True)
+class Harness:
+    """What LoadGen measures, and how all runs of a command measure it.
 
     Attributes:
         workload: says how good answers are.
         replicas: the model on the devices.
         samples: the library.
-        asked: what the user said.
-        quality_target: what the answers must reach.
-        root: RESULTS[/mini]/inference/<system>/<workload>.
+        options: what the user said.
         facts: what every result records of model and machine.
-        sut_name: in LoadGen's logs.
-        profile: whether performance runs are traced.
     """
 
-    workload: Workload
+    workload: ServedWorkload
     replicas: Sequence[Replica]
     samples: Samples
-    asked: Asked
-    quality_target: float
-    root: Path
+    options: InferOptions
     facts: Mapping[str, Any]
-    sut_name: str
-    profile: bool = False
 
     @property
     def numbers(self) -> Mapping[str, Any]:
         return self.workload.config.inference
+
+    @property
+    def root(self) -> Path:
+        """RESULTS[/mini]/inference/<system>/<workload>."""
+        workload = self.options.workload.replace(":", ".")
+        return self.options.preset_dir / "inference" / self.facts["system"] / workload
+
+    @property
+    def sut_name(self) -> str:
+        """In LoadGen's logs."""
+        return f"mlperf_jax {self.options.workload} on {self.facts['system']}"
+
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """What the answers must reach: a share of what was reached in training."""
+        goals, share = self.workload.served_goals, self.numbers["quality_share"]
+        trained = figures(goals, self.facts["trained_quality"])
+        return tuple(goal.share(trained[goal.name], share) for goal in goals)
 
     def prepare(self, scenarios: Sequence[TestScenario]) -> None:
         """Compiles and times everything that these scenarios call, so that nothing is left for a measured run."""
@@ -129,35 +143,35 @@ class Session:
         timed = self.replicas[0].seconds
         return {size: timed[size] for size in self._batch_sizes(scenario)}
 
-    def performance(self, scenario: TestScenario) -> Iterator[Outcome]:
+    def performance(self, scenario: TestScenario) -> Iterator[Measurement]:
         """Measures; where no rate was given for Server, searches it first."""
         settings = self._settings(scenario, TestMode.PerformanceOnly)
         yield from self._with_rate(settings, "performance", "performance/run_1")
 
-    def submission(self, scenario: TestScenario) -> Iterator[Outcome]:
+    def submission(self, scenario: TestScenario) -> Iterator[Measurement]:
         """Accuracy and performance in one run, as LoadGen's SubmissionRun has it."""
         settings = self._settings(scenario, TestMode.SubmissionRun)
         yield from self._with_rate(settings, "submission", "submission")
 
-    def _with_rate(self, settings: TestSettings, kind: str, place: str) -> Iterator[Outcome]:
-        if settings.scenario == TestScenario.Server and not self.asked.qps:
+    def _with_rate(self, settings: TestSettings, kind: str, place: str) -> Iterator[Measurement]:
+        if settings.scenario == TestScenario.Server and not self.options.asked.qps:
             found = yield from self.find_peak()
             if not found:
                 return
             settings.server_target_qps = _OF_PEAK * found
         yield self._run_until_valid(settings, kind, place)
 
-    def accuracy(self, scenario: TestScenario) -> Iterator[Outcome]:
+    def accuracy(self, scenario: TestScenario) -> Iterator[Measurement]:
         """Answers every sample once, and judges the logged answers."""
         settings = self._settings(scenario, TestMode.AccuracyOnly)
-        if scenario == TestScenario.Server and not self.asked.qps:
+        if scenario == TestScenario.Server and not self.options.asked.qps:
             settings.server_target_qps = _ACCURACY_SHARE * capacity(
                 self.seconds(scenario), len(self.replicas)
             )
         yield self._run(settings, "accuracy", "accuracy")
 
-    def find_peak(self) -> Generator[Outcome, None, float]:
-        """Searches the highest rate of Server; yields the outcome and returns the rate, 0.0 if there is none.
+    def find_peak(self) -> Generator[Measurement, None, float]:
+        """Searches the highest rate of Server; yields the measured and returns the rate, 0.0 if there is none.
 
         Raises:
             UserError: no rate can be low enough.
@@ -170,11 +184,11 @@ class Session:
                 f"A sample alone takes {1000 * alone_s:.3g} ms, longer than Server's bound of "
                 f"{1000 * bound_s:g} ms, so no rate can be found; give a --max_latency above {alone_s:.2g}."
             )
-        outcome = self._run(settings, "find_peak", "find_peak")
-        yield outcome
-        return outcome.result.metrics["result_scheduled_samples_per_sec"] if outcome.result.valid else 0.0
+        measured = self._run(settings, "find_peak", "find_peak")
+        yield measured
+        return measured.result.metrics["result_scheduled_samples_per_sec"] if measured.result.valid else 0.0
 
-    def run_audited(self, settings: TestSettings, test: str, audit_config: str) -> Outcome:
+    def run_audited(self, settings: TestSettings, test: str, audit_config: str) -> Measurement:
         """A performance run under a compliance test's audit.config.
 
         Args:
@@ -188,8 +202,8 @@ class Session:
         path.write_text(audit_config)
         return self._run(settings, test, place, audit_config=path)
 
-    def official(self, ours: Outcome) -> Outcome:
-        """The same measurement through the official package.
+    def official(self, ours: Measurement) -> Measurement:
+        """The same measured through the official package.
 
         Raises:
             UserError: it is not installed.
@@ -202,45 +216,47 @@ class Session:
         _empty(folder)
         with self._system(settings) as sut:
             result = run_official(sut, self.samples, settings, folder)
-        outcome = Outcome("performance by the official package", result, settings, folder)
-        self._write(outcome)
-        return outcome
+        measured = Measurement("performance by the official package", result, settings, folder)
+        self._write(measured)
+        return measured
 
     def _settings(self, scenario: TestScenario, mode: TestMode) -> TestSettings:
         return make_settings(
-            scenario, mode, self.numbers, self.asked, self.seconds(scenario), len(self.replicas)
+            scenario, mode, self.numbers, self.options.asked, self.seconds(scenario), len(self.replicas)
         )
 
-    def _run_until_valid(self, settings: TestSettings, kind: str, place: str) -> Outcome:
+    def _run_until_valid(self, settings: TestSettings, kind: str, place: str) -> Measurement:
         """Runs, and once more with what LoadGen suggests where only a measured setting was off."""
         for attempt in range(_ATTEMPTS):
-            outcome = self._run(settings, kind, place)
-            changes = self._suggested(outcome)
-            if outcome.result.valid or outcome.result.errors or not changes or attempt == _ATTEMPTS - 1:
+            measured = self._run(settings, kind, place)
+            changes = self._suggested(measured)
+            if measured.result.valid or measured.result.errors or not changes or attempt == _ATTEMPTS - 1:
                 break
             shown = ", ".join(f"{name}={value:g}" for name, value in changes.items())
             say(
-                f"{settings.scenario.name} was INVALID: {outcome.result.reasons[0].text} Once more with {shown}."
+                f"{settings.scenario.name} was INVALID: {measured.result.reasons[0].text} Once more with {shown}."
             )
-            settings = dataclasses.replace(settings, **changes)
-        return outcome
+            settings = dataclasses.replace(settings)  # the measured keeps those it was made with
+            for name, value in changes.items():
+                setattr(settings, name, value)
+        return measured
 
-    def _suggested(self, outcome: Outcome) -> dict[str, int | float]:
+    def _suggested(self, measured: Measurement) -> dict[str, int | float]:
         """What to change, of that which the user did not fix."""
         changes = {
-            name: value for reason in outcome.result.reasons for name, value in reason.try_next.items()
+            name: value for reason in measured.result.reasons for name, value in reason.try_next.items()
         }
-        if outcome.settings.scenario == TestScenario.Server:
+        if measured.settings.scenario == TestScenario.Server:
             # A lower rate helps against slow queries; a longer run only against too few of the others.
             longer = changes.pop("min_duration_ms", 0)
             if (
                 "server_target_qps" not in changes
-                and longer <= _MOST_LONGER * outcome.settings.min_duration_ms
+                and longer <= _MOST_LONGER * measured.settings.min_duration_ms
             ):
                 return {"min_duration_ms": longer} if longer else {}
-            lower = _OF_PEAK * outcome.settings.server_target_qps
+            lower = _OF_PEAK * measured.settings.server_target_qps
             changes["server_target_qps"] = min(changes.get("server_target_qps", lower), lower)
-        if self.asked.qps:
+        if self.options.asked.qps:
             changes.pop("server_target_qps", None)
         if "offline_expected_qps" in changes:
             changes["offline_warmup_ms"] = 0
@@ -248,7 +264,7 @@ class Session:
 
     def _run(
         self, settings: TestSettings, kind: str, place: str, *, audit_config: Path = _NO_AUDIT
-    ) -> Outcome:
+    ) -> Measurement:
         """One run of LoadGen with logs in a folder that holds nothing of an earlier one."""
         folder = self.root / settings.scenario.name / place
         _empty(folder)
@@ -260,17 +276,17 @@ class Session:
         )
         performs = settings.mode != TestMode.AccuracyOnly
         least_s = settings.min_duration_ms / 1000 if performs else 0.0
-        trace = folder / "profile" if self.profile and kind == "performance" else None
+        trace = folder / "profile" if self.options.profile and kind == "performance" else None
         with self._system(settings) as sut:
             what = f"{settings.scenario.name} {kind}"
             with Watch(sut, what, least_s=least_s, stream=sys.stderr, profile_dir=trace) as watched:
                 result = lg.run(watched, self.samples, settings, log_settings, audit_config=audit_config)
             batches = dict(sorted(sut.batches.items())) if isinstance(sut, BatchingSut) else None
-        outcome = Outcome(kind, result, settings, folder, batches=batches)
+        measured = Measurement(kind, result, settings, folder, batches=batches)
         if kind in ("accuracy", "submission") and not result.errors:
-            outcome = self._judged(outcome)
-        self._write(outcome)
-        return outcome
+            measured = self._judged(measured)
+        self._write(measured)
+        return measured
 
     @contextlib.contextmanager
     def _system(self, settings: TestSettings) -> Iterator[InlineSut | BatchingSut]:
@@ -289,33 +305,34 @@ class Session:
         ) as sut:
             yield sut
 
-    def _judged(self, outcome: Outcome) -> Outcome:
-        indices, answers = accuracy.read_answers(outcome.result.logs["accuracy"], self.samples.total_count)
-        quality = self.workload.answered_quality(indices, answers)
-        return dataclasses.replace(outcome, quality=quality, quality_target=self.quality_target)
+    def _judged(self, measured: Measurement) -> Measurement:
+        indices, answers = accuracy.read_answers(measured.result.logs["accuracy"], self.samples.total_count)
+        found = self.workload.answered_figures(indices, answers)
+        return dataclasses.replace(measured, figures=found, goals=self.goals)
 
-    def _write(self, outcome: Outcome) -> None:
-        result = dataclasses.asdict(outcome.result)
-        result["logs"] = {kind: path.name for kind, path in outcome.result.logs.items()}
+    def _write(self, measured: Measurement) -> None:
+        result = dataclasses.asdict(measured.result)
+        result["logs"] = {kind: path.name for kind, path in measured.result.logs.items()}
         record = {
-            "kind": outcome.kind,
-            "passed": outcome.passed,
+            "kind": measured.kind,
+            "passed": measured.passed,
             **result,
-            "settings": dataclasses.asdict(outcome.settings),
+            "settings": dataclasses.asdict(measured.settings),
         }
-        if outcome.quality is not None:
-            digest = hashlib.sha256(outcome.result.logs["accuracy"].read_bytes()).hexdigest()
+        if measured.figures is not None:
+            digest = hashlib.sha256(measured.result.logs["accuracy"].read_bytes()).hexdigest()
             record |= {
-                "metric": self.workload.metric,
-                "quality": outcome.quality,
-                "quality_target": outcome.quality_target,
+                "metric": ", ".join(goal.metric for goal in measured.goals),
+                "quality": quality(measured.goals, measured.figures),
+                "quality_target": targets(measured.goals),
+                "direction": {goal.name: goal.direction.value for goal in measured.goals},
                 "accuracy_log_sha256": digest,
             }
-        if outcome.batches is not None:
-            record["batches"] = outcome.batches
-        if self.profile and outcome.kind == "performance":
+        if measured.batches is not None:
+            record["batches"] = measured.batches
+        if self.options.profile and measured.kind == "performance":
             record["profiled"] = True  # its figures suffered from that
-        write_json(outcome.folder / "result.json", record | dict(self.facts))
+        write_json(measured.folder / "result.json", record | dict(self.facts))
 
 
 def _parts(count: int, replicas: int) -> list[range]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from loadgen_py.jax_sut import Replica
+from loadgen_py.replica import Replica
 from mlperf_jax.inference.trained import Trained
 from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel import mesh
 from mlperf_jax.parallel.layout import Layout, Strategy
-from mlperf_jax.workload import State, Workload
+from mlperf_jax.workload import ServedWorkload, State
 
 
 def make_replicas(
-    workload: Workload,
+    workload: ServedWorkload,
     trained: Trained,
     strategy: Strategy,
     asked: dict[str, int],
@@ -43,29 +42,17 @@ def make_replicas(
         places = [mesh.single_device_layout(device) for device in jax.devices()]
     else:
         places = [mesh.make_layout(strategy, asked)]
-    wanted = [structs(workload, place) for place in places]
-    state = trained.load(wanted[0])
+    state = trained.load(workload, places[0])
     replicas = []
-    for place, struct in zip(places, wanted, strict=True):
-        here = jax.device_put(state, jax.tree.map(lambda x: x.sharding, struct))
+    for place in places:
+        here = jax.device_put(state, jax.tree.map(lambda x: x.sharding, workload.served_struct(place)))
         replicas.append(_replica(workload, here, place, capacity, on_device))
     return replicas
 
 
-def structs(workload: Workload, layout: Layout) -> State:
-    """What `predict` needs of the state, as structs with shardings."""
-    with layouts.use(layout), jax.default_matmul_precision(workload.policy.matmul):
-        shapes = jax.eval_shape(workload.init, layout.struct((), jnp.uint32))
-    shardings = workload.state_shardings(shapes, layout)
-    return {
-        entry: jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes[entry], shardings[entry]
-        )
-        for entry in workload.inference_state
-    }
-
-
-def _replica(workload: Workload, state: State, layout: Layout, capacity: int, on_device: bool) -> Replica:
+def _replica(
+    workload: ServedWorkload, state: State, layout: Layout, capacity: int, on_device: bool
+) -> Replica:
     def predict(variables: State, inputs: Any) -> jax.Array:
         with layouts.use(layout), jax.default_matmul_precision(workload.policy.matmul):
             return workload.predict(variables, inputs)

@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from loadgen_py import TestScenario
-from mlperf_jax.inference.measure import Outcome
+from mlperf_jax.inference.measure import Measurement
 
 _MS = 1e6
 
 
-def lines(outcome: Outcome, metric: str) -> list[str]:
+def lines(measured: Measurement) -> list[str]:
     """A paragraph on one run."""
-    result = outcome.result
+    result = measured.result
     verdict = "VALID" if result.valid else "INTERRUPTED" if result.interrupted else "INVALID"
-    head = f"{result.scenario} {outcome.kind}: {verdict}"
-    told = [head + _headline(outcome)]
+    head = f"{result.scenario} {measured.kind}: {verdict}"
+    told = [head + _headline(measured)]
     if result.metrics:
-        told += _figures(outcome)
+        told += _figures(measured)
     told += [f"  {reason.text}" for reason in result.reasons]
-    if outcome.quality is not None:
-        word = "reached" if outcome.quality >= outcome.quality_target else "NOT REACHED"
-        told.append(f"  {metric} {outcome.quality:.4f}, target {outcome.quality_target:.4f}: {word}")
-    for verdict in outcome.verdicts:
-        told.append(f"  {outcome.kind}: {'; '.join(verdict.lines)}")
-    if outcome.batches:
-        told.append(f"  batches: {_batches(outcome.batches)}")
-    told.append(f"  logs: {outcome.folder}")
+    for goal in measured.goals:
+        figure = (measured.figures or {})[goal.name]
+        word = "reached" if goal.reached(figure) else "NOT REACHED"
+        told.append(f"  {goal.metric} {figure:.4f}, target {goal.target:.4f}: {word}")
+    for found in measured.verdicts:
+        told.append(f"  {measured.kind}: {'; '.join(found.lines)}")
+    if measured.batches:
+        told.append(f"  batches: {_batches(measured.batches)}")
+    told.append(f"  logs: {measured.folder}")
     return told
 
 
-def _headline(outcome: Outcome) -> str:
-    metrics = outcome.result.metrics
+def _headline(measured: Measurement) -> str:
+    metrics = measured.result.metrics
     if not metrics:
         return ""
-    match TestScenario[outcome.result.scenario]:
+    match TestScenario[measured.result.scenario]:
         case TestScenario.SingleStream:
             return f", early-stopping p90 {metrics['early_stopping_latency_ss'] / _MS:.3f} ms"
         case TestScenario.MultiStream:
             return f", early-stopping p99 {metrics['early_stopping_latency_ms'] / _MS:.3f} ms a query"
         case TestScenario.Server:
-            bound = outcome.settings.server_target_latency_ns / _MS
+            bound = measured.settings.server_target_latency_ns / _MS
             return (
                 f", {metrics['result_completed_samples_per_sec']:,.1f} samples/s "
                 f"with p99 {metrics['result_99.00_percentile_latency_ns'] / _MS:.3f} ms (bound {bound:g} ms)"
@@ -47,19 +50,19 @@ def _headline(outcome: Outcome) -> str:
             return f", {metrics['result_samples_per_second']:,.1f} samples/s"
 
 
-def _figures(outcome: Outcome) -> list[str]:
-    metrics = outcome.result.metrics
+def _figures(measured: Measurement) -> list[str]:
+    metrics = measured.result.metrics
     told = f"  {metrics['result_query_count']:,} queries"
-    if TestScenario[outcome.result.scenario] != TestScenario.Offline:
+    if TestScenario[measured.result.scenario] != TestScenario.Offline:
         name = "result_{}_percentile_latency_ns"
-        if outcome.result.scenario == "MultiStream":
+        if measured.result.scenario == "MultiStream":
             name = "result_{}_percentile_per_query_latency_ns"
         shares = ("50.00", "90.00", "99.00")
         told += ", latency " + ", ".join(f"p{s[:2]} {metrics[name.format(s)] / _MS:.3f} ms" for s in shares)
     return [told]
 
 
-def _batches(batches: dict[int, int]) -> str:
+def _batches(batches: Mapping[int, int]) -> str:
     count = sum(batches.values())
     samples = sum(size * n for size, n in batches.items())
     return f"{count:,}, {samples / count:.1f} samples on average, at most {max(batches)}"

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
+from mlperf_jax import config as configs
+from mlperf_jax import platform as platforms
+from mlperf_jax import workload as registry
 from mlperf_jax.errors import UserError
+from mlperf_jax.goals import Quality
+from mlperf_jax.inference.options import InferOptions
+from mlperf_jax.making import Recipe
+from mlperf_jax.nested import flatten
+from mlperf_jax.parallel.layout import Layout
+from mlperf_jax.precision import resolve_policy
 from mlperf_jax.results.folders import FINISHED, read_json
 from mlperf_jax.weights import files
-from mlperf_jax.workload import State
+from mlperf_jax.workload import ServedWorkload, State
 
 # Of a training run's config, what inference decides for itself.
 _NOT_TAKEN_OVER = ("precision", "inference", "workload", "benchmark", "preset", "reference_point")
@@ -27,30 +38,78 @@ class Trained:
         description: what it is, for people and logs.
         config: dotted key -> value, the config that it was made with.
         quality: as it was trained or published, None if that is not known.
-        load: reads the state into structs with shardings.
+        load: reads what a workload serves into the places of a layout.
     """
 
     description: str
     config: Mapping[str, Any]
-    quality: float | None
-    load: Callable[[State], State]
+    quality: Quality | None
+    load: Callable[[ServedWorkload, Layout], State]
 
 
-def find(results_dir: Path, preset: str, benchmark: str, command: str) -> Trained:
-    """The newest finished run of a preset in `results_dir`, on whatever system it was trained.
+def model_config(base: ConfigDict, model: Trained, overrides: Sequence[str]) -> ConfigDict:
+    """The config that a model was made with, and on top of it what the user says now."""
+    config = ConfigDict(base)
+    for key, value in model.config.items():
+        *path, last = key.split(".")
+        part = config
+        for name in path:
+            part = part.get(name, ConfigDict()) if isinstance(part, ConfigDict) else ConfigDict()
+        if last in part:
+            part[last] = value
+    return configs.resolve(config, overrides)
 
-    Args:
-        command: how to train one, for the message.
+
+def open_model(options: InferOptions) -> tuple[ServedWorkload, Trained]:
+    """The model that the options name, and the workload with the config that goes with it.
+
+    Raises:
+        UserError: there is no such model, or its data is not there.
+    """
+    platforms.require_devices(options.platform)
+    cls = registry.find(options.workload, ServedWorkload)
+    model = find(options, cls.benchmark)
+    config = model_config(configs.base_config(options.workload, options.preset), model, options.overrides)
+    if "inference" not in config:
+        raise UserError(
+            f"The config of {options.workload} has no `inference` section, so nothing can be measured."
+        )
+    recipe = Recipe(cls, config, resolve_policy(config.precision, options.platform))
+    workload = recipe.make_with_data(
+        options.data_dir, synthetic=options.synthetic_data, prepare=options.prepare
+    )
+    return workload, model
+
+
+def find(options: InferOptions, benchmark: str) -> Trained:
+    """The model that the options name.
 
     Raises:
         UserError: there is none.
     """
-    root = results_dir / "mini" if preset == "mini" else results_dir
-    runs = [run for run in _finished(root, benchmark) if _steps(run[1])]
+    if options.checkpoint and options.weights:
+        raise UserError("--checkpoint and --weights each name a model; give one of them.")
+    if options.checkpoint:
+        return from_checkpoint(Path(options.checkpoint))
+    if options.weights:
+        return from_weights(Path(options.weights), options.workload)
+    return _newest(options, benchmark)
+
+
+def _newest(options: InferOptions, benchmark: str) -> Trained:
+    """The newest finished run of the preset in RESULTS, on whatever system it was trained.
+
+    Raises:
+        UserError: there is none; the text says how to train one.
+    """
+    runs = [run for run in _finished(options.preset_dir, benchmark) if _steps(run[1])]
     if not runs:
+        train = f"python -m mlperf_jax.main --workload={options.workload} --platform={options.platform}"
+        if options.preset != configs.default_preset(options.platform):
+            train += f" --preset={options.preset}"
         raise UserError(
-            f"There is no trained {preset} model of {benchmark} in {results_dir}; train one with `{command}`, "
-            "or give --checkpoint or --weights."
+            f"There is no trained {options.preset} model of {benchmark} in {options.results_dir}; train one "
+            f"with `{train} --results_dir={options.results_dir}`, or give --checkpoint or --weights."
         )
     _, folder, status = max(runs, key=lambda run: run[0])
     return _from_run(folder, status)
@@ -91,7 +150,8 @@ def from_weights(folder: Path, workload: str) -> Trained:
             f"{folder} holds weights of {imported.workload}; give --workload={imported.workload}."
         )
 
-    def load(struct: State) -> State:
+    def load(workload: ServedWorkload, layout: Layout) -> State:
+        struct = workload.served_struct(layout)
         found, asked = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (imported.state, struct))
         for path in found.keys() | asked.keys():
             shapes = [tree[path].shape if path in tree else "not there" for tree in (found, asked)]
@@ -115,26 +175,26 @@ def _steps(run: Path) -> list[Path]:
 def _from_run(run: Path, status: Mapping[str, Any]) -> Trained:
     from mlperf_jax.training.checkpoints import Checkpoints
 
-    def load(struct: State) -> State:
-        checkpoints = Checkpoints(run / "checkpoints")
-        try:
-            return checkpoints.restore_part(struct)
-        finally:
-            checkpoints.close()
+    def load(workload: ServedWorkload, layout: Layout) -> State:
+        struct = workload.served_struct(layout)
+        frozen = {name: struct.pop(name) for name in workload.frozen_entries if name in struct}
+        entries = {name: entry for name, entry in workload.served_entries.items() if name in struct}
+        with contextlib.closing(Checkpoints(run / "checkpoints")) as checkpoints:
+            found = checkpoints.restore_part({entry: struct[name] for name, entry in entries.items()})
+        served = {name: found[entry] for name, entry in entries.items()}
+        return served | workload.frozen_state(frozen, status.get("seed"))
 
     step = max(int(path.name) for path in _steps(run))
-    config = read_json(run / "config.json")["config"] if (run / "config.json").exists() else {}
-    quality = status.get("quality")
-    if not isinstance(quality, float) or not math.isfinite(quality):
-        quality = None
-    return Trained(f"{run}, step {step}", dict(_flat(config)), quality, load)
+    saved = read_json(run / "config.json")["config"] if (run / "config.json").exists() else {}
+    kept = {key: value for key, value in saved.items() if key not in _NOT_TAKEN_OVER}
+    config = {key: tuple(value) if isinstance(value, list) else value for key, value in flatten(kept).items()}
+    return Trained(f"{run}, step {step}", config, _finite(status.get("quality")), load)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if not prefix and key in _NOT_TAKEN_OVER:
-            continue
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, tuple(value) if isinstance(value, list) else value
+def _finite(quality: Any) -> Quality | None:
+    """What a run's status says of its quality, None if that is no figure."""
+    if isinstance(quality, dict):
+        return (
+            quality if quality and all(_finite(figure) is not None for figure in quality.values()) else None
+        )
+    return quality if isinstance(quality, float) and math.isfinite(quality) else None

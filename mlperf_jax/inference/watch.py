@@ -33,13 +33,13 @@ class Watch:
         self.name = sut.name
         self.issue, self.flush = sut.issue, sut.flush
         self._sut, self._what, self._least_s = sut, what, least_s
-        self._stream, self._profile_dir = stream, profile_dir
+        self._stream = stream
         self._in_place = stream.isatty()
         self._responses: Responses | None = None
         self._end = threading.Event()
         self._threads = [threading.Thread(target=self._show, daemon=True)]
         if profile_dir:
-            self._threads.append(threading.Thread(target=self._trace, daemon=True))
+            self._threads.append(threading.Thread(target=self._trace, args=(profile_dir,), daemon=True))
 
     def start(self, responses: Responses) -> None:
         self._responses = responses
@@ -73,9 +73,9 @@ class Watch:
         if shown and self._in_place:
             print("\r\x1b[K", end="", file=self._stream, flush=True)
 
-    def _trace(self) -> None:
+    def _trace(self, folder: Path) -> None:
         if self._end.wait(min(_PROFILE_SECONDS, self._least_s / 4)):
             return
-        jax.profiler.start_trace(self._profile_dir)
+        jax.profiler.start_trace(folder)
         self._end.wait(_PROFILE_SECONDS)
         jax.profiler.stop_trace()

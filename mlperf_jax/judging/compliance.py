@@ -13,15 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlperf_jax.judging.accuracy_log import Answers
+from mlperf_jax.rounds.inference_logs import METRICS
 from mlperf_jax.rounds.training_logs import number
 
 PASS, FAIL = "TEST PASS", "TEST FAIL"
-_SCORES = {
-    "SingleStream": "early_stopping_latency_ss",
-    "MultiStream": "early_stopping_latency_ms",
-    "Server": "result_completed_samples_per_sec",
-    "Offline": "result_samples_per_second",
-}
 _STREAMS = ("SingleStream", "MultiStream")
 _SHARE, _LOOSE_SHARE = 0.10, 0.20
 QUALITY_SHARE = 0.01
@@ -113,9 +108,9 @@ def verify_performance(test: str, reference: Mapping[str, Any], tested: Mapping[
         test: "TEST01" or "TEST04".
         reference, tested: fields of the two detail logs.
     """
-    scenario = reference.get("effective_scenario")
+    scenario = str(reference.get("effective_scenario"))
     why = ""
-    if tested.get("effective_scenario") != scenario or scenario not in _SCORES:
+    if tested.get("effective_scenario") != scenario or scenario not in METRICS:
         why = f"the scenarios are {scenario} and {tested.get('effective_scenario')}"
     elif bound(reference) != bound(tested) and scenario == "Server":
         why = f"Server's bounds are {bound(reference)} and {bound(tested)} ns"
@@ -123,7 +118,8 @@ def verify_performance(test: str, reference: Mapping[str, Any], tested: Mapping[
         why = "not both runs are VALID"
     if why:
         return Verdict(False, (f"{FAIL}: {why}",))
-    ours, theirs = (number(fields.get(_SCORES[scenario])) or 0.0 for fields in (tested, reference))
+    score = METRICS[scenario][0]
+    ours, theirs = (number(fields.get(score)) or 0.0 for fields in (tested, reference))
     if test == "TEST04" and scenario in _STREAMS:
         ours, theirs = (1e9 / value if value else 0.0 for value in (ours, theirs))
     # As officially, also where TEST04 holds it against samples per second.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -110,6 +111,12 @@ def _below(finding: Finding, root: Path) -> str:
     except ValueError:
         path = str(finding.path)
     return one_line(path if finding.line is None else f"{path}:{finding.line}")
+
+
+def made_up(labels: Any) -> list[str]:
+    """Those of a result's labels by which its data or model are no real ones."""
+    said = map(str, labels if isinstance(labels, list) else ())
+    return [label for label in said if re.search(r"\b(fake|synthetic|random|mini)\b", label, re.IGNORECASE)]
 
 
 def plural(count: int, noun: str) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.judging import accuracy_log
-from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, one_line, plural
+from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, made_up, one_line, plural
 from mlperf_jax.rounds import inference_rules as inference
-from mlperf_jax.rounds.inference_logs import DETAIL, SUMMARY, own_record
+from mlperf_jax.rounds.inference_logs import DETAIL, SUMMARY, own_reasons, own_record
 from mlperf_jax.rounds.training_logs import Event, number, read_events
 
 _CLOCK_SLACK_MS = 1000
@@ -156,13 +156,9 @@ def _validity(run: LoadGenRun) -> Iterator[Finding]:
         text = "the log has no result: the run has not ended."
         yield run.finding("result_validity", "invalid", text, "Let it end, or run again.")
     elif run.value("result_validity") != "VALID":
-        reasons = run.own.get("reasons")
-        told = (
-            [str(r["text"]) for r in reasons if isinstance(r, dict) and "text" in r]
-            if isinstance(reasons, list)
-            else []
+        why = own_reasons(run.own) or one_line(
+            run.value("result_invalid_reason") or "LoadGen does not say why"
         )
-        why = " ".join(told) or one_line(run.value("result_invalid_reason") or "LoadGen does not say why")
         text = f"the result is {run.value('result_validity')}: {why}"
         yield run.finding("result_validity", "invalid", text, "Measure again as LoadGen recommends.")
     if run.scenario in _EARLY and run.value("early_stopping_met") is False:
@@ -302,14 +298,9 @@ def _own_record(run: LoadGenRun, closed: bool) -> Iterator[Finding]:
         text = "the run was profiled, and its figures suffer from that."
         yield Finding(path, "profiled", text, "Measure without --profile.", ERROR if closed else WARNING)
     if closed:
-        labels = run.own.get("labels")
-        made_up = [
-            str(label)
-            for label in (labels if isinstance(labels, list) else [])
-            if re.search(r"\b(fake|synthetic|random|mini)\b", str(label), re.IGNORECASE)
-        ]
-        if made_up:
-            text = f"a closed result of what says of itself: {listed(made_up)}"
+        invented = made_up(run.own.get("labels"))
+        if invented:
+            text = f"a closed result of what says of itself: {listed(invented)}"
             yield Finding(path, "made-up-data", text, "Closed needs the benchmark's own data and model.")
 
 

@@ -23,7 +23,7 @@ from mlperf_jax.judging.loadgen_run import LoadGenRun, compare, judge_run, read_
 from mlperf_jax.rounds import inference_rules as rules
 from mlperf_jax.rounds.inference_logs import DETAIL, SUMMARY
 from mlperf_jax.rounds.inference_rules import Model
-from mlperf_jax.rounds.own_runs import read_object
+from mlperf_jax.rounds.objects import read_object
 from mlperf_jax.rounds.training_logs import number
 
 _HASH = re.compile(r"hash=([0-9a-fA-F]{64})")
@@ -354,7 +354,7 @@ def _verdict(path: Path, what: str, test: str, known: Model, mend: str) -> Itera
         return
     both = [folder / "accuracy" / name for name in compliance.OTHERWISE]
     if test == "TEST01" and what == "accuracy" and all(file.is_file() for file in both):
-        values = [read_accuracy(_lines(file), known.targets[0][0])[0] for file in both]
-        if all(values) and compliance.verify_quality("", *values).passed:
+        baseline, tested = (read_accuracy(_lines(file), known.targets[0][0])[0] for file in both)
+        if baseline and tested and compliance.verify_quality("", baseline, tested).passed:
             return  # not the same answers, but as good ones
     yield Finding(path, "compliance", f"{path.name} of {test} does not say {compliance.PASS}.", mend)

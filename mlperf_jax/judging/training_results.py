@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.judging import official, training_log
+from mlperf_jax.judging import official, training_counts, training_log
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, plural, warning
 from mlperf_jax.judging.training_log import Judged
 from mlperf_jax.rounds import training_rules
@@ -58,33 +58,25 @@ def _judge_result(result: Result, asked: str | None) -> Iterator[Finding]:
     ruleset = asked or official.find_ruleset(benchmark.key, result.round)
     # Runs of our own go by the round whose rules they were made by.
     round_name = result.round
-    if asked or (round_name == LOCAL and ruleset):
+    if ruleset and (asked or round_name == LOCAL):
         round_name = f"v{ruleset.removesuffix('.0')}"
     result = dataclasses.replace(result, round=round_name)
     if benchmark.key not in training_rules.BENCHMARKS:
         text = f"{result.benchmark} is no benchmark of MLPerf Training: only what is general was judged."
         yield warning(result.path, "benchmark", text, "Name the folder as the rules name the benchmark.")
-    events = {}
-    for log in result.logs:
+    judged: list[Judged] = []
+    for path in (log.path for log in result.logs):
         try:
-            events[log.path], lines = read_events(log.path)
+            events, damaged = read_events(path)
         except UserError as error:
-            yield training_log.unreadable(log.path, str(error))
+            yield training_log.unreadable(path, str(error))
             continue
-        yield from training_log.damaged(log.path, lines)
-    judged = [
-        Judged(
-            path,
-            found,
-            benchmark,
-            round_name,
-            closed=result.division == "closed",
-            own=training_log.read_own(path) if any(e.key == "run_labels" for e in found) else {},
-        )
-        for path, found in events.items()
-    ]
+        yield from training_log.damaged(path, damaged)
+        own = training_log.read_own(path) if any(e.key == "run_labels" for e in events) else {}
+        judged.append(Judged(path, events, benchmark, round_name, result.division == "closed", own))
     for log in judged:
         yield from training_log.judge(log)
+        yield from training_counts.judge(log)
         if ruleset and log.path.suffix == ".txt":
             yield from _forgiven(official.check_log(log.path, ruleset), log)
     yield from _together(judged)
@@ -167,7 +159,7 @@ def _naming(result: Result, logs: Sequence[Judged]) -> Iterator[Finding]:
 def _number_of_runs(result: Result, logs: Sequence[Judged]) -> Iterator[Finding]:
     required = result.rules.required_runs(result.round)
     if result.round not in ("v0.5", "v0.6"):  # which had other numbers than those of the package checker
-        required = official.required_files(result.rules.key) or required
+        required = training_rules.required_files(result.rules.key) or required
     closed = result.division == "closed"
     severity = ERROR if closed else WARNING
     counted = [log for log in logs if log.first("resumed") is None]

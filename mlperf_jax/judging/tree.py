@@ -21,10 +21,10 @@ def judge_tree(root: Path, ruleset: str | None = None) -> Report:
         ruleset: of training, e.g. "4.0.0"; None takes that of the round or the benchmark.
     """
     if submission.is_submission(root):
-        found, runs = submission.judge_submission(root)
-        return make_report(found, 0, runs)
+        found, count = submission.judge_submission(root)
+        return make_report(found, 0, count)
     found, logs = training_results.judge_results([root], ruleset)
-    runs = []
+    runs: list[LoadGenRun] = []
     for folder in run_folders(root):
         try:
             runs.append(read_loadgen_run(folder))

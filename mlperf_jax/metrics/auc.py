@@ -18,6 +18,8 @@ from jax.typing import DTypeLike
 
 Totals = dict[str, jax.Array]
 
+_Array = jax.Array | np.ndarray
+
 _LIMB_BITS = 14
 _BLOCK = 1 << (31 - _LIMB_BITS - 1)  # so many limbs add up in int32
 MOST_EXAMPLES = 1 << (2 * _LIMB_BITS - 1)
@@ -47,7 +49,7 @@ def init(num_batches: int, batch_size: int, dtype: DTypeLike) -> Totals:
     }
 
 
-def update(totals: Totals, score: jax.Array, label: jax.Array, mask: jax.Array) -> Totals:
+def update(totals: Totals, score: _Array, label: _Array, mask: _Array) -> Totals:
     """Adds a batch: scores [B], labels [B] (0 or 1), mask [B] (1 real, 0 padding)."""
     kind = jnp.where(mask > 0, label > 0, -1).astype(jnp.int8)
     here = totals["batch"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from mlperf_jax.packaging.systems import write_system
 from mlperf_jax.rounds import inference_rules as rules
 from mlperf_jax.rounds.inference_logs import DETAIL, SUMMARY
 from mlperf_jax.rounds.inference_rules import Model
-from mlperf_jax.rounds.own_runs import read_object
+from mlperf_jax.rounds.objects import command_in, read_object
 from mlperf_jax.rounds.training_logs import number
 
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
@@ -59,9 +58,9 @@ class Found:
         return self.folder.name
 
     @property
-    def command(self) -> str:
-        words = self.performance.own.get("command") if self.performance else None
-        return shlex.join(map(str, words)) if isinstance(words, list) and words else ""
+    def own(self) -> dict[str, Any]:
+        """result.json of that run; empty without one."""
+        return self.performance.own if self.performance else {}
 
 
 def pack_inference(package: Package, results_dir: Path, *, org: str, division: str) -> list[str]:
@@ -132,7 +131,7 @@ def _find(results_dir: Path, division: str) -> list[Found]:
 
 def _model(runs: Found) -> Model | None:
     """The official benchmark: by the folder's name, else by what the run says of its LoadGen model."""
-    told = runs.performance.own.get("loadgen_model") if runs.performance else None
+    told = runs.own.get("loadgen_model")
     return rules.find_model(runs.workload) or (rules.find_model(told) if isinstance(told, str) else None)
 
 
@@ -186,7 +185,7 @@ def _pack_accuracy(package: Package, runs: Found, model: Model | None, place: st
 
 def _write_measurements(package: Package, runs: Found, place: str) -> None:
     """measurements.json: what the run says, then what people wrote beside the scenarios of the model."""
-    own = runs.performance.own
+    own = runs.own
     told: dict[str, Any] = {}
     precision = own.get("precision")
     if isinstance(precision, dict):
@@ -220,7 +219,7 @@ def _write_measurements(package: Package, runs: Found, place: str) -> None:
 
 
 def _write_user_conf(package: Package, runs: Found, place: str) -> None:
-    settings = runs.performance.own.get("settings")
+    settings = runs.own.get("settings")
     if not isinstance(settings, dict):
         package.lacks(f"{place}/user.conf", "the run does not say its settings; run it again")
         return
@@ -233,13 +232,12 @@ def _write_user_conf(package: Package, runs: Found, place: str) -> None:
 
 
 def _write_readme(package: Package, runs: Found, place: str) -> None:
-    if not runs.command:
+    command = command_in(runs.own)
+    if not command:
         package.lacks(f"{place}/README.md", "the run does not say its command; run it again")
         return
-    own = runs.performance.own
-    labels = own.get("labels")
-    versions = own.get("versions")
-    lines = [f"# {runs.workload}, {runs.scenario}", "", "Made with:", "", f"    {runs.command}", ""]
+    labels, versions = runs.own.get("labels"), runs.own.get("versions")
+    lines = [f"# {runs.workload}, {runs.scenario}", "", "Made with:", "", f"    {command}", ""]
     if isinstance(labels, list):
         lines += ["Said of it: " + "; ".join(map(str, labels)) + ".", ""]
     if isinstance(versions, dict):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.judging.accuracy_log import digest
 from mlperf_jax.judging.findings import Finding, one_line
 
 SCHEMA_VERSION = 1
@@ -115,7 +115,7 @@ class Package:
             head = "This package is INCOMPLETE and cannot be submitted. It lacks:\n\n"
             self.write("INCOMPLETE.md", head + "\n".join(lines) + "\n", source="mlperf_jax.package")
         files = {
-            name: {"sha256": _digest(self.root / name), "from": source}
+            name: {"sha256": digest(self.root / name), "from": source}
             for name, source in sorted(self._files.items())
         }
         told = {
@@ -182,8 +182,3 @@ def tell_findings(package: Package, findings: list[Finding]) -> None:
             package.lacks(text.rstrip("."), finding.mend)
         else:
             package.notes.append(text)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

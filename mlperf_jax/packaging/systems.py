@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mlperf_jax.packaging.package import Package
 from mlperf_jax.results.system import NOT_STATED
 from mlperf_jax.rounds.descriptions import category_of
-from mlperf_jax.rounds.own_runs import read_object
+from mlperf_jax.rounds.objects import read_object
 
 _MAY_BE_EMPTY = ("hw_notes", "sw_notes")
 # Inference's words for the categories of `descriptions.category_of`.
@@ -25,7 +24,7 @@ def write_system(
     division: str,
     wanted: Sequence[str],
     inference: bool = False,
-) -> dict[str, Any]:
+) -> None:
     """Writes a description with the package's own division and submitter; the rest stays as people left it.
 
     Args:
@@ -37,7 +36,7 @@ def write_system(
     told = read_object(source)
     if not told:
         package.lacks(target, f"{source} is missing or damaged; a run on the system writes it")
-        return {}
+        return
     told.pop("schema_version", None)
     told |= {"submitter": org, "division": division}
     if inference:
@@ -55,4 +54,3 @@ def write_system(
     if unstated:
         package.lacks(f"{target}: {', '.join(unstated)}", f"state it in {source} and pack again")
     package.write_json(target, told, source=source)
-    return told

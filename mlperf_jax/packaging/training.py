@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 
 from mlperf_jax.errors import UserError
@@ -11,10 +10,11 @@ from mlperf_jax.judging import official
 from mlperf_jax.judging.tree import judge_tree
 from mlperf_jax.packaging.package import Package, tell_findings
 from mlperf_jax.packaging.systems import write_system
-from mlperf_jax.results.system import training_fields
-from mlperf_jax.rounds import own_runs
+from mlperf_jax.results.own_runs import run_folder
+from mlperf_jax.results.system import TRAINING_FIELDS
 from mlperf_jax.rounds.collect import Reader, Result
-from mlperf_jax.rounds.training_logs import RunLog
+from mlperf_jax.rounds.objects import command_in, read_object
+from mlperf_jax.rounds.training_rules import required_files
 
 
 def pack_training(package: Package, results_dir: Path, *, org: str, division: str) -> list[str]:
@@ -48,7 +48,7 @@ def pack_training(package: Package, results_dir: Path, *, org: str, division: st
             results_dir / "systems" / f"{name}.json",
             org=org,
             division=division,
-            wanted=training_fields(),
+            wanted=TRAINING_FIELDS,
         )
     for benchmark in sorted({result.rules.key for result in chosen}):
         mine = [result for result in chosen if result.rules.key == benchmark]
@@ -92,20 +92,14 @@ def _pack_result(package: Package, result: Result, *, org: str) -> None:
                 f"{place}/{log.path.name}, submission_org {org}",
                 f"the log says {said}, and nothing is rewritten; submit as --org={said}",
             )
-    required = official.required_files(result.rules.key) or result.rules.required_runs(result.round)
+    required = required_files(result.rules.key) or result.rules.required_runs(result.round)
     if packed < required:
         package.lacks(f"{place}: {required - packed} of {required} runs", "make these too, and pack again")
-    first = next((log for log in result.logs if own_runs.run_folder(log.path)), None)
-    if first:
-        _pack_config(package, first, result, org=org)
-
-
-def _pack_config(package: Package, log: RunLog, result: Result, *, org: str) -> None:
-    """What the runs of a system were made with, beside the code."""
-    folder = own_runs.run_folder(log.path)
+    # What the runs of a system were made with stands beside the code.
+    folder = next(filter(None, (run_folder(log.path) for log in result.logs)), None)
     target = f"{org}/benchmarks/{result.rules.key}/implementations/mlperf_jax/systems/{result.system}"
     for name in ("config.json", "versions.json", "devices.json"):
-        if (folder / name).is_file():
+        if folder and (folder / name).is_file():
             package.copy(folder / name, f"{target}/{name}")
 
 
@@ -113,10 +107,9 @@ def _readme(benchmark: str, results: list[Result]) -> str:
     lines = [f"# {benchmark}, implemented in JAX", "", "How each run was made:", ""]
     for result in results:
         for log in result.logs:
-            folder = own_runs.run_folder(log.path)
-            status = own_runs.read_object(folder / "status.json") if folder else {}
-            words = status.get("command")
-            command = shlex.join(map(str, words)) if isinstance(words, list) else "not recorded"
+            folder = run_folder(log.path)
+            status = read_object(folder / "status.json") if folder else {}
+            command = command_in(status) or "not recorded"
             lines.append(f"- {result.system}, {log.path.name}: `{command}`")
     labels = sorted({label for result in results for label in result.labels})
     lines += ["", "What is said of all of them: " + json.dumps(labels), ""]

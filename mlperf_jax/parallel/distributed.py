@@ -49,10 +49,11 @@ def start(platform: str, *, coordinator: str | None, num_processes: int, process
 
     if platform == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    explicit = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
     try:
         jax.distributed.initialize(
-            **(explicit if all(given) else {}),
+            coordinator,
+            num_processes if all(given) else None,
+            process_id if all(given) else None,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
             initialization_timeout=120,

@@ -16,11 +16,12 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.typing import DTypeLike
 
 from mlperf_jax.errors import UserError
@@ -107,7 +108,7 @@ class Layout:
                     names[d] = axis
                     free.discard(axis)
                     break
-        if also in free and _size(shape) >= MIN_SHARDED_SIZE:
+        if also in free and math.prod(shape) >= MIN_SHARDED_SIZE:
             whole = [
                 d for d in range(len(shape)) if names[d] is None and shape[d] % self.mesh.shape[also] == 0
             ]
@@ -154,7 +155,7 @@ class Layout:
                 f"use a multiple of {size}, as --config.{key}={-(-batch_size // size) * size}, or another --mesh."
             )
         where = self.sharding((batch_size,), ("batch",)).addressable_devices_indices_map((batch_size,))
-        bounds = [index[0].indices(batch_size) for index in where.values()]
+        bounds = [index[0].indices(batch_size) for index in where.values() if index is not None]
         return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
 
     @property
@@ -163,17 +164,17 @@ class Layout:
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
-    """A tree of arrays or their shapes as structs, each with its place."""
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings
-    )
+    """A tree of structs that say shape, dtype and place of arrays that need not exist yet.
 
+    Args:
+        shapes: a tree of arrays or structs.
+        shardings: a sharding for each, or, as `jax.jit` takes them, one for a whole branch.
+    """
 
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
+    def branch(sharding: Sharding, shapes: Any) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+    return jax.tree.map(branch, shardings, shapes)
 
 
 _active: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -27,10 +26,8 @@ def stayed_whole(state: Any, strategy: Strategy) -> list[dict[str, Any]]:
     for part in ("params", "opt_state") if strategy.shard_params else ("opt_state",):
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.get(part, {})):
             if leaf.sharding.is_fully_replicated:
-                size = math.prod(leaf.shape) * leaf.dtype.itemsize
-                rows.append(
-                    {"name": part + jax.tree_util.keystr(path), "shape": list(leaf.shape), "bytes": size}
-                )
+                name, size = part + jax.tree_util.keystr(path), leaf.size * leaf.dtype.itemsize
+                rows.append({"name": name, "shape": list(leaf.shape), "bytes": size})
     return sorted(rows, key=lambda row: -row["bytes"])
 
 

@@ -1,4 +1,4 @@
-"""Runs sharding strategies side by side on the devices that are there.
+"""Runs sharding strategies side by side on the devices that are there: what `mlperf_jax.compare` does.
 
 First every strategy makes one step from the same state on the same batch, and must agree with the
 first one (dp): fp32 runs of two layouts part by themselves after a few steps, so only the first step
@@ -21,10 +21,10 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.parallel import mesh
 from mlperf_jax.parallel.chips import Chip, find_chip
 from mlperf_jax.parallel.layout import Strategy
-from mlperf_jax.planning import cost_network, cost_time, hlo
+from mlperf_jax.planning import compilation, cost_network, cost_time, hlo
 from mlperf_jax.planning.topology import Topology
 from mlperf_jax.training.engine import Engine
-from mlperf_jax.workload import State, Workload
+from mlperf_jax.workload import Bucketed, State, TrainedWorkload
 
 STEPS_PER_TURN = 5
 WARM_UP_STEPS = 2
@@ -77,22 +77,24 @@ class Measured:
 class _Runner:
     """A strategy with its compiled programs, its state and its copy of the batch."""
 
-    def __init__(self, workload: Workload, strategy: Strategy, asked_mesh: dict[str, int]) -> None:
+    def __init__(self, workload: TrainedWorkload, strategy: Strategy, asked_mesh: dict[str, int]) -> None:
         layout = mesh.make_layout(strategy, asked_mesh)
         self.engine = Engine(workload, layout)
         self.engine.compile("init", "train_step")
         self.state: State = {}
         self.batch: Any = None
+        self.bucket = ""
         self.losses: list[Any] = []
         self.turns: list[float] = []
 
-    def start(self, seed: int, batch: Any) -> None:
+    def start(self, seed: int, batch: Bucketed) -> None:
         """Begins at the first step, with the batch whose rows of this process are `batch`."""
         self.state = self.engine.init(seed)
-        self.batch = self.engine.place(batch, self.engine.batch)
+        self.bucket = batch.bucket
+        self.batch = self.engine.place(batch.batch, self.engine.buckets[batch.bucket])
 
     def step(self) -> None:
-        self.state, metrics = self.engine.train(self.state, self.batch, steps=1)
+        self.state, metrics = self.engine.train(self.state, self.batch, steps=1, bucket=self.bucket)
         self.losses.append(metrics["loss"])
 
     def turn(self, steps: int) -> None:
@@ -105,8 +107,8 @@ class _Runner:
 
 
 def compare(
-    workload: Workload,
-    check: Workload | None,
+    workload: TrainedWorkload,
+    check: TrainedWorkload | None,
     strategies: Sequence[Strategy],
     *,
     steps: int,
@@ -169,18 +171,19 @@ def _first_batches(runners: list[_Runner], seed: int) -> list[Any]:
     return batches
 
 
-def first_batch(engine: Engine, seed: int) -> Any:
-    """This process's rows of the first global batch of a run, as numpy arrays."""
+def first_batch(engine: Engine, seed: int) -> Bucketed:
+    """This process's rows of the first global batch of a run, as numpy arrays, and its bucket."""
     workload = engine.workload
     state = {"seed": np.uint32(seed), "step": np.int32(0)}
     _, batches = workload.data(engine, state, next(iter(workload.blocks())), 0)
-    return next(batches)
+    batch = next(batches)
+    return batch if isinstance(batch, Bucketed) else Bucketed("", batch)
 
 
 def _agree(
     results: list[Measured],
     runners: list[_Runner],
-    check: Workload | None,
+    check: TrainedWorkload | None,
     batches: list[Any],
     seed: int,
     asked: Sequence[dict[str, int]],
@@ -198,7 +201,7 @@ def _agree(
         result.agreement = difference | {"passed": passed, "allowed": dataclasses.asdict(tolerance)}
 
 
-def first_step(engine: Engine, seed: int, batch: Any) -> tuple[float, list[np.ndarray]]:
+def first_step(engine: Engine, seed: int, batch: Bucketed) -> tuple[float, list[np.ndarray]]:
     """The loss of the first step from the seed, and what the first step that changes anything changes.
 
     That is what the optimizer's state, which starts at zero, takes up of the gradients; for an optimizer
@@ -206,11 +209,11 @@ def first_step(engine: Engine, seed: int, batch: Any) -> tuple[float, list[np.nd
     so the next one, from the same parameters, says as much.
     """
     state = engine.init(seed)
-    batch = engine.place(batch, engine.batch)
+    placed = engine.place(batch.batch, engine.buckets[batch.bucket])
     before = _floats(state)
     loss = None
     for _ in range(MOST_IDLE_STEPS + 1):
-        state, metrics = engine.train(state, batch, steps=1)
+        state, metrics = engine.train(state, placed, steps=1, bucket=batch.bucket)
         loss = float(metrics["loss"]) if loss is None else loss
         after = _floats(state)
         for part in ("opt_state", "params"):
@@ -253,7 +256,7 @@ def _relative(mine: float, reference: float) -> float:
     return abs(mine - reference) / abs(reference) if reference else abs(mine)
 
 
-def _fill(result: Measured, runner: _Runner, workload: Workload, here: Topology) -> None:
+def _fill(result: Measured, runner: _Runner, workload: TrainedWorkload, here: Topology) -> None:
     """Sums up what was measured, and what the compiled program says."""
     turns = sorted(runner.turns)
     median = statistics.median(turns)
@@ -262,20 +265,16 @@ def _fill(result: Measured, runner: _Runner, workload: Workload, here: Topology)
     result.throughput = workload.batch_size / median
     result.loss = {"first": float(runner.losses[0]), "last": float(runner.losses[-1])}
     result.compile_seconds = runner.engine.compile_seconds["train_step"]
-    compiled = runner.engine.compiled("train_step")
-    memory = compiled.memory_analysis()
+    text, memory = compilation.text_and_memory(runner.engine.compiled("train_step"))
     result.memory = {
         "state": sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(runner.state)),
-        "arguments": memory.argument_size_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
-        "total": memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes,
+        "arguments": memory.arguments,
+        "temporaries": memory.temporaries,
+        "total": memory.total - memory.code,
     }
     if peak := (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
         result.memory["peak"] = peak
-    module = hlo.parse(compiled.as_text())
+    module = hlo.parse(text)
     network = cost_network.Network(here, runner.engine.layout.mesh)
     collectives = cost_network.collectives(module, network)
     result.collectives = cost_network.by_kind_and_axis(collectives)

@@ -11,12 +11,14 @@ import jax
 
 from mlperf_jax.planning.compare import Measured
 from mlperf_jax.planning.plan_report import columns, save_figure, seconds, size, write_json
-from mlperf_jax.workload import Workload
+from mlperf_jax.workload import TrainedWorkload
 
 SCHEMA_VERSION = 1
 
 
-def facts(name: str, preset: str, workload: Workload, steps: int, overrides: list[str]) -> dict[str, Any]:
+def facts(
+    name: str, preset: str, workload: TrainedWorkload, steps: int, overrides: list[str]
+) -> dict[str, Any]:
     """What was run, and on what."""
     device = jax.devices()[0]
     return {

@@ -19,7 +19,8 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+import jax
 
 SCHEMA_VERSION = 1
 
@@ -73,11 +74,13 @@ def default_cache_dir() -> Path:
     return Path(root) / "mlperf_jax" / "plan"
 
 
-def compile_program(lowered: Any, *, target: str, compiler: str, cache_dir: Path, label: str) -> Answer:
+def compile_program(
+    lowered: jax.stages.Lowered, *, target: str, compiler: str, cache_dir: Path, label: str
+) -> Answer:
     """Compiles a lowered program, or returns what is kept of the last time.
 
     Args:
-        lowered: a `jax.stages.Lowered`.
+        lowered: the program.
         target: the topology and the order of its devices in the mesh; part of the key.
         compiler: name and version; part of the key.
         cache_dir: where answers are kept.
@@ -94,9 +97,7 @@ def compile_program(lowered: Any, *, target: str, compiler: str, cache_dir: Path
     return answer
 
 
-def _compile(lowered: Any, compiler: str) -> Answer:
-    import jax
-
+def _compile(lowered: jax.stages.Lowered, compiler: str) -> Answer:
     start = time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -105,7 +106,18 @@ def _compile(lowered: Any, compiler: str) -> Answer:
             raise
         return Answer("", None, _out_of_memory(str(error)), time.perf_counter() - start, compiler)
     seconds = time.perf_counter() - start
-    stats = compiled.memory_analysis()
+    return Answer(*text_and_memory(compiled), None, seconds, compiler)
+
+
+def text_and_memory(compiled: jax.stages.Compiled) -> tuple[str, Memory]:
+    """The optimised and scheduled program as text, and what it takes of a device.
+
+    Raises:
+        ValueError: the compiler states one of them not.
+    """
+    text, stats = compiled.as_text(), compiled.memory_analysis()
+    if text is None or stats is None:
+        raise ValueError("the compiler states no program, or no figures of memory")
     memory = Memory(
         arguments=stats.argument_size_in_bytes,
         outputs=stats.output_size_in_bytes,
@@ -113,7 +125,7 @@ def _compile(lowered: Any, compiler: str) -> Answer:
         temporaries=stats.temp_size_in_bytes,
         code=stats.generated_code_size_in_bytes,
     )
-    return Answer(compiled.as_text(), memory, None, seconds, compiler)
+    return text, memory
 
 
 def _is_out_of_memory(text: str) -> bool:

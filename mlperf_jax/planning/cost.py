@@ -295,6 +295,7 @@ def _touched(name: str, body: Computation, module: Module) -> tuple[float, bool]
     total, in_place = 0.0, False
     users = [inner for inner in body.values() if name in inner.operands]
     for user in users:
+        found: tuple[float, bool] | None = None
         first = user.operands[0] == name
         if first and user.opcode in ("dynamic-slice", "gather"):
             found = user.shapes[0].padded_bytes, False
@@ -307,8 +308,6 @@ def _touched(name: str, body: Computation, module: Module) -> tuple[float, bool]
             places = [str(i) for i, operand in enumerate(user.operands) if operand == name]
             parameters = [i for i in inner.values() if i.opcode == "parameter" and i.literal in places]
             found = _touched(parameters[0].name, inner, module) if len(parameters) == 1 else None
-        else:
-            found = None
         if found is None:
             return None
         total, in_place = total + found[0], in_place or found[1]

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from mlperf_jax.planning.hlo import Instruction, Module, replica_groups
+from mlperf_jax.planning.hlo import Instruction, Module
+from mlperf_jax.planning.replica_groups import replica_groups
 from mlperf_jax.planning.topology import Topology
 
 HOP_SECONDS = 1e-6

@@ -1,8 +1,7 @@
 """Reads the text of an optimised XLA program: instructions, loops, and how often each runs.
 
 Only what `plan` needs of the format, which XLA writes but does not document (source:
-openxla/xla, xla/hlo/ir/hlo_instruction.cc, `ToString`; xla/hlo/ir/tile_assignment.cc and
-collective_device_list.cc for replica groups).
+openxla/xla, xla/hlo/ir/hlo_instruction.cc, `ToString`).
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ import math
 import re
 from collections.abc import Iterator
 from typing import Any
-
-import numpy as np
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _SHAPE = re.compile(r"(\w+)\[([\d,<= ]*)\](?:\{([^}]*)\})?")
@@ -198,20 +195,31 @@ class Module:
         return self._bound(loop, computation)
 
     def _bound(self, loop: Instruction, computation: Computation) -> int | None:
-        """The constant that a counter from 0 in steps of 1, as jax's scans have, is held against."""
+        """The constant that a counter from 0 in steps of 1, as jax's scans have, is held against.
+
+        For example 6, where a loop is `while(%start), condition=%condition` with the condition
+
+            %n = s32[] get-tuple-element(%c), index=0
+            %limit = s32[] constant(6)
+            ROOT %less = pred[] compare(%n, %limit), direction=LT
+
+        or where its `%limit` is get-tuple-element(%c), index=2, and what the loop starts from
+
+            %six = s32[] constant(6)
+            %start = (s32[], f32[8], s32[]) tuple(%zero, %x, %six)
+
+        The comparison may also be in a fusion. None where more is compared, or something else: then data
+        may end the loop.
+        """
         condition = self.computations[(loop.attribute("condition") or "").lstrip("%")]
-        inner = [self.computations[c] for i in condition.values() for c in i.called]
-        compares = [i for c in (condition, *inner) for i in c.values() if i.opcode == "compare"]
-        if len(compares) != 1 or compares[0].attribute("direction") not in ("LT", "GT", "NE"):
+        fused = [self.computations[c] for i in condition.values() for c in i.called]
+        test = [i for c in (condition, *fused) for i in c.values()]
+        compared = [i.attribute("direction") for i in test if i.opcode == "compare"]
+        if len(compared) != 1 or compared[0] not in ("LT", "GT", "NE"):
             return None
-        if any(i.opcode not in _COUNTING or _is_float(i) for c in (condition, *inner) for i in c.values()):
+        if any(i.opcode not in _COUNTING or _is_float(i) for i in test):
             return None
-        bounds = [
-            int(i.literal)
-            for c in (condition, *inner)
-            for i in c.values()
-            if i.opcode == "constant" and i.shapes[0].dims == () and re.fullmatch(r"-?\d+", i.literal)
-        ]
+        bounds = [n for i in test if (n := _whole_number(i)) is not None]
         if not bounds:
             bounds = self._carried_bounds(loop, condition, computation)
         return max(bounds[0], 0) if len(bounds) == 1 else None
@@ -219,16 +227,19 @@ class Module:
     def _carried_bounds(
         self, loop: Instruction, condition: Computation, computation: Computation
     ) -> list[int]:
-        """Bounds that the loop carries in its state: constants in the tuple that it starts from."""
+        """Bounds that the loop carries in its state: constants in the tuple that it starts from, but for 0."""
         start = computation.get(loop.operands[0])
         if start is None or start.opcode != "tuple":
             return []
         used = [i.attribute("index") for i in condition.values() if i.opcode == "get-tuple-element"]
-        sources = [computation[start.operands[int(index)]] for index in used if index]
-        numbers = [
-            int(i.literal) for i in sources if i.opcode == "constant" and re.fullmatch(r"-?\d+", i.literal)
-        ]
-        return [n for n in numbers if n > 0]
+        numbers = [_whole_number(computation[start.operands[int(index)]]) for index in used if index]
+        return [n for n in numbers if n is not None and n > 0]
+
+
+def _whole_number(instruction: Instruction) -> int | None:
+    """The value of a constant that is one whole number."""
+    is_one = instruction.opcode == "constant" and re.fullmatch(r"-?\d+", instruction.literal)
+    return int(instruction.literal) if is_one else None
 
 
 def _is_float(instruction: Instruction) -> bool:
@@ -312,90 +323,6 @@ def _shape(dtype: str, dims: str, layout: str) -> Shape:
         tuple(int(n) for n in tile.group(1).split(",")) if tile and tile.group(1) else (),
         int(space.group(1)) if space else 0,
     )
-
-
-def replica_groups(instruction: Instruction, devices: int) -> list[list[int]]:
-    """The groups of devices, by position in the mesh, that a collective runs over.
-
-    XLA writes them as lists `{{0,1},{2,3}}`, as an iota `[2,2]<=[4]` or `[2,2]<=[2,2]T(1,0)`, or as
-    axes of a mesh: `mesh['a'=2,'b'=2] {'b'}`. An empty list stands for all devices.
-
-    Raises:
-        ValueError: none of these forms.
-    """
-    text = instruction.attributes
-    if pairs := re.search(r"source_target_pairs=\{([\d,{} ]*)\}", text):
-        return _connected([tuple(map(int, p)) for p in re.findall(r"(\d+),\s*(\d+)", pairs.group(1))])
-    found = re.search(r"replica_groups=(.*)", text)
-    if not found:
-        return [list(range(devices))]
-    text = found.group(1)
-    if text.startswith("{"):
-        lists = re.match(r"\{((?:\{[\d, ]*\},?\s*)*)\}", text)
-        if not lists:
-            raise ValueError(f"replica groups {text[:60]!r}")
-        groups = [
-            [int(n) for n in re.findall(r"\d+", g)] for g in re.findall(r"\{([\d, ]*)\}", lists.group(1))
-        ]
-        return groups or [list(range(devices))]
-    if iota := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        return _iota(*iota.groups()).tolist()
-    if mesh := re.match(
-        r"@?mesh\[([^\]]*)\](?:,? ?(?:device_ids=)?\(?\[([\d,]+)\](?:T\(([\d,]+)\))?\)?)? \{([^}]*)\}", text
-    ):
-        return _mesh_groups(*mesh.groups())
-    raise ValueError(f"replica groups {text[:60]!r}")
-
-
-def _iota(shape: str, reshape: str, transpose: str | None) -> np.ndarray:
-    sizes = [int(n) for n in reshape.split(",")]
-    ids = np.arange(math.prod(sizes)).reshape(sizes)
-    if transpose:
-        ids = ids.transpose([int(n) for n in transpose.split(",")])
-    return ids.reshape([int(n) for n in shape.split(",")])
-
-
-def _mesh_groups(axes: str, reshape: str | None, transpose: str | None, over: str) -> list[list[int]]:
-    sizes = {name: int(size) for name, size in re.findall(r"'?([\w.]+)'?=(\d+)", axes)}
-    ids = np.arange(math.prod(sizes.values()))
-    if reshape:
-        ids = _iota(str(ids.size), reshape, transpose)
-    # A part of an axis, 'a':(2)3, is the axis split into 2 x 3 x the rest.
-    split: list[tuple[str, int]] = []
-    chosen: list[int] = []
-    parts = {
-        name: (int(pre), int(size)) for name, pre, size in re.findall(r"'?([\w.]+)'?:\((\d+)\)(\d+)", over)
-    }
-    whole = {
-        name
-        for name in re.findall(r"'?([\w.]+)'?(?=,|$)", re.sub(r"'?[\w.]+'?:\(\d+\)\d+", "", over))
-        if name
-    }
-    for name, size in sizes.items():
-        pieces = (size,)
-        if name in parts:
-            before, part = parts[name]
-            pieces = (before, part, size // (before * part))
-            chosen.append(len(split) + 1)
-        elif name in whole:
-            chosen.append(len(split))
-        split += [(name, piece) for piece in pieces]
-    ids = ids.reshape([size for _, size in split])
-    others = [d for d in range(len(split)) if d not in chosen]
-    group = math.prod(split[d][1] for d in chosen)
-    return ids.transpose([*others, *chosen]).reshape(-1, group).tolist()
-
-
-def _connected(pairs: list[tuple[int, int]]) -> list[list[int]]:
-    """Devices that send to each other, directly or in a ring."""
-    group = {device: {device} for pair in pairs for device in pair}
-    for source, target in pairs:
-        merged = group[source] | group[target]
-        for device in merged:
-            group[device] = merged
-    return sorted({tuple(sorted(g)) for g in group.values()}) and [
-        list(g) for g in sorted({tuple(sorted(g)) for g in group.values()})
-    ]
 
 
 def walk(module: Module) -> Iterator[tuple[Instruction, Computation, int]]:

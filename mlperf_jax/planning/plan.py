@@ -1,6 +1,6 @@
 """What a sharding strategy costs on a topology: memory, FLOPs, collectives, time; from shapes alone.
 
-`plan_strategy` gives one `Plan`, a tree of plain numbers and texts ready for JSON. Everything is per
+The work behind the command `mlperf_jax.plan`. `plan_strategy` gives one `Plan`, a tree of plain numbers and texts ready for JSON. Everything is per
 jax device (a TPU v2, v3 or v7x chip has two) and per step unless its name says otherwise.
 """
 
@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel import mesh, unsplit
 from mlperf_jax.parallel.layout import Layout, Strategy
 from mlperf_jax.planning import compilation, cost, cost_network, cost_time, hlo, reference_epochs, topology
-from mlperf_jax.planning.compilation import Answer
+from mlperf_jax.planning.compilation import Memory
 from mlperf_jax.planning.topology import Topology
-from mlperf_jax.training.engine import Engine
-from mlperf_jax.workload import Program, Workload
+from mlperf_jax.training.engine import Engine, lower, named
+from mlperf_jax.workload import Program, ServedWorkload, TrainedWorkload, Workload
 
 SCHEMA_VERSION = 1
 TOP_OPERATIONS = 12
@@ -92,11 +90,10 @@ def plan_strategy(
         UserError: the mesh does not fit the topology, the batch the mesh, or the workload is not served.
     """
     missing = topology.missing_compiler(where)
-    layout = (
-        _abstract_layout(strategy, where, asked_mesh or {})
-        if missing
-        else _layout(strategy, where, asked_mesh)
-    )
+    if missing:
+        layout = _abstract_layout(strategy, where, asked_mesh or {})
+    else:
+        layout = mesh.make_layout(strategy, asked_mesh, topology.devices(where))
     plan = Plan(strategy.name, dict(layout.mesh.shape))
     try:
         subject = _subject(workload, layout, scenario)
@@ -108,10 +105,7 @@ def plan_strategy(
         plan.reason = missing
         _roofline(plan, where, compute=plan.flops["program"], moved=0.0, network=0.0)
         return plan
-    engine = Engine(workload, layout)
-    if scenario:
-        engine.programs["predict"] = Program(workload.predict, (subject.state, subject.batch))
-    lowered = engine.lower("predict" if scenario else "train_step")
+    lowered = lower(subject.program, layout, workload.policy)
     order = ",".join(str(device.id) for device in layout.mesh.devices.flat)
     answer = compilation.compile_program(
         lowered,
@@ -125,21 +119,18 @@ def plan_strategy(
         plan.verdict, plan.reason = "does not fit", answer.does_not_fit or ""
         return plan
     plan.verdict = "fits"
-    _compiled(plan, answer, subject, layout, where)
-    if workload.config.get("preset") == "closed" and not scenario:
+    _compiled(plan, answer.hlo, answer.memory, subject, layout, where)
+    if workload.config.get("preset") == "closed" and isinstance(workload, TrainedWorkload) and not scenario:
         plan.training = time_to_train(workload, plan.predicted["step"])
     return plan
-
-
-def _layout(strategy: Strategy, where: Topology, asked: dict[str, int] | None) -> Layout:
-    return mesh.make_layout(strategy, asked, topology.devices(where))
 
 
 def _abstract_layout(strategy: Strategy, where: Topology, asked: dict[str, int]) -> Layout:
     """A layout without devices: enough for shapes."""
     sizes = mesh.mesh_sizes(strategy, asked, where.num_devices)
     types = (AxisType.Auto,) * len(sizes)
-    return Layout(strategy, AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=types))
+    shape = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=types)
+    return Layout(strategy, shape)  # type: ignore[arg-type]  # no devices: nothing that is asked of it needs them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,35 +138,44 @@ class _Subject:
     """What is planned: a training step, or the answer to a query.
 
     Attributes:
-        function: of `state` and `batch`.
-        state, batch: its arguments, as structs with shardings.
+        program: a function of a state and a batch.
         examples: in the batch.
         model_flops: of all of it, by the workload's formula; 0 if that is unknown.
     """
 
-    function: Callable[..., Any]
-    state: Any
-    batch: Any
+    program: Program
     examples: int
     model_flops: float
 
+    @property
+    def state(self) -> Any:
+        return self.program.args[0]
+
+    @property
+    def batch(self) -> Any:
+        return self.program.args[1]
+
 
 def _subject(workload: Workload, layout: Layout, scenario: str | None) -> _Subject:
-    state = jax.eval_shape(workload.init, jax.ShapeDtypeStruct((), np.uint32))
-    shardings = workload.state_shardings(state, layout)
-    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+    """The training step, or the answer to a query of a scenario; of several buckets the one with the most in it."""
     per_example = workload.train_flops_per_example()
-    if scenario is None:
-        size = workload.batch_size
-        batch = workload.batch_struct(layout)
-        return _Subject(workload.train_step, state, batch, size, per_example * size)
-    size = SCENARIO_SAMPLES.get(scenario, workload.batch_size)
-    inputs = {
-        name: layout.struct((size, *shape), dtype, ("batch", *[None] * len(shape)))
-        for name, (shape, dtype) in workload.sample_spec().items()
-    }
-    state = workload.served_state(state)
-    return _Subject(workload.predict, state, inputs, size, per_example * size / 3)  # forward alone
+    if scenario:
+        assert isinstance(workload, ServedWorkload)
+        size = SCENARIO_SAMPLES.get(scenario, workload.config.batch_size)
+        batches = [
+            {
+                name: layout.struct((size, *shape), dtype, ("batch", *[None] * len(shape)))
+                for name, (shape, dtype) in spec.items()
+            }
+            for spec in workload.sample_specs().values()
+        ]
+        predict = Program(workload.predict, (workload.served_struct(layout), max(batches, key=_bytes)))
+        return _Subject(predict, size, per_example * size / 3)  # forward alone
+    assert isinstance(workload, TrainedWorkload)
+    engine = Engine(workload, layout)
+    bucket = max(engine.buckets, key=lambda name: _bytes(engine.buckets[name]))
+    step = engine.programs[named("train_step", bucket)]
+    return _Subject(step, workload.batch_size, per_example * workload.batch_size)
 
 
 def _shapes(plan: Plan, subject: _Subject, workload: Workload, layout: Layout, where: Topology) -> None:
@@ -190,7 +190,7 @@ def _shapes(plan: Plan, subject: _Subject, workload: Workload, layout: Layout, w
         "capacity": where.chip.hbm_bytes,
     }
     with jax.default_matmul_precision(workload.policy.matmul):
-        counted = cost.jaxpr_flops(jax.make_jaxpr(subject.function)(subject.state, subject.batch))
+        counted = cost.jaxpr_flops(jax.make_jaxpr(subject.program.function)(*subject.program.args))
     devices = where.num_devices
     model = subject.model_flops or counted.total - counted.rematerialised
     plan.flops = {
@@ -206,9 +206,10 @@ def _bytes(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _compiled(plan: Plan, answer: Answer, subject: _Subject, layout: Layout, where: Topology) -> None:
+def _compiled(
+    plan: Plan, text: str, memory: Memory, subject: _Subject, layout: Layout, where: Topology
+) -> None:
     """What the compiled program says."""
-    memory = answer.memory
     plan.hbm |= {
         "arguments": memory.arguments,
         "outputs": memory.outputs - memory.aliased,
@@ -216,7 +217,7 @@ def _compiled(plan: Plan, answer: Answer, subject: _Subject, layout: Layout, whe
         "code": memory.code,
         "total": memory.total,
     }
-    module = hlo.parse(answer.hlo)
+    module = hlo.parse(text)
     collectives = cost_network.collectives(module, cost_network.Network(where, layout.mesh))
     played = cost_time.timeline(module, where.chip, collectives)
     plan.flops["executed"] = cost.hlo_flops(module)
@@ -253,7 +254,7 @@ def _roofline(plan: Plan, where: Topology, *, compute: float, moved: float, netw
     plan.roofline = seconds | {"hbm_bytes": moved, "step": seconds[bound], "bound": bound}
 
 
-def time_to_train(workload: Workload, step_seconds: float) -> dict[str, Any]:
+def time_to_train(workload: TrainedWorkload, step_seconds: float) -> dict[str, Any]:
     """From the reference's epochs to minutes.
 
     Evaluations are taken to cost a third of training on as many examples (a forward pass without its

@@ -37,7 +37,7 @@ def convergence(benchmark: str, batch_size: int) -> Convergence | None:
     low = max((size for size in means if size < batch_size), default=None)
     high = min((size for size in means if size > batch_size), default=None)
     if low is None or high is None:
-        nearest = low or high
+        nearest = min(means, key=lambda size: abs(size - batch_size))
         how = f"{source}: none at {batch_size}, taken from the nearest batch, {nearest}"
         return Convergence(means[nearest], how)
     share = (batch_size - low) / (high - low)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from mlperf_jax.reporting import figures
 from mlperf_jax.reporting.markup import Markup, join, tag
 from mlperf_jax.reporting.tables import References, figure, times
 from mlperf_jax.reporting.timing import PHASES, TimeSplit, split_time
+from mlperf_jax.results.own_runs import OwnRun, read_own_run
 from mlperf_jax.rounds.collect import Result
 from mlperf_jax.rounds.inference_logs import InferenceRun
-from mlperf_jax.rounds.own_runs import OwnRun, read_own_run
 from mlperf_jax.rounds.reference_points import Verdict, judge_result, load_points
 from mlperf_jax.rounds.scoring import quality_target, reached
 from mlperf_jax.rounds.training_logs import RunLog
@@ -118,8 +119,7 @@ def _figures(result: Result, verdict: Verdict | None, splits: Sequence[TimeSplit
             drawing(figures.time_split(ours[:40]), "Where the time went; run_start comes after compilation.")
         )
         drawn.append(drawing(figures.throughput(logs), "Training throughput, evaluation not included."))
-    points = load_points(result.rules.key, result.round) if verdict and verdict.point else None
-    if points:
+    if verdict and verdict.point and (points := load_points(result.rules.key, result.round)):
         unit = "samples" if points.points[-1].mean > 10_000 else "epochs to converge"
         caption = (
             "Convergence: the reference a line, what its test lets pass grey; runs blue, their mean a bar."
@@ -128,7 +128,7 @@ def _figures(result: Result, verdict: Verdict | None, splits: Sequence[TimeSplit
     return drawn
 
 
-def _run_table(result: Result, splits: Sequence[TimeSplit], own: dict) -> Markup:
+def _run_table(result: Result, splits: Sequence[TimeSplit], own: Mapping[Path, OwnRun]) -> Markup:
     phases = [phase for phase in PHASES if any(getattr(split, phase) is not None for split in splits)]
     names = [
         "run",
@@ -157,7 +157,7 @@ def _run_table(result: Result, splits: Sequence[TimeSplit], own: dict) -> Markup
     return tag("details", summary, tag("div", table, class_="wide"), class_="more")
 
 
-def _pictures(own: dict[object, OwnRun]) -> Markup:
+def _pictures(own: Mapping[Path, OwnRun]) -> Markup:
     """What `--visualize` drew, inside the page: it fetches nothing."""
     shown = [
         tag("img", src=f"data:image/png;base64,{base64.b64encode(content).decode()}", alt=f"example {i}")
@@ -177,7 +177,7 @@ def _ending(log: RunLog, result: Result, own: OwnRun | None) -> str:
     return f"{word}, resumed" if log.resumed else word
 
 
-def _command(result: Result, own: dict[object, OwnRun]) -> Markup:
+def _command(result: Result, own: Mapping[Path, OwnRun]) -> Markup:
     if not any(log.ours for log in result.logs):
         return Markup("")
     commands = {run.command for run in own.values() if run.command}
@@ -186,11 +186,11 @@ def _command(result: Result, own: dict[object, OwnRun]) -> Markup:
     return join([tag("h3", "To repeat it"), *(tag("pre", command) for command in sorted(commands))])
 
 
-def _environment(result: Result, own: dict[object, OwnRun]) -> Markup:
+def _environment(result: Result, own: Mapping[Path, OwnRun]) -> Markup:
     parts = [facts([(_words(name), value) for name, value in result.description.fields])]
-    for run in list(own.values())[:1]:
+    for path, run in list(own.items())[:1]:
         parts += [
-            join([tag("h3", f"{name} of {next(iter(own)).name}"), facts(told)])
+            join([tag("h3", f"{name} of {path.name}"), facts(told)])
             for name, told in run.facts.items()
             if told
         ]

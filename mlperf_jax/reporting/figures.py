@@ -9,7 +9,7 @@ import functools
 import io
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,7 @@ from mlperf_jax.rounds.training_logs import RunLog
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _INK = "#010203"  # stands for the page's own colour, put in at the end
 _BLUE, _ORANGE, _GREY = "#3b74b4", "#d0752a", "#9aa3ad"
@@ -38,15 +39,18 @@ def quality(logs: Sequence[RunLog], target: float | None, converged: Sequence[bo
     total = sum(len(log.evaluations) for log in logs)
     if not total:
         return Markup("")
-    mark = {"marker": "o", "markersize": 2.5} if total < _MOST_MARKS else {}
+    marker = "o" if total < _MOST_MARKS else ""
     for log, good in zip(logs, converged, strict=True):
         points = [(e.minutes, e.quality) for e in log.evaluations]
         points = points[:: max(1, len(points) // _MOST_POINTS)]
         if points:
+            minutes, qualities = zip(*points, strict=True)
             colour = _BLUE if good else _ORANGE
-            axes.plot(*zip(*points, strict=True), color=colour, linewidth=1, alpha=0.75, **mark)
+            axes.plot(
+                minutes, qualities, color=colour, linewidth=1, alpha=0.75, marker=marker, markersize=2.5
+            )
     if target is not None:
-        axes.axhline(target, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        _dashed(axes.axhline, target)
         axes.annotate(
             f"target {target:g}",
             (1, target),
@@ -130,11 +134,10 @@ def latency_histogram(run: InferenceRun) -> Markup:
     axes, finish = _figure("latency, ms", "samples")
     milliseconds = run.latencies * 1e3
     top = float(np.quantile(milliseconds, 0.999))
-    axes.hist(
-        milliseconds, bins=np.linspace(milliseconds[0], max(top, milliseconds[0] + 1e-6), 50), color=_BLUE
-    )
+    edges = np.linspace(milliseconds[0], max(top, milliseconds[0] + 1e-6), 50)
+    axes.hist(milliseconds, bins=edges.tolist(), color=_BLUE)
     if run.bound:
-        axes.axvline(run.bound * 1e3, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        _dashed(axes.axvline, run.bound * 1e3)
     return finish("Latency histogram up to the 99.9th percentile; dashed: the bound")
 
 
@@ -151,10 +154,10 @@ def percentile_curve(run: InferenceRun) -> Markup:
         latencies = run.latencies[np.minimum((shares * n).astype(int), n - 1)] * 1e3
         axes.plot(_tail(shares), latencies, color=_BLUE, linewidth=1.2)
     if run.percentiles:
-        shares, seconds = zip(*run.percentiles, strict=True)
-        axes.plot(_tail(np.array(shares)), np.array(seconds) * 1e3, "o", color=_BLUE, markersize=3)
+        logged = np.array(run.percentiles)  # [percentiles, 2]: share, seconds
+        axes.plot(_tail(logged[:, 0]), logged[:, 1] * 1e3, "o", color=_BLUE, markersize=3)
     if run.bound:
-        axes.axhline(run.bound * 1e3, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        _dashed(axes.axhline, run.bound * 1e3)
     ticks = [0.5, 0.9, 0.99, 0.999]
     axes.set_xticks(list(_tail(np.array([0, *ticks]))), ["0", *(f"{100 * tick:g}" for tick in ticks)])
     axes.set_ylim(bottom=0)
@@ -169,19 +172,30 @@ def _tail(shares: np.ndarray) -> np.ndarray:
 def server_curve(runs: Sequence[InferenceRun]) -> Markup:
     """Server's latency at the judged percentile against the qps asked for."""
     axes, finish = _figure("target qps", "latency, ms")
-    points = sorted((run.target_qps, run.server_p99 * 1e3, bool(run.valid)) for run in runs)
+    points = sorted(
+        (run.target_qps, run.server_p99 * 1e3, bool(run.valid))
+        for run in runs
+        if run.target_qps is not None and run.server_p99 is not None
+    )
     axes.plot([p[0] for p in points], [p[1] for p in points], color=_BLUE, linewidth=1)
     for valid, colour in ((True, _BLUE), (False, _ORANGE)):
         those = [p for p in points if p[2] == valid]
         axes.plot([p[0] for p in those], [p[1] for p in those], "o", color=colour, markersize=4)
     for bound in {run.bound for run in runs if run.bound}:
-        axes.axhline(bound * 1e3, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        _dashed(axes.axhline, bound * 1e3)
     if points and points[-1][1] > 20 * max(points[0][1], 1e-9):
         axes.set_yscale("log")
     return finish("Server: latency against the rate asked for; orange was INVALID, dashed: the bound")
 
 
-def _figure(x: str, y: str, height: float = _SIZE[1], top: float = 0.2):
+def _dashed(line: Callable[..., object], at: float) -> None:
+    """Draws a target or bound by `axes.axhline` or `axes.axvline`."""
+    line(at, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
+
+
+def _figure(
+    x: str, y: str, height: float = _SIZE[1], top: float = 0.2
+) -> tuple[Axes, Callable[[str], Markup]]:
     """Axes in the page's manner, and the function that makes an SVG of them with a title to be read aloud.
 
     height, top: of the drawing and of the margin above the axes, in inches.
@@ -194,7 +208,7 @@ def _figure(x: str, y: str, height: float = _SIZE[1], top: float = 0.2):
     figure = Figure(figsize=(_SIZE[0], height))
     FigureCanvasSVG(figure)
     # Fixed margins: fitting them to the text would draw everything twice, and there are hundreds of drawings.
-    axes: Axes = figure.add_axes((0.13, 0.45 / height, 0.85, 1 - (0.45 + top) / height))
+    axes = figure.add_axes((0.13, 0.45 / height, 0.85, 1 - (0.45 + top) / height))
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.margins(x=0.03)
@@ -208,27 +222,26 @@ def _figure(x: str, y: str, height: float = _SIZE[1], top: float = 0.2):
 def _use_style() -> None:
     import matplotlib as mpl
 
-    mpl.rcParams.update(_STYLE)
+    mpl.rcParams.update(
+        {
+            "svg.fonttype": "none",
+            "text.parse_math": False,  # names of files and systems are no formulas
+            "axes.edgecolor": _INK,
+            "axes.labelcolor": _INK,
+            "xtick.color": _INK,
+            "ytick.color": _INK,
+            "font.size": 9,
+            "axes.linewidth": 0.6,
+            "axes.formatter.use_mathtext": False,
+            "figure.facecolor": "none",
+            "axes.facecolor": "none",
+            "savefig.facecolor": "none",
+            "path.simplify_threshold": 1.0,
+        }
+    )
 
 
-_STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # names of files and systems are no formulas
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "font.size": 9,
-    "axes.linewidth": 0.6,
-    "axes.formatter.use_mathtext": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-    "path.simplify_threshold": 1.0,
-}
-
-
-def _svg(figure, title: str) -> Markup:
+def _svg(figure: Figure, title: str) -> Markup:
     number = next(_numbers)
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

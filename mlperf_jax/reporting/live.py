@@ -52,7 +52,7 @@ class Source:
     def _look(self) -> None:
         results, problems = self._reader.read(self._roots)
         inference, more = read_inference(self._roots)
-        marks = [
+        marks: list[tuple[object, ...]] = [
             (str(r.path), r.score, [(len(log.events), len(log.throughput.points)) for log in r.logs])
             for r in results
         ]

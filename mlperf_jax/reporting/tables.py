@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.reporting.markup import readable
+from mlperf_jax.results.folders import replace_file
 from mlperf_jax.rounds import training_rules
 from mlperf_jax.rounds.collect import Result
 from mlperf_jax.rounds.descriptions import CATEGORIES
@@ -101,12 +100,12 @@ def group_results(results: Sequence[Result]) -> list[Group]:
 
 def _group(division: str, category: str, results: list[Result]) -> Group:
     columns: dict[Column, list[Result]] = {}
-    rows: dict[tuple, Row] = {}
+    rows: dict[tuple[object, ...], Row] = {}
     for result in results:
         column = Column(result.rules.key, result.title)
         columns.setdefault(column, []).append(result)
         what = result.description
-        identity = (
+        identity: tuple[object, ...] = (
             result.round,
             result.submitter,
             result.system,
@@ -144,7 +143,7 @@ def _leading(results: Iterable[Result]) -> dict[Path, str]:
     by_round: dict[str, list[Result]] = {}
     for result in results:
         by_round.setdefault(result.round, []).append(result)
-    leading = {}
+    leading: dict[Path, str] = {}
     for those in by_round.values():
         first = winners([r.score.minutes for r in those], those[0].rules.variance)
         if len(those) > 1:
@@ -178,7 +177,7 @@ def to_csv(results: Sequence[Result], references: References) -> str:
     return out.getvalue()
 
 
-def _csv_row(result: Result, references: References) -> list:
+def _csv_row(result: Result, references: References) -> list[object]:
     score, what = result.score, result.description
     return [
         result.round,
@@ -208,7 +207,7 @@ def _csv_row(result: Result, references: References) -> list:
     ]
 
 
-def _cell(value) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
@@ -225,16 +224,7 @@ def write_text(path: Path, content: str) -> None:
         UserError: it cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-                file.write(content)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_file(path, content.encode())
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); name another file.") from error
 

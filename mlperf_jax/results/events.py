@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TextIO
 
@@ -22,27 +22,38 @@ from mlperf_logging.mllog.mllog import MLLogger
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Direction, Goal, targets
-from mlperf_jax.results.folders import plain
+from mlperf_jax.nested import plain
+from mlperf_jax.rounds.training_rules import UNVERIFIED
 
 TOKEN = ":::MLLOG "
 DIVISIONS = {"mini": "open", "closed": "closed"}
-UNVERIFIED = "unverified, not reviewed by MLCommons"
 _PROJECT = Path(__file__).parents[2]
+Facts = Mapping[str, Any] | None  # an event's metadata
 
 
 class NullLog:
     """The log of processes other than 0: it says nothing."""
 
-    resumed = False
+    @property
+    def resumed(self) -> bool:
+        """Whether this log continues one in which `run_start` stands already; then the events up to it
+        must not be logged again."""
+        return False
 
-    def start(self, key: str, value: Any = None, metadata: Mapping[str, Any] | None = None, **_: Any) -> None:
-        """Begins an interval, e.g. "block_start"."""
+    def start(self, key: str, value: Any = None, metadata: Facts = None, time_ms: int | None = None) -> None:
+        """Begins an interval, e.g. "block_start". time_ms: of what happened before now."""
+        self._log("start", key, value, metadata, time_ms)
 
-    def end(self, key: str, value: Any = None, metadata: Mapping[str, Any] | None = None, **_: Any) -> None:
+    def end(self, key: str, value: Any = None, metadata: Facts = None, time_ms: int | None = None) -> None:
         """Ends an interval, e.g. "block_stop"."""
+        self._log("end", key, value, metadata, time_ms)
 
-    def event(self, key: str, value: Any = None, metadata: Mapping[str, Any] | None = None, **_: Any) -> None:
+    def event(self, key: str, value: Any = None, metadata: Facts = None, time_ms: int | None = None) -> None:
         """Logs a point in time."""
+        self._log("event", key, value, metadata, time_ms)
+
+    def _log(self, kind: str, key: str, value: Any, metadata: Facts, time_ms: int | None) -> None:
+        """Logs an event; kind: "start", "end" or "event"."""
 
     def position(self) -> int:
         """Bytes logged so far, all of them on disk: what a checkpoint keeps for `open_log`."""
@@ -66,33 +77,36 @@ class EventLog(NullLog):
     """A result_<i>.txt that is being written; every event reaches the file at once.
 
     Args:
-        path: the file, which must not exist yet: a log is never overwritten (`open_log` continues one).
+        path: the file, which must not exist yet: a log is never overwritten.
+        kept: of a log that goes on (see `open_log`), the events that the file holds.
         echo: where each line is shown besides.
-
-    Attributes:
-        resumed: whether this log continues one in which `run_start` stands already; then the
-            events up to it must not be logged again.
 
     Raises:
         UserError: the file exists or cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, echo: TextIO | None = None) -> None:
-        self._begin(Path(path), os.O_CREAT | os.O_EXCL, echo)
-
-    def _begin(self, path: Path, flags: int, echo: TextIO | None) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        kept: Iterable[Event] | None = None,
+        echo: TextIO | None = None,
+    ) -> None:
+        self.path = Path(path)
         self._echo = echo
         self._times: dict[str, int] = {}
+        for event in kept or ():
+            self._times.setdefault(event.key, event.time_ms)
         # A logger of its own, unknown to logging's tree, so that logs of one process do not mix.
-        self._lines = _Lines()
+        self._made = _LastLine()
         logger = logging.Logger(str(path), logging.INFO)
-        logger.addHandler(self._lines)
+        logger.addHandler(self._made)
         # stack_offset 3: past this class, to the line of the caller.
         self._mllog = MLLogger(logger, default_stack_offset=3, root_dir=re.escape(str(_PROJECT)))
+        begins = os.O_CREAT | os.O_EXCL if kept is None else 0
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | flags, 0o644)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | begins, 0o644)
         except FileExistsError:
             raise UserError(
                 f"{path} exists and is not overwritten; move it away or use another --results_dir."
@@ -102,20 +116,9 @@ class EventLog(NullLog):
                 f"{path} cannot be written ({error.strerror}); mend that or use another --results_dir."
             ) from error
 
-    def start(
-        self, key: str, value: Any = None, metadata: Mapping[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        self._log(self._mllog.start, key, value, metadata, kwargs)
-
-    def end(
-        self, key: str, value: Any = None, metadata: Mapping[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        self._log(self._mllog.end, key, value, metadata, kwargs)
-
-    def event(
-        self, key: str, value: Any = None, metadata: Mapping[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        self._log(self._mllog.event, key, value, metadata, kwargs)
+    @property
+    def resumed(self) -> bool:
+        return "resumed" in self._times
 
     def position(self) -> int:
         os.fsync(self._file)
@@ -129,17 +132,10 @@ class EventLog(NullLog):
             os.close(self._file)
             self._file = -1
 
-    @property
-    def resumed(self) -> bool:  # type: ignore[override]
-        return "resumed" in self._times
-
-    def _log(
-        self, say: Callable[..., None], key: str, value: Any, metadata: Mapping[str, Any] | None, kwargs: dict
-    ) -> None:
-        """Has mllog make the line, and appends it. kwargs: `time_ms`, for what happened before now."""
-        self._lines.clear()
-        say(key, plain(value), plain(metadata or {}), **kwargs)
-        line = self._lines[-1]
+    def _log(self, kind: str, key: str, value: Any, metadata: Facts, time_ms: int | None) -> None:
+        self._made.text = ""
+        getattr(self._mllog, kind)(key, plain(value), plain(metadata or {}), time_ms=time_ms)
+        line = self._made.text
         self._append(line + "\n")
         self._times.setdefault(key, json.loads(line.removeprefix(TOKEN))["time_ms"])
         if self._echo is not None:
@@ -159,18 +155,15 @@ class EventLog(NullLog):
             ) from error
 
 
-class _Lines(logging.Handler, list):
-    """Keeps the lines that mllog makes; mllog swallows a handler's errors, so writing is not done here."""
+class _LastLine(logging.Handler):
+    """Keeps the line that mllog makes; mllog swallows a handler's errors, so writing is not done here."""
 
-    __hash__ = object.__hash__  # logging keeps handlers in a weak set
-
-    def __init__(self) -> None:
-        super().__init__()
+    text = ""
 
     def emit(self, record: logging.LogRecord) -> None:
         # mllog's own warnings (metadata that overrides `file`) are no events.
         if record.getMessage().startswith(TOKEN):
-            self.append(record.getMessage())
+            self.text = record.getMessage()
 
 
 def open_log(
@@ -178,14 +171,20 @@ def open_log(
     *,
     position: int | None = None,
     lost_dir: str | os.PathLike[str],
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Facts = None,
     writes: bool = True,
     echo: TextIO | None = None,
 ) -> NullLog:
     """The log of a run that begins, or continues one that was stopped or killed.
 
-    What the log says after `position` will happen again, so it moves to lost_<n>.txt and the log
-    stays without repetition; then a `resumed` event marks it. The clock keeps its first `run_start`.
+    What the log says after `position` will happen again, so it moves to lost_<n>.txt and the log stays
+    without repetition; then a `resumed` event marks it. The clock keeps its first `run_start`. Of a run
+    that was killed after step 140 and continues from the checkpoint of step 120:
+
+        result_0.txt, as it was   seed ... run_start ... step 120 | step 130, step 140
+                                                         position ^
+        result_0.txt, continued   seed ... run_start ... step 120 | resumed {"step": 120, "lost_file": "lost_0.txt"}
+        lost_0.txt                                                  step 130, step 140
 
     Args:
         path: result_<i>.txt, there or not.
@@ -213,20 +212,18 @@ def open_log(
     text = path.read_bytes()
     if position is None:
         position = _after_run_start(text)
-    if position > len(text) or (position and text[position - 1 : position] != b"\n"):
+    kept, lost = text[:position], text[position:]
+    if len(kept) < position or (kept and not kept.endswith(b"\n")):
         raise UserError(
             f"{path} is not the log that the checkpoint knows (no line ends at byte {position}); "
             "restore it, or use another --results_dir."
         )
-    kept = _parse(path, text[:position])
-    lost_name = _move_lost(path, text[position:], position, Path(lost_dir))
-    log = EventLog.__new__(EventLog)
-    log._begin(path, 0, echo)
-    for event in kept:
-        log._times.setdefault(event.key, event.time_ms)
-    if "run_start" in log._times:
-        lost = {"lost_bytes": len(text) - position, "lost_file": lost_name}
-        log.event("resumed", metadata={**lost, **(metadata or {})})
+    events = _parse(path, kept)
+    lost_file = _move_lost(path, lost, position, Path(lost_dir))
+    log = EventLog(path, kept=events, echo=echo)
+    if log.time_of("run_start") is not None:
+        where = {"lost_bytes": len(lost), "lost_file": lost_file}
+        log.event("resumed", metadata={**where, **(metadata or {})})
     return log
 
 

@@ -15,7 +15,6 @@ import dataclasses
 import datetime
 import fcntl
 import json
-import math
 import os
 import re
 import secrets
@@ -26,6 +25,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.nested import flatten, plain
+from mlperf_jax.results.events import read_events
 
 PICTURES = "pictures"
 """The folder of a run's drawn examples, PNG files, inside its own."""
@@ -49,28 +50,6 @@ def check_name(what: str, name: str) -> str:
     return name
 
 
-def plain(value: Any) -> Any:
-    """Returns `value` as types that every JSON reader knows.
-
-    NaN and infinities, for which JSON has no number, become the strings "nan", "inf" and
-    "-inf"; NumPy and JAX scalars and arrays become numbers and lists; what is neither is its str.
-    """
-    if hasattr(value, "to_dict"):  # an ml_collections.ConfigDict, which is no Mapping
-        value = value.to_dict()
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if hasattr(value, "tolist"):
-        converted = value.tolist()
-        return str(value) if type(converted) is type(value) else plain(converted)
-    return str(value)
-
-
 def write_json(path: str | os.PathLike[str], obj: Mapping[str, Any]) -> None:
     """Writes `obj` with its `schema_version`; a reader sees the old file or the new, never half.
 
@@ -88,18 +67,23 @@ def write_bytes(path: Path, content: bytes) -> None:
         UserError: the file cannot be written, with the system's reason.
     """
     with _naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp's own mode keeps out everybody else
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_file(path, content)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """As `write_bytes`, for who has words of his own for what the system says (OSError)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's own mode keeps out everybody else
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -338,8 +322,6 @@ class Runs:
 
 def _settle(run: Run) -> None:
     """Mends a status that a killed process left behind its own log: the log's run_stop is the truth."""
-    from mlperf_jax.results.events import read_events  # events imports this module
-
     if run.finished or not run.log_path.exists():
         return
     try:
@@ -357,8 +339,8 @@ def _has_started(run: Run) -> bool:
 
 def _refuse_other_config(run: Run, asked: Mapping[str, Any], may_differ: Collection[str]) -> None:
     stored = read_json(run.folder / "config.json")
-    old = _flatten({"config": stored.get("config"), "seed": stored.get("seed")})
-    new = _flatten(asked)
+    old = flatten({"config": stored.get("config"), "seed": stored.get("seed")})
+    new = flatten(asked)
     differences = [
         f"{key.removeprefix('config.')} is {new.get(key, 'not set')!r} and was {old.get(key, 'not set')!r}"
         for key in sorted(old.keys() | new.keys())
@@ -376,12 +358,6 @@ def _refuse_other_config(run: Run, asked: Mapping[str, Any], may_differ: Collect
 
 
 _ABSENT = object()
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict) and tree:
-        return {k: v for name, sub in tree.items() for k, v in _flatten(sub, f"{prefix}{name}.").items()}
-    return {prefix.removesuffix("."): tree}
 
 
 def _now() -> str:

@@ -10,16 +10,14 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-
-from mlperf_logging.benchmark_meta import get_result_file_counts
+from typing import Any
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.events import Event, read_events
+from mlperf_jax.rounds.scoring import olympic_mean
+from mlperf_jax.rounds.training_rules import find_benchmark, required_files, unknown_benchmark
 
-# How many runs are dropped at each end (training_rules, "Benchmark results"): one, but of
-# U-Net3D's 40 runs four.
-_DROPPED = {"unet3d": 4}
-FEWEST_RUNS = 3
+_FEWEST_RUNS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +67,7 @@ def summarize(path: str | os.PathLike[str]) -> RunSummary:
     def seconds(begin: str, end: Event | None) -> float | None:
         return (end.time_ms - first[begin].time_ms) / 1e3 if begin in first and end else None
 
-    def value(key: str) -> object:
+    def value(key: str) -> Any:
         return first[key].value if key in first else None
 
     stop = first.get("run_stop")
@@ -104,41 +102,45 @@ def _throughput(stats: list[dict]) -> float | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
+class OlympicScore:
     """minutes: the score, None if there is none; remarks: why not, or what to know with it."""
 
     minutes: float | None
     remarks: tuple[str, ...]
 
 
-def score(runs: Sequence[RunSummary]) -> Score:
+def score(runs: Sequence[RunSummary]) -> OlympicScore:
     """The olympic score of runs of one benchmark: fastest and slowest dropped, mean of the rest.
 
     A run that missed its target counts as the slowest; more of them than are dropped and there
     is no score. Resumed and unfinished runs have no time by the rules and are left out.
     """
     benchmark = runs[0].benchmark if runs else "unknown"
-    dropped = _DROPPED.get(benchmark, 1)
+    dropped = (find_benchmark(benchmark) or unknown_benchmark(benchmark)).dropped
     counted = [run for run in runs if not run.resumed and run.status in ("success", "aborted")]
     remarks = [
         f"{run.path.name} is left out ({'resumed' if run.resumed else run.status})"
         for run in runs
         if run not in counted
     ]
-    if len(counted) < max(FEWEST_RUNS, 2 * dropped + 1):
-        needed = max(FEWEST_RUNS, 2 * dropped + 1)
-        return Score(None, (f"no score: {len(counted)} complete runs, and it takes {needed}", *remarks))
-    required = get_result_file_counts("training").get(benchmark)
+    needed = max(_FEWEST_RUNS, 2 * dropped + 1)
+    if len(counted) < needed:
+        return OlympicScore(
+            None, (f"no score: {len(counted)} complete runs, and it takes {needed}", *remarks)
+        )
+    required = required_files(benchmark)
     if required and len(counted) < required:
         remarks.append(f"MLPerf requires {required} runs of {benchmark}; these are {len(counted)}")
     missed = sum(run.status != "success" for run in counted)
     if missed > dropped:
-        return Score(None, (f"no score: {missed} of {len(counted)} runs missed the target", *remarks))
+        return OlympicScore(None, (f"no score: {missed} of {len(counted)} runs missed the target", *remarks))
     if missed:
         remarks.append("a run that missed the target counts as the slowest")
-    times = sorted(run.time_to_train if run.status == "success" else math.inf for run in counted)
-    kept = times[dropped : len(times) - dropped]
-    return Score(math.fsum(kept) / len(kept) / 60, tuple(remarks))
+    times = [
+        run.time_to_train for run in counted if run.status == "success" and run.time_to_train is not None
+    ]
+    times += [math.inf] * (len(counted) - len(times))
+    return OlympicScore(olympic_mean(times, dropped) / 60, tuple(remarks))
 
 
 def end_message(runs: Sequence[RunSummary]) -> str:
@@ -146,7 +148,7 @@ def end_message(runs: Sequence[RunSummary]) -> str:
     lines = []
     for run in runs:
         lines += [f"{run.benchmark} on {run.system} ({'; '.join(run.labels)})", *_run_lines(run), ""]
-    if len(runs) >= FEWEST_RUNS:
+    if len(runs) >= _FEWEST_RUNS:
         result = score(runs)
         if result.minutes is not None:
             lines.append(

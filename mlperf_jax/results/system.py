@@ -86,11 +86,11 @@ def describe_system(
         "hw_notes": _usable_cpus(),
         "sw_notes": "; ".join(run_labels(preset, labels)),
     }
-    return {field: found.get(field) or NOT_STATED for field in _FIELDS}
+    return {field: found.get(field) or NOT_STATED for field in TRAINING_FIELDS}
 
 
-# In the order in which submissions write them.
-_FIELDS = [
+# Those that system_desc_checker wants, in the order in which submissions write them.
+TRAINING_FIELDS = (
     "submitter",
     "division",
     "status",
@@ -124,12 +124,7 @@ _FIELDS = [
     "other_software_stack",
     "operating_system",
     "sw_notes",
-]
-
-
-def training_fields() -> tuple[str, ...]:
-    """The fields that system_desc_checker wants."""
-    return tuple(_FIELDS)
+)
 
 
 def write_system(path: str | os.PathLike[str], description: dict[str, Any]) -> None:

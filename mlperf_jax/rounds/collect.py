@@ -15,8 +15,9 @@ import datetime
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.rounds import training_rules
@@ -103,6 +104,11 @@ class Problem:
 
     path: Path
     reason: str
+
+    @classmethod
+    def of(cls, path: Path, error: UserError) -> Self:
+        """The problem that an error's sentence names."""
+        return cls(path, str(error).removeprefix(f"{path} ").rstrip("."))
 
 
 class Reader:
@@ -197,7 +203,7 @@ class Reader:
                 try:
                     self._systems[path] = read_system(path)
                 except UserError as error:
-                    self._systems[path] = Problem(path, str(error).removeprefix(f"{path} ").rstrip("."))
+                    self._systems[path] = Problem.of(path, error)
             found = self._systems[path]
             if isinstance(found, System):
                 return found
@@ -273,7 +279,7 @@ def _walk(
             yield from _walk(folder / entry.name, inside, below_results + in_results, depth + 1)
 
 
-def _is(entry: os.DirEntry, test) -> bool:
+def _is(entry: os.DirEntry[str], test: Callable[..., bool]) -> bool:
     """Links are not followed: a tree from elsewhere shall not lead out of itself."""
     try:
         return test(entry, follow_symlinks=False)
@@ -350,7 +356,7 @@ def _log_or_problem(path: Path) -> RunLog | Problem:
     try:
         return read_run(path)
     except UserError as error:
-        return Problem(path, str(error).removeprefix(f"{path} ").rstrip("."))
+        return Problem.of(path, error)
 
 
 def _normalization(folder: Path, problems: dict[Path, Problem]) -> float:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.rounds.objects import flat_texts, text
 
 CATEGORIES = ("cloud", "on premise", "preview", "research")
 UNKNOWN = "unknown"
 _MOST_BYTES = 4 << 20
-# Words by which submitters say that they have nothing to say.
-_EMPTY = {"", "-", "n/a", "na", "none", "null", "not stated", "no", "tbd", "0", "n/a.", "not applicable"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,20 +91,15 @@ def division_of(said: Any) -> str:
 def _description(raw: dict[str, Any]) -> System:
     nodes = _count(raw.get("number_of_nodes"))
     nodes_or_one = nodes or 1
-    return System(
-        submitter=_text(raw.get("submitter")),
-        name=_text(raw.get("system_name")),
-        division=division_of(raw.get("division")),
-        category=category_of(raw.get("status")),
+    return dataclasses.replace(
+        _either(raw),
+        submitter=text(raw.get("submitter")),
+        name=text(raw.get("system_name")),
         nodes=nodes,
-        processor=_text(raw.get("host_processor_model_name")),
+        processor=text(raw.get("host_processor_model_name")),
         processors=nodes_or_one * _count(raw.get("host_processors_per_node")),
-        accelerator=_text(raw.get("accelerator_model_name")),
+        accelerator=text(raw.get("accelerator_model_name")),
         accelerators=nodes_or_one * _count(raw.get("accelerators_per_node")),
-        software=_text(raw.get("framework")),
-        power=_text(raw.get("power")),
-        cloud_scale=_text(raw.get("cloud_scale")),
-        fields=flatten(raw),
     )
 
 
@@ -113,10 +107,11 @@ def _entry(raw: dict[str, Any]) -> System:
     """v0.5: a list of kinds of nodes."""
     kinds = [kind for kind in raw["nodes"] if isinstance(kind, dict)]
     main = max(kinds, key=lambda kind: _count(kind.get("num_accelerators")), default={})
-    accelerator = _text(main.get("accelerator"))
-    processor = _text(main.get("cpu"))
+    accelerator = text(main.get("accelerator"))
+    processor = text(main.get("cpu"))
+    hardware = text(raw.get("hardware"))
     sockets = re.match(r"(\d{1,3})\s*x\s+", processor)
-    per_node = sockets or re.search(r"\b(\d{1,3})x\s", _text(raw.get("hardware")))
+    per_node = sockets or re.search(r"\b(\d{1,3})x\s", hardware)
     counts = [_count(kind.get("num_nodes")) or 1 for kind in kinds]
     accelerators = sum(
         n * _count(kind.get("num_accelerators")) for n, kind in zip(counts, kinds, strict=True)
@@ -124,19 +119,26 @@ def _entry(raw: dict[str, Any]) -> System:
     # A TPU of v0.5 is named after all its cores, "tpuv2-512", two of which make a chip.
     if tpu := re.fullmatch(r"tpu(v\d)-(\d{1,6})", accelerator):
         accelerator, accelerators = f"TPU {tpu[1]}", int(tpu[2]) // 2
-    return System(
-        name=_text(raw.get("hardware")),
-        division=division_of(raw.get("division")),
-        category=category_of(raw.get("status")),
+    return dataclasses.replace(
+        _either(raw),
+        name=hardware,
         nodes=sum(counts),
         processor=processor[sockets.end() :] if sockets else processor,
         processors=sum(counts) * (int(per_node[1]) if per_node else 1),
         accelerator=accelerator,
         accelerators=accelerators if accelerator else 0,
-        software=_text(raw.get("framework")),
-        power=_text(raw.get("power")),
-        cloud_scale=_text(raw.get("cloud_scale")),
-        fields=flatten(raw),
+    )
+
+
+def _either(raw: dict[str, Any]) -> System:
+    """What both kinds say alike."""
+    return System(
+        division=division_of(raw.get("division")),
+        category=category_of(raw.get("status")),
+        software=text(raw.get("framework")),
+        power=text(raw.get("power")),
+        cloud_scale=text(raw.get("cloud_scale")),
+        fields=flat_texts(raw),
     )
 
 
@@ -144,24 +146,3 @@ def _count(said: Any) -> int:
     """The first whole number in what was given, at most what a system can have."""
     digits = re.search(r"\d{1,7}", str(said)) if isinstance(said, (int, float, str)) else None
     return int(digits[0]) if digits else 0
-
-
-def _text(said: Any) -> str:
-    text = " ".join(str(said).split()) if isinstance(said, (str, int, float)) else ""
-    return "" if text.lower() in _EMPTY else text[:300]
-
-
-def flatten(raw: Any, prefix: str = "") -> tuple[tuple[str, str], ...]:
-    """Everything given, as (dotted name, text)."""
-    if isinstance(raw, dict):
-        pairs = raw.items()
-    elif isinstance(raw, list):
-        pairs = ((str(i), item) for i, item in enumerate(raw))
-    else:
-        text = _text(raw)
-        return ((prefix, text),) if text else ()
-    return tuple(
-        pair
-        for name, item in list(pairs)[:200]
-        for pair in flatten(item, f"{prefix}.{name}" if prefix else str(name))
-    )

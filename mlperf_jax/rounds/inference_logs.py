@@ -10,20 +10,18 @@ import dataclasses
 import json
 import os
 import re
-import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.results.events import UNVERIFIED
 from mlperf_jax.rounds.collect import NOT_RESULTS, Problem
-from mlperf_jax.rounds.descriptions import flatten
+from mlperf_jax.rounds.objects import command_in, flat_texts, read_object
 from mlperf_jax.rounds.training_logs import number
+from mlperf_jax.rounds.training_rules import UNVERIFIED
 
-SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline")
 DETAIL = "mlperf_log_detail.txt"
 SUMMARY = "mlperf_log_summary.txt"
 _TRACE = "mlperf_log_trace.json"
@@ -33,12 +31,13 @@ _MOST_LATENCIES = 5_000_000
 _COMPLETE = re.compile(rb'"complete_ns":\s*(\d{1,18})')
 _PERCENTILE = re.compile(r"result_(\d\d\.\d\d)_percentile_latency_ns")
 # What a scenario is judged by: field of the detail log, name, unit, factor to it.
-_METRICS = {
+METRICS = {
     "SingleStream": ("early_stopping_latency_ss", "90th percentile latency", "ms", 1e-6),
     "MultiStream": ("early_stopping_latency_ms", "99th percentile latency", "ms", 1e-6),
     "Server": ("result_completed_samples_per_sec", "completed samples", "per s", 1.0),
     "Offline": ("result_samples_per_second", "samples", "per s", 1.0),
 }
+SCENARIOS = tuple(METRICS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +101,7 @@ def read_inference(roots: Iterable[Path]) -> tuple[list[InferenceRun], list[Prob
             try:
                 runs.setdefault(folder, read_run(folder, root))
             except UserError as error:
-                problems.append(Problem(folder / DETAIL, str(error).rstrip(".")))
+                problems.append(Problem.of(folder / DETAIL, error))
     return list(runs.values()), problems
 
 
@@ -125,7 +124,7 @@ def read_run(folder: Path, root: Path) -> InferenceRun:
     if scenario not in SCENARIOS:
         raise UserError("holds no scenario that LoadGen has.")
     performance = mode != "AccuracyOnly"
-    field, metric, unit, factor = _METRICS[scenario]
+    field, metric, unit, factor = METRICS[scenario]
     found = number(fields.get(field)) if performance else None
     submitter, system, model = _names(folder, root)
     own = own_record(folder)
@@ -151,7 +150,7 @@ def read_run(folder: Path, root: Path) -> InferenceRun:
         errors=errors,
         fields=tuple((k, _text(v)) for k, v in fields.items()),
         facts=_facts(own),
-        command=shlex.join(map(str, words)) if isinstance(words := own.get("command"), list) else "",
+        command=command_in(own),
         labels=_labels(folder, own),
     )
 
@@ -183,17 +182,21 @@ def _detail(path: Path) -> tuple[dict[str, Any], int]:
 
 def _reason(fields: dict[str, Any], own: dict[str, Any]) -> str:
     """Why a run is invalid. Ours say it in full; of early stopping the official LoadGen says it elsewhere."""
-    reasons = own.get("reasons")
-    if isinstance(reasons, list):
-        return " ".join(
-            str(reason["text"]) for reason in reasons if isinstance(reason, dict) and "text" in reason
-        )
+    if isinstance(own.get("reasons"), list):
+        return own_reasons(own)
     told = " ".join(str(fields.get("result_invalid_reason", "")).split())
     if not told and fields.get("early_stopping_met") is False:
         told = "Too few queries: " + " ".join(
             str(fields.get("early_stopping_result", "")).replace("*", "").split()
         )
     return told
+
+
+def own_reasons(own: Mapping[str, Any]) -> str:
+    """Why a run of ours is invalid, as its result.json says; "" where it does not."""
+    reasons = own.get("reasons")
+    listed = reasons if isinstance(reasons, list) else []
+    return " ".join(str(reason["text"]) for reason in listed if isinstance(reason, dict) and "text" in reason)
 
 
 def _percentiles(fields: dict[str, Any]) -> tuple[tuple[float, float], ...]:
@@ -243,12 +246,7 @@ def _accuracy(folder: Path) -> tuple[str, ...]:
 
 def own_record(folder: Path) -> dict[str, Any]:
     """The result.json with which our runs say what they are; empty with anybody else's."""
-    try:
-        with open(folder / "result.json", "rb") as file:
-            found = json.loads(file.read(_MOST_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_object(folder / "result.json")
 
 
 def _names(folder: Path, root: Path) -> tuple[str, str, str]:
@@ -276,7 +274,7 @@ def _labels(folder: Path, own: dict[str, Any]) -> tuple[str, ...]:
 def _facts(own: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     """Model, machine and software of a run of ours."""
     names = ("model", "precision", "sharding", "replicas", "devices", "versions")
-    return flatten({name: own[name] for name in names if name in own})
+    return flat_texts({name: own[name] for name in names if name in own})
 
 
 def _text(value: Any) -> str:

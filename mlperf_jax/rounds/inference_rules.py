@@ -31,8 +31,8 @@ MEASUREMENTS = (
     "weight_data_types",
     "weight_transformations",
 )
-# systems/<system>.json; of those in the second list the answer may not be empty.
-_MEANINGFUL = (
+# systems/<system>.json: fields that may not be empty.
+SYSTEM_MEANINGFUL = (
     "division",
     "submitter",
     "system_type",
@@ -60,7 +60,7 @@ _MEANINGFUL = (
     "operating_system",
     "other_software_stack",
 )
-_MORE = (
+_SYSTEM_MORE = (
     "host_processor_frequency",
     "host_processor_caches",
     "host_processor_interconnect",
@@ -71,9 +71,8 @@ _MORE = (
     "sw_notes",
     "system_type_detail",
 )
-SYSTEM_MEANINGFUL = _MEANINGFUL
 SYSTEM_COUNTS = ("number_of_nodes", "accelerators_per_node")
-SYSTEM_FIELDS = (*_MEANINGFUL, *_MORE)
+SYSTEM_FIELDS = (*SYSTEM_MEANINGFUL, *_SYSTEM_MORE)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlperf_jax.rounds import training_rules
-from mlperf_jax.rounds.scoring import reached
+from mlperf_jax.rounds.scoring import olympic_mean, reached
 from mlperf_jax.rounds.training_logs import RunLog
 from mlperf_jax.rounds.training_rules import Benchmark
 
@@ -179,11 +179,6 @@ def _epochs(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-def olympic_mean(values: Sequence[float], dropped: int) -> float:
-    kept = sorted(values)[dropped : len(values) - dropped]
-    return math.fsum(kept) / len(kept)
-
-
 @functools.cache
 def load_points(benchmark_key: str, round_name: str) -> ReferencePoints | None:
     """The points for a round, for runs of our own those of `Benchmark.local_round` or the latest; None if none has."""
@@ -213,12 +208,13 @@ def _folder() -> Path:
 
 def epochs_to_converge(log: RunLog, benchmark: Benchmark, round_name: str) -> float:
     """Epochs (or samples) of the last evaluation before run_stop; infinite where the run did not converge."""
-    if not reached(log, benchmark, round_name):
+    if log.minutes is None or not reached(log, benchmark, round_name):
         return math.inf
-    before = [e for e in log.evaluations if e.epoch is not None and e.minutes <= log.minutes + 1e-9]
     if benchmark.key == "stable_diffusion":
         return _first_good_image_model(log)
-    return round(before[-1].epoch, 3) if before else math.inf
+    stop = log.minutes + 1e-9
+    epochs = [e.epoch for e in log.evaluations if e.epoch is not None and e.minutes <= stop]
+    return round(epochs[-1], 3) if epochs else math.inf
 
 
 def _first_good_image_model(log: RunLog) -> float:
@@ -239,8 +235,9 @@ def judge_result(logs: Sequence[RunLog], benchmark: Benchmark, round_name: str) 
     points = load_points(benchmark.key, round_name)
     if points is None:
         return Verdict(None, "there are no reference convergence points for this benchmark and round")
-    sizes = {log.batch_size for log in logs if not log.resumed}
-    if len(sizes) != 1 or None in sizes:
+    counted = [log for log in logs if not log.resumed]
+    sizes = {log.batch_size for log in counted}
+    batch_size = sizes.pop() if len(sizes) == 1 else None
+    if batch_size is None:
         return Verdict(None, "the logs hold no global_batch_size, or not the same")
-    epochs = [epochs_to_converge(log, benchmark, round_name) for log in logs if not log.resumed]
-    return points.judge(sizes.pop(), epochs)
+    return points.judge(batch_size, [epochs_to_converge(log, benchmark, round_name) for log in counted])

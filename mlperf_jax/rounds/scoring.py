@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mlperf_jax.rounds.training_logs import RunLog, number
@@ -66,26 +66,38 @@ def score_runs(
     left_out = {log.path: why for log in logs if (why := _left_out(log))}
     remarks = [f"{path.name} {why} and does not count" for path, why in left_out.items()]
     logs = sorted((log for log in logs if log.path not in left_out), key=lambda log: run_number(log.path))
-    times = [log.minutes if reached(log, benchmark, round_name) else math.inf for log in logs]
+    times = [_minutes(log, benchmark, round_name) for log in logs] + [math.inf] * unreadable
     finite = [time for time in times if time < math.inf]
-    total = len(logs) + unreadable
     if unreadable:
         remarks.append(f"{unreadable} log(s) cannot be read and count as not converged")
-    times, reason = _countable(times + [math.inf] * unreadable, benchmark, round_name, remarks)
-    kept: tuple[float, ...] = ()
-    if not reason:
-        times.sort()
-        kept = tuple(times[benchmark.dropped : len(times) - benchmark.dropped])
+    counted, reason = _countable(times, benchmark, round_name, remarks)
+    kept = () if reason else without_ends(counted, benchmark.dropped)
     return Score(
-        minutes=math.fsum(kept) / len(kept) if kept else None,
+        minutes=statistics.fmean(kept) if kept else None,
         reason=reason,
         remarks=tuple(remarks),
-        runs=total,
+        runs=len(times),
         converged=len(finite),
         kept=kept,
-        mean_minutes=math.fsum(finite) / len(finite) if finite else None,
+        mean_minutes=statistics.fmean(finite) if finite else None,
         normalization=normalization,
     )
+
+
+def without_ends(values: Iterable[float], dropped: int) -> tuple[float, ...]:
+    """The values in order without the `dropped` least and the `dropped` greatest."""
+    ordered = sorted(values)
+    return tuple(ordered[dropped : len(ordered) - dropped])
+
+
+def olympic_mean(values: Iterable[float], dropped: int) -> float:
+    """The mean of `without_ends`, infinite where one of those is."""
+    return statistics.fmean(without_ends(values, dropped))
+
+
+def _minutes(log: RunLog, benchmark: Benchmark, round_name: str) -> float:
+    """Minutes to train, infinite where the run did not converge."""
+    return log.minutes if log.minutes is not None and reached(log, benchmark, round_name) else math.inf
 
 
 def _left_out(log: RunLog) -> str:
@@ -131,8 +143,7 @@ def reached(log: RunLog, benchmark: Benchmark, round_name: str) -> bool:
     target = quality_target(log, benchmark, round_name)
     if target is None or not log.evaluations:
         return True
-    last = log.evaluations[-1].quality
-    return last <= target if benchmark.lower_is_better else last >= target
+    return benchmark.meets(log.evaluations[-1].quality, target)
 
 
 def quality_target(log: RunLog, benchmark: Benchmark, round_name: str) -> float | None:

@@ -268,7 +268,7 @@ def _lines_in(text: bytes, first: int) -> Iterator[tuple[int, bytes]]:
 
 def _take(line: bytes, line_number: int, log: RunLog) -> str:
     """Adds what a line says to `log`; returns its format."""
-    found, key = _format_and_key(line)
+    found, key, _ = _recognized(line)
     if key in KEYS and not log.has(key):
         log.add(_any_event(line, line_number))
     elif found == "MLLOG" and key in _STATS:
@@ -276,8 +276,8 @@ def _take(line: bytes, line_number: int, log: RunLog) -> str:
     return found
 
 
-def _format_and_key(line: bytes) -> tuple[str, bytes]:
-    """What can be told of a line without decoding it.
+def _recognized(line: bytes) -> tuple[str, bytes, re.Match[bytes]]:
+    """What can be told of a line without decoding it: its format, its key, and the match of the format's pattern.
 
     Raises:
         ValueError: it is no event.
@@ -290,7 +290,7 @@ def _format_and_key(line: bytes) -> tuple[str, bytes]:
         if line.startswith(start):
             match = pattern.search(line) if name == "MLLOG" else pattern.match(line)
             if match:
-                return name, match[group]
+                return name, match[group], match
             break
     raise ValueError("no event")
 
@@ -301,7 +301,7 @@ def _any_event(line: bytes, line_number: int) -> Event:
     Raises:
         one of `_DAMAGE`: it is none.
     """
-    found, key = _format_and_key(line)
+    found, key, match = _recognized(line)
     if found == "MLLOG":
         raw = _decode(line[8:])
         time_ms = raw["time_ms"] if "time_ms" in raw else float(raw["time_s"]) * 1000
@@ -309,11 +309,9 @@ def _any_event(line: bytes, line_number: int) -> Event:
             raise ValueError("another key")
         return _event(raw["key"], raw.get("value"), raw.get("metadata"), time_ms, line_number)
     if found == "MLL":
-        match = _V06.match(line)
         raw = _decode(match[3])
         time_ms = float(match[1]) * 1000
         return _event(key.decode(), raw.get("value"), raw.get("metadata"), time_ms, line_number)
-    match = _V05.match(line)
     value = _decode(match[4]) if match[4] and match[4].strip() else None
     return _event(key.decode(), value, {}, float(match[2]) * 1000, line_number)
 

@@ -9,6 +9,10 @@ P100 mlcommons/training, reference_results.md (2018). Facts that changed with th
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from mlperf_logging.benchmark_meta import get_result_file_counts
 
 ROUNDS = (
     "v0.5",
@@ -28,7 +32,8 @@ ROUNDS = (
     "v6.1",
 )
 LOCAL = "local"  # the round of runs of our own, which nobody reviewed
-LATEST = ROUNDS[-1]
+UNVERIFIED = "unverified, not reviewed by MLCommons"  # what must then be said with every figure
+_Fact = TypeVar("_Fact")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +64,11 @@ class Benchmark:
         return _as_of(self.titles, self.round(round_name))
 
     def target(self, round_name: str) -> float | None:
-        return _as_of(self.targets, self.round(round_name))
+        return _as_of(self.targets, self.round(round_name)) if self.targets else None
+
+    def meets(self, quality: float, target: float) -> bool:
+        """Whether a quality reaches a target of the same unit."""
+        return quality <= target if self.lower_is_better else quality >= target
 
     def required_runs(self, round_name: str) -> int:
         return _as_of(self.runs, self.round(round_name))
@@ -69,10 +78,10 @@ class Benchmark:
         return self.local_round if name == LOCAL else name
 
 
-def _as_of(facts: tuple, round_name: str):
-    """The fact that held in a round; in an unknown one the last."""
+def _as_of(facts: Sequence[tuple[str, _Fact]], round_name: str) -> _Fact:
+    """The fact that held in a round; in an unknown one the last. The first is of v0.5."""
     at = ROUNDS.index(round_name) if round_name in ROUNDS else len(ROUNDS)
-    return next((value for first, value in reversed(facts) if ROUNDS.index(first) <= at), None)
+    return next(value for first, value in reversed(facts) if ROUNDS.index(first) <= at)
 
 
 _VISION = 0.025
@@ -80,7 +89,7 @@ _FIVE = (("v0.5", 5),)
 _THREE = (("v0.5", 3),)
 
 
-def _one(key: str, title: str, target: float | None = None, **rest) -> Benchmark:
+def _one(key: str, title: str, target: float | None = None, **rest: Any) -> Benchmark:
     targets = () if target is None else (("v0.5", target),)
     return Benchmark(key, titles=(("v0.5", title),), **{"targets": targets, **rest})
 
@@ -161,3 +170,8 @@ def find_benchmark(name: str) -> Benchmark | None:
 def unknown_benchmark(name: str) -> Benchmark:
     """A benchmark of somebody's own, scored like most."""
     return _one(name, name)
+
+
+def required_files(benchmark: str) -> int | None:
+    """How many result files the official package checker wants of a benchmark, in every round alike."""
+    return get_result_file_counts("training").get(benchmark)

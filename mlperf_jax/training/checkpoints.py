@@ -18,9 +18,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from mlperf_jax.errors import UserError
+from mlperf_jax.trees import named_leaves
 from mlperf_jax.workload import State
 
 SCHEMA_VERSION = 1
@@ -235,9 +234,5 @@ def _reason(error: Exception) -> str:
 
 def _shapes(tree: Any) -> dict[str, str]:
     """Path -> dtype and shape of every array."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in leaves
-        if hasattr(leaf, "shape")
-    }
+    leaves = named_leaves(tree).items()
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves if hasattr(leaf, "shape")}

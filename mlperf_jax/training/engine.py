@@ -19,7 +19,34 @@ import numpy as np
 
 from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel.layout import Layout
+from mlperf_jax.precision import Policy
 from mlperf_jax.workload import Batch, Buckets, Metrics, Program, State, TrainedWorkload
+
+
+@contextlib.contextmanager
+def tracing(layout: Layout, policy: Policy) -> Iterator[None]:
+    """The context in which every function of a workload is traced."""
+    with layouts.use(layout), jax.default_matmul_precision(policy.matmul):
+        yield
+
+
+def lower(program: Program, layout: Layout, policy: Policy) -> jax.stages.Lowered:
+    """Traces a program against its shapes and places."""
+
+    # A function of its own for every lowering: jax keeps traces by function, and a bound method of the
+    # same workload would bring back the constraints of the layout that it was first traced under.
+    @functools.wraps(program.function)
+    def traced(*args: Any) -> Any:
+        return program.function(*args)
+
+    jitted = jax.jit(traced, donate_argnums=program.donate, out_shardings=program.out_shardings)
+    with tracing(layout, policy):
+        return jitted.lower(*program.args)
+
+
+def named(program: str, bucket: str) -> str:
+    """What a bucket's program is called."""
+    return f"{program}[{bucket}]" if bucket else program
 
 
 class Engine:
@@ -41,7 +68,7 @@ class Engine:
         self.compile_seconds: dict[str, float] = {}
         self._compiled: dict[str, jax.stages.Compiled] = {}
         seed = layout.struct((), jnp.uint32)
-        with self._tracing():
+        with tracing(layout, workload.policy):
             shapes = jax.eval_shape(workload.init, seed)
         shardings = workload.state_shardings(shapes, layout)
         self.state: State = layouts.with_shardings(shapes, shardings)
@@ -63,10 +90,10 @@ class Engine:
         many = functools.partial(jax.lax.scan, self.workload.train_step)
         for bucket, batch in self.buckets.items():
             step = Program(self.workload.train_step, (self.state, batch), (0,), stay)
-            programs[_named("train_step", bucket)] = step
+            programs[named("train_step", bucket)] = step
             if self.steps_per_dispatch > 1:
                 steps = Program(many, (self.state, self.stacks[bucket]), (0,), stay)
-                programs[_named("train_steps", bucket)] = steps
+                programs[named("train_steps", bucket)] = steps
         return programs | dict(self.workload.programs(self.state, self.layout))
 
     def _draw(self, seed: jax.Array) -> State:
@@ -89,25 +116,9 @@ class Engine:
 
         return jax.tree.map(stack, batch)
 
-    @contextlib.contextmanager
-    def _tracing(self) -> Iterator[None]:
-        """The context in which every function of the workload is traced."""
-        with layouts.use(self.layout), jax.default_matmul_precision(self.workload.policy.matmul):
-            yield
-
     def lower(self, name: str) -> jax.stages.Lowered:
         """Traces one program against its shapes and places."""
-        program = self.programs[name]
-
-        # A function of its own for every lowering: jax keeps traces by function, and a bound method of the
-        # same workload would bring back the constraints of the layout that it was first traced under.
-        @functools.wraps(program.function)
-        def traced(*args: Any) -> Any:
-            return program.function(*args)
-
-        jitted = jax.jit(traced, donate_argnums=program.donate, out_shardings=program.out_shardings)
-        with self._tracing():
-            return jitted.lower(*program.args)
+        return lower(self.programs[name], self.layout, self.workload.policy)
 
     def compile(self, *names: str) -> None:
         """Compiles the programs named, or all: then nothing is left to compile while the clock runs."""
@@ -130,7 +141,7 @@ class Engine:
 
     def train(self, state: State, batch: Batch, *, steps: int, bucket: str = "") -> tuple[State, Metrics]:
         """One dispatch of `steps` steps: 1, or `steps_per_dispatch` on stacked batches."""
-        return self.run(_named("train_step" if steps == 1 else "train_steps", bucket), state, batch)
+        return self.run(named("train_step" if steps == 1 else "train_steps", bucket), state, batch)
 
     def place(self, batch: Any, struct: Any) -> Any:
         """Puts this process's rows of a global batch (a pytree of arrays) where `struct` says.
@@ -153,10 +164,6 @@ class Engine:
             return local[tuple(slice(b[0] - f, b[1] - f) for b, f in zip(bounds, first, strict=True))]
 
         return jax.make_array_from_callback(struct.shape, struct.sharding, piece)
-
-
-def _named(program: str, bucket: str) -> str:
-    return f"{program}[{bucket}]" if bucket else program
 
 
 def _offsets(local_shape: tuple[int, ...], struct: jax.ShapeDtypeStruct) -> tuple[int, ...]:

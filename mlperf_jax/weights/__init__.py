@@ -1,0 +1,6 @@
+"""Published weights -> parameters, without executing what is in the file.
+
+One module for each kind of file (`*_file`), behind `files.read_tensors`: path -> arrays by published names. One
+adapter for each model, a module of its name: (arrays, the model's config) -> what inference needs of the state,
+and in `CONFIG` what a workload's config must have for them.
+"""

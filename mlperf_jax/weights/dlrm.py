@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mlperf_jax.embedding.tables import Tables
-from mlperf_jax.weights.resnet import Source
+from mlperf_jax.weights.source import TorchSource
 from mlperf_jax.workload import State
 from models.dlrm import DLRMConfig
 
@@ -25,7 +25,9 @@ def from_state_dict(tensors: Mapping[str, np.ndarray], config: DLRMConfig, table
     Raises:
         UserError: an array is missing, has another shape, or belongs to another model.
     """
-    source = Source({re.sub(r"^(module\.|model\.)+", "", name): array for name, array in tensors.items()})
+    source = TorchSource(
+        {re.sub(r"^(module\.|model\.)+", "", name): array for name, array in tensors.items()}
+    )
     bottom, top = (config.dense_features, *config.bottom), (config.interacted, *config.top)
     if config.interaction == "dot":
         rows = [f"emb_l.{t}.weight" for t in range(config.num_tables)]
@@ -49,7 +51,7 @@ def from_state_dict(tensors: Mapping[str, np.ndarray], config: DLRMConfig, table
     return {"params": {"dense": dense, "table": stack}, "model_state": {}}
 
 
-def _mlp(source: Source, names: list[str], sizes: tuple[int, ...]) -> dict[str, dict[int, np.ndarray]]:
+def _mlp(source: TorchSource, names: list[str], sizes: tuple[int, ...]) -> dict[str, dict[int, np.ndarray]]:
     layers = [
         source.dense(name, *size)
         for name, size in zip(names, zip(sizes, sizes[1:], strict=False), strict=True)
@@ -60,7 +62,7 @@ def _mlp(source: Source, names: list[str], sizes: tuple[int, ...]) -> dict[str, 
     }
 
 
-def _cross(source: Source, config: DLRMConfig) -> dict[str, dict[int, np.ndarray]]:
+def _cross(source: TorchSource, config: DLRMConfig) -> dict[str, dict[int, np.ndarray]]:
     features, rank, layers = config.interacted, config.cross_rank, range(config.cross_layers)
     net = "inter_arch.crossnet"
     return {

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mlperf_jax.errors import UserError
+from mlperf_jax.weights.source import Source
 from mlperf_jax.workload import State
 from models.minigo import DualNetworkConfig
 
@@ -23,7 +23,7 @@ def from_tensorflow(tensors: Mapping[str, np.ndarray], config: DualNetworkConfig
     Raises:
         UserError: an array is missing or has another shape.
     """
-    source = _Source(tensors)
+    source = _Checkpoint(tensors)
     width, points, layers = config.conv_width, config.size**2, config.trunk_layers
     params: dict[str, Any] = {"blocks": {}}
     stats: dict[str, Any] = {"blocks": {}}
@@ -50,42 +50,35 @@ def from_tensorflow(tensors: Mapping[str, np.ndarray], config: DualNetworkConfig
     return {"params": params, "model_state": stats}
 
 
-class _Source:
+class _Checkpoint(Source):
     """The arrays of a checkpoint, by layer and number."""
 
-    def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
-        self._tensors = tensors
+    hint = "this model's are MiniGo's TensorFlow checkpoints."
 
-    def take(self, layer: str, index: int, variable: str, shape: tuple[int, ...]) -> np.ndarray:
-        name = f"{layer}_{index}/{variable}" if index else f"{layer}/{variable}"
-        if name not in self._tensors:
-            raise UserError(f"The weights have no {name}; this model's are MiniGo's TensorFlow checkpoints.")
-        array = self._tensors[name]
-        if array.shape != shape:
-            raise UserError(f"The weights' {name} has shape {array.shape} where this model has {shape}.")
-        return np.asarray(array, np.float32)
+    def _take(self, layer: str, index: int, variable: str, *shape: int) -> np.ndarray:
+        return self.take(f"{layer}_{index}/{variable}" if index else f"{layer}/{variable}", shape)
 
     def conv(self, index: int, size: int, features_in: int, features_out: int) -> dict[str, np.ndarray]:
-        return {"kernel": self.take("conv2d", index, "kernel", (size, size, features_in, features_out))}
+        return {"kernel": self._take("conv2d", index, "kernel", size, size, features_in, features_out)}
 
     def norm(self, index: int, features: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """(parameters, statistics)"""
-        layer, shape = "batch_normalization", (features,)
+        layer = "batch_normalization"
         params = {
-            "scale": self.take(layer, index, "gamma", shape),
-            "bias": self.take(layer, index, "beta", shape),
+            "scale": self._take(layer, index, "gamma", features),
+            "bias": self._take(layer, index, "beta", features),
         }
         return params, self.statistics(index, features)
 
     def statistics(self, index: int, features: int) -> dict[str, np.ndarray]:
-        layer, shape = "batch_normalization", (features,)
+        layer = "batch_normalization"
         return {
-            "mean": self.take(layer, index, "moving_mean", shape),
-            "var": self.take(layer, index, "moving_variance", shape),
+            "mean": self._take(layer, index, "moving_mean", features),
+            "var": self._take(layer, index, "moving_variance", features),
         }
 
     def dense(self, index: int, features_in: int, features_out: int) -> dict[str, np.ndarray]:
         return {
-            "kernel": self.take("dense", index, "kernel", (features_in, features_out)),
-            "bias": self.take("dense", index, "bias", (features_out,)),
+            "kernel": self._take("dense", index, "kernel", features_in, features_out),
+            "bias": self._take("dense", index, "bias", features_out),
         }

@@ -13,7 +13,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from mlperf_jax.weights.protobuf import Refused, fields, varint
+from mlperf_jax.weights.protobuf import Refused, as_bytes, as_number, fields, varint
 
 # TensorProto.DataType -> dtype, and the field that holds the numbers where raw_data does not.
 _DTYPES = {
@@ -36,12 +36,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
     try:
         (graph,) = (value for field, value in fields(path.read_bytes()) if field == 7)
         tensors, nodes = {}, []
-        for field, value in fields(graph):
+        for field, value in fields(as_bytes(graph)):
             if field == 5:
-                name, array = _tensor(value)
+                name, array = _tensor(as_bytes(value))
                 tensors[name] = array
             elif field == 1:
-                nodes.append(_node(value))
+                nodes.append(_node(as_bytes(value)))
     except (ValueError, IndexError, UnicodeDecodeError, TypeError) as error:
         raise Refused(
             str(error) if isinstance(error, Refused) else "it is no ONNX model, or damaged"
@@ -59,16 +59,17 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 def _tensor(data: memoryview) -> tuple[str, np.ndarray]:
     shape: list[int] = []
-    name, kind, raw, lists = "", 0, None, {}
+    name, kind, raw = "", 0, None
+    lists: dict[int, bytes] = {}
     for field, value in fields(data):
         if field == 1:
             shape += [value] if isinstance(value, int) else _varints(value)
         elif field == 2:
-            kind = value
+            kind = as_number(value)
         elif field == 8:
-            name = bytes(value).decode()
+            name = bytes(as_bytes(value)).decode()
         elif field == 9:
-            raw = bytes(value)
+            raw = bytes(as_bytes(value))
         elif field == 14 and value:
             raise Refused("its weights lie in other files; save it as one file")
         elif isinstance(value, memoryview):
@@ -100,11 +101,11 @@ def _node(data: memoryview) -> tuple[str, str, list[str]]:
     name, operator, inputs = "", "", []
     for field, value in fields(data):
         if field == 1:
-            inputs.append(bytes(value).decode())
+            inputs.append(bytes(as_bytes(value)).decode())
         elif field == 3:
-            name = bytes(value).decode()
+            name = bytes(as_bytes(value)).decode()
         elif field == 4:
-            operator = bytes(value).decode()
+            operator = bytes(as_bytes(value)).decode()
     return name, operator, inputs
 
 

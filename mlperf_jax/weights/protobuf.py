@@ -21,7 +21,8 @@ def fields(data: bytes | memoryview) -> Iterator[tuple[int, int | memoryview]]:
         key, position = varint(data, position)
         kind = key & 7
         if kind == _VARINT:
-            value, position = varint(data, position)
+            number, position = varint(data, position)
+            yield key >> 3, number
         elif kind in (_EIGHT_BYTES, _FOUR_BYTES, _BYTES):
             if kind == _BYTES:
                 size, position = varint(data, position)
@@ -29,11 +30,32 @@ def fields(data: bytes | memoryview) -> Iterator[tuple[int, int | memoryview]]:
                 size = 8 if kind == _EIGHT_BYTES else 4
             if position + size > len(data):
                 raise Refused("it ends in the middle of a field")
-            value = data[position : position + size]
+            yield key >> 3, data[position : position + size]
             position += size
         else:
             raise Refused("it is no protocol buffer, or damaged")
-        yield key >> 3, value
+
+
+def as_number(value: int | memoryview) -> int:
+    """The value of a field that holds a number.
+
+    Raises:
+        TypeError: it holds bytes.
+    """
+    if not isinstance(value, int):
+        raise TypeError("bytes where a number belongs")
+    return value
+
+
+def as_bytes(value: int | memoryview) -> memoryview:
+    """The value of a field that holds bytes: a text, a message, numbers one after the other.
+
+    Raises:
+        TypeError: it holds a number.
+    """
+    if isinstance(value, int):
+        raise TypeError("a number where bytes belong")
+    return value
 
 
 def varint(data: memoryview, position: int) -> tuple[int, int]:

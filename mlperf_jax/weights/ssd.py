@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.weights import resnet
-from mlperf_jax.weights.resnet import Source
+from mlperf_jax.weights.source import TorchSource
 from mlperf_jax.workload import State
 from models.ssd import SSDConfig
 
@@ -38,7 +38,7 @@ def backbone(tensors: Mapping[str, np.ndarray], config: SSDConfig) -> State:
     Raises:
         UserError: an array is missing or has another shape.
     """
-    source = Source(resnet.torchvision_names(tensors))
+    source = TorchSource(resnet.torchvision_names(tensors))
     params, stats = _backbone(source, config)
     return {"params": params, "model_state": stats}
 
@@ -49,7 +49,7 @@ def from_reference(tensors: Mapping[str, np.ndarray], config: SSDConfig) -> Stat
     Raises:
         UserError: an array is missing, has another shape, or belongs to another model.
     """
-    source = Source({_plain(name): array for name, array in tensors.items()})
+    source = TorchSource({_plain(name): array for name, array in tensors.items()})
     params, stats = _backbone(source, config)
     return {
         "params": {"backbone": params, **_detector(source, config)},
@@ -64,31 +64,23 @@ def _plain(name: str) -> str:
     return name
 
 
-def _backbone(source: Source, config: SSDConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+def _backbone(source: TorchSource, config: SSDConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     params: dict[str, Any] = {"blocks": {}, "stem": {"conv": source.conv("conv1", 7, 3, config.width)}}
     stats: dict[str, Any] = {"blocks": {}}
     params["norm"], stats["norm"] = source.norm("bn1", "conv1", config.width)
     features = config.width
     for ours, width, stride in config.blocks:
-        stage, block = re.fullmatch(r"stage(\d+)_block(\d+)", ours).groups()
-        theirs = f"layer{stage}.{int(block) - 1}"
-        convolutions = {
-            "1": (f"{theirs}.conv1", f"{theirs}.bn1", 3, features),
-            "2": (f"{theirs}.conv2", f"{theirs}.bn2", 3, width),
-        }
-        if stride > 1 or features != width:
-            convolutions["_shortcut"] = (f"{theirs}.downsample.0", f"{theirs}.downsample.1", 1, features)
-        params["blocks"][ours], stats["blocks"][ours] = {}, {}
-        for suffix, (conv, norm, size, features_in) in convolutions.items():
-            params["blocks"][ours][f"conv{suffix}"] = source.conv(conv, size, features_in, width)
-            params["blocks"][ours][f"norm{suffix}"], stats["blocks"][ours][f"norm{suffix}"] = source.norm(
-                norm, conv, width
-            )
+        stage, block = map(int, re.findall(r"\d+", ours))
+        params["blocks"][ours], stats["blocks"][ours] = source.block(
+            f"layer{stage}.{block - 1}",
+            [(3, features, width), (3, width, width)],
+            shortcut=(features, width) if stride > 1 or features != width else None,
+        )
         features = width
     return params, stats
 
 
-def _detector(source: Source, config: SSDConfig) -> dict[str, Any]:
+def _detector(source: TorchSource, config: SSDConfig) -> dict[str, Any]:
     channels, extras, heads = config.map_channels, {}, {}
     for i, (inner, outer) in enumerate(zip(config.extra_inner, config.extra_outer, strict=True)):
         name = f"additional_blocks.{i}"

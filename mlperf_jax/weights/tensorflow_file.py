@@ -6,14 +6,16 @@ and LevelDB's doc/table_format.md (how the table lies in the file). Nothing in i
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from mlperf_jax.weights.protobuf import Refused, fields, varint
+from mlperf_jax.weights.protobuf import Refused, as_bytes, as_number, fields, varint
 
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 """The last eight bytes of an index."""
@@ -32,6 +34,17 @@ _DTYPES = {
     14: np.dtype(ml_dtypes.bfloat16),
     19: np.dtype(np.float16),
 }
+
+
+class _Entry(NamedTuple):
+    """BundleEntryProto: where an array lies, in bytes of a part."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    part: int
+    offset: int
+    size: int
+    is_sliced: bool
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -53,7 +66,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         found = [(name, _entry(entry)) for name, entry in entries.items()]
     except (IndexError, struct.error, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise Refused(f"its index is damaged ({error})") from None
-    return {name: _array(name, entry, parts) for name, entry in found if entry.get(1) in _DTYPES}
+    return {name: _array(name, entry, parts) for name, entry in found if entry.dtype in _DTYPES}
 
 
 def _shards(count: object) -> int:
@@ -104,27 +117,28 @@ def _block(data: memoryview, offset: int, size: int) -> Iterator[tuple[bytes, me
         position += length
 
 
-def _entry(data: memoryview) -> dict[int, object]:
-    """BundleEntryProto by field: 1 dtype, 2 shape, 3 part, 4 offset, 5 bytes, 7 slices."""
-    entry: dict[int, object] = {}
+def _entry(data: memoryview) -> _Entry:
     shape: tuple[int, ...] = ()
+    values: dict[int, int | memoryview] = {}
     for number, value in fields(data):
         if number == 2:
-            shape = tuple(dict(fields(dim)).get(1, 0) for n, dim in fields(value) if n == 2)
-        entry[number] = value
-    return entry | {2: shape}
+            dims = (dict(fields(as_bytes(dim))) for n, dim in fields(as_bytes(value)) if n == 2)
+            shape = tuple(as_number(dim.get(1, 0)) for dim in dims)
+        values[number] = value
+    dtype, part, offset, size = (as_number(values.get(number, 0)) for number in (1, 3, 4, 5))
+    return _Entry(dtype, shape, part, offset, size, is_sliced=7 in values)
 
 
-def _array(name: str, entry: dict[int, object], parts: list[Path]) -> np.ndarray:
-    dtype, shape = _DTYPES[entry[1]], entry[2]
-    part, offset, size = (entry.get(number, 0) for number in (3, 4, 5))
-    if 7 in entry:
+def _array(name: str, entry: _Entry, parts: list[Path]) -> np.ndarray:
+    dtype, shape, size = _DTYPES[entry.dtype], entry.shape, entry.size
+    if entry.is_sliced:
         raise Refused(f"{name} is cut into slices")
-    if part >= len(parts) or size != dtype.itemsize * int(np.prod(shape, dtype=object)):
+    if entry.part >= len(parts) or size != dtype.itemsize * math.prod(shape):
         raise Refused(f"its index is damaged ({name} has {size} bytes and shape {shape})")
-    with parts[part].open("rb") as file:
-        file.seek(offset)
+    path = parts[entry.part]
+    with path.open("rb") as file:
+        file.seek(entry.offset)
         data = file.read(size)
     if len(data) < size:
-        raise Refused(f"{parts[part].name} ends inside {name}")
+        raise Refused(f"{path.name} ends inside {name}")
     return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)

@@ -17,7 +17,7 @@ import pickletools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
@@ -161,7 +161,7 @@ _NUMBERS_AND_TEXT = {
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
-def _interpret(file: io.BufferedIOBase, storages: dict[str, _Storage] | None = None) -> Any:
+def _interpret(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> Any:
     """Runs one pickle on a stack of plain values; `storages` collects those that tensors name."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}

@@ -14,6 +14,7 @@ import optax
 from flax import nnx
 from jax import lax
 
+from input_pipelines.image.detection import DetectionDataset
 from mlperf_jax.detection import drawing
 from mlperf_jax.detection.anchors import AnchorConfig, make_anchors
 from mlperf_jax.detection.suppression import Selection, detect
@@ -36,7 +37,7 @@ ANSWER = ("index", "top", "left", "bottom", "right", "score", "label")
 _DRAWN_SCORE = 0.3  # what is less certain is not drawn
 
 
-class ObjectDetection(BackboneWorkload[M, Any]):
+class ObjectDetection(BackboneWorkload[M, DetectionDataset]):
     """A detector on uint8 images [B, S, S, 3] with boxes [B, M, 4] (corners) and labels [B, M].
 
     Detections of the evaluation set are gathered on the device. pycocotools scores them in a thread

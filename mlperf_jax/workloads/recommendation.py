@@ -20,6 +20,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from input_pipelines.base import num_eval_batches
+from input_pipelines.clicks.click_logs import ClickDataset
 from mlperf_jax.embedding import sharded
 from mlperf_jax.embedding.tables import Tables
 from mlperf_jax.errors import UserError
@@ -51,7 +52,7 @@ class Recommender:
         return self.network(inputs["dense"], pooled)
 
 
-class Recommendation(SupervisedWorkload[Recommender, Any]):
+class Recommendation(SupervisedWorkload[Recommender, ClickDataset]):
     """Binary cross-entropy on `dense` float32 [B, F], `sparse` int32 [B, L], `label` float32 [B]; exact AUC."""
 
     metric = "AUC"
@@ -61,8 +62,8 @@ class Recommendation(SupervisedWorkload[Recommender, Any]):
 
     @functools.cached_property
     def tables(self) -> Tables:
-        model, data = self.config.model, self.dataset
-        return Tables(tuple(data.table_sizes), tuple(data.multi_hot_sizes), model.width, model.table_groups)
+        model, data = self.config.model, self.dataset.columns
+        return Tables(data.table_sizes, data.multi_hot_sizes, model.width, model.table_groups)
 
     @functools.cached_property
     def model_config(self) -> DLRMConfig:

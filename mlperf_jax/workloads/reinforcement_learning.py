@@ -26,7 +26,7 @@ from mlperf_jax.go.positions import PositionsConfig
 from mlperf_jax.go.rules import Rules
 from mlperf_jax.go.search import Search
 from mlperf_jax.go.selfplay import Played, SelfPlay, SelfPlayConfig
-from mlperf_jax.inference.replicas import structs
+from mlperf_jax.goals import Goal
 from mlperf_jax.parallel import mesh
 from mlperf_jax.parallel.layout import Layout, LogicalAxes
 from mlperf_jax.supervised import GradientWorkload, Loss, mean_of
@@ -45,7 +45,6 @@ class MiniGo(GradientWorkload):
 
     benchmark = "minigo"
     metric = "matches won"
-    served_metric = "agreement of the policy with search"
     unit = "positions"
 
     _positions: dict[str, np.ndarray]  # what `make_samples` made
@@ -268,9 +267,12 @@ class MiniGo(GradientWorkload):
 
     # Inference: a sample is a position, its answer the policy's first move.
 
-    def make_samples(self, load: Callable[[State], State]) -> float:
-        layout = mesh.single_device_layout()
-        variables = load(structs(self, layout))
+    @property
+    def served_goals(self) -> tuple[Goal, ...]:
+        return (Goal("quality", self.config.target, metric="agreement of the policy with search"),)
+
+    def make_samples(self, load: Callable[[Layout], State]) -> float:
+        variables = load(mesh.single_device_layout())
         config = PositionsConfig(**self.config.positions.to_dict())
         name = positions.fingerprint(variables, config, self.rules, self.model_config)
         path = self.data_dir / "minigo" / f"positions_{name}.npz"

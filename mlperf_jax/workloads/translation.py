@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 
 from input_pipelines.text import subwords
+from input_pipelines.text.parallel_text import TranslationDataset
 from mlperf_jax.decoding import beam_search
 from mlperf_jax.errors import UserError
 from mlperf_jax.metrics.bleu import bleu
@@ -48,7 +49,7 @@ def smoothed_cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: floa
     return loss - least
 
 
-class Translation(SupervisedWorkload[Transformer, Any]):
+class Translation(SupervisedWorkload[Transformer, TranslationDataset]):
     """Label-smoothed cross-entropy on packed rows, BLEU of translations by beam search.
 
     An example is a packed row: published logs of packed training count them so.
@@ -59,8 +60,9 @@ class Translation(SupervisedWorkload[Transformer, Any]):
 
     def check_data(self) -> None:
         """Also: that the vocabulary is the model's."""
-        known = None if self.synthetic else len(self.dataset.vocabulary)
-        if known and known > self.config.model.vocab_size:
+        vocabulary = self.dataset.vocabulary
+        known = len(vocabulary) if vocabulary else 0
+        if known > self.config.model.vocab_size:
             raise UserError(
                 f"The vocabulary has {known:,} subwords and the model {self.config.model.vocab_size:,}; "
                 f"use --config.model.vocab_size={known}."
@@ -159,9 +161,10 @@ class Translation(SupervisedWorkload[Transformer, Any]):
         return bleu([self._text(answer) for answer in answers], [self._text(tokens) for tokens in references])
 
     def _text(self, tokens: np.ndarray) -> str:
-        if self.synthetic:  # random tokens without a vocabulary
+        vocabulary = self.dataset.vocabulary
+        if vocabulary is None:  # of random tokens
             return " ".join(map(str, tokens.tolist()))
-        return self.dataset.vocabulary.decode(tokens.tolist())
+        return vocabulary.decode(tokens.tolist())
 
     input_names = ("source",)
 

@@ -10,6 +10,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlperf_jax.decoding import beam_search as search
 from mlperf_jax.decoding.beam_search import beam_search
 from mlperf_jax.precision import POLICIES
 from models.transformer import Transformer, TransformerConfig
@@ -83,6 +84,32 @@ def test_it_finds_what_a_plain_search_finds(seed, sharpness, alpha, limits):
         expected, score = plain_beam_search(lambda t, row=row: chain.log_probs(row, t), limit, beams, alpha)
         np.testing.assert_array_equal(tokens[row], expected + [0] * (length - len(expected)))
         assert math.isclose(float(scores[row]), score, rel_tol=1e-9)
+
+
+def test_the_example_of_growing():
+    """Words 0 (none), 1 (end), 2 (a) and 3 (b): "a" and "b" live, and grow by one."""
+    sums = np.array([[-9, -1.2, -3, -4], [-9, -2, -1.8, -5]])
+    so_far = np.log(np.exp(sums).sum(1))  # what makes the rows log-probabilities
+    empty = jnp.zeros((1, 2, 3), jnp.int32)
+    beams = search._Beams(
+        tokens=empty.at[0, :, 0].set(jnp.array([2, 3])),
+        log_probs=jnp.asarray(so_far)[None],
+        ancestors=empty,
+        finished=empty,
+        scores=jnp.full((1, 2), search.WORST),
+    )
+
+    def step(tokens, position, ancestors, cache):
+        np.testing.assert_array_equal(tokens, [[2, 3]])
+        return jnp.asarray(sums)[None], cache
+
+    grown = search._grow(step, search._State(jnp.int32(1), beams, None), 2, 0.0, END)
+    assert int(grown.position) == 2
+    np.testing.assert_array_equal(grown.beams.tokens[0, :, :2], [[3, 2], [2, 2]])
+    np.testing.assert_allclose(grown.beams.log_probs, [[-1.8, -3.0]], rtol=1e-5)
+    np.testing.assert_array_equal(grown.beams.ancestors[0, :, :2], [[0, 1], [0, 0]])
+    np.testing.assert_array_equal(grown.beams.finished[0, :, :2], [[2, END], [3, END]])
+    np.testing.assert_allclose(grown.beams.scores, [[-1.2, -2.0]], rtol=1e-5)
 
 
 @jax.jit

@@ -12,6 +12,7 @@ from mlperf_jax import import_weights, main
 from mlperf_jax.errors import UserError
 from mlperf_jax.inference import trained
 from mlperf_jax.inference.accuracy import read_answers
+from mlperf_jax.inference.replicas import structs
 from mlperf_jax.inference.settings import Asked, make_settings
 from mlperf_jax.parallel import mesh
 from mlperf_jax.precision import POLICIES
@@ -19,6 +20,8 @@ from mlperf_jax.results.folders import read_json
 from mlperf_jax.rounds import inference_logs
 from tests import door
 from tests.inference.served import Served
+
+pytestmark = pytest.mark.timing  # most of them want a VALID run of one trained model
 
 WORKLOAD = ("--workload=tests.inference.served:Served", "--platform=cpu", "--system=here")
 ONE_SIZE = ("--mesh=data:8", "--config.inference.batch_sizes=(8,)")
@@ -134,10 +137,7 @@ def test_imported_weights_answer_as_the_model_they_came_from(results, trained_qu
     """The trained model under torchvision's names, imported and served."""
     source = trained.from_checkpoint(door.run_folder(results))
     workload = Served(Served.get_config("mini"), POLICIES["float32"], data_dir=tmp_path)
-    layout = mesh.single_device_layout()
-    shapes = jax.eval_shape(workload.init, layout.struct((), np.uint32))
-    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.replicated)  # noqa: E731
-    state = source.load({entry: jax.tree.map(place, shapes[entry]) for entry in workload.inference_state})
+    state = source.load(structs(workload, mesh.single_device_layout()))
     np.savez(tmp_path / "published.npz", **torchvision_names(state["params"], state["model_state"]))
     arguments = [
         WORKLOAD[0],

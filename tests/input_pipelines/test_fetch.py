@@ -344,7 +344,7 @@ def small_fashion(tmp_path, monkeypatch):
     counts = {"train": 12, "eval": 5}
     manual = tmp_path / "manual" / "fashion-mnist"
     manual.mkdir(parents=True)
-    arrays, files, shapes = {}, {}, {}
+    arrays, files = {}, {}
     for field, pin in fashion_mnist._FILES.items():
         split, kind = field.split("_")
         shape = (counts[split], 28, 28) if kind == "image" else (counts[split],)
@@ -352,9 +352,8 @@ def small_fashion(tmp_path, monkeypatch):
         content = idx(arrays[field])
         (manual / pin.name).write_bytes(gzip.compress(content))
         files[field] = pinned(pin.name, content)
-        shapes[field] = (*shape, 1) if kind == "image" else shape
     monkeypatch.setattr(fashion_mnist, "_FILES", files)
-    monkeypatch.setattr(fashion_mnist, "_SHAPES", shapes)
+    monkeypatch.setattr(fashion_mnist, "_COUNTS", counts)
     monkeypatch.setattr(
         fashion_mnist, "sources", lambda data_dir: [fetch.folder(data_dir / "manual/fashion-mnist")]
     )
@@ -394,6 +393,6 @@ def test_fashion_mnist_without_a_source_says_where_to_put_the_files(tmp_path, sm
 
 def test_fashion_mnist_array_of_another_shape_is_refused(tmp_path, small_fashion, monkeypatch):
     fashion_mnist.prepare(tmp_path)
-    monkeypatch.setitem(fashion_mnist._SHAPES, "train_label", (13,))
+    monkeypatch.setitem(fashion_mnist._SPEC, "label", ((2,), np.dtype(np.int32)))
     with pytest.raises(UserError, match="train_label.npy holds int32"):
         fashion_mnist.open_dataset(tmp_path, {})

@@ -380,6 +380,7 @@ _DEMOS = {
 }
 
 
+@pytest.mark.timing
 @pytest.mark.skipif(
     not _OFFICIAL_CHECKOUT, reason="set MLPERF_INFERENCE to a checkout of mlcommons/inference"
 )

@@ -77,6 +77,7 @@ class _Capacity:
     def flush(self) -> None: ...
 
 
+@pytest.mark.timing
 def test_finds_a_capacity_from_a_base_far_above_it(tmp_path):
     settings = systems.settings(
         "Server",

@@ -14,7 +14,8 @@ from systems import log_to
 from systems import settings as run_settings
 
 import loadgen_py as lg
-from loadgen_py.jax_sut import BatchingSut, InlineSut, Replica, Samples, _BatchSize
+from loadgen_py.jax_sut import BatchingSut, InlineSut, _BatchSize
+from loadgen_py.replica import Replica, Samples
 from mlperf_jax.parallel import mesh
 
 TOTAL, LOADED, WIDTH = 40, 16, 3
@@ -248,6 +249,7 @@ def test_two_threads_keep_two_batches_under_way():
         assert sut.batches == {1: 2}
 
 
+@pytest.mark.timing
 def test_a_batch_waits_as_long_as_it_may_and_no_longer():
     began = time.perf_counter()
     recorder = Recorder()

@@ -108,6 +108,7 @@ def test_never_answers(scenario, tmp_path, capfd):
     _check_invalid(result, tmp_path, capfd, "no answer for 0.2 s")
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_hangs_in_the_call(scenario, tmp_path, capfd):
     release = threading.Event()
@@ -126,6 +127,7 @@ def test_hangs_in_the_call(scenario, tmp_path, capfd):
         assert result.metrics["result_query_count"] == 3
 
 
+@pytest.mark.timing
 def test_an_idle_server_is_not_timed_out(tmp_path):
     settings = dict(server_target_qps=2, min_query_count=2, min_duration_ms=600, sut_timeout_ms=100)
     result = _run_clean(tmp_path, systems.echo, "Server", schedule_rng_seed=3, **settings)

@@ -43,6 +43,7 @@ def test_imports_no_jax():
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_submission_runs_have_both_parts(scenario, tmp_path):
     system, library = systems.System(systems.echo), systems.Library()
@@ -79,6 +80,7 @@ def test_a_result_is_saved_as_strict_json(tmp_path):
     assert systems.values(tmp_path, "result_scheduled_samples_per_sec") == [None]
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     "scenario, answer, fields, condition",
     [
@@ -124,6 +126,7 @@ def test_an_invalid_result_says_why_and_what_to_try(scenario, answer, fields, co
     assert conditions[0] == condition
 
 
+@pytest.mark.timing
 def test_offline_sized_by_a_warm_up(tmp_path):
     fields = dict(offline_warmup_ms=100, offline_expected_qps=1, min_duration_ms=300, min_query_count=1)
     result = _run(tmp_path, _paced(20_000), "Offline", **fields)
@@ -206,6 +209,7 @@ def test_settings_that_cannot_be_run_are_named(scenario, fields, word, tmp_path)
     assert any(word in error for error in systems.errors(tmp_path))
 
 
+@pytest.mark.timing
 def test_through_the_official_package(tmp_path):
     """The same system gives the same answers, and errors and exceptions end in an INVALID result."""
     pytest.importorskip("mlperf_loadgen", reason="the official package is the judge")

@@ -14,6 +14,7 @@ from loadgen_py.settings import TestMode, TestScenario, TestSettings, resolve
 from loadgen_py.statistics import Measurement, judge
 
 pytest.importorskip("mlperf_loadgen", reason="the official package is the judge")
+pytestmark = pytest.mark.timing  # a busy machine leaves fewer runs VALID than the tests want to have seen
 
 PERCENTILES = (0.5, 0.9, 0.95, 0.97, 0.99, 0.999)
 COUNTS = (1, 2, 43, 44, 45, 63, 64, 65, 90, 91, 130, 219, 459, 460, 661, 662, 1000, 1793, 4000, 6636, 9000)

@@ -132,6 +132,17 @@ def test_rows_without_division_name_the_mend():
         layout.rows(30)
 
 
+def test_structs_have_shapes_and_places():
+    """A place for each array, or one for a whole branch."""
+    layout = layout_of({"data": 8}, {"batch": ("data",)})
+    split = layout.sharding((16,), ("batch",))
+    shapes = {"a": {"w": np.zeros((16, 2), np.float32)}, "b": (np.zeros(16, np.int32), np.zeros(()))}
+    structs = layouts.with_shardings(shapes, {"a": layout.replicated, "b": (split, layout.replicated)})
+    assert structs["a"]["w"] == jax.ShapeDtypeStruct((16, 2), np.float32, sharding=layout.replicated)
+    assert structs["b"][0] == jax.ShapeDtypeStruct((16,), np.int32, sharding=split)
+    assert structs["b"][1].sharding == layout.replicated
+
+
 def test_constrain_pins_only_where_a_layout_is_in_use():
     x = np.zeros((16, 4), np.float32)
     assert layouts.constrain(x, "batch", "embed") is x

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 
 from mlperf_jax.parallel.chips import CHIPS
 from mlperf_jax.planning import cost, cost_network, cost_time, hlo, topology
+from mlperf_jax.planning.replica_groups import replica_groups
 
 # A loop of 6 trips around a product of 8x16 and 16x16 that takes 300 cycles, with an all-gather in it, and
 # after it an all-reduce that 500 cycles of other work hide in part.
@@ -94,6 +95,10 @@ def test_loops_multiply_what_is_in_them():
 def test_trip_count_known_or_carried_or_unknown():
     known = PROGRAM.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"11"}}')
     assert hlo.parse(known).executions["body"] == 11
+    carried = PROGRAM.replace("%limit = s32[] constant(6)", "%limit = s32[] get-tuple-element(%c), index=3")
+    carried = carried.replace("tuple(%zero, %arg, %w)", "tuple(%zero, %arg, %w, %six)")
+    carried = carried.replace("  %zero =", "  %six = s32[] constant(6)\n  %zero =")
+    assert hlo.parse(carried).executions["body"] == 6
     unknown = hlo.parse(PROGRAM.replace("s32[] constant(6)", "s32[] negate(%n)"))
     assert unknown.unknown_loops == ("loop",)
     assert unknown.executions["body"] == 1
@@ -301,12 +306,12 @@ ENTRY %main (w: f32[24,8,128], i: s32[]) -> f32[8,128] {
 )
 def test_replica_groups(text, groups):
     instruction = hlo.Instruction("x", "all-reduce", (), (), ", " + text, "")
-    assert hlo.replica_groups(instruction, 4) == groups
+    assert replica_groups(instruction, 4) == groups
 
 
 def test_unknown_replica_groups_are_refused():
     with pytest.raises(ValueError, match="replica groups"):
-        hlo.replica_groups(hlo.Instruction("x", "all-reduce", (), (), ", replica_groups=<0,1>", ""), 4)
+        replica_groups(hlo.Instruction("x", "all-reduce", (), (), ", replica_groups=<0,1>", ""), 4)
 
 
 @given(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mlperf_jax import making
 from mlperf_jax import plan as command
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel import mesh
@@ -23,8 +24,14 @@ needs_libtpu = pytest.mark.skipif(
 TINY = ["--config.model.stages=(1,)", "--config.model.width=16"]
 
 
+def resnet50(preset, platform, batch, overrides=()):
+    return making.choose("resnet50", preset, platform, overrides, kind=TrainedWorkload, batch=batch).make(
+        synthetic=True
+    )
+
+
 def tiny(platform="tpu", batch=32, overrides=TINY):
-    return command.make_workload("resnet50", "mini", platform, batch, overrides)
+    return resnet50("mini", platform, batch, overrides)
 
 
 def test_topology_names():
@@ -57,7 +64,7 @@ def test_command_says_what_is_missing(capsys):
 
 def test_counted_flops_agree_with_the_closed_formula():
     """ResNet-50 at 224 pixels: within 3 % of the 24.5 GFLOP an image that the layers' sizes give."""
-    workload = command.make_workload("resnet50", "closed", "tpu", 64, ["--config.model.bn_span=0"])
+    workload = resnet50("closed", "tpu", 64, ["--config.model.bn_span=0"])
     state = jax.eval_shape(workload.init, jax.ShapeDtypeStruct((), np.uint32))
     layout = mesh.single_device_layout()
     counted = cost.jaxpr_flops(jax.make_jaxpr(workload.train_step)(state, workload.batch_struct(layout)))
@@ -100,7 +107,7 @@ def test_time_to_train_from_the_reference_points():
     assert between == pytest.approx((39.875 + 41.875) / 2)
     assert "nearest" in reference_epochs.convergence("resnet", 64).how
     assert reference_epochs.convergence("no such benchmark", 64) is None
-    workload = command.make_workload("resnet50", "closed", "tpu", 4096, [])
+    workload = resnet50("closed", "tpu", 4096)
     training = plan.time_to_train(workload, 0.1)
     assert training["steps"] == math.ceil(39.875 * 1281167 / 4096)
     assert training["minutes"] == pytest.approx(training["steps"] * 0.1 / 60)

@@ -13,8 +13,8 @@ from mlperf_logging.package_checker.seed_checker import SeedChecker
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Goal
+from mlperf_jax.nested import plain
 from mlperf_jax.results import events
-from mlperf_jax.results.folders import plain
 
 LARS = {
     "opt_name": "lars",

@@ -13,8 +13,7 @@ from configs.ssd_resnet34 import get_config
 from mlperf_jax import prepare
 from mlperf_jax.config import resolve
 from mlperf_jax.errors import UserError
-from mlperf_jax.inference.command import model_config
-from mlperf_jax.inference.trained import Trained
+from mlperf_jax.inference.trained import Trained, model_config
 from mlperf_jax.metrics.mean_average_precision import GroundTruth
 from mlperf_jax.parallel.layout import STRATEGIES
 from mlperf_jax.parallel.mesh import make_layout, single_device_layout

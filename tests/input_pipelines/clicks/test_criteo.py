@@ -44,7 +44,11 @@ def test_examples_against_plain_python(tmp_path, real, fraction):
     data = input_pipelines.open_dataset("criteo", tmp_path, {"table_fraction": fraction, "num_threads": 1})
     assert data.description == "Criteo 1TB, 5,000 train and 70 eval examples" and not data.fake
     sizes = [math.ceil(size * fraction) for size in criteo.COLUMNS.table_sizes]
-    assert list(data.table_sizes) == sizes and data.num_dense == 13 and data.multi_hot_sizes == (1,) * 26
+    assert (
+        list(data.columns.table_sizes) == sizes
+        and data.columns.num_dense == 13
+        and data.columns.multi_hot_sizes == (1,) * 26
+    )
     batches = list(data.eval_batches(batch_size=32, rows=slice(0, 32)))
     found = {name: np.concatenate([b[name] for b in batches])[:70] for name in batches[0]}
     for row, example in enumerate(real["test"].tolist()):
@@ -128,15 +132,15 @@ def test_fake_set(tmp_path):
     data = input_pipelines.open_dataset("criteo", tmp_path, {"fake": 4100, "table_fraction": 0.01})
     assert (data.num_train, data.num_eval, data.fake) == (4100, 512, True)
     batch = data.read_eval(np.arange(512), ["sparse", "label"])
-    assert (batch["sparse"] < np.array(data.table_sizes)).all() and 0 < batch["label"].mean() < 0.3
+    assert (batch["sparse"] < np.array(data.columns.table_sizes)).all() and 0 < batch["label"].mean() < 0.3
     whole = input_pipelines.open_dataset("criteo", tmp_path, {"fake": 4100})
-    assert whole.table_sizes == criteo.COLUMNS.table_sizes
+    assert whole.columns.table_sizes == criteo.COLUMNS.table_sizes
 
 
 def test_synthetic_examples_have_cut_tables(tmp_path):
     data = input_pipelines.open_dataset("criteo", tmp_path, {"synthetic": True, "table_fraction": 0.001})
-    assert data.num_train == criteo.NUM_TRAIN and data.table_sizes[0] == 39885
-    assert (data.read_eval(np.arange(64), ["sparse"])["sparse"] < np.array(data.table_sizes)).all()
+    assert data.num_train == criteo.NUM_TRAIN and data.columns.table_sizes[0] == 39885
+    assert (data.read_eval(np.arange(64), ["sparse"])["sparse"] < np.array(data.columns.table_sizes)).all()
 
 
 def test_synthetic_examples_come_in_order_and_differ(tmp_path):

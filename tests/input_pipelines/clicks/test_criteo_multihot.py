@@ -230,7 +230,7 @@ def test_fake_set(tmp_path):
     data = input_pipelines.open_dataset("criteo_multihot", tmp_path, options)
     assert (data.num_train, data.num_eval, data.fake) == (101, 12, True)
     batch = data.read_eval(np.arange(12), ["sparse"])
-    sizes = np.repeat(data.table_sizes, data.multi_hot_sizes)
+    sizes = data.columns.rows
     assert batch["sparse"].shape == (12, 214) and (batch["sparse"] < sizes).all()
     with pytest.raises(UserError, match="at least 2"):
         input_pipelines.prepare("criteo_multihot", tmp_path, fake=1)

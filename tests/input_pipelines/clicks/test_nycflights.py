@@ -151,7 +151,7 @@ def test_from_the_packed_table_to_batches(tmp_path, monkeypatch, data):
     assert "nycflights13" in input_pipelines.prepare("nycflights", tmp_path)
     assert prepared.read_manifest(tmp_path / "nycflights")["num_train"] == len(data.train)
     dataset = input_pipelines.open_dataset("nycflights", tmp_path, {})
-    assert dataset.table_sizes == columns.table_sizes and dataset.num_dense == 8
+    assert dataset.columns == columns
     batches = list(dataset.eval_batches(batch_size=50, rows=slice(0, 50)))
     batch = {name: np.concatenate([b[name] for b in batches]) for name in dataset.eval_spec}
     real = batch.pop("mask") > 0
@@ -164,13 +164,13 @@ def test_from_the_packed_table_to_batches(tmp_path, monkeypatch, data):
 def test_synthetic_examples_stay_within_the_tables(tmp_path):
     dataset = input_pipelines.open_dataset("nycflights", tmp_path, {"synthetic": True})
     assert dataset.num_train == 261_877 and dataset.num_eval == 65_469 and dataset.fake
-    assert dataset.table_sizes == tuple(nycflights.TABLE_SIZES.values()) and dataset.num_dense == 8
+    assert dataset.columns == nycflights.COLUMNS and dataset.columns.num_dense == 8
     with contextlib.closing(
         dataset.train_batches(seed=0, batch_size=64, start_step=0, rows=slice(0, 64))
     ) as batches:
         batch = next(batches)
     assert {name: (v.shape[1:], v.dtype) for name, v in batch.items()} == dataset.train_spec
-    assert (batch["sparse"] >= 0).all() and (batch["sparse"] < np.array(dataset.table_sizes)).all()
+    assert (batch["sparse"] >= 0).all() and (batch["sparse"] < np.array(dataset.columns.table_sizes)).all()
     assert set(batch["label"].tolist()) == {0.0, 1.0}
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mlperf_jax.results.folders import PICTURES
-from mlperf_jax.rounds.descriptions import flatten
+from mlperf_jax.rounds.objects import flat_texts, read_object
 from mlperf_jax.rounds.training_logs import RunLog
 
-_MOST_BYTES = 4 << 20
 _MOST_PICTURES, _MOST_PICTURE_BYTES = 64, 1 << 20
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -43,7 +40,7 @@ def read_own_run(log: RunLog) -> OwnRun | None:
     command = status.get("command") or files["config"].get("command") or ""
     if isinstance(command, list):
         command = shlex.join(map(str, command))
-    facts = {name: flatten(files[name]) for name in ("config", "versions", "devices")}
+    facts = {name: flat_texts(files[name]) for name in ("config", "versions", "devices")}
     return OwnRun(str(status.get("state", "")), str(command), facts, tuple(_pictures(folder / PICTURES)))
 
 
@@ -66,13 +63,3 @@ def run_folder(log_path: Path) -> Path | None:
         return None
     folder = parents[3] / "runs" / parents[1].name / parents[0].name / f"run_{number}"
     return folder if folder.is_dir() else None
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is none, for a report is no place to fail on that."""
-    try:
-        with open(path, "rb") as file:
-            found = json.loads(file.read(_MOST_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -1,0 +1,57 @@
+"""Prints each workload's share of test time, from what pytest wrote as JUnit's XML.
+
+    python .ci/shares.py together.xml alone.xml
+
+A test file belongs to the first workload of which its path holds a word, and to the spine if to none. A new
+workload is a line of `WORKLOADS`: its models, data, task and metric as its test files name them.
+"""
+
+from __future__ import annotations
+
+import collections
+import sys
+from xml.etree import ElementTree
+
+SPINE = "spine"  # what all workloads share
+WORKLOADS = {
+    "ssd_resnet34": ("ssd", "coco", "composites", "box", "detection", "average_precision"),
+    "resnet50": ("resnet", "imagenet", "preprocessing", "classification"),
+    "transformer": ("transformer", "translation", ".text.", "beam_search", "bleu"),
+    "dlrm, dlrm_dcnv2": ("dlrm", "recommendation", "click", "embedding", "sparse", "auc"),
+    "minigo": ("minigo", "reinforcement", ".go.", "tensorflow_file"),
+}
+
+
+def workload_of(file: str) -> str:
+    """`tests.models.test_dlrm` -> `dlrm, dlrm_dcnv2`."""
+    return next((name for name, words in WORKLOADS.items() if any(word in file for word in words)), SPINE)
+
+
+def seconds_by_file(paths: list[str]) -> dict[str, float]:
+    """What the tests of each file took, with what was made for them; by its dotted name."""
+    seconds: dict[str, float] = collections.defaultdict(float)
+    for path in paths:
+        for case in ElementTree.parse(path).iter("testcase"):
+            seconds[case.get("classname", "")] += float(case.get("time", 0))
+    return seconds
+
+
+def table(seconds: dict[str, float]) -> list[str]:
+    """A line a workload, the largest share first, with its slowest file."""
+    files = collections.defaultdict(list)
+    for file in sorted(seconds, key=seconds.__getitem__, reverse=True):
+        files[workload_of(file)].append(file)
+    spent = {name: sum(seconds[file] for file in found) for name, found in files.items()}
+    whole = sum(spent.values()) or 1.0
+    lines = [f"share of {whole:.0f} s of tests (several at a time):"]
+    for name in sorted(spent, key=spent.__getitem__, reverse=True):
+        slowest = files[name][0]
+        lines.append(
+            f"  {name:17} {spent[name] / whole:4.0%} {spent[name]:6.0f} s in {len(files[name]):2} files,"
+            f" of which {seconds[slowest]:.0f} s in {slowest}"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    print("\n".join(table(seconds_by_file(sys.argv[1:]))))

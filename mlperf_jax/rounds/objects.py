@@ -1,0 +1,53 @@
+"""JSON objects that anybody wrote, read without failing and told in words."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlperf_jax.nested import flatten
+
+_MOST_BYTES = 64 << 20
+_MOST_ITEMS = 200  # told of one list or dict
+# Words by which submitters say that they have nothing to say.
+_EMPTY = {"", "-", "n/a", "na", "none", "null", "not stated", "no", "tbd", "0", "n/a.", "not applicable"}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is none, for a report is no place to fail on that."""
+    try:
+        with open(path, "rb") as file:
+            found = json.loads(file.read(_MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def command_in(record: Mapping[str, Any]) -> str:
+    """What was typed to make a run of ours, as its records hold it; "" where they do not."""
+    words = record.get("command")
+    return shlex.join(map(str, words)) if isinstance(words, list) else ""
+
+
+def flat_texts(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Everything said in an object, as (dotted name, text): {"nodes": [{"cpu": "Xeon"}]} is ("nodes.0.cpu", "Xeon")."""
+    texts = ((name, text(value)) for name, value in flatten(_by_name(record)).items())
+    return tuple((name, said) for name, said in texts if said)
+
+
+def _by_name(value: Any) -> Any:
+    """Lists as dicts by index, and no more of either than anybody reads."""
+    if isinstance(value, (dict, list)):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        return {str(name): _by_name(item) for name, item in itertools.islice(pairs, _MOST_ITEMS)}
+    return value
+
+
+def text(said: Any) -> str:
+    """A string or number as one line of bounded length; "" where it says nothing."""
+    line = " ".join(str(said).split()) if isinstance(said, (str, int, float)) else ""
+    return "" if line.lower() in _EMPTY else line[:300]

@@ -1,0 +1,106 @@
+"""Published arrays, to be taken by name into a model's tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mlperf_jax.errors import UserError
+
+_EPSILON = 1e-5
+
+
+class Source:
+    """Published arrays, each to be taken once.
+
+    Attributes:
+        hint: what may be the matter where one is missing.
+    """
+
+    hint = "are they of another model, or of another depth?"
+
+    def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
+        self._left = dict(tensors)
+
+    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """An array in float32.
+
+        Raises:
+            UserError: it is missing or has another shape.
+        """
+        if name not in self._left:
+            raise UserError(f"The weights have no {name}; {self.hint}")
+        array = self._left.pop(name)
+        if array.shape != shape:
+            raise UserError(f"The weights' {name} has shape {array.shape} where this model has {shape}.")
+        return np.asarray(array, np.float32)
+
+
+class TorchSource(Source):
+    """Arrays of layers as PyTorch has them."""
+
+    def conv(
+        self, name: str, size: int, features_in: int, features_out: int, *, bias: bool = False
+    ) -> dict[str, np.ndarray]:
+        kernel = self.take(f"{name}.weight", (features_out, features_in, size, size))
+        biases = {"bias": self.take(f"{name}.bias", (features_out,))} if bias else {}
+        return {"kernel": kernel.transpose(2, 3, 1, 0)} | biases
+
+    def dense(self, name: str, features_in: int, features_out: int) -> dict[str, np.ndarray]:
+        kernel = self.take(f"{name}.weight", (features_out, features_in))
+        return {"kernel": kernel.T, "bias": self.take(f"{name}.bias", (features_out,))}
+
+    def norm(
+        self, name: str, conv: str, features: int
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """(parameters, statistics)
+
+        A convolution with a bias and without a batch norm after it (they were folded together) gets one
+        that only adds the bias.
+        """
+        shape = (features,)
+        if f"{name}.running_mean" not in self._left and f"{conv}.bias" in self._left:
+            one, zero = np.ones(shape, np.float32), np.zeros(shape, np.float32)
+            folded = {"scale": one, "bias": self.take(f"{conv}.bias", shape)}
+            return folded, {"mean": zero, "var": one - np.float32(_EPSILON)}
+        params = {"scale": self.take(f"{name}.weight", shape), "bias": self.take(f"{name}.bias", shape)}
+        stats = {
+            "mean": self.take(f"{name}.running_mean", shape),
+            "var": self.take(f"{name}.running_var", shape),
+        }
+        return params, stats
+
+    def block(
+        self, name: str, convs: Sequence[tuple[int, int, int]], shortcut: tuple[int, int] | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(parameters, statistics) of a residual block as torchvision names it.
+
+        Args:
+            name: of the block.
+            convs: size, features in and out of its convolutions.
+            shortcut: features in and out of the projection, None where there is none.
+        """
+        layers = [(str(i), f"conv{i}", f"bn{i}", *sizes) for i, sizes in enumerate(convs, 1)]
+        if shortcut:
+            layers.append(("_shortcut", "downsample.0", "downsample.1", 1, *shortcut))
+        params, stats = {}, {}
+        for suffix, conv, norm, size, features_in, features_out in layers:
+            params[f"conv{suffix}"] = self.conv(f"{name}.{conv}", size, features_in, features_out)
+            params[f"norm{suffix}"], stats[f"norm{suffix}"] = self.norm(
+                f"{name}.{norm}", f"{name}.{conv}", features_out
+            )
+        return params, stats
+
+    def refuse_left_over(self) -> None:
+        # Anything of layers and weights; not a file's own counters and constants.
+        left = [
+            name
+            for name in self._left
+            if name.endswith((".weight", ".bias", ".running_mean", ".running_var"))
+        ]
+        if left:
+            raise UserError(
+                f"The weights have {left[0]}, which this model does not; they are of another model."
+            )
