@@ -15,6 +15,7 @@ predictors that look at every third cell.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -129,20 +130,16 @@ class Backbone(nnx.Module):
         return x
 
 
+_conv = functools.partial(Conv, bias=True, kernel_init=initializers.glorot_uniform())
+
+
 class ExtraStage(nnx.Module):
     """1x1, ReLU, 3x3 (strided), ReLU."""
 
     def __init__(
-        self,
-        features: int,
-        inner: int,
-        outer: int,
-        stride: int,
-        padding: int,
-        *,
-        policy: Policy,
-        rngs: nnx.Rngs,
+        self, features: int, inner: int, outer: int, stride: int, pad: int, *, policy: Policy, rngs: nnx.Rngs
     ) -> None:
+        padding = ((pad, pad), (pad, pad))
         self.conv1 = _conv(features, inner, 1, policy=policy, rngs=rngs)
         self.conv2 = _conv(inner, outer, 3, stride=stride, padding=padding, policy=policy, rngs=rngs)
 
@@ -157,12 +154,11 @@ class Predictor(nnx.Module):
     def __init__(
         self, features: int, anchors: int, config: SSDConfig, *, policy: Policy, rngs: nnx.Rngs
     ) -> None:
-        def conv(values: int) -> Conv:
-            return _conv(
-                features, values * anchors, 3, stride=config.head_stride, padding=1, policy=policy, rngs=rngs
-            )
-
-        self.boxes, self.classes = conv(4), conv(config.num_classes)
+        conv = functools.partial(
+            _conv, stride=config.head_stride, padding=((1, 1), (1, 1)), policy=policy, rngs=rngs
+        )
+        self.boxes = conv(features, 4 * anchors, 3)
+        self.classes = conv(features, config.num_classes * anchors, 3)
         self.anchors = anchors
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -174,30 +170,6 @@ class Predictor(nnx.Module):
         batch, height, width, channels = x.shape
         x = x.reshape(batch, height, width, channels // self.anchors, self.anchors).transpose(0, 4, 1, 2, 3)
         return x.reshape(batch, self.anchors * height * width, -1)
-
-
-def _conv(
-    features_in: int,
-    features_out: int,
-    size: int,
-    *,
-    stride: int = 1,
-    padding: int = 0,
-    policy: Policy,
-    rngs: nnx.Rngs,
-) -> Conv:
-    """With a bias, padded by so many pixels on every side."""
-    return Conv(
-        features_in,
-        features_out,
-        size,
-        stride=stride,
-        padding=((padding, padding), (padding, padding)),
-        bias=True,
-        kernel_init=initializers.glorot_uniform(),
-        policy=policy,
-        rngs=rngs,
-    )
 
 
 class SSD(nnx.Module):
@@ -248,10 +220,8 @@ class SSD(nnx.Module):
             x = self.extras[f"stage{i}"](x)
             found.append(self.heads[f"map{i + 1}"](x))
         codes, logits = (jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
-        return self._pinned(codes), self._pinned(logits)
-
-    def _pinned(self, x: jax.Array) -> jax.Array:
-        return constrain(x.astype(self.dtype), "batch", None, None)
+        axes = ("batch", None, None)
+        return constrain(codes.astype(self.dtype), *axes), constrain(logits.astype(self.dtype), *axes)
 
 
 def flops_per_image(config: SSDConfig, *, train: bool) -> int:

@@ -9,7 +9,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.typing import ArrayLike
 
 from mlperf_jax.detection import boxes as box
 
@@ -52,9 +52,7 @@ class Selection:
     detections: int = 200
 
 
-def detect(
-    codes: jax.Array, logits: jax.Array, anchors: jax.Array | np.ndarray, selection: Selection
-) -> Detections:
+def detect(codes: jax.Array, logits: jax.Array, anchors: ArrayLike, selection: Selection) -> Detections:
     """Decodes predictions, and suppresses what is not the best of its class and place.
 
     Args:

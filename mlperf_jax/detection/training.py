@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.typing import ArrayLike
 
 from mlperf_jax.detection import boxes as box
 
@@ -44,11 +44,7 @@ def match(corners: jax.Array, labels: jax.Array, anchors: jax.Array) -> tuple[ja
 
 
 def multibox_loss(
-    codes: jax.Array,
-    logits: jax.Array,
-    corners: jax.Array,
-    labels: jax.Array,
-    anchors: jax.Array | np.ndarray,
+    codes: jax.Array, logits: jax.Array, corners: jax.Array, labels: jax.Array, anchors: ArrayLike
 ) -> jax.Array:
     """Smooth L1 of boxes plus cross-entropy of classes over the matched anchors, in at least float32.
 

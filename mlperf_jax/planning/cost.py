@@ -126,23 +126,17 @@ def hlo_flops(module: Module) -> int:
 
 def instruction_flops(instruction: Instruction, computation: Computation) -> int:
     """FLOPs of one product or convolution, 0 for anything else."""
-    if instruction.opcode == "dot":
-        left = computation[instruction.operands[0]].shapes[0]
-        contracted = re.findall(r"\d+", instruction.attribute("lhs_contracting_dims") or "")
-        return 2 * instruction.shapes[0].size * math.prod(left.dims[int(d)] for d in contracted)
     if instruction.opcode == "convolution" or "__cudnn$conv" in instruction.attributes:
         return _convolution_flops(instruction, computation)
-    if "__cublas$" in instruction.attributes:
-        return _gemm_flops(instruction, computation)
-    return 0
-
-
-def _gemm_flops(instruction: Instruction, computation: Computation) -> int:
-    """A library call that stands for a dot: the output is the first array of its result."""
-    config = instruction.backend_config.get("gemm_backend_config", {}).get("dot_dimension_numbers", {})
+    if instruction.opcode == "dot":
+        contracted = re.findall(r"\d+", instruction.attribute("lhs_contracting_dims") or "")
+    elif "__cublas$" in instruction.attributes:  # stands for a dot: its output is the first of its results
+        config = instruction.backend_config.get("gemm_backend_config", {})
+        contracted = config.get("dot_dimension_numbers", {}).get("lhs_contracting_dimensions", [])
+    else:
+        return 0
     left = computation[instruction.operands[0]].shapes[0]
-    contracted = [int(d) for d in config.get("lhs_contracting_dimensions", [])]
-    return 2 * instruction.shapes[0].size * math.prod(left.dims[d] for d in contracted)
+    return 2 * instruction.shapes[0].size * math.prod(left.dims[int(d)] for d in contracted)
 
 
 def _convolution_flops(instruction: Instruction, computation: Computation) -> int:
