@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mlperf_jax import config as configs
 from mlperf_jax import platform as platforms
 
 platforms.configure("cpu")
@@ -30,14 +29,14 @@ import loadgen_py as lg  # noqa: E402
 from loadgen_py.jax_sut import BatchingSut, InlineSut  # noqa: E402
 from loadgen_py.official import run_official  # noqa: E402
 from loadgen_py.replica import Replica, Samples  # noqa: E402
-from mlperf_jax import workload as registry  # noqa: E402
+from mlperf_jax import making  # noqa: E402
 from mlperf_jax.inference.replicas import make_replicas  # noqa: E402
 from mlperf_jax.inference.trained import Trained  # noqa: E402
 from mlperf_jax.parallel.layout import STRATEGIES  # noqa: E402
-from mlperf_jax.precision import resolve_policy  # noqa: E402
 from mlperf_jax.results import system  # noqa: E402
 from mlperf_jax.results.folders import write_json  # noqa: E402
-from mlperf_jax.workload import State, Workload  # noqa: E402
+from mlperf_jax.workload import State  # noqa: E402
+from mlperf_jax.workloads.image_classification import ResNet50  # noqa: E402
 
 ROUNDS = 15
 SECONDS = 0.3
@@ -51,7 +50,7 @@ def main() -> int:
     workload = _workload()
     (replica,) = make_replicas(
         workload,
-        Trained("random", {}, None, lambda struct: _random_state(workload)),
+        Trained("random", {}, None, lambda workload, layout: _random_state()),
         STRATEGIES["dp"],
         {},
         capacity=LOADED,
@@ -87,13 +86,13 @@ def main() -> int:
     return 0
 
 
-def _workload() -> Workload:
-    config = configs.resolve(configs.base_config("resnet50", "mini"), [])
-    cls = registry.find("resnet50")
-    return cls(config, resolve_policy("float32", "cpu"), data_dir=Path(), synthetic=True)
+def _workload() -> ResNet50:
+    recipe = making.choose("resnet50", "mini", "cpu", ["--config.precision=float32"], kind=ResNet50)
+    return recipe.make(synthetic=True)
 
 
-def _random_state(workload: Workload) -> State:
+def _random_state() -> State:
+    workload = _workload()
     state = jax.jit(workload.init)(jnp.uint32(0))
     return workload.served_state(state)
 

@@ -35,7 +35,7 @@ def base_config(workload: str, preset: str) -> ConfigDict:
     if ":" in workload:
         from mlperf_jax import workload as registry
 
-        source: Any = registry.find(workload)
+        source: Any = registry.find(workload, registry.Workload)
         if not hasattr(source, "get_config"):
             raise UserError(
                 f"--workload={workload} has no get_config(preset); add that classmethod, see configs/."

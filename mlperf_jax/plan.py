@@ -64,18 +64,18 @@ def _plan(overrides: list[str]) -> int:
     from mlperf_jax import making
     from mlperf_jax.parallel import mesh
     from mlperf_jax.planning import compilation, plan, plan_report, topology
-    from mlperf_jax.workload import ServedWorkload, TrainedWorkload
+    from mlperf_jax.workload import ServedWorkload, TrainedWorkload, Workload
 
     where = topology.parse(FLAGS.topology)
     strategies = [mesh.find_strategy(name) for name in FLAGS.sharding.split(",")]
     asked = mesh.asked_of(strategies, mesh.parse_mesh(FLAGS.mesh) if FLAGS.mesh else {})
-    kind: type[Any] = ServedWorkload if FLAGS.scenario else TrainedWorkload
+    kind: type[Workload] = ServedWorkload if FLAGS.scenario else TrainedWorkload
     recipe = making.choose(
         FLAGS.workload, FLAGS.preset, where.platform, overrides, kind=kind, batch=FLAGS.batch
     )
     workload = recipe.make(synthetic=True)
     cache_dir = Path(FLAGS.cache_dir).expanduser() if FLAGS.cache_dir else compilation.default_cache_dir()
-    what = f"a query of {FLAGS.scenario}" if FLAGS.scenario else f"global batch {workload.batch_size:,}"
+    what = f"a query of {FLAGS.scenario}" if FLAGS.scenario else f"global batch {workload.config.batch_size:,}"
     print(
         f"{FLAGS.workload} ({FLAGS.preset}), {what} on {where.name}: "
         f"{where.num_chips} chips, {where.num_devices} devices. "
@@ -94,13 +94,13 @@ def _plan(overrides: list[str]) -> int:
         facts = {
             "workload": FLAGS.workload,
             "preset": FLAGS.preset,
-            "batch_size": workload.batch_size,
+            "batch_size": workload.config.batch_size,
             "scenario": FLAGS.scenario,
             "precision": workload.config.precision,
             "overrides": overrides,
         }
         plan_report.write_json(folder / "plan.json", plan_report.record(plans, where, facts))
-        title = f"{FLAGS.workload} ({FLAGS.preset}), batch {workload.batch_size:,}, {where.name}: predicted"
+        title = f"{FLAGS.workload} ({FLAGS.preset}), batch {workload.config.batch_size:,}, {where.name}: predicted"
         plan_report.write_figure(folder / "plan.svg", plans, title)
         print(f"\nwritten: {folder / 'plan.json'}, {folder / 'plan.svg'}")
     return 0

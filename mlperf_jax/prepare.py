@@ -29,7 +29,7 @@ def prepare(workload: str, preset: str, data_dir: Path, *, fake: int = 0, verify
     Raises:
         UserError: there is no such workload, it has no data set, or as `input_pipelines.prepare`.
     """
-    registry.find(workload)
+    registry.find(workload, registry.Workload)
     data = configs.base_config(workload, preset).get("data", {})
     if "name" not in data:
         raise UserError(

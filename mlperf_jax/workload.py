@@ -49,7 +49,7 @@ Evaluation = dict[str, float]
 Metrics = dict[str, jax.Array]
 
 
-SampleSpec = dict[str, tuple[tuple[int, ...], np.dtype]]
+SampleSpec = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 """Shape (without batch axis) and dtype of each input of one sample."""
 
 
@@ -445,7 +445,7 @@ def names() -> list[str]:
 W = TypeVar("W", bound=Workload)
 
 
-def find(name: str, kind: type[W] = Workload) -> type[W]:
+def find(name: str, kind: type[W]) -> type[W]:
     """Returns the class of a workload, imported only now.
 
     Args:

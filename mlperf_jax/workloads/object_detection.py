@@ -163,7 +163,7 @@ class ObjectDetection(BackboneWorkload[M, DetectionDataset]):
 
     def sample_spec(self) -> SampleSpec:
         """The image, and the sample's own number, which the accuracy log wants in every answer."""
-        return super().sample_spec() | {"index": ((), np.dtype(np.int32))}
+        return dict(super().sample_spec()) | {"index": ((), np.dtype(np.int32))}
 
     def read_samples(self, indices: np.ndarray) -> Batch:
         return super().read_samples(indices) | {"index": np.asarray(indices, np.int32)}

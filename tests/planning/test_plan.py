@@ -16,6 +16,7 @@ from mlperf_jax import plan as command
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel import mesh
 from mlperf_jax.planning import compilation, cost, plan, reference_epochs, topology
+from mlperf_jax.workload import TrainedWorkload
 from models.resnet import ResNetConfig, flops_per_image
 
 needs_libtpu = pytest.mark.skipif(

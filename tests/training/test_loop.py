@@ -272,7 +272,7 @@ def test_data_phase_that_ends_early_is_named(resnet, monkeypatch):
 
 @pytest.mark.parametrize("name", ["SparseTable", "Nim"])
 def test_toys_learn_through_the_unchanged_loop_and_agree_in_every_layout(name):
-    cls = registry.find(f"tests.toys:{name}")
+    cls = registry.find(f"tests.toys:{name}", registry.Workload)
     results = []
     for strategy, count in ((None, 1), ("fsdp", 4)):
         engine = engine_of(toys.make(cls, "float64", steps_per_dispatch=count), strategy)
@@ -332,8 +332,8 @@ def test_window_of_self_play_is_state_and_is_not_made_twice():
 
 def test_registry_refuses_what_is_no_workload():
     with pytest.raises(UserError, match="is no subclass of mlperf_jax.workload.Workload"):
-        registry.find("tests.toys:make")
+        registry.find("tests.toys:make", registry.Workload)
     with pytest.raises(UserError, match="cannot be loaded .*Missing"):
-        registry.find("tests.toys:Missing")
+        registry.find("tests.toys:Missing", registry.Workload)
     with pytest.raises(UserError, match="did you mean resnet50"):
-        registry.find("resnet")
+        registry.find("resnet", registry.Workload)
