@@ -75,7 +75,9 @@ def _plan(overrides: list[str]) -> int:
     )
     workload = recipe.make(synthetic=True)
     cache_dir = Path(FLAGS.cache_dir).expanduser() if FLAGS.cache_dir else compilation.default_cache_dir()
-    what = f"a query of {FLAGS.scenario}" if FLAGS.scenario else f"global batch {workload.config.batch_size:,}"
+    what = (
+        f"a query of {FLAGS.scenario}" if FLAGS.scenario else f"global batch {workload.config.batch_size:,}"
+    )
     print(
         f"{FLAGS.workload} ({FLAGS.preset}), {what} on {where.name}: "
         f"{where.num_chips} chips, {where.num_devices} devices. "

@@ -1,15 +1,23 @@
 """What the seam carries besides the six minis: falling and several goals, buckets, frozen and averaged parameters."""
 
+import contextlib
+import itertools
+
 import jax
 import numpy as np
 import pytest
 
+from mlperf_jax.errors import Stopped, UserError
 from mlperf_jax.goals import Direction, Goal, reached
 from mlperf_jax.parallel.layout import STRATEGIES
 from mlperf_jax.parallel.mesh import make_layout, single_device_layout
+from mlperf_jax.results.events import read_events
+from mlperf_jax.training import run
+from mlperf_jax.training.checkpoints import Checkpoints
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.frozen import fingerprint
 from mlperf_jax.training.loop import train
+from mlperf_jax.training.stop import StopSignal
 from tests import toys, toys_text
 from tests.training.test_loop import Log, session
 
@@ -156,3 +164,59 @@ def test_layouts_agree_with_one_device(engine, strategy):
         states.append(arrays(state))
     for name, expected in states[0].items():
         np.testing.assert_allclose(states[1][name], expected, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+# Through the train command.
+
+
+def command(folder, **changes):
+    """Trains for two epochs at most; returns the run's folder, log and status."""
+    workload = toys.make(toys_text.Tagger, "float64", max_epochs=2, target__error=0.0, **changes)
+    options = run.TrainOptions("mini", folder, system="here", seed=7, command=("train",))
+    status = run.train_command(workload, single_device_layout(), options)
+    return folder / "mini" / "runs" / "here" / "toy_tagger" / "run_0", status
+
+
+def saved(folder):
+    return Checkpoints(folder / "checkpoints"), Engine(
+        toys.make(toys_text.Tagger, "float64"), single_device_layout()
+    )
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    whole, status = command(tmp_path / "whole")
+    assert status == 1
+    asked = itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(StopSignal, "requested", lambda self: next(asked) > 8)
+        with pytest.raises(Stopped):
+            command(tmp_path / "stopped")
+    resumed, _ = command(tmp_path / "stopped")
+    states = []
+    for folder in (whole, resumed):
+        checkpoints, engine = saved(folder)
+        with contextlib.closing(checkpoints):
+            states.append(arrays(checkpoints.restore(engine.saved(engine.state))))
+    assert not [name for name in states[0] if "frozen" in name]
+    for name, expected in states[0].items():
+        np.testing.assert_array_equal(states[1][name], expected, err_msg=name)
+    logs = [
+        read_events(folder.parents[3] / "results/here/toy_tagger/result_0.txt") for folder in (whole, resumed)
+    ]
+    told = [{e.key: e.value for e in log if e.key in ("eval_accuracy", "frozen_weights")} for log in logs]
+    assert told[0] == told[1] and told[0]["frozen_weights"]["source"] == "drawn from the seed"
+    assert [e.key for e in logs[1]].count("resumed") == 1
+
+
+def test_a_run_refuses_other_frozen_weights_than_it_began_with(tmp_path, monkeypatch):
+    asked = itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(StopSignal, "requested", lambda self: next(asked) > 8)
+        with pytest.raises(Stopped):
+            command(tmp_path)
+    drawn = toys_text.Tagger.frozen_state
+    monkeypatch.setattr(
+        toys_text.Tagger, "frozen_state", lambda self, struct, seed: drawn(self, struct, seed + 1)
+    )
+    with pytest.raises(UserError, match="is not what it began with"):
+        command(tmp_path)
