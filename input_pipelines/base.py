@@ -19,7 +19,7 @@ from absl import flags
 
 Spec = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 """Shape (without batch axis) and dtype of each field of an example."""
-Batch = dict[str, np.ndarray]
+HostBatch = dict[str, np.ndarray]
 MapRows = Callable[[Callable[[int], None], Iterable[int]], Iterable[None]]
 """`map`, or that of a pool."""
 
@@ -29,9 +29,9 @@ _ENDLESS = 2**40  # steps; at a thousand a second this is 35 years
 class BatchIterator(Protocol):
     """Batches that are made ahead of time in the background; `close` ends the threads that make them."""
 
-    def __iter__(self) -> Iterator[Batch]: ...
+    def __iter__(self) -> Iterator[HostBatch]: ...
 
-    def __next__(self) -> Batch: ...
+    def __next__(self) -> HostBatch: ...
 
     def close(self) -> None: ...
 
@@ -73,11 +73,11 @@ class Dataset(abc.ABC):
         self._prefetched = functools.partial(prefetched, num_threads=num_threads, num_workers=num_workers)
 
     @abc.abstractmethod
-    def read_train(self, start: int, stop: int, seed: int) -> Batch:
+    def read_train(self, start: int, stop: int, seed: int) -> HostBatch:
         """Returns the examples at positions [start, stop) of the global stream; a pure function."""
 
     @abc.abstractmethod
-    def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> Batch:
+    def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> HostBatch:
         """Returns the named fields [N, ...] of eval examples [N], in their order, without a mask."""
 
     def train_batches(self, *, seed: int, batch_size: int, start_step: int, rows: slice) -> BatchIterator:
@@ -94,7 +94,7 @@ class Dataset(abc.ABC):
         make_batch = functools.partial(self._train_batch, seed=seed, batch_size=batch_size, rows=rows)
         return self._prefetched(make_batch, start_step)
 
-    def _train_batch(self, step: int, *, seed: int, batch_size: int, rows: slice) -> Batch:
+    def _train_batch(self, step: int, *, seed: int, batch_size: int, rows: slice) -> HostBatch:
         first = step * batch_size
         return self.read_train(first + rows.start, first + rows.stop, seed)
 
@@ -106,12 +106,12 @@ class Dataset(abc.ABC):
         make_batch = functools.partial(self._eval_batch, batch_size=batch_size, rows=rows)
         return self._prefetched(make_batch, 0, num_eval_batches(self.num_eval, batch_size))
 
-    def _eval_batch(self, index: int, *, batch_size: int, rows: slice) -> Batch:
+    def _eval_batch(self, index: int, *, batch_size: int, rows: slice) -> HostBatch:
         first = index * batch_size
         examples = np.arange(*(min(first + row, self.num_eval) for row in (rows.start, rows.stop)))
         return _with_mask(self._eval_rows(examples), rows.stop - rows.start)
 
-    def _eval_rows(self, examples: np.ndarray) -> Batch:
+    def _eval_rows(self, examples: np.ndarray) -> HostBatch:
         """All fields of eval examples [N], in the one thread that makes a batch."""
         return self.read_eval(examples, [name for name in self.eval_spec if name != "mask"])
 
@@ -143,7 +143,7 @@ def num_eval_batches(num_examples: int, batch_size: int) -> int:
     return -(-num_examples // batch_size)
 
 
-def _with_mask(fields: Mapping[str, np.ndarray], num_rows: int) -> Batch:
+def _with_mask(fields: Mapping[str, np.ndarray], num_rows: int) -> HostBatch:
     """Pads every field with zeros to `num_rows` rows and adds the mask of the real ones, [rows] float32."""
     num_real = _common_length(fields)
     batch = {name: np.zeros((num_rows, *value.shape[1:]), value.dtype) for name, value in fields.items()}
@@ -159,7 +159,7 @@ def num_threads(options: Mapping[str, Any]) -> int:
 
 
 def prefetched(
-    make_batch: Callable[[int], Batch],
+    make_batch: Callable[[int], HostBatch],
     start: int,
     stop: int = _ENDLESS,
     *,
@@ -226,14 +226,14 @@ class InMemoryDataset(Dataset):
         )
         self._train, self._eval = dict(train), dict(evaluation)
 
-    def read_train(self, start: int, stop: int, seed: int) -> Batch:
+    def read_train(self, start: int, stop: int, seed: int) -> HostBatch:
         examples = self._examples_at(np.arange(start, stop), seed)
         return {name: value[examples] for name, value in self._train.items()}
 
     def _examples_at(self, positions: np.ndarray, seed: int) -> np.ndarray:
         return examples_at(positions, seed=seed, num_examples=self.num_train)
 
-    def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> Batch:
+    def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> HostBatch:
         return {name: self._eval[name][indices] for name in fields}
 
 

@@ -40,8 +40,8 @@ from mlperf_jax.workload import (
     Metrics,
     Notes,
     Program,
-    SampleSpec,
     ServedWorkload,
+    Spec,
     State,
     TrainedWorkload,
 )
@@ -239,7 +239,7 @@ class GradientWorkload(TrainedWorkload, ServedWorkload, Generic[M]):
 
     # Shapes.
 
-    def _structs(self, spec: SampleSpec, size: int, layout: Layout) -> Batch:
+    def _structs(self, spec: Spec, size: int, layout: Layout) -> Batch:
         def struct(name: str) -> jax.ShapeDtypeStruct:
             shape, dtype = spec[name]
             axes = self.batch_axes(name)
@@ -398,7 +398,7 @@ class SupervisedWorkload(GradientWorkload[M], Generic[M, D]):
         """Examples of the evaluation set, where a sample is one of those."""
         return self.num_eval
 
-    def sample_spec(self) -> SampleSpec:
+    def sample_spec(self) -> Spec:
         return {name: self.dataset.eval_spec[name] for name in self.input_names}
 
     def read_samples(self, indices: np.ndarray) -> Batch:

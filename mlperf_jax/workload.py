@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from input_pipelines.base import Spec
 from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Direction, Goal, Quality
 from mlperf_jax.parallel.layout import Layout
@@ -47,10 +48,6 @@ State = dict[str, Any]
 Batch = dict[str, Any]
 Evaluation = dict[str, float]
 Metrics = dict[str, jax.Array]
-
-
-SampleSpec = Mapping[str, tuple[tuple[int, ...], np.dtype]]
-"""Shape (without batch axis) and dtype of each input of one sample."""
 
 
 class Bucketed(NamedTuple):
@@ -369,11 +366,11 @@ class ServedWorkload(Workload):
     def num_samples(self) -> int:
         """Samples of inference."""
 
-    def sample_spec(self) -> SampleSpec:
+    def sample_spec(self) -> Spec:
         """The inputs of one sample, where all samples have the same shapes."""
         raise NotImplementedError
 
-    def sample_specs(self) -> Mapping[str, SampleSpec]:
+    def sample_specs(self) -> Mapping[str, Spec]:
         """Bucket -> the inputs of one of its samples; by default one bucket, called ""."""
         return {"": self.sample_spec()}
 

@@ -130,7 +130,7 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, start: int, stop: int, out: base.Batch) -> None:
+    def read(self, start: int, stop: int, out: base.HostBatch) -> None:
         """Writes examples [start, stop) into arrays of that length: dense, sparse and label."""
         ...
 
@@ -172,17 +172,17 @@ class MappedClicks(ClickDataset):
         self.columns = columns
         self._train, self._eval, self._block = train, evaluation, block
 
-    def read_train(self, start: int, stop: int, seed: int) -> base.Batch:
+    def read_train(self, start: int, stop: int, seed: int) -> base.HostBatch:
         return self._read(self._train, self._train_runs(start, stop, seed), stop - start)
 
-    def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> base.Batch:
+    def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> base.HostBatch:
         begins = np.flatnonzero(np.diff(indices, prepend=-2) != 1)  # Runs of neighbours are read at once.
         lengths = np.diff(begins, append=len(indices))
         runs = [(int(indices[b]), int(indices[b]) + n) for b, n in zip(begins, lengths.tolist(), strict=True)]
         batch = self._read(self._eval, runs, len(indices))
         return {name: batch[name] for name in fields}
 
-    def _read(self, source: Rows, runs: Collection[tuple[int, int]], num_rows: int) -> base.Batch:
+    def _read(self, source: Rows, runs: Collection[tuple[int, int]], num_rows: int) -> base.HostBatch:
         batch = {
             name: np.empty((num_rows, *shape), dtype) for name, (shape, dtype) in self.train_spec.items()
         }

@@ -56,7 +56,7 @@ class BinaryRows:
     def __len__(self) -> int:
         return len(self._examples)
 
-    def read(self, start: int, stop: int, out: base.Batch) -> None:
+    def read(self, start: int, stop: int, out: base.HostBatch) -> None:
         """As `click_logs.Rows`; dense numbers x, which are not negative, become log(x + 1)."""
         examples = self._examples[start:stop]
         out["label"][:] = examples[:, 0]

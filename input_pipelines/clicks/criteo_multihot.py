@@ -71,7 +71,7 @@ class DayRows:
     def __len__(self) -> int:
         return len(self._label)
 
-    def read(self, start: int, stop: int, out: base.Batch) -> None:
+    def read(self, start: int, stop: int, out: base.HostBatch) -> None:
         """As `click_logs.Rows`; like the reference, it takes rows modulo the tables' sizes."""
         out["label"][:] = self._label[start:stop, 0]
         out["dense"][:] = self._dense[start:stop]
@@ -98,7 +98,7 @@ class Joined:
     def __len__(self) -> int:
         return self._begins[-1]
 
-    def read(self, start: int, stop: int, out: base.Batch) -> None:
+    def read(self, start: int, stop: int, out: base.HostBatch) -> None:
         for part, begin, end in zip(self._parts, self._begins, self._begins[1:], strict=False):
             low, high = max(start, begin), min(stop, end)
             if low < high:
@@ -115,7 +115,7 @@ class FirstHalf:
     def __len__(self) -> int:
         return -(-len(self._rows) // 2)
 
-    def read(self, start: int, stop: int, out: base.Batch) -> None:
+    def read(self, start: int, stop: int, out: base.HostBatch) -> None:
         self._rows.read(start, stop, out)
 
 

@@ -125,7 +125,7 @@ class AugmentedDetection(DetectionDataset):
         self.category_ids, self.ground_truth = (0, *category_ids), ground_truth
         self.source, self._size = source, size
 
-    def read_train(self, start: int, stop: int, seed: int) -> base.Batch:
+    def read_train(self, start: int, stop: int, seed: int) -> base.HostBatch:
         positions = np.arange(start, stop)
         examples = base.examples_at(positions, seed=seed, num_examples=self.num_train)
         batch = {
@@ -146,15 +146,17 @@ class AugmentedDetection(DetectionDataset):
             batch["labels"][row, : len(labels)] = labels
         return batch
 
-    def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> base.Batch:
+    def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> base.HostBatch:
         """As `base.Dataset` has it; images are decoded only if they are asked for, on all cores."""
         with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             return self._read_eval(indices, fields, pool.map)
 
-    def _eval_rows(self, examples: np.ndarray) -> base.Batch:
+    def _eval_rows(self, examples: np.ndarray) -> base.HostBatch:
         return self._read_eval(examples, self.eval_spec, map)
 
-    def _read_eval(self, indices: np.ndarray, fields: Collection[str], map_rows: base.MapRows) -> base.Batch:
+    def _read_eval(
+        self, indices: np.ndarray, fields: Collection[str], map_rows: base.MapRows
+    ) -> base.HostBatch:
         batch = {}
         if "image" in fields:
             batch["image"] = np.empty((len(indices), self._size, self._size, 3), np.uint8)

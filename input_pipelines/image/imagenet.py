@@ -207,7 +207,7 @@ class ImageNet(base.Dataset):
         )
         self._source, self._size = source, image_size
 
-    def read_train(self, start: int, stop: int, seed: int) -> base.Batch:
+    def read_train(self, start: int, stop: int, seed: int) -> base.HostBatch:
         positions = np.arange(start, stop)
         examples = base.examples_at(positions, seed=seed, num_examples=self.num_train)
         batch = _empty_batch(len(positions), self._size)
@@ -218,15 +218,17 @@ class ImageNet(base.Dataset):
             )
         return batch
 
-    def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> base.Batch:
+    def read_eval(self, indices: np.ndarray, fields: Collection[str]) -> base.HostBatch:
         """As `base.Dataset` has it; images are decoded only if they are asked for, on all cores."""
         with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             return self._read_eval(indices, fields, pool.map)
 
-    def _eval_rows(self, examples: np.ndarray) -> base.Batch:
+    def _eval_rows(self, examples: np.ndarray) -> base.HostBatch:
         return self._read_eval(examples, self.train_spec, map)
 
-    def _read_eval(self, indices: np.ndarray, fields: Collection[str], map_rows: base.MapRows) -> base.Batch:
+    def _read_eval(
+        self, indices: np.ndarray, fields: Collection[str], map_rows: base.MapRows
+    ) -> base.HostBatch:
         batch = {
             name: array for name, array in _empty_batch(len(indices), self._size).items() if name in fields
         }
@@ -243,7 +245,7 @@ class ImageNet(base.Dataset):
         return batch
 
 
-def _empty_batch(num_rows: int, size: int) -> base.Batch:
+def _empty_batch(num_rows: int, size: int) -> base.HostBatch:
     return {name: np.empty((num_rows, *shape), dtype) for name, (shape, dtype) in _spec(size).items()}
 
 

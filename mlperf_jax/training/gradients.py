@@ -20,14 +20,14 @@ LOSS_REMAT = {
 so that only norms and activations are computed again; or nothing, so that the forward pass is done a second
 time. Models of stacked layers have a table for a layer, `models.stack.LAYER_REMAT`, under the same names."""
 
-Loss = Callable[[Any, Any, Any, jax.Array], tuple[tuple[jax.Array, jax.Array], Any]]
+LossFunction = Callable[[Any, Any, Any, jax.Array], tuple[tuple[jax.Array, jax.Array], Any]]
 """(parameters, model state, batch, key) -> ((sum [], weight []), new model state).
 
 The loss of a batch is its sum by its weight: the examples, tokens or other things that the sum is over."""
 
 
 def gradients(
-    loss: Loss,
+    loss: LossFunction,
     params: Any,
     model_state: Any,
     batch: dict[str, jax.Array],

@@ -25,7 +25,7 @@ from mlperf_jax.supervised import Loss, mean_of
 from mlperf_jax.training import schedules
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.weights import ssd as weights
-from mlperf_jax.workload import Batch, Evaluation, SampleSpec, State
+from mlperf_jax.workload import Batch, Evaluation, Spec, State
 from mlperf_jax.workloads.backbones import BackboneWorkload
 from mlperf_jax.workloads.images import M
 from models.ssd import SSD, SSDConfig, flops_per_image
@@ -161,7 +161,7 @@ class ObjectDetection(BackboneWorkload[M, DetectionDataset]):
 
     input_names = ("image",)
 
-    def sample_spec(self) -> SampleSpec:
+    def sample_spec(self) -> Spec:
         """The image, and the sample's own number, which the accuracy log wants in every answer."""
         return dict(super().sample_spec()) | {"index": ((), np.dtype(np.int32))}
 

@@ -31,7 +31,7 @@ from mlperf_jax.training import schedules, sparse_optimizers
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.sparse_optimizers import RowRule
 from mlperf_jax.weights import dlrm as weights
-from mlperf_jax.workload import Batch, Block, Evaluation, Metrics, Program, SampleSpec, State
+from mlperf_jax.workload import Batch, Block, Evaluation, Metrics, Program, Spec, State
 from mlperf_jax.workloads import click_groups
 from models.dlrm import DLRM, DLRMConfig, flops_per_example
 
@@ -199,7 +199,7 @@ class Recommendation(SupervisedWorkload[Recommender, ClickDataset]):
 
     input_names = ("dense", "sparse", "label")
 
-    def sample_spec(self) -> SampleSpec:
+    def sample_spec(self) -> Spec:
         return {
             name: ((click_groups.LARGEST, *shape), dtype)
             for name, (shape, dtype) in super().sample_spec().items()

@@ -33,7 +33,7 @@ from mlperf_jax.supervised import GradientWorkload, Loss, mean_of
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.weights import files
 from mlperf_jax.weights import minigo as weights
-from mlperf_jax.workload import NO_NOTES, Batch, Block, Evaluation, Metrics, Notes, Program, SampleSpec, State
+from mlperf_jax.workload import NO_NOTES, Batch, Block, Evaluation, Metrics, Notes, Program, Spec, State
 from models.minigo import DualNetwork, DualNetworkConfig, flops_per_position
 
 _SHOWN = 8  # games of each generation that are written down
@@ -310,7 +310,7 @@ class MiniGo(GradientWorkload):
     def num_samples(self) -> int:
         return self.config.positions.count
 
-    def sample_spec(self) -> SampleSpec:
+    def sample_spec(self) -> Spec:
         size = self.rules.size
         return {"planes": ((size, size, PLANES), np.dtype(bool))}
 
