@@ -74,6 +74,7 @@ class Tagger(GradientWorkload[_Model]):
 
     benchmark = "toy_tagger"
     unit = "rows"
+    counts_samples = True
     num_train, num_eval = NUM_TRAIN, NUM_EVAL
     data_description = "random tokens"
     made_up_data = True

@@ -19,6 +19,7 @@ from mlperf_jax.training.frozen import fingerprint
 from mlperf_jax.training.loop import train
 from mlperf_jax.training.stop import StopSignal
 from tests import toys, toys_text
+from tests.toys_text import NUM_TRAIN
 from tests.training.test_loop import Log, session
 
 
@@ -75,6 +76,15 @@ def test_several_goals_are_reached_by_one_state(engine):
         assert found["error"] > 0.1 or found["loss"] > 0.8
     assert evaluations[-1]["error"] <= 0.1 and evaluations[-1]["loss"] <= 0.8
     assert len(evaluations) > 2  # a falling figure is not won at once
+
+
+def test_a_log_may_count_samples(engine):
+    log = Log()
+    train(session(engine, log), engine.init(1), 0)
+    of = {key: metadata for key, _, metadata in log.lines}  # the last of each
+    steps = [metadata["step"] for key, _, metadata in log.lines if key == "tracked_stats"][-1]
+    assert of["eval_accuracy"] == of["eval_start"] == of["eval_stop"] == {"samples_count": 32 * steps}
+    assert of["block_start"] == of["block_stop"] == {"samples_count": NUM_TRAIN}
 
 
 # Buckets.
