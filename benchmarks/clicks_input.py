@@ -19,8 +19,6 @@ import gzip
 import itertools
 import json
 import math
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,6 +31,7 @@ import numpy as np
 from absl import app, flags
 
 import input_pipelines
+from benchmarks import records
 from input_pipelines.clicks import criteo_format
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Holds the made-up sets; by default a temporary folder.")
@@ -151,26 +150,18 @@ def main(_: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for name in ("criteo", "criteo_multihot"):
             results.append(reading(name, Path(_DATA_DIR.value or scratch)))
-            print(
-                json.dumps({key: value for key, value in results[-1].items() if key != "rounds"}), flush=True
-            )
+            records.show(results[-1])
         conversion = converting(Path(scratch))
-        print(json.dumps(conversion), flush=True)
+        records.show(conversion)
     report = {
         "schema_version": 1,
-        "command": "python -m benchmarks.clicks_input " + " ".join(sys.argv[1:]),
-        "machine": {
-            "cores": os.cpu_count(),
-            "load_average_at_end": os.getloadavg(),
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-        },
+        "command": records.command("clicks_input"),
+        "machine": records.machine() | records.versions("numpy"),
         "batch": _BATCH.value,
         "reading": results,
         "converting": conversion,
     }
-    if _OUT.value:
-        Path(_OUT.value).write_text(json.dumps(report, indent=1) + "\n")
+    records.write(_OUT.value, report)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,7 @@ as many images as it has cores times the rate of one.
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +20,7 @@ from pathlib import Path
 from absl import app, flags
 
 import input_pipelines
+from benchmarks import records
 from input_pipelines.image import coco
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Holds the made-up set; by default a temporary folder.")
@@ -49,8 +45,8 @@ def measure(data_dir: Path) -> dict:
 
     count = _IMAGES.value
     input_pipelines.prepare("coco", data_dir, fake=count)
-    records = coco.Records(data_dir / f"coco_fake_{count}")
-    jpegs = [records.jpeg("train", index) for index in range(count)]
+    held = coco.Records(data_dir / f"coco_fake_{count}")
+    jpegs = [held.jpeg("train", index) for index in range(count)]
 
     def decode() -> None:
         for jpeg in jpegs:
@@ -71,21 +67,10 @@ def measure(data_dir: Path) -> dict:
     }
     return {
         "schema_version": 1,
-        "command": "python -m benchmarks.coco_input " + " ".join(sys.argv[1:]),
-        "machine": {
-            "cores": os.cpu_count(),
-            "load_average_at_end": os.getloadavg(),
-            "python": platform.python_version(),
-        },
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("numpy", "opencv-python-headless", "pillow", "simplejpeg")
-        },
-        "images": {
-            "kind": "made up, input_pipelines/image/fake_images.py",
-            "count": count,
-            "mean_bytes": statistics.mean(map(len, jpegs)),
-        },
+        "command": records.command("coco_input"),
+        "machine": records.machine(),
+        "versions": records.versions("numpy", "opencv-python-headless", "pillow", "simplejpeg"),
+        "images": records.made_up_images(jpegs),
         **medians,
         "rounds": rounds,
     }
@@ -94,9 +79,8 @@ def measure(data_dir: Path) -> dict:
 def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         report = measure(Path(_DATA_DIR.value or scratch))
-    print(json.dumps({name: value for name, value in report.items() if name != "rounds"}, indent=1))
-    if _OUT.value:
-        Path(_OUT.value).write_text(json.dumps(report, indent=1) + "\n")
+    records.show(report, indent=1)
+    records.write(_OUT.value, report)
 
 
 if __name__ == "__main__":

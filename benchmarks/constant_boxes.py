@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 from absl import flags
 
 import input_pipelines
+from benchmarks import records
 from input_pipelines.image.detection import DetectionDataset
 
 FLAGS = flags.FlagValues()  # Not the global ones: tests import this module.
@@ -128,14 +128,13 @@ def main(argv: list[str]) -> None:
         sys.exit(f"{FLAGS.dataset} has no boxes.")
     report = {
         "schema_version": 1,
-        "command": "python -m benchmarks.constant_boxes " + " ".join(sys.argv[1:]),
+        "command": records.command("constant_boxes"),
         "data": dataset.description,
         "boxes_of_a_class": MAX_BOXES,
         **measure(dataset.ground_truth),
     }
-    print(json.dumps(report))
-    if FLAGS.out:
-        Path(FLAGS.out).write_text(json.dumps(report, indent=1) + "\n")
+    records.show(report)
+    records.write(FLAGS.out, report)
 
 
 if __name__ == "__main__":

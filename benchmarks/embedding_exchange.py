@@ -7,7 +7,6 @@ Needs the repository's history: the version before is checked out beside this on
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -15,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.record_convergence import machine
+from benchmarks import records
 
 ROOT = Path(__file__).parents[1]
 BEFORE = "e92ad47~1"  # the commit before devices asked each other for rows
@@ -107,13 +106,13 @@ def main() -> None:
         "schema_version": 1,
         "command": " ".join(["python", "-m", "mlperf_jax.compare", *ARGUMENTS]),
         "before": git("rev-parse", BEFORE).strip(),
-        "machine": machine(),
+        "machine": records.machine_in_words(),
         "load_average_before": load,
-        "jax": importlib.metadata.version("jax"),
+        **records.versions("jax"),
         "runs": runs,
     }
     path = Path(__file__).with_suffix(".json")
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    records.write(path, record)
     page = HEAD.format(machine=record["machine"], load=load, jax=record["jax"], arguments=" ".join(ARGUMENTS))
     page += "".join(row(version, result) for run in runs for version, result in run.items())
     plans = Path(__file__).with_name("plan_dlrm.json").read_text()

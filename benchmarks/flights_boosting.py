@@ -12,7 +12,6 @@ split no longer gets better; the loss on that tenth also decides which of the ca
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -22,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sklearn
 from absl import app, flags
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
 import input_pipelines
+from benchmarks import records
 from input_pipelines.clicks import nycflights
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Holds all data sets; default as everywhere.")
@@ -82,10 +81,10 @@ def main(_: list[str]) -> None:
     results = []
     for candidate in _CANDIDATES:
         results.append(measure(data, candidate))
-        print(json.dumps(results[-1]), flush=True)
+        records.show(results[-1])
         if _OUT.value:  # After each, as some take long.
             partial = Path(f"{_OUT.value}.partial")
-            partial.write_text(json.dumps(report(data, results), indent=1) + "\n")
+            records.write(partial, report(data, results))
             partial.replace(_OUT.value)
 
 
@@ -101,11 +100,7 @@ def report(data: nycflights.Flights, results: list[dict[str, Any]]) -> dict[str,
         "common": _COMMON,
         "candidates": results,
         "eval_auc": best["eval_auc"],
-        "versions": {
-            "python": platform.python_version(),
-            "scikit-learn": sklearn.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": {"python": platform.python_version(), **records.versions("scikit-learn", "numpy")},
         "machine": {"cores": os.cpu_count(), "load_average_at_end": os.getloadavg()},
     }
 

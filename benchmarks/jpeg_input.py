@@ -14,14 +14,9 @@ that needs a machine with nothing else to do, by the CPU time that all processes
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import itertools
-import json
 import multiprocessing
-import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -33,7 +28,9 @@ import psutil
 from absl import app, flags
 
 import input_pipelines
+from benchmarks import records
 from input_pipelines.image import imagenet
+from mlperf_jax.results import system
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Holds the made-up set; by default a temporary folder.")
 _IMAGES = flags.DEFINE_integer("images", 512, "Made-up train images; each is read several times.")
@@ -152,27 +149,13 @@ def measure(data_dir: Path) -> dict:
                 }
             )
         results.append({"processes": processes, **_summary(rounds), "rounds": rounds})
-        print(
-            json.dumps({name: value for name, value in results[-1].items() if name != "rounds"}), flush=True
-        )
+        records.show(results[-1])
     return {
         "schema_version": 1,
-        "command": "python -m benchmarks.jpeg_input " + " ".join(sys.argv[1:]),
-        "machine": {
-            "cpu": _cpu_name(),
-            "cores": os.cpu_count(),
-            "load_average_at_end": os.getloadavg(),
-            "python": platform.python_version(),
-        },
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("grain", "numpy", "opencv-python-headless", "simplejpeg")
-        },
-        "images": {
-            "kind": "made up, input_pipelines/image/fake_images.py",
-            "count": len(jpegs),
-            "mean_bytes": statistics.mean(map(len, jpegs)),
-        },
+        "command": records.command("jpeg_input"),
+        "machine": {"cpu": system.cpu_model(), **records.machine()},
+        "versions": records.versions("grain", "numpy", "opencv-python-headless", "simplejpeg"),
+        "images": records.made_up_images(jpegs),
         "batch": _BATCH.value,
         "results": results,
     }
@@ -188,19 +171,10 @@ def _summary(rounds: list[dict[str, Rates]]) -> dict[str, dict[str, float]]:
     return summary
 
 
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         report = measure(Path(_DATA_DIR.value or scratch))
-    if _OUT.value:
-        Path(_OUT.value).write_text(json.dumps(report, indent=1) + "\n")
+    records.write(_OUT.value, report)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks import records
+
 GIB = 2**30
 ROWS = (
     ("dlrm_dcnv2", "v5p:4x4x4"),
@@ -80,7 +82,7 @@ def reason(plan: dict[str, Any]) -> str:
 def main() -> None:
     plans = [planned(*row) for row in ROWS]
     path = Path(__file__).with_suffix(".json")
-    path.write_text(json.dumps({"schema_version": 1, "plans": plans}, indent=1) + "\n")
+    records.write(path, {"schema_version": 1, "plans": plans})
     page = HEAD + "".join(map(line, plans)) + "".join(map(reason, plans))
     path.with_suffix(".md").write_text(page)
     print(page)

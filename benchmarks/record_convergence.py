@@ -10,7 +10,6 @@ process held, and how busy the machine was with other work. Serving is `--scenar
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -22,6 +21,7 @@ import textwrap
 import time
 from pathlib import Path
 
+from benchmarks import records
 from mlperf_jax.results.events import Event, read_events
 
 FOLDER = Path(__file__).parent / "convergence"
@@ -128,12 +128,6 @@ def served_text(served: dict) -> str:
 """
 
 
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}"
-
-
 def text(record: dict) -> str:
     """The page for people."""
     rows = "\n".join(
@@ -214,20 +208,19 @@ def main() -> None:
         "label": LABEL,
         "metric": metric,
         "trivial": asked.trivial,
-        "machine": machine(),
+        "machine": records.machine_in_words(),
         "cpu_share_percent": round(
             100 * (used.ru_utime + used.ru_stime) / seconds / len(os.sched_getaffinity(0))
         ),
         "load_average": [round(before, 1), round(after, 1)],
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
-        | {"python": platform.python_version()},
+        "versions": records.versions(*PACKAGES) | {"python": platform.python_version()},
         "peak_resident_gb": round(used.ru_maxrss / 2**20, 2),
         "command_seconds": round(seconds, 1),
         "runs": runs,
         "served": served,
     }
     path = FOLDER / f"{asked.workload}_mini.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    records.write(path, record)
     path.with_suffix(".md").write_text(text(record))
     print(text(record))
 

@@ -20,56 +20,57 @@ below.
 
 from __future__ import annotations
 
+import functools
+
 from ml_collections import ConfigDict
+
+from configs.common import Numbers, config, made_up, serving
+
+_serving = functools.partial(
+    serving,
+    "dlrm",
+    (1, 2, 4, 8, 16),
+    max_latency_s=0.03,  # of Server, by the rules that had this benchmark; today's mlperf.conf has 0.06
+)
 
 
 def get_config(preset: str) -> ConfigDict:
     """Returns the numbers of `preset`: "closed" or "mini"."""
-    return {"closed": _closed, "mini": _mini}[preset]()
+    return config(preset, workload="dlrm", benchmark="dlrm", closed=_closed, mini=_mini)
 
 
-def _closed() -> ConfigDict:
-    return ConfigDict(
-        dict(
-            workload="dlrm",
-            benchmark="dlrm",
-            preset="closed",
-            model=dict(
-                width=128,
-                bottom=(512, 256, 128),
-                top=(1024, 1024, 512, 256, 1),
-                interaction="dot",
-                table_groups=1,  # for --sharding=table_wise: a multiple of the devices
-            ),
-            data=dict(
-                name="criteo",
-                fake=0,  # N: the made-up set of N train samples that `prepare --fake=N` writes
-                table_fraction=1.0,  # of each table's rows; less than 1 is not MLPerf's model
-                num_threads=0,  # that read in each process; 0 as many as there are cores, at most 8
-                num_train=0,  # with --synthetic_data: how many samples; 0 as many as the real set
-                num_eval=0,
-            ),
-            batch_size=32768,
-            eval_batch_size=65536,
-            optimizer=dict(name="sgd", base_lr=18.0),
-            schedule=dict(warmup_steps=8000, decay_start_step=70000, decay_steps=30000),
-            target=0.8025,
-            max_epochs=1,
-            evals_per_epoch=20,
-            steps_per_dispatch=1,
-            precision="auto",
-            inference=_inference(min_duration_s=600.0, published_quality=0.8025),
-            reference_point=0,
-            reference_points={
-                "32768": _point(32768, 18.0, 8000, 70000, 30000),
-                "55296": _point(55296, 24.0, 2750, 49315, 27772),
-                "71680": _point(71680, 26.0, 2500, 46821, 15406),
-            },
-        )
+def _closed() -> Numbers:
+    return dict(
+        model=dict(
+            width=128,
+            bottom=(512, 256, 128),
+            top=(1024, 1024, 512, 256, 1),
+            interaction="dot",
+            table_groups=1,  # for --sharding=table_wise: a multiple of the devices
+        ),
+        data=dict(
+            name="criteo",
+            **made_up(),
+            table_fraction=1.0,  # of each table's rows; less than 1 is not MLPerf's model
+            num_threads=0,  # that read in each process; 0 as many as there are cores, at most 8
+        ),
+        batch_size=32768,
+        eval_batch_size=65536,
+        optimizer=dict(name="sgd", base_lr=18.0),
+        schedule=dict(warmup_steps=8000, decay_start_step=70000, decay_steps=30000),
+        target=0.8025,
+        max_epochs=1,
+        evals_per_epoch=20,
+        inference=_serving(published_quality=0.8025),
+        reference_points={
+            "32768": _point(32768, 18.0, 8000, 70000, 30000),
+            "55296": _point(55296, 24.0, 2750, 49315, 27772),
+            "71680": _point(71680, 26.0, 2500, 46821, 15406),
+        },
     )
 
 
-def _point(batch_size: int, base_lr: float, warmup: int, start: int, decay: int) -> dict:
+def _point(batch_size: int, base_lr: float, warmup: int, start: int, decay: int) -> Numbers:
     """The entries of the config that a reference convergence point sets."""
     return dict(
         batch_size=batch_size,
@@ -78,44 +79,22 @@ def _point(batch_size: int, base_lr: float, warmup: int, start: int, decay: int)
     )
 
 
-def _mini() -> ConfigDict:
-    return ConfigDict(
-        dict(
-            workload="dlrm",
-            benchmark="dlrm",
-            preset="mini",
-            model=dict(
-                width=16,
-                bottom=(64, 32, 16),
-                top=(128, 64, 1),
-                interaction="dot",
-                table_groups=1,
-            ),
-            data=dict(name="nycflights", num_train=0, num_eval=0),
-            batch_size=512,
-            eval_batch_size=8192,
-            optimizer=dict(name="sgd", base_lr=2.0),
-            schedule=dict(warmup_steps=200, decay_start_step=1000, decay_steps=1550),
-            target=0.80,
-            max_epochs=5,
-            evals_per_epoch=2,
-            steps_per_dispatch=1,
-            precision="auto",
-            inference=_inference(min_duration_s=10.0, published_quality=0.0),
-            reference_point=0,
-            reference_points={},
-        )
-    )
-
-
-def _inference(*, min_duration_s: float, published_quality: float) -> dict:
+def _mini() -> Numbers:
     return dict(
-        loadgen_model="dlrm",  # under this name LoadGen's own defaults (mlperf.conf) apply
-        max_latency_s=0.03,  # of Server, by the rules that had this benchmark; today's mlperf.conf has 0.06
-        min_duration_s=min_duration_s,
-        batch_sizes=(1, 2, 4, 8, 16),
-        samples_on_device=False,  # samples lie in host memory, and their transfer is measured
-        quality_share=0.99,  # of the quality that was reached in training
-        published_quality=published_quality,
-        sut_timeout_s=60.0,  # without any answer, until a run is given up
+        model=dict(
+            width=16,
+            bottom=(64, 32, 16),
+            top=(128, 64, 1),
+            interaction="dot",
+            table_groups=1,
+        ),
+        data=dict(name="nycflights", num_train=0, num_eval=0),
+        batch_size=512,
+        eval_batch_size=8192,
+        optimizer=dict(name="sgd", base_lr=2.0),
+        schedule=dict(warmup_steps=200, decay_start_step=1000, decay_steps=1550),
+        target=0.80,
+        max_epochs=5,
+        evals_per_epoch=2,
+        inference=_serving(min_duration_s=10.0),
     )

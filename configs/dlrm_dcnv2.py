@@ -22,106 +22,77 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from configs.common import Numbers, config, made_up, serving
+
 
 def get_config(preset: str) -> ConfigDict:
     """Returns the numbers of `preset`: "closed" or "mini"."""
-    return {"closed": _closed, "mini": _mini}[preset]()
+    return config(preset, workload="dlrm_dcnv2", benchmark="dlrm_dcnv2", closed=_closed, mini=_mini)
 
 
-def _closed() -> ConfigDict:
-    return ConfigDict(
-        dict(
-            workload="dlrm_dcnv2",
-            benchmark="dlrm_dcnv2",
-            preset="closed",
-            model=dict(
-                width=128,
-                bottom=(512, 256, 128),
-                top=(1024, 1024, 512, 256, 1),
-                interaction="cross",
-                cross_layers=3,
-                cross_rank=512,
-                table_groups=1,  # for --sharding=table_wise: a multiple of the devices
-            ),
-            data=dict(
-                name="criteo_multihot",
-                fake=0,  # N: the made-up set of N train samples that `prepare --fake=N` writes
-                table_fraction=1.0,  # of each table's rows; less than 1 is not MLPerf's model
-                num_threads=0,  # that read in each process; 0 as many as there are cores, at most 8
-                num_train=0,  # with --synthetic_data: how many samples; 0 as many as the real set
-                num_eval=0,
-            ),
-            batch_size=65536,
-            eval_batch_size=65536,
-            optimizer=_adagrad(0.004),
-            schedule=dict(warmup_steps=0, decay_start_step=0, decay_steps=0),
-            target=0.80275,
-            max_epochs=1,
-            evals_per_epoch=20,
-            steps_per_dispatch=1,
-            precision="auto",
-            inference=_inference(min_duration_s=600.0, published_quality=0.8031),
-            reference_point=0,
-            reference_points={
-                "32768": _point(32768, 0.004),
-                "55296": _point(55296, 0.004),
-                "65536": _point(65536, 0.004),
-                "102400": _point(102400, 0.004),
-                "135168": _point(135168, 0.0034),
-                "160000": _point(160000, 0.004),
-            },
-        )
+def _closed() -> Numbers:
+    return dict(
+        model=dict(
+            width=128,
+            bottom=(512, 256, 128),
+            top=(1024, 1024, 512, 256, 1),
+            interaction="cross",
+            cross_layers=3,
+            cross_rank=512,
+            table_groups=1,  # for --sharding=table_wise: a multiple of the devices
+        ),
+        data=dict(
+            name="criteo_multihot",
+            **made_up(),
+            table_fraction=1.0,  # of each table's rows; less than 1 is not MLPerf's model
+            num_threads=0,  # that read in each process; 0 as many as there are cores, at most 8
+        ),
+        batch_size=65536,
+        eval_batch_size=65536,
+        optimizer=_adagrad(0.004),
+        schedule=dict(warmup_steps=0, decay_start_step=0, decay_steps=0),
+        target=0.80275,
+        max_epochs=1,
+        evals_per_epoch=20,
+        inference=serving("dlrm-v2", (1, 2, 4, 8, 16), published_quality=0.8031),
+        reference_points={
+            "32768": _point(32768, 0.004),
+            "55296": _point(55296, 0.004),
+            "65536": _point(65536, 0.004),
+            "102400": _point(102400, 0.004),
+            "135168": _point(135168, 0.0034),
+            "160000": _point(160000, 0.004),
+        },
     )
 
 
-def _adagrad(base_lr: float) -> dict:
+def _adagrad(base_lr: float) -> Numbers:
     return dict(name="adagrad", base_lr=base_lr, epsilon=1e-8, initial_accumulator=0.0)
 
 
-def _point(batch_size: int, base_lr: float) -> dict:
+def _point(batch_size: int, base_lr: float) -> Numbers:
     """The entries of the config that a reference convergence point sets."""
     return dict(batch_size=batch_size, optimizer=_adagrad(base_lr))
 
 
-def _mini() -> ConfigDict:
-    return ConfigDict(
-        dict(
-            workload="dlrm_dcnv2",
-            benchmark="dlrm_dcnv2",
-            preset="mini",
-            model=dict(
-                width=16,
-                bottom=(64, 32, 16),
-                top=(128, 64, 1),
-                interaction="cross",
-                cross_layers=2,
-                cross_rank=32,
-                table_groups=1,
-            ),
-            data=dict(name="nycflights", num_train=0, num_eval=0),
-            batch_size=512,
-            eval_batch_size=8192,
-            optimizer=_adagrad(0.02),
-            schedule=dict(warmup_steps=0, decay_start_step=0, decay_steps=0),
-            target=0.80,
-            max_epochs=1,
-            evals_per_epoch=5,
-            steps_per_dispatch=1,
-            precision="auto",
-            inference=_inference(min_duration_s=10.0, published_quality=0.0),
-            reference_point=0,
-            reference_points={},
-        )
-    )
-
-
-def _inference(*, min_duration_s: float, published_quality: float) -> dict:
+def _mini() -> Numbers:
     return dict(
-        loadgen_model="dlrm-v2",  # under this name LoadGen's own defaults (mlperf.conf) apply
-        min_duration_s=min_duration_s,
-        batch_sizes=(1, 2, 4, 8, 16),
-        samples_on_device=False,  # samples lie in host memory, and their transfer is measured
-        quality_share=0.99,  # of the quality that was reached in training
-        published_quality=published_quality,
-        sut_timeout_s=60.0,  # without any answer, until a run is given up
+        model=dict(
+            width=16,
+            bottom=(64, 32, 16),
+            top=(128, 64, 1),
+            interaction="cross",
+            cross_layers=2,
+            cross_rank=32,
+            table_groups=1,
+        ),
+        data=dict(name="nycflights", num_train=0, num_eval=0),
+        batch_size=512,
+        eval_batch_size=8192,
+        optimizer=_adagrad(0.02),
+        schedule=dict(warmup_steps=0, decay_start_step=0, decay_steps=0),
+        target=0.80,
+        max_epochs=1,
+        evals_per_epoch=5,
+        inference=serving("dlrm-v2", (1, 2, 4, 8, 16), min_duration_s=10.0),
     )

@@ -22,71 +22,62 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from configs.common import Numbers, config, loop, serving
+
 
 def get_config(preset: str) -> ConfigDict:
     """Returns the numbers of `preset`: "closed" or "mini"."""
-    return {"closed": _closed, "mini": _mini}[preset]()
+    return config(preset, workload="minigo", benchmark="minigo", closed=_closed, mini=_mini)
 
 
-def _closed() -> ConfigDict:
-    return ConfigDict(
-        dict(
-            workload="minigo",
-            benchmark="minigo",
-            preset="closed",
-            data=dict(name="self-play"),
-            game=dict(size=19, komi=7.5, max_moves=722),
-            model=dict(conv_width=64, trunk_layers=6, fc_width=64),
-            value_init_penalty=0.2,
-            self_play=dict(
-                lanes=2048,
-                games_per_generation=8192,
-                readouts=800,
-                fastplay_frequency=0.75,
-                fastplay_readouts=80,
-                dirichlet_alpha=0.03,
-                noise_mix=0.3,
-                soft_pick_moves=30,
-                soft_pick_power=0.98,
-                min_resign=-1.0,
-                max_resign=-0.9,
-                prune=True,
-                window=5,
-                # 8,192 games of 213 moves, a quarter of them searched in full: 436,224 positions.
-                rows=213,
-            ),
-            # Files that `mlperf_jax.import_weights` reads, or folders that it wrote. Or "random" weights to
-            # begin with, and "first", the network that the run began with, to beat.
-            start_checkpoint="",
-            target_checkpoint="",
-            batch_size=4096,
-            train_filter=0.3,
-            value_cost_weight=0.5,
-            optimizer=dict(
-                l2_strength=1e-4,
-                momentum=0.9,
-                lr_rates=(0.016, 0.16, 0.016, 0.0016),
-                lr_boundaries=(128, 10000, 20000),
-            ),
-            match=dict(games=100, readouts=100, soft_pick_moves=0, seed=1),
-            # What inference is judged by; made by the model that is measured.
-            positions=dict(count=4096, games=128, readouts=800, seed=2),
-            target=0.5,
-            max_epochs=100,
-            eval_offset_epochs=0,
-            eval_every_epochs=1,
-            steps_per_dispatch=1,
-            gradient_accumulation_steps=1,
-            remat="none",
-            precision="auto",
-            inference=_inference(min_duration_s=600.0),
-            reference_point=0,
-            reference_points={"9": _nine()},
-        )
+def _closed() -> Numbers:
+    return dict(
+        data=dict(name="self-play"),
+        game=dict(size=19, komi=7.5, max_moves=722),
+        model=dict(conv_width=64, trunk_layers=6, fc_width=64),
+        value_init_penalty=0.2,
+        self_play=dict(
+            lanes=2048,
+            games_per_generation=8192,
+            readouts=800,
+            fastplay_frequency=0.75,
+            fastplay_readouts=80,
+            dirichlet_alpha=0.03,
+            noise_mix=0.3,
+            soft_pick_moves=30,
+            soft_pick_power=0.98,
+            min_resign=-1.0,
+            max_resign=-0.9,
+            prune=True,
+            window=5,
+            # 8,192 games of 213 moves, a quarter of them searched in full: 436,224 positions.
+            rows=213,
+        ),
+        # Files that `mlperf_jax.import_weights` reads, or folders that it wrote. Or "random" weights to
+        # begin with, and "first", the network that the run began with, to beat.
+        start_checkpoint="",
+        target_checkpoint="",
+        batch_size=4096,
+        train_filter=0.3,
+        value_cost_weight=0.5,
+        optimizer=dict(
+            l2_strength=1e-4,
+            momentum=0.9,
+            lr_rates=(0.016, 0.16, 0.016, 0.0016),
+            lr_boundaries=(128, 10000, 20000),
+        ),
+        match=dict(games=100, readouts=100, soft_pick_moves=0, seed=1),
+        # What inference is judged by; made by the model that is measured.
+        positions=dict(count=4096, games=128, readouts=800, seed=2),
+        target=0.5,
+        max_epochs=100,
+        **loop(eval_every_epochs=1),
+        inference=serving("minigo", (1, 2, 4, 8, 16, 32, 64, 128)),
+        reference_points={"9": _nine()},
     )
 
 
-def _nine() -> dict:
+def _nine() -> Numbers:
     """The reference's numbers for 9x9: `--config.reference_point=9`."""
     return dict(
         game=dict(size=9, max_moves=162),
@@ -108,62 +99,38 @@ def _nine() -> dict:
     )
 
 
-def _mini() -> ConfigDict:
-    return ConfigDict(
-        dict(
-            workload="minigo",
-            benchmark="minigo",
-            preset="mini",
-            data=dict(name="self-play"),
-            game=dict(size=5, komi=7.5, max_moves=50),
-            model=dict(conv_width=32, trunk_layers=3, fc_width=32),
-            value_init_penalty=0.2,
-            self_play=dict(
-                lanes=128,
-                games_per_generation=256,
-                readouts=32,
-                fastplay_frequency=0.0,
-                fastplay_readouts=8,
-                dirichlet_alpha=0.4,
-                noise_mix=0.25,
-                soft_pick_moves=8,
-                soft_pick_power=0.98,
-                min_resign=-1.0,
-                max_resign=-1.0,
-                prune=True,
-                window=5,
-                rows=64,
-            ),
-            start_checkpoint="random",
-            target_checkpoint="first",
-            batch_size=128,
-            train_filter=1.0,
-            value_cost_weight=0.5,
-            optimizer=dict(l2_strength=1e-4, momentum=0.9, lr_rates=(0.05,), lr_boundaries=()),
-            match=dict(games=100, readouts=16, soft_pick_moves=4, seed=1),
-            positions=dict(count=1024, games=128, readouts=32, seed=2),
-            target=0.9,
-            max_epochs=30,
-            eval_offset_epochs=0,
-            eval_every_epochs=1,
-            steps_per_dispatch=1,
-            gradient_accumulation_steps=1,
-            remat="none",
-            precision="auto",
-            inference=_inference(min_duration_s=10.0),
-            reference_point=0,
-            reference_points={},
-        )
-    )
-
-
-def _inference(*, min_duration_s: float) -> dict:
+def _mini() -> Numbers:
     return dict(
-        loadgen_model="minigo",
-        min_duration_s=min_duration_s,
-        batch_sizes=(1, 2, 4, 8, 16, 32, 64, 128),
-        samples_on_device=False,
-        quality_share=0.99,
-        published_quality=0.0,
-        sut_timeout_s=60.0,
+        data=dict(name="self-play"),
+        game=dict(size=5, komi=7.5, max_moves=50),
+        model=dict(conv_width=32, trunk_layers=3, fc_width=32),
+        value_init_penalty=0.2,
+        self_play=dict(
+            lanes=128,
+            games_per_generation=256,
+            readouts=32,
+            fastplay_frequency=0.0,
+            fastplay_readouts=8,
+            dirichlet_alpha=0.4,
+            noise_mix=0.25,
+            soft_pick_moves=8,
+            soft_pick_power=0.98,
+            min_resign=-1.0,
+            max_resign=-1.0,
+            prune=True,
+            window=5,
+            rows=64,
+        ),
+        start_checkpoint="random",
+        target_checkpoint="first",
+        batch_size=128,
+        train_filter=1.0,
+        value_cost_weight=0.5,
+        optimizer=dict(l2_strength=1e-4, momentum=0.9, lr_rates=(0.05,), lr_boundaries=()),
+        match=dict(games=100, readouts=16, soft_pick_moves=4, seed=1),
+        positions=dict(count=1024, games=128, readouts=32, seed=2),
+        target=0.9,
+        max_epochs=30,
+        **loop(eval_every_epochs=1),
+        inference=serving("minigo", (1, 2, 4, 8, 16, 32, 64, 128), min_duration_s=10.0),
     )

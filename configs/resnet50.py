@@ -20,79 +20,68 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from configs.common import Numbers, config, loop, made_up, serving
+
 
 def get_config(preset: str) -> ConfigDict:
     """Returns the numbers of `preset`: "closed" or "mini"."""
-    return {"closed": _closed, "mini": _mini}[preset]()
+    return config(preset, workload="resnet50", benchmark="resnet", closed=_closed, mini=_mini)
 
 
-def _closed() -> ConfigDict:
-    return ConfigDict(
-        dict(
-            workload="resnet50",
-            benchmark="resnet",
-            preset="closed",
-            model=dict(
-                stages=(3, 4, 6, 3),
-                width=64,
-                num_classes=1000,
-                image_size=224,
-                channels_in=3,
-                stem="imagenet",
-                bn_span=64,
-                zero_init_last_gamma=False,
-                space_to_depth=False,
-                padding="tf",
-            ),
-            data=dict(
-                name="imagenet",
-                image_size=224,
-                # Per channel, of values 0 to 255. The reference subtracts the mean and divides by nothing.
-                mean=(123.68, 116.78, 103.94),
-                std=(1.0, 1.0, 1.0),
-                fake=0,  # N: the made-up set of N train images that `prepare --fake=N` writes
-                num_threads=0,  # of decoding in each process; 0 as many as there are cores, at most 8
-                num_workers=0,  # processes that decode; 0 decodes in threads of the training process
-                num_train=0,  # with --synthetic_data: how many examples; 0 as many as the real set
-                num_eval=0,
-            ),
-            batch_size=4096,
-            eval_batch_size=4096,
-            label_smoothing=0.1,
-            optimizer=dict(
-                name="lars",
-                base_lr=10.0,
-                momentum=0.9,
-                weight_decay=2e-4,
-                epsilon=0.0,
-                trust_coefficient=0.001,
-            ),
-            schedule=dict(warmup_epochs=5, decay_steps=13137, end_lr=1e-4, power=2.0),
-            target=0.759,
-            # The warm-up and the decay take 47 epochs; the last evaluation is at the end.
-            max_epochs=48,
-            # The rules: first after epoch 1, 2, 3 or 4, then every 4.
-            eval_offset_epochs=4,
-            eval_every_epochs=4,
-            steps_per_dispatch=1,
-            gradient_accumulation_steps=1,
-            remat="none",
-            precision="auto",
-            inference=_inference(min_duration_s=600.0, published_quality=0.7646),
-            reference_point=0,
-            reference_points={
-                "1632": _point(1632, 7.4, 0.9, 5e-5, 2, 27476, span=204, offset=3, epochs=39),
-                "3264": _point(3264, 10.5, 0.9, 5e-5, 2, 14523, span=204, offset=3, epochs=39),
-                "4096": _point(4096, 10.0, 0.9, 2e-4, 5, 13137, span=64, offset=4, epochs=48),
-                "8192": _point(8192, 17.0, 0.9, 2e-4, 5, 6095, span=64, offset=2, epochs=46),
-                "13056": _point(13056, 12.8, 0.9, 2.5e-5, 9, 4710, span=204, offset=2, epochs=58),
-                "32768": _point(32768, 21.2, 0.94, 2.5e-5, 16, 2267, span=128, offset=4, epochs=76),
-                "49152": _point(49152, 19.405, 0.951807, 1e-4, 24, 1846, span=256, offset=4, epochs=96),
-                "58880": _point(58880, 23.246, 0.951807, 1e-4, 29, 1785, span=230, offset=4, epochs=112),
-                "65536": _point(65536, 24.699, 0.951807, 1e-4, 31, 1133, span=128, offset=1, epochs=89),
-                "67840": _point(67840, 24.699, 0.951807, 1e-4, 31, 1133, span=424, offset=2, epochs=94),
-            },
-        )
+def _closed() -> Numbers:
+    return dict(
+        model=dict(
+            stages=(3, 4, 6, 3),
+            width=64,
+            num_classes=1000,
+            image_size=224,
+            channels_in=3,
+            stem="imagenet",
+            bn_span=64,
+            zero_init_last_gamma=False,
+            space_to_depth=False,
+            padding="tf",
+        ),
+        data=dict(
+            name="imagenet",
+            image_size=224,
+            # Per channel, of values 0 to 255. The reference subtracts the mean and divides by nothing.
+            mean=(123.68, 116.78, 103.94),
+            std=(1.0, 1.0, 1.0),
+            **made_up(),
+            num_threads=0,  # of decoding in each process; 0 as many as there are cores, at most 8
+            num_workers=0,  # processes that decode; 0 decodes in threads of the training process
+        ),
+        batch_size=4096,
+        eval_batch_size=4096,
+        label_smoothing=0.1,
+        optimizer=dict(
+            name="lars",
+            base_lr=10.0,
+            momentum=0.9,
+            weight_decay=2e-4,
+            epsilon=0.0,
+            trust_coefficient=0.001,
+        ),
+        schedule=dict(warmup_epochs=5, decay_steps=13137, end_lr=1e-4, power=2.0),
+        target=0.759,
+        # The warm-up and the decay take 47 epochs; the last evaluation is at the end.
+        max_epochs=48,
+        # The rules: first after epoch 1, 2, 3 or 4, then every 4.
+        **loop(eval_offset_epochs=4, eval_every_epochs=4),
+        inference=serving("resnet50", (1, 2, 4, 8, 16, 32, 64, 128), published_quality=0.7646),
+        reference_points={
+            "1632": _point(1632, 7.4, 0.9, 5e-5, 2, 27476, span=204, offset=3, epochs=39),
+            "3264": _point(3264, 10.5, 0.9, 5e-5, 2, 14523, span=204, offset=3, epochs=39),
+            "4096": _point(4096, 10.0, 0.9, 2e-4, 5, 13137, span=64, offset=4, epochs=48),
+            "8192": _point(8192, 17.0, 0.9, 2e-4, 5, 6095, span=64, offset=2, epochs=46),
+            "13056": _point(13056, 12.8, 0.9, 2.5e-5, 9, 4710, span=204, offset=2, epochs=58),
+            "32768": _point(32768, 21.2, 0.94, 2.5e-5, 16, 2267, span=128, offset=4, epochs=76),
+            "49152": _point(49152, 19.405, 0.951807, 1e-4, 24, 1846, span=256, offset=4, epochs=96),
+            "58880": _point(58880, 23.246, 0.951807, 1e-4, 29, 1785, span=230, offset=4, epochs=112),
+            "65536": _point(65536, 24.699, 0.951807, 1e-4, 31, 1133, span=128, offset=1, epochs=89),
+            "67840": _point(67840, 24.699, 0.951807, 1e-4, 31, 1133, span=424, offset=2, epochs=94),
+        },
     )
 
 
@@ -107,7 +96,7 @@ def _point(
     span: int,
     offset: int,
     epochs: int,
-) -> dict:
+) -> Numbers:
     """The entries of the config that a reference convergence point sets.
 
     `offset` puts an evaluation at the epoch at which the point's runs converged; `epochs` is the first
@@ -125,54 +114,28 @@ def _point(
     )
 
 
-def _inference(*, min_duration_s: float, published_quality: float) -> dict:
+def _mini() -> Numbers:
     return dict(
-        loadgen_model="resnet50",  # under this name LoadGen's own defaults (mlperf.conf) apply
-        min_duration_s=min_duration_s,
-        batch_sizes=(1, 2, 4, 8, 16, 32, 64, 128),
-        samples_on_device=False,  # samples lie in host memory, and their transfer is measured
-        quality_share=0.99,  # of the quality that was reached in training
-        published_quality=published_quality,  # of MLPerf's weights for inference; 0 where there are none
-        sut_timeout_s=60.0,  # without any answer, until a run is given up
-    )
-
-
-def _mini() -> ConfigDict:
-    return ConfigDict(
-        dict(
-            workload="resnet50",
-            benchmark="resnet",
-            preset="mini",
-            model=dict(
-                stages=(1, 1, 1),
-                width=8,
-                num_classes=10,
-                image_size=28,
-                channels_in=1,
-                stem="small",
-                bn_span=0,
-                zero_init_last_gamma=False,
-                space_to_depth=False,
-                padding="tf",
-            ),
-            data=dict(
-                name="fashion_mnist", image_size=28, mean=(72.94,), std=(90.02,), num_train=0, num_eval=0
-            ),
-            batch_size=128,
-            eval_batch_size=1000,
-            label_smoothing=0.1,
-            optimizer=dict(name="sgd", base_lr=0.2, momentum=0.9, weight_decay=5e-4),
-            schedule=dict(warmup_epochs=0.5, decay_epochs=5.5, end_lr=1e-4, power=2.0),
-            target=0.90,
-            max_epochs=6,
-            eval_offset_epochs=1,
-            eval_every_epochs=1,
-            steps_per_dispatch=1,
-            gradient_accumulation_steps=1,
-            remat="none",
-            precision="auto",
-            inference=_inference(min_duration_s=10.0, published_quality=0.0),
-            reference_point=0,
-            reference_points={},
-        )
+        model=dict(
+            stages=(1, 1, 1),
+            width=8,
+            num_classes=10,
+            image_size=28,
+            channels_in=1,
+            stem="small",
+            bn_span=0,
+            zero_init_last_gamma=False,
+            space_to_depth=False,
+            padding="tf",
+        ),
+        data=dict(name="fashion_mnist", image_size=28, mean=(72.94,), std=(90.02,), num_train=0, num_eval=0),
+        batch_size=128,
+        eval_batch_size=1000,
+        label_smoothing=0.1,
+        optimizer=dict(name="sgd", base_lr=0.2, momentum=0.9, weight_decay=5e-4),
+        schedule=dict(warmup_epochs=0.5, decay_epochs=5.5, end_lr=1e-4, power=2.0),
+        target=0.90,
+        max_epochs=6,
+        **loop(eval_offset_epochs=1, eval_every_epochs=1),
+        inference=serving("resnet50", (1, 2, 4, 8, 16, 32, 64, 128), min_duration_s=10.0),
     )

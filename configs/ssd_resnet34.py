@@ -30,89 +30,82 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from configs.common import Numbers, config, loop, made_up, serving
+
 # Torchvision's, of values 0 to 255.
 _MEAN = (123.675, 116.28, 103.53)
 _STD = (58.395, 57.12, 57.375)
 
+# LoadGen's defaults (mlperf.conf of v6.1) know the model no more, but its successor, whose numbers were
+# its own: 64 samples in memory, 100 ms for Server.
+_LOADGEN_MODEL = "retinanet"
+
 
 def get_config(preset: str) -> ConfigDict:
     """Returns the numbers of `preset`: "closed" or "mini"."""
-    return {"closed": _closed, "mini": _mini}[preset]()
+    return config(preset, workload="ssd_resnet34", benchmark="ssd", closed=_closed, mini=_mini)
 
 
-def _closed() -> ConfigDict:
-    return ConfigDict(
-        dict(
-            workload="ssd_resnet34",
-            benchmark="ssd",
-            preset="closed",
-            model=dict(
-                image_size=300,
-                num_classes=81,
-                width=64,
-                stages=(3, 4, 6),
-                strides=(1, 2, 1),
-                extra_inner=(256, 256, 128, 128, 128),
-                extra_outer=(512, 512, 256, 256, 256),
-                extra_strides=(2, 2, 2, 1, 1),
-                extra_padding=(1, 1, 1, 0, 0),
-                anchors=(4, 6, 6, 6, 4, 4),
-                head_stride=1,
-                bn_span=128,
-            ),
-            anchors=dict(
-                steps=(8.0, 16.0, 32.0, 64.0, 100.0, 300.0),
-                scales=(21.0, 45.0, 99.0, 153.0, 207.0, 261.0, 315.0),
-            ),
-            detection=dict(score=0.05, candidates=200, iou=0.5, detections=200),
-            figure="mAP",
-            backbone_weights="resnet34-333f7ec4.pth",  # a file, or one of DATA_DIR/weights; "" for random ones
-            data=dict(
-                name="coco",
-                image_size=300,
-                max_boxes=200,
-                crop_attempts=50,  # to find a crop of the overlap that was drawn: 1 or 50 (`max_samples`)
-                mean=_MEAN,
-                std=_STD,
-                fake=0,  # N: the made-up set of N train images that `prepare --fake=N` writes
-                num_threads=0,  # of decoding in each process; 0 as many as there are cores, at most 8
-                num_workers=0,  # processes that decode; 0 decodes in threads of the training process
-                num_train=0,  # with --synthetic_data: how many examples; 0 as many as the real set
-                num_eval=0,
-            ),
-            batch_size=1024,
-            eval_batch_size=1024,
-            optimizer=dict(name="torch_sgd", base_lr=0.08, momentum=0.9, weight_decay=5e-4),
-            schedule=dict(warmup_steps=300, warmup_factor=0, decay_epochs=(40, 50), decay_factor=0.1),
-            target=0.230,
-            max_epochs=65,
-            eval_offset_epochs=0,
-            eval_every_epochs=5,
-            steps_per_dispatch=1,
-            gradient_accumulation_steps=1,
-            remat="none",
-            precision="auto",
-            inference=_inference(min_duration_s=600.0, batch_sizes=(1, 2, 4, 8, 16), published_quality=0.20),
-            reference_point=0,
-            reference_points={
-                "1024": _point(1024, 0.08, 5e-4, 300, (40, 50), span=128, epochs=65),
-                "1536": _point(1536, 0.12, 1.3e-4, 200, (44, 55), span=192, epochs=70),
-                "2048": _point(2048, 0.29248, 4e-5, 1489, (60, 75), span=16, epochs=85),
-                "4096": _point(4096, 0.32, 4e-5, 1145, (80, 100), span=64, epochs=110),
-            },
-            variant="",
-            variants={
-                # MLPerf Inference's: a stride more, predictors at every third cell, anchors in proportion.
-                "1200": dict(
-                    model=dict(image_size=1200, extra_strides=(2, 2, 2, 2, 1), head_stride=3),
-                    anchors=dict(
-                        steps=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
-                        scales=(84.0, 180.0, 396.0, 612.0, 828.0, 1044.0, 1260.0),
-                    ),
-                    data=dict(image_size=1200),
+def _closed() -> Numbers:
+    return dict(
+        model=dict(
+            image_size=300,
+            num_classes=81,
+            width=64,
+            stages=(3, 4, 6),
+            strides=(1, 2, 1),
+            extra_inner=(256, 256, 128, 128, 128),
+            extra_outer=(512, 512, 256, 256, 256),
+            extra_strides=(2, 2, 2, 1, 1),
+            extra_padding=(1, 1, 1, 0, 0),
+            anchors=(4, 6, 6, 6, 4, 4),
+            head_stride=1,
+            bn_span=128,
+        ),
+        anchors=dict(
+            steps=(8.0, 16.0, 32.0, 64.0, 100.0, 300.0),
+            scales=(21.0, 45.0, 99.0, 153.0, 207.0, 261.0, 315.0),
+        ),
+        detection=dict(score=0.05, candidates=200, iou=0.5, detections=200),
+        figure="mAP",
+        backbone_weights="resnet34-333f7ec4.pth",  # a file, or one of DATA_DIR/weights; "" for random ones
+        data=dict(
+            name="coco",
+            image_size=300,
+            max_boxes=200,
+            crop_attempts=50,  # to find a crop of the overlap that was drawn: 1 or 50 (`max_samples`)
+            mean=_MEAN,
+            std=_STD,
+            **made_up(),
+            num_threads=0,  # of decoding in each process; 0 as many as there are cores, at most 8
+            num_workers=0,  # processes that decode; 0 decodes in threads of the training process
+        ),
+        batch_size=1024,
+        eval_batch_size=1024,
+        optimizer=dict(name="torch_sgd", base_lr=0.08, momentum=0.9, weight_decay=5e-4),
+        schedule=dict(warmup_steps=300, warmup_factor=0, decay_epochs=(40, 50), decay_factor=0.1),
+        target=0.230,
+        max_epochs=65,
+        **loop(eval_every_epochs=5),
+        inference=serving(_LOADGEN_MODEL, (1, 2, 4, 8, 16), published_quality=0.20),
+        reference_points={
+            "1024": _point(1024, 0.08, 5e-4, 300, (40, 50), span=128, epochs=65),
+            "1536": _point(1536, 0.12, 1.3e-4, 200, (44, 55), span=192, epochs=70),
+            "2048": _point(2048, 0.29248, 4e-5, 1489, (60, 75), span=16, epochs=85),
+            "4096": _point(4096, 0.32, 4e-5, 1145, (80, 100), span=64, epochs=110),
+        },
+        variant="",
+        variants={
+            # MLPerf Inference's: a stride more, predictors at every third cell, anchors in proportion.
+            "1200": dict(
+                model=dict(image_size=1200, extra_strides=(2, 2, 2, 2, 1), head_stride=3),
+                anchors=dict(
+                    steps=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+                    scales=(84.0, 180.0, 396.0, 612.0, 828.0, 1044.0, 1260.0),
                 ),
-            },
-        )
+                data=dict(image_size=1200),
+            ),
+        },
     )
 
 
@@ -125,7 +118,7 @@ def _point(
     *,
     span: int,
     epochs: int,
-) -> dict:
+) -> Numbers:
     """The entries of the config that a reference convergence point sets."""
     return dict(
         batch_size=batch_size,
@@ -136,71 +129,43 @@ def _point(
     )
 
 
-def _inference(*, min_duration_s: float, batch_sizes: tuple[int, ...], published_quality: float) -> dict:
+def _mini() -> Numbers:
     return dict(
-        # LoadGen's defaults (mlperf.conf of v6.1) know the model no more, but its successor, whose numbers were
-        # its own: 64 samples in memory, 100 ms for Server.
-        loadgen_model="retinanet",
-        min_duration_s=min_duration_s,
-        batch_sizes=batch_sizes,
-        samples_on_device=False,  # samples lie in host memory, and their transfer is measured
-        quality_share=0.99,  # of the quality that was reached in training
-        published_quality=published_quality,  # of MLPerf's weights for inference; 0 where there are none
-        sut_timeout_s=60.0,  # without any answer, until a run is given up
-    )
-
-
-def _mini() -> ConfigDict:
-    return ConfigDict(
-        dict(
-            workload="ssd_resnet34",
-            benchmark="ssd",
-            preset="mini",
-            model=dict(
-                image_size=96,
-                num_classes=7,
-                width=16,
-                stages=(1, 1, 1),
-                strides=(1, 2, 1),
-                extra_inner=(32, 32, 32),
-                extra_outer=(64, 64, 64),
-                extra_strides=(2, 2, 1),
-                extra_padding=(1, 1, 0),
-                anchors=(4, 6, 6, 4),
-                head_stride=1,
-                bn_span=0,
-            ),
-            anchors=dict(steps=(8.0, 16.0, 32.0, 96.0), scales=(20.0, 36.0, 60.0, 84.0, 108.0)),
-            detection=dict(score=0.05, candidates=50, iou=0.5, detections=50),
-            figure="mAP_50",
-            backbone_weights="",  # no weights of so narrow a backbone are published
-            data=dict(
-                name="composites",
-                image_size=96,
-                max_boxes=4,
-                crop_attempts=1,
-                mean=_MEAN,
-                std=_STD,
-                num_threads=1,
-                num_train=0,
-                num_eval=0,
-            ),
-            batch_size=32,
-            eval_batch_size=100,
-            optimizer=dict(name="torch_sgd", base_lr=0.05, momentum=0.9, weight_decay=5e-4),
-            schedule=dict(warmup_steps=200, warmup_factor=0, decay_epochs=(10, 12), decay_factor=0.1),
-            target=0.25,
-            max_epochs=15,
-            eval_offset_epochs=0,
-            eval_every_epochs=1,
-            steps_per_dispatch=1,
-            gradient_accumulation_steps=1,
-            remat="none",
-            precision="auto",
-            inference=_inference(
-                min_duration_s=10.0, batch_sizes=(1, 2, 4, 8, 16, 32), published_quality=0.0
-            ),
-            reference_point=0,
-            reference_points={},
-        )
+        model=dict(
+            image_size=96,
+            num_classes=7,
+            width=16,
+            stages=(1, 1, 1),
+            strides=(1, 2, 1),
+            extra_inner=(32, 32, 32),
+            extra_outer=(64, 64, 64),
+            extra_strides=(2, 2, 1),
+            extra_padding=(1, 1, 0),
+            anchors=(4, 6, 6, 4),
+            head_stride=1,
+            bn_span=0,
+        ),
+        anchors=dict(steps=(8.0, 16.0, 32.0, 96.0), scales=(20.0, 36.0, 60.0, 84.0, 108.0)),
+        detection=dict(score=0.05, candidates=50, iou=0.5, detections=50),
+        figure="mAP_50",
+        backbone_weights="",  # no weights of so narrow a backbone are published
+        data=dict(
+            name="composites",
+            image_size=96,
+            max_boxes=4,
+            crop_attempts=1,
+            mean=_MEAN,
+            std=_STD,
+            num_threads=1,
+            num_train=0,
+            num_eval=0,
+        ),
+        batch_size=32,
+        eval_batch_size=100,
+        optimizer=dict(name="torch_sgd", base_lr=0.05, momentum=0.9, weight_decay=5e-4),
+        schedule=dict(warmup_steps=200, warmup_factor=0, decay_epochs=(10, 12), decay_factor=0.1),
+        target=0.25,
+        max_epochs=15,
+        **loop(eval_every_epochs=1),
+        inference=serving(_LOADGEN_MODEL, (1, 2, 4, 8, 16, 32), min_duration_s=10.0),
     )

@@ -19,66 +19,58 @@ mini: the same architecture on LibreOffice's help (34,582 pairs to train on); no
 
 from __future__ import annotations
 
+import functools
+
 from ml_collections import ConfigDict
+
+from configs.common import Numbers, config, loop, made_up, serving
+
+_serving = functools.partial(
+    serving,
+    "gnmt",  # translation's name in LoadGen's own defaults (mlperf.conf), which v6.1 dropped
+    max_latency_s=0.25,  # Server's bound, as it was gnmt's; of 99 % of the queries, where gnmt's was of 97
+    sut_timeout_s=120.0,
+)
 
 
 def get_config(preset: str) -> ConfigDict:
     """Returns the numbers of `preset`: "closed" or "mini"."""
-    return {"closed": _closed, "mini": _mini}[preset]()
+    return config(preset, workload="transformer", benchmark="transformer", closed=_closed, mini=_mini)
 
 
-def _closed() -> ConfigDict:
-    return ConfigDict(
-        dict(
-            workload="transformer",
-            benchmark="transformer",
-            preset="closed",
-            model=dict(
-                vocab_size=33708,
-                width=1024,
-                mlp_width=4096,
-                num_heads=16,
-                num_layers=6,
-                dropout=0.1,
-                attention_dropout=0.1,
-                relu_dropout=0.1,
-            ),
-            data=dict(
-                name="wmt",
-                max_length=256,
-                fake=0,  # N: the made-up set of N train pairs that `prepare --fake=N` writes
-                num_train=0,  # with --synthetic_data: how many packed rows; 0 as many as the real set
-                num_eval=0,
-            ),
-            batch_size=16,  # packed rows
-            eval_batch_size=64,
-            label_smoothing=0.1,
-            optimizer=dict(name="lazy_adam", base_lr=2.0, beta1=0.9, beta2=0.997, epsilon=1e-9),
-            schedule=dict(warmup_steps=16000),
-            decode=dict(beams=4, alpha=0.6, extra_length=50, source_lengths=(32, 64, 128, 256)),
-            target=0.25,
-            max_epochs=10,
-            eval_offset_epochs=0,
-            eval_every_epochs=1,
-            steps_per_dispatch=1,
-            gradient_accumulation_steps=1,
-            remat="none",
-            precision="auto",
-            inference=_inference(min_duration_s=600.0, batch_sizes=(1, 2, 4, 8, 16, 32, 64)),
-            reference_point=0,
-            reference_points={
-                "512": _point(512, 1.875, 1107, 0.9, 0.98, epochs=6),
-                "2048": _point(
-                    2048, 3.3092157691415953, 664, 0.9086575725261137, 0.9198719118104947, epochs=8
-                ),
-            },
-        )
+def _closed() -> Numbers:
+    return dict(
+        model=dict(
+            vocab_size=33708,
+            width=1024,
+            mlp_width=4096,
+            num_heads=16,
+            num_layers=6,
+            dropout=0.1,
+            attention_dropout=0.1,
+            relu_dropout=0.1,
+        ),
+        data=dict(name="wmt", max_length=256, **made_up()),  # `fake` counts pairs, `num_train` packed rows
+        batch_size=16,  # packed rows
+        eval_batch_size=64,
+        label_smoothing=0.1,
+        optimizer=dict(name="lazy_adam", base_lr=2.0, beta1=0.9, beta2=0.997, epsilon=1e-9),
+        schedule=dict(warmup_steps=16000),
+        decode=dict(beams=4, alpha=0.6, extra_length=50, source_lengths=(32, 64, 128, 256)),
+        target=0.25,
+        max_epochs=10,
+        **loop(eval_every_epochs=1),
+        inference=_serving((1, 2, 4, 8, 16, 32, 64)),
+        reference_points={
+            "512": _point(512, 1.875, 1107, 0.9, 0.98, epochs=6),
+            "2048": _point(2048, 3.3092157691415953, 664, 0.9086575725261137, 0.9198719118104947, epochs=8),
+        },
     )
 
 
 def _point(
     batch_size: int, base_lr: float, warmup_steps: int, beta1: float, beta2: float, *, epochs: int
-) -> dict:
+) -> Numbers:
     """The entries of the config that a published submission's hyperparameters set."""
     return dict(
         batch_size=batch_size,
@@ -88,52 +80,27 @@ def _point(
     )
 
 
-def _inference(*, min_duration_s: float, batch_sizes: tuple[int, ...]) -> dict:
+def _mini() -> Numbers:
     return dict(
-        loadgen_model="gnmt",  # translation's name in LoadGen's own defaults (mlperf.conf), which v6.1 dropped
-        max_latency_s=0.25,  # Server's bound, as it was gnmt's; of 99 % of the queries, where gnmt's was of 97
-        min_duration_s=min_duration_s,
-        batch_sizes=batch_sizes,
-        samples_on_device=False,  # samples lie in host memory, and their transfer is measured
-        quality_share=0.99,  # of the quality that was reached in training
-        published_quality=0.0,  # no weights of this model were published
-        sut_timeout_s=120.0,  # without any answer, until a run is given up
-    )
-
-
-def _mini() -> ConfigDict:
-    return ConfigDict(
-        dict(
-            workload="transformer",
-            benchmark="transformer",
-            preset="mini",
-            model=dict(
-                vocab_size=4096,
-                width=128,
-                mlp_width=512,
-                num_heads=4,
-                num_layers=2,
-                dropout=0.0,
-                attention_dropout=0.0,
-                relu_dropout=0.0,
-            ),
-            data=dict(name="libreoffice_help", max_length=64, num_train=0, num_eval=0),
-            batch_size=16,
-            eval_batch_size=64,
-            label_smoothing=0.1,
-            optimizer=dict(name="adam", base_lr=1.0, beta1=0.9, beta2=0.98, epsilon=1e-9),
-            schedule=dict(warmup_steps=400),
-            decode=dict(beams=4, alpha=0.6, extra_length=20, source_lengths=(24, 64)),
-            target=0.20,
-            max_epochs=8,
-            eval_offset_epochs=0,
-            eval_every_epochs=1,
-            steps_per_dispatch=1,
-            gradient_accumulation_steps=1,
-            remat="none",
-            precision="auto",
-            inference=_inference(min_duration_s=10.0, batch_sizes=(1, 2, 4, 8, 16, 32)),
-            reference_point=0,
-            reference_points={},
-        )
+        model=dict(
+            vocab_size=4096,
+            width=128,
+            mlp_width=512,
+            num_heads=4,
+            num_layers=2,
+            dropout=0.0,
+            attention_dropout=0.0,
+            relu_dropout=0.0,
+        ),
+        data=dict(name="libreoffice_help", max_length=64, num_train=0, num_eval=0),
+        batch_size=16,
+        eval_batch_size=64,
+        label_smoothing=0.1,
+        optimizer=dict(name="adam", base_lr=1.0, beta1=0.9, beta2=0.98, epsilon=1e-9),
+        schedule=dict(warmup_steps=400),
+        decode=dict(beams=4, alpha=0.6, extra_length=20, source_lengths=(24, 64)),
+        target=0.20,
+        max_epochs=8,
+        **loop(eval_every_epochs=1),
+        inference=_serving((1, 2, 4, 8, 16, 32), min_duration_s=10.0),
     )

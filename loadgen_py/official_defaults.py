@@ -7,7 +7,31 @@ smallest number of samples.
 
 from __future__ import annotations
 
-DEFAULTS: dict[str, dict[str, dict[str, int | float]]] = {
+Defaults = dict[str, dict[str, int | float]]
+"""Of one model, by scenario and key."""
+
+
+def _timed_tokens(
+    samples: int, *, ttft_ms: int = 0, tpot_ms: int = 0, offline: bool = True, **others: int
+) -> Defaults:
+    """Of a model whose tokens are timed, and whose samples are all in memory and issued in whole passes.
+
+    Args:
+        samples: of its data set.
+        ttft_ms, tpot_ms: Server's bounds of the first token and of each later one; 0 without Server.
+        offline: whether Offline issues all samples at least.
+        others: what else holds in every scenario.
+    """
+    every = {"performance_sample_count_override": samples, **others}
+    defaults: Defaults = {"*": {**every, "sample_concatenate_permutation": 1, "use_token_latencies": 1}}
+    if ttft_ms:
+        defaults["Server"] = {"target_latency": 0, "ttft_latency": ttft_ms, "tpot_latency": tpot_ms}
+    if offline:
+        defaults["Offline"] = {"min_query_count": samples}
+    return defaults
+
+
+DEFAULTS: dict[str, Defaults] = {
     "resnet50": {
         "*": {"performance_sample_count_override": 1024},
         "Server": {"target_latency": 15},
@@ -51,74 +75,14 @@ DEFAULTS: dict[str, dict[str, dict[str, int | float]]] = {
         "Server": {"target_latency": 20000},
         "Offline": {"min_query_count": 13368},
     },
-    "mixtral-8x7b": {
-        "*": {
-            "performance_sample_count_override": 15000,
-            "sample_concatenate_permutation": 1,
-            "use_token_latencies": 1,
-        },
-        "Server": {"target_latency": 0, "ttft_latency": 2000, "tpot_latency": 200},
-        "Offline": {"min_query_count": 15000},
-    },
-    "llama2-70b": {
-        "*": {
-            "performance_sample_count_override": 24576,
-            "sample_concatenate_permutation": 1,
-            "use_token_latencies": 1,
-        },
-        "Server": {"target_latency": 0, "ttft_latency": 2000, "tpot_latency": 200},
-        "Offline": {"min_query_count": 24576},
-    },
-    "llama2-70b-interactive": {
-        "*": {
-            "performance_sample_count_override": 24576,
-            "sample_concatenate_permutation": 1,
-            "use_token_latencies": 1,
-        },
-        "Server": {"target_latency": 0, "ttft_latency": 450, "tpot_latency": 40},
-    },
-    "llama3_1-405b": {
-        "*": {
-            "performance_sample_count_override": 8313,
-            "sample_concatenate_permutation": 1,
-            "use_token_latencies": 1,
-        },
-        "Server": {"target_latency": 0, "ttft_latency": 6000, "tpot_latency": 175},
-        "Offline": {"min_query_count": 8313},
-    },
-    "llama3_1-405b-interactive": {
-        "*": {
-            "performance_sample_count_override": 8313,
-            "sample_concatenate_permutation": 1,
-            "use_token_latencies": 1,
-        },
-        "Server": {"target_latency": 0, "ttft_latency": 4500, "tpot_latency": 80},
-    },
-    "llama3_1-8b": {
-        "*": {
-            "performance_sample_count_override": 13368,
-            "sample_concatenate_permutation": 1,
-            "use_token_latencies": 1,
-        },
-        "Server": {"target_latency": 0, "ttft_latency": 2000, "tpot_latency": 100},
-        "Offline": {"min_query_count": 13368},
-    },
-    "llama3_1-8b-edge": {
-        "*": {
-            "performance_sample_count_override": 5000,
-            "sample_concatenate_permutation": 1,
-            "use_token_latencies": 1,
-        },
-        "Offline": {"min_query_count": 5000},
-    },
-    "llama3_1-8b-interactive": {
-        "*": {
-            "performance_sample_count_override": 13368,
-            "sample_concatenate_permutation": 1,
-            "use_token_latencies": 1,
-        },
-        "Server": {"target_latency": 0, "ttft_latency": 500, "tpot_latency": 30},
-    },
+    "mixtral-8x7b": _timed_tokens(15000, ttft_ms=2000, tpot_ms=200),
+    "llama2-70b": _timed_tokens(24576, ttft_ms=2000, tpot_ms=200),
+    "llama2-70b-interactive": _timed_tokens(24576, ttft_ms=450, tpot_ms=40, offline=False),
+    "llama3_1-405b": _timed_tokens(8313, ttft_ms=6000, tpot_ms=175),
+    "llama3_1-405b-interactive": _timed_tokens(8313, ttft_ms=4500, tpot_ms=80, offline=False),
+    "llama3_1-8b": _timed_tokens(13368, ttft_ms=2000, tpot_ms=100),
+    "llama3_1-8b-edge": _timed_tokens(5000),
+    "llama3_1-8b-interactive": _timed_tokens(13368, ttft_ms=500, tpot_ms=30, offline=False),
     "stable-diffusion-xl": {
         "*": {"performance_sample_count_override": 5000},
         "Server": {"target_latency": 20000},
@@ -136,31 +100,9 @@ DEFAULTS: dict[str, dict[str, dict[str, int | float]]] = {
         "*": {"performance_sample_count_override": 1024},
         "SingleStream": {"target_latency_percentile": 99.9},
     },
-    "deepseek-r1": {
-        "*": {
-            "performance_sample_count_override": 4388,
-            "sample_concatenate_permutation": 1,
-            "use_token_latencies": 1,
-        },
-        "Server": {"target_latency": 0, "ttft_latency": 2000, "tpot_latency": 80},
-        "Offline": {"min_query_count": 4388},
-    },
-    "deepseek-r1-interactive": {
-        "*": {
-            "performance_sample_count_override": 4388,
-            "sample_concatenate_permutation": 1,
-            "use_token_latencies": 1,
-        },
-        "Server": {"target_latency": 0, "ttft_latency": 1500, "tpot_latency": 15},
-    },
-    "whisper": {
-        "*": {
-            "performance_sample_count_override": 1633,
-            "sample_concatenate_permutation": 1,
-            "use_token_latencies": 1,
-        },
-        "Offline": {"min_query_count": 1633},
-    },
+    "deepseek-r1": _timed_tokens(4388, ttft_ms=2000, tpot_ms=80),
+    "deepseek-r1-interactive": _timed_tokens(4388, ttft_ms=1500, tpot_ms=15, offline=False),
+    "whisper": _timed_tokens(1633),
     "qwen3-vl-235b-a22b": {
         "*": {
             "performance_sample_count_override": 48289,
@@ -177,24 +119,12 @@ DEFAULTS: dict[str, dict[str, dict[str, int | float]]] = {
         "*": {"performance_sample_count_override": 0, "sample_concatenate_permutation": 1},
         "Offline": {"min_query_count": 43},
     },
-    "gpt-oss-120b": {
-        "*": {
-            "performance_sample_count_override": 6396,
-            "accuracy_sample_count_override": 4395,
-            "sample_concatenate_permutation": 1,
-            "use_token_latencies": 1,
-        },
-        "Server": {"target_latency": 0, "ttft_latency": 3000, "tpot_latency": 80},
-    },
-    "gpt-oss-120b-interactive": {
-        "*": {
-            "performance_sample_count_override": 6396,
-            "accuracy_sample_count_override": 4395,
-            "sample_concatenate_permutation": 1,
-            "use_token_latencies": 1,
-        },
-        "Server": {"target_latency": 0, "ttft_latency": 2000, "tpot_latency": 15},
-    },
+    "gpt-oss-120b": _timed_tokens(
+        6396, accuracy_sample_count_override=4395, ttft_ms=3000, tpot_ms=80, offline=False
+    ),
+    "gpt-oss-120b-interactive": _timed_tokens(
+        6396, accuracy_sample_count_override=4395, ttft_ms=2000, tpot_ms=15, offline=False
+    ),
     "*": {
         "*": {
             "qsl_rng_seed": 2085463073848966840,

@@ -18,29 +18,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
 from mlperf_jax import cli
 from mlperf_jax.errors import UserError
 
-FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "ruleset",
-    None,
-    "Training: judge by this ruleset, as 4.0.0; default that of the round, or the benchmark's latest.",
-    flag_values=FLAGS,
+FLAGS = cli.define(
+    cli.text(
+        "ruleset",
+        "Training: judge by this ruleset, as 4.0.0; default that of the round, or the benchmark's latest.",
+    ),
+    cli.switch("json", "Print JSON."),
+    cli.HELP,
 )
-flags.DEFINE_bool("json", False, "Print JSON.", flag_values=FLAGS)
-flags.DEFINE_bool("help", False, "Show this, and end.", flag_values=FLAGS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    try:
-        return cli.run("mlperf_jax", _command, argv, interrupted="nothing half written is left")
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        sys.stderr.close()
-        return 1
+    return cli.run("mlperf_jax", _command, argv, interrupted="nothing half written is left", reader_gone=1)
 
 
 def _command(arguments: list[str]) -> int:

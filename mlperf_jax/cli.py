@@ -43,6 +43,9 @@ def switch(name: str, help: str) -> Definition:
     return functools.partial(flags.DEFINE_bool, name, False, help)
 
 
+HELP = switch("help", "Show this, and end.")
+
+
 def define(*definitions: Definition) -> flags.FlagValues:
     """The flags of a command, in the order in which --help shows them."""
     values = flags.FlagValues()
@@ -73,6 +76,7 @@ def run(
     argv: Sequence[str] | None,
     *,
     interrupted: str = "the same command begins again",
+    reader_gone: int | None = None,
 ) -> int:
     """Runs a command and returns its exit status.
 
@@ -81,6 +85,7 @@ def run(
         command: takes the arguments, returns the status.
         argv: the arguments; None for the process's own.
         interrupted: what to know after Ctrl-C.
+        reader_gone: the status if who reads the output has gone, as `| head` does; None: that is an error.
     """
     try:
         return command(list(sys.argv[1:] if argv is None else argv))
@@ -95,6 +100,11 @@ def run(
     except KeyboardInterrupt:
         print(f"{name}: interrupted; {interrupted}.", file=sys.stderr)
         return 128 + signal.SIGINT
+    except BrokenPipeError:
+        if reader_gone is None:
+            raise
+        sys.stderr.close()
+        return reader_gone
 
 
 def parse(values: flags.FlagValues, arguments: list[str]) -> tuple[list[str], list[str]]:

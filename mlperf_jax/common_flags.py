@@ -21,7 +21,6 @@ COORDINATOR = cli.text(
 )
 NUM_PROCESSES = cli.integer("num_processes", "Several processes: how many.")
 PROCESS_ID = cli.integer("process_id", "Several processes: which one this is, from 0.", -1, least=-1)
-HELP = cli.switch("help", "Show this, and end.")
 
 
 def preset(values: flags.FlagValues) -> str:

@@ -39,7 +39,7 @@ FLAGS = cli.define(
     common_flags.PROCESS_ID,
     common_flags.PLATFORM,
     common_flags.PRESET,
-    common_flags.HELP,
+    cli.HELP,
 )
 
 

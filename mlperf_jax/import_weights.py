@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlperf_jax import cli, common_flags
+from mlperf_jax import cli
 from mlperf_jax import config as configs
 from mlperf_jax.errors import UserError
 
@@ -22,7 +22,7 @@ FLAGS = cli.define(
     cli.text("from", "The published file."),
     cli.text("to", "Folder to write; default weights/<workload>."),
     cli.choice("preset", configs.PRESETS, "Which model they are for.", "closed"),
-    common_flags.HELP,
+    cli.HELP,
 )
 
 

@@ -92,7 +92,7 @@ FLAGS = cli.define(
         "Trace a few steps, or a second of inference, into the run's folder, for TensorBoard or xprof.",
     ),
     cli.switch("list", "Show workloads, presets and targets, and end."),
-    common_flags.HELP,
+    cli.HELP,
 )
 
 

@@ -15,21 +15,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
 from mlperf_jax import cli
 from mlperf_jax.errors import UserError
 
-FLAGS = flags.FlagValues()
-for _name, _text in {
-    "training": "Pack the training runs of this folder of results.",
-    "inference": "Pack the inference runs of this folder of results.",
-    "org": "Who submits: a name that can be a folder's.",
-    "out": "The package's folder, which must not exist yet.",
-}.items():
-    flags.DEFINE_string(_name, None, _text, flag_values=FLAGS)
-flags.DEFINE_enum("division", None, ("closed", "open"), "Where it is submitted.", flag_values=FLAGS)
-flags.DEFINE_bool("help", False, "Show this, and end.", flag_values=FLAGS)
+FLAGS = cli.define(
+    cli.text("training", "Pack the training runs of this folder of results."),
+    cli.text("inference", "Pack the inference runs of this folder of results."),
+    cli.text("org", "Who submits: a name that can be a folder's."),
+    cli.text("out", "The package's folder, which must not exist yet."),
+    cli.choice("division", ("closed", "open"), "Where it is submitted."),
+    cli.HELP,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -41,7 +41,7 @@ FLAGS = cli.define(
         "Plan the answer to a query of this LoadGen scenario, not a step.",
     ),
     cli.choice("preset", configs.PRESETS, "closed: MLPerf's own; mini.", "closed"),
-    common_flags.HELP,
+    cli.HELP,
 )
 
 

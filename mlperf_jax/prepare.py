@@ -13,8 +13,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
 import input_pipelines
 from mlperf_jax import cli
 from mlperf_jax import config as configs
@@ -38,25 +36,17 @@ def prepare(workload: str, preset: str, data_dir: Path, *, fake: int = 0, verify
     return input_pipelines.prepare(data["name"], data_dir, fake=fake, verify=verify)
 
 
-FLAGS = flags.FlagValues()
-
-
-def _define_flags() -> None:
-    by_platform = "Decides the preset where --preset is not given."
-    by_preset = "Which data set; by default mini on cpu, closed elsewhere and with --fake."
-    by_fake = "Write a made-up set of this many train images instead of looking for the real one."
-    where = "Holds all data sets; default $MLPERF_JAX_DATA or ~/.cache/mlperf_jax."
-    verify = "Read every byte of what is there, not only sizes."
-    flags.DEFINE_string("workload", None, "Whose data set to prepare, as resnet50.", flag_values=FLAGS)
-    flags.DEFINE_enum("platform", "cpu", platforms.PLATFORMS, by_platform, flag_values=FLAGS)
-    flags.DEFINE_enum("preset", None, configs.PRESETS, by_preset, flag_values=FLAGS)
-    flags.DEFINE_string("data_dir", None, where, flag_values=FLAGS)
-    flags.DEFINE_integer("fake", 0, by_fake, lower_bound=0, flag_values=FLAGS)
-    flags.DEFINE_bool("verify", False, verify, flag_values=FLAGS)
-    flags.DEFINE_bool("help", False, "Show this, and end.", flag_values=FLAGS)
-
-
-_define_flags()
+FLAGS = cli.define(
+    cli.text("workload", "Whose data set to prepare, as resnet50."),
+    cli.choice("platform", platforms.PLATFORMS, "Decides the preset where --preset is not given.", "cpu"),
+    cli.choice(
+        "preset", configs.PRESETS, "Which data set; by default mini on cpu, closed elsewhere and with --fake."
+    ),
+    cli.text("data_dir", "Holds all data sets; default $MLPERF_JAX_DATA or ~/.cache/mlperf_jax."),
+    cli.integer("fake", "Write a made-up set of this many train images instead of looking for the real one."),
+    cli.switch("verify", "Read every byte of what is there, not only sizes."),
+    cli.HELP,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,8 +16,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
 from mlperf_jax import cli
 from mlperf_jax.errors import UserError
 from mlperf_jax.reporting import details, page, tables
@@ -25,28 +23,20 @@ from mlperf_jax.rounds import inference_logs, training_rules
 from mlperf_jax.rounds.collect import Reader
 from mlperf_jax.rounds.training_logs import number
 
-FLAGS = flags.FlagValues()
-flags.DEFINE_string("csv", None, "Write all results to this CSV file.", flag_values=FLAGS)
-flags.DEFINE_string("html", None, "Write the page to this file.", flag_values=FLAGS)
-flags.DEFINE_enum("metric", "minutes", page.METRICS, "What the tables show first.", flag_values=FLAGS)
-flags.DEFINE_string(
-    "reference_minutes",
-    None,
-    'JSON file of P100 minutes beside the confirmed ones: {"ssd": 800}.',
-    flag_values=FLAGS,
+FLAGS = cli.define(
+    cli.text("csv", "Write all results to this CSV file."),
+    cli.text("html", "Write the page to this file."),
+    cli.choice("metric", page.METRICS, "What the tables show first.", "minutes"),
+    cli.text("reference_minutes", 'JSON file of P100 minutes beside the confirmed ones: {"ssd": 800}.'),
+    cli.switch("serve", "Show the page on this machine until Ctrl-C."),
+    cli.integer("port", "Where --serve shows it; 0 takes a free one.", 8000, most=65535),
+    cli.HELP,
 )
-flags.DEFINE_bool("serve", False, "Show the page on this machine until Ctrl-C.", flag_values=FLAGS)
-flags.DEFINE_integer("port", 8000, "Where --serve shows it; 0 takes a free one.", 0, 65535, flag_values=FLAGS)
-flags.DEFINE_bool("help", False, "Show this, and end.", flag_values=FLAGS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    try:
-        return cli.run("mlperf_jax", _command, argv, interrupted="nothing half written is left")
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        sys.stderr.close()
-        return 0
+    return cli.run("mlperf_jax", _command, argv, interrupted="nothing half written is left", reader_gone=0)
 
 
 def _command(arguments: list[str]) -> int:

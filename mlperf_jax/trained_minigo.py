@@ -21,7 +21,7 @@ FLAGS = (
     cli.text("results_dir", "Where the newest trained network is looked for.", "results"),
     cli.text("checkpoint", "A training run's folder, instead of the newest one."),
     cli.text("weights", "A folder that import_weights wrote, instead."),
-    common_flags.HELP,
+    cli.HELP,
 )
 
 

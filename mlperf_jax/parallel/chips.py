@@ -62,29 +62,54 @@ class Chip:
         return {"nvidia": "gpu", "cpu": "cpu"}.get(first, "tpu")
 
 
-def _gpu_target(
+def _gpu(
+    name: str,
     description: str,
     *,
+    bf16: float,
+    int8: float,
+    clock: float,
+    boost_ghz: float,
+    hbm_bytes: float,
+    hbm_bandwidth: float,
+    link_bandwidth: float,
+    source: str,
     capability: tuple[int, int],
     cores: int,
-    shared: int,
     l2: int,
-    clock_ghz: float,
-    bandwidth: float,
-    memory: float,
-) -> str:
-    """The text proto from which XLA's CUDA compiler learns of a GPU that is not there."""
+    shared: int = 233472,
+    node_bandwidth: float = 50e9,
+) -> Chip:
+    """A GPU, with the text proto from which XLA's CUDA compiler learns of one that is not there.
+
+    Args as the attributes of `Chip`, and what CUDA tells of the device: its description, its clock in GHz,
+    compute capability, count of cores, bytes of the L2 cache and of a core's shared memory.
+    """
     major, minor = capability
-    return (
+    target_config = (
         "gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 "
         f"shared_memory_per_core: {shared} threads_per_core_limit: 2048 core_count: {cores} fpus_per_core: "
         f"{64 if major == 8 else 128} block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 "
-        f"block_dim_limit_z: 65535 memory_bandwidth: {bandwidth:.0f} l2_cache_size: {l2} "
-        f"clock_rate_ghz: {clock_ghz} device_memory_size: {memory:.0f} "
+        f"block_dim_limit_z: 65535 memory_bandwidth: {hbm_bandwidth:.0f} l2_cache_size: {l2} "
+        f"clock_rate_ghz: {boost_ghz} device_memory_size: {hbm_bytes:.0f} "
         f"shared_memory_per_block_optin: {shared - 1024} "
         f"cuda_compute_capability {{ major: {major} minor: {minor} }} registers_per_core_limit: 65536 "
         'registers_per_block_limit: 65536 } platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } '
         f'runtime_version {{ major: 13 }} device_description_str: "{description}"'
+    )
+    return Chip(
+        name,
+        (f"nvidia {name}",),
+        bf16,
+        hbm_bytes,
+        hbm_bandwidth,
+        source=source,
+        int8=int8,
+        clock=clock,
+        links=1,
+        link_bandwidth=link_bandwidth,
+        node_bandwidth=node_bandwidth,
+        target_config=target_config,
     )
 
 
@@ -188,97 +213,67 @@ CHIPS = (
         wraps=4,
         node_bandwidth=12.5e9,
     ),
-    Chip(
+    _gpu(
         "a100",
-        ("nvidia a100",),
-        312e12,
-        80 * 2**30,
-        2039e9,
-        source="NVIDIA A100 80GB data sheet (SXM4); NVLink 600 GB/s both ways; a 200 Gbit/s port each (DGX)",
+        "NVIDIA A100-SXM4-80GB",
+        bf16=312e12,
         int8=624e12,
         clock=1.41e9,
-        links=1,
+        boost_ghz=1.41,
+        hbm_bytes=80 * 2**30,
+        hbm_bandwidth=2039e9,
         link_bandwidth=300e9,
         node_bandwidth=25e9,
-        target_config=_gpu_target(
-            "NVIDIA A100-SXM4-80GB",
-            capability=(8, 0),
-            cores=108,
-            shared=167936,
-            l2=41943040,
-            clock_ghz=1.41,
-            bandwidth=2039e9,
-            memory=80 * 2**30,
-        ),
+        source="NVIDIA A100 80GB data sheet (SXM4); NVLink 600 GB/s both ways; a 200 Gbit/s port each (DGX)",
+        capability=(8, 0),
+        cores=108,
+        shared=167936,
+        l2=41943040,
     ),
-    Chip(
+    _gpu(
         "h100",
-        ("nvidia h100",),
-        989e12,
-        80 * 2**30,
-        3350e9,
+        "NVIDIA H100 80GB HBM3",
+        bf16=989e12,
+        int8=1979e12,
+        clock=1.83e9,
+        boost_ghz=1.98,
+        hbm_bytes=80 * 2**30,
+        hbm_bandwidth=3350e9,
+        link_bandwidth=450e9,
         source=_H100_SOURCE,
-        int8=1979e12,
-        clock=1.83e9,
-        links=1,
-        link_bandwidth=450e9,
-        node_bandwidth=50e9,
-        target_config=_gpu_target(
-            "NVIDIA H100 80GB HBM3",
-            capability=(9, 0),
-            cores=132,
-            shared=233472,
-            l2=52428800,
-            clock_ghz=1.98,
-            bandwidth=3350e9,
-            memory=80 * 2**30,
-        ),
+        capability=(9, 0),
+        cores=132,
+        l2=52428800,
     ),
-    Chip(
+    _gpu(
         "h200",
-        ("nvidia h200",),
-        989e12,
-        141e9,
-        4800e9,
-        source=_H100_SOURCE.replace("H100 data sheet", "H200 data sheet"),
+        "NVIDIA H200",
+        bf16=989e12,
         int8=1979e12,
         clock=1.83e9,
-        links=1,
+        boost_ghz=1.98,
+        hbm_bytes=141e9,
+        hbm_bandwidth=4800e9,
         link_bandwidth=450e9,
-        node_bandwidth=50e9,
-        target_config=_gpu_target(
-            "NVIDIA H200",
-            capability=(9, 0),
-            cores=132,
-            shared=233472,
-            l2=62914560,
-            clock_ghz=1.98,
-            bandwidth=4800e9,
-            memory=141e9,
-        ),
+        source=_H100_SOURCE.replace("H100 data sheet", "H200 data sheet"),
+        capability=(9, 0),
+        cores=132,
+        l2=62914560,
     ),
-    Chip(
+    _gpu(
         "b200",
-        ("nvidia b200",),
-        2250e12,
-        180e9,
-        8000e9,
-        source="NVIDIA DGX B200 data sheet; NVLink 1.8 TB/s both ways, one 400 Gbit/s port per GPU",
+        "NVIDIA B200",
+        bf16=2250e12,
         int8=4500e12,
         clock=1.965e9,
-        links=1,
+        boost_ghz=1.965,
+        hbm_bytes=180e9,
+        hbm_bandwidth=8000e9,
         link_bandwidth=900e9,
-        node_bandwidth=50e9,
-        target_config=_gpu_target(
-            "NVIDIA B200",
-            capability=(10, 0),
-            cores=148,
-            shared=233472,
-            l2=132644864,
-            clock_ghz=1.965,
-            bandwidth=8000e9,
-            memory=180e9,
-        ),
+        source="NVIDIA DGX B200 data sheet; NVLink 1.8 TB/s both ways, one 400 Gbit/s port per GPU",
+        capability=(10, 0),
+        cores=148,
+        l2=132644864,
     ),
 )
 

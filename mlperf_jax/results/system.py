@@ -72,7 +72,7 @@ def describe_system(
         "system_name": name,
         "number_of_nodes": str(nodes),
         "host_processors_per_node": str(sockets),
-        "host_processor_model_name": _cpu_model(),
+        "host_processor_model_name": cpu_model(),
         "host_processor_core_count": str(cores // sockets),
         "host_processor_vcpu_count": str(os.cpu_count()),
         "host_processor_frequency": f"{frequency.max or frequency.current:.0f} MHz" if frequency else "",
@@ -149,7 +149,7 @@ def default_system_name(devices: Sequence[Any]) -> str:
         return f"{len(accelerators)}x{_slug(accelerators[0].device_kind)}"
     sockets, cores = _sockets_and_cores()
     model = re.sub(
-        r"\((R|TM)\)|\bCPU\b|@.*|\b\d+-Core\b|\bProcessor\b", " ", _cpu_model(), flags=re.IGNORECASE
+        r"\((R|TM)\)|\bCPU\b|@.*|\b\d+-Core\b|\bProcessor\b", " ", cpu_model(), flags=re.IGNORECASE
     )
     return f"cpu-{sockets}x-{_slug(model).lower()}-{cores}c"
 
@@ -161,7 +161,7 @@ def describe_devices(devices: Sequence[Any]) -> dict[str, Any]:
         "kind": devices[0].device_kind,
         "count": len(devices),
         "processes": len({device.process_index for device in devices}),
-        "host": {"cpu": _cpu_model(), "cpus": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total},
+        "host": {"cpu": cpu_model(), "cpus": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total},
         "devices": [str(device) for device in devices],
     }
 
@@ -185,7 +185,8 @@ def _runtime(devices: Sequence[Any]) -> dict[str, str]:
     return {"runtime": " ".join(version.split())} if version else {}
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """What the processor calls itself."""
     for line in _read("/proc/cpuinfo").splitlines():
         if re.match(r"(model name|Model|cpu model)\s*:", line):
             return line.split(":", 1)[1].strip()

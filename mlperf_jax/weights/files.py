@@ -11,13 +11,14 @@ import hashlib
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.nested import flatten
 from mlperf_jax.results.folders import read_json, write_json
 from mlperf_jax.weights import onnx_file, tensorflow_file, torch_file
 from mlperf_jax.workload import State
@@ -107,7 +108,7 @@ def save(folder: Path, weights: Imported) -> None:
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=".weights.")
         os.close(handle)
         try:
-            arrays = {name: np.ascontiguousarray(a) for name, a in _flat(weights.state)}
+            arrays = {name: np.ascontiguousarray(a) for name, a in flatten(weights.state).items()}
             save_file(arrays, temporary)
             os.chmod(temporary, 0o644)
             os.replace(temporary, folder / "weights.safetensors")
@@ -144,11 +145,3 @@ def load(folder: Path) -> Imported:
         part[last] = array
     config = {key: tuple(v) if isinstance(v, list) else v for key, v in record["config"].items()}
     return Imported(state, record["workload"], config, record["source"])
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

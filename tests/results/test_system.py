@@ -84,7 +84,7 @@ def test_a_damaged_description_is_not_overwritten(tmp_path):
     ],
 )
 def test_a_cpu_machine_is_named_by_its_processor(monkeypatch, model, name):
-    monkeypatch.setattr(system, "_cpu_model", lambda: model)
+    monkeypatch.setattr(system, "cpu_model", lambda: model)
     monkeypatch.setattr(system, "_sockets_and_cores", lambda: (2, 96))
     assert system.default_system_name(CPU * 4) == f"cpu-2x-{name}-96c"
 

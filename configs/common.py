@@ -1,0 +1,88 @@
+"""What the configs of most workloads share; each file of this folder holds the numbers of its own workload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+Numbers = dict[str, Any]
+
+
+def config(
+    preset: str,
+    *,
+    workload: str,
+    benchmark: str,
+    closed: Callable[[], Numbers],
+    mini: Callable[[], Numbers],
+) -> ConfigDict:
+    """The config of a preset: its own numbers, and those that every workload begins with.
+
+    Args:
+        preset: "closed" or "mini".
+        workload: its name here.
+        benchmark: MLPerf's name for it.
+        closed, mini: make the numbers of the presets.
+    """
+    shared = dict(
+        workload=workload,
+        benchmark=benchmark,
+        preset=preset,
+        steps_per_dispatch=1,  # so many steps are compiled as one program
+        precision="auto",  # by the platform, see `mlperf_jax.precision`
+        reference_point=0,  # a key of `reference_points`, whose numbers are then put in; 0 none
+        reference_points={},
+    )
+    return ConfigDict(shared | {"closed": closed, "mini": mini}[preset]())
+
+
+def loop(*, eval_every_epochs: int, eval_offset_epochs: int = 0) -> Numbers:
+    """Of a workload whose step takes gradients of all parameters, and that is evaluated after whole epochs."""
+    return dict(
+        eval_offset_epochs=eval_offset_epochs,  # after which the first evaluation is; 0: as all later ones
+        eval_every_epochs=eval_every_epochs,
+        gradient_accumulation_steps=1,  # into so many parts a batch is cut
+        remat="none",  # what the backward pass computes again instead of keeping it
+    )
+
+
+def made_up() -> Numbers:
+    """Sizes of the sets that stand in for one that is not there."""
+    return dict(
+        fake=0,  # N: the made-up set of N train examples that `prepare --fake=N` writes
+        num_train=0,  # with --synthetic_data: how many examples; 0 as many as the real set
+        num_eval=0,
+    )
+
+
+def serving(
+    loadgen_model: str,
+    batch_sizes: tuple[int, ...],
+    *,
+    min_duration_s: float = 600.0,
+    published_quality: float = 0.0,
+    sut_timeout_s: float = 60.0,
+    **bounds: float,
+) -> Numbers:
+    """The `inference` numbers.
+
+    Args:
+        loadgen_model: under this name LoadGen's own defaults (mlperf.conf) apply.
+        batch_sizes: that are compiled.
+        min_duration_s: of a run; by default MLPerf's.
+        published_quality: of MLPerf's weights for inference; 0 where there are none.
+        sut_timeout_s: without any answer, until a run is given up.
+        bounds: max_latency_s, where Server's bound is not LoadGen's.
+    """
+    return dict(
+        loadgen_model=loadgen_model,
+        min_duration_s=min_duration_s,
+        batch_sizes=batch_sizes,
+        samples_on_device=False,  # samples lie in host memory, and their transfer is measured
+        quality_share=0.99,  # of the quality that was reached in training
+        published_quality=published_quality,
+        sut_timeout_s=sut_timeout_s,
+        **bounds,
+    )
