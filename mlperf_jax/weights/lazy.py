@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 from mlperf_jax.errors import UserError
 
 Index = tuple[slice, ...]
-"""A part of an array: for each axis where it starts and stops."""
+"""A part of an array: for each axis where it starts and stops, in steps of 1."""
 
 _BLOCK = 4 * 2**20  # bytes that are read at once where only a part of them is wanted
 
