@@ -36,6 +36,7 @@ from mlperf_jax.goals import Direction, Goal, Quality
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.precision import Policy
 from mlperf_jax.results import events
+from mlperf_jax.weights.lazy import Tensor
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -409,14 +410,14 @@ class ServedWorkload(Workload):
             ValueError: an answer is not of the form that `predict` gives.
         """
 
-    def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
+    def import_weights(self, tensors: Mapping[str, Tensor]) -> tuple[State, dict[str, Any]]:
         """Turns published weights into what `served_struct` describes.
 
         Args:
             tensors: arrays under the names of the published file.
 
         Returns:
-            The state (numpy), and the config that goes with it, dotted key -> value.
+            The state (NumPy's arrays or lazy ones), and the config that goes with it, dotted key -> value.
 
         Raises:
             UserError: they are of another model, or this workload has no published weights.

@@ -23,7 +23,7 @@ from mlperf_jax.nested import flatten
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.precision import resolve_policy
 from mlperf_jax.results.folders import FINISHED, read_json
-from mlperf_jax.weights import files
+from mlperf_jax.weights import files, lazy
 from mlperf_jax.workload import ServedWorkload, State
 
 # Of a training run's config, what inference decides for itself.
@@ -152,17 +152,18 @@ def from_weights(folder: Path, workload: str) -> Trained:
 
     def load(workload: ServedWorkload, layout: Layout) -> State:
         struct = workload.served_struct(layout)
-        found, asked = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (imported.state, struct))
-        for path in found.keys() | asked.keys():
-            shapes = [tree[path].shape if path in tree else "not there" for tree in (found, asked)]
+        found, asked = (
+            {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+            for leaves in map(jax.tree_util.tree_leaves_with_path, (imported.state, struct))
+        )
+        for name in found.keys() | asked.keys():
+            shapes = [tree[name].shape if name in tree else "not there" for tree in (found, asked)]
             if shapes[0] != shapes[1]:
-                name = jax.tree_util.keystr(path, simple=True, separator=".")
                 raise UserError(
                     f"{folder} is of another model: {name} is {shapes[0]} in it and {shapes[1]} here."
                 )
-        return jax.tree.map(
-            lambda a, s: jax.device_put(a.astype(s.dtype), s.sharding), imported.state, struct
-        )
+        placed = [lazy.place(found[name], where) for name, where in asked.items()]
+        return jax.tree.unflatten(jax.tree.structure(struct), placed)
 
     return Trained(f"{imported.source['file']} in {folder}", imported.config, None, load)
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mlperf_jax.embedding.tables import Tables
+from mlperf_jax.weights.lazy import Tensor
 from mlperf_jax.weights.source import TorchSource
 from mlperf_jax.workload import State
 from models.dlrm import DLRMConfig
@@ -19,7 +20,7 @@ from models.dlrm import DLRMConfig
 _TORCHREC = "sparse_arch.embedding_bag_collection.embedding_bags"
 
 
-def from_state_dict(tensors: Mapping[str, np.ndarray], config: DLRMConfig, tables: Tables) -> State:
+def from_state_dict(tensors: Mapping[str, Tensor], config: DLRMConfig, tables: Tables) -> State:
     """Parameters, float32, with the tables stacked.
 
     Raises:
@@ -44,14 +45,16 @@ def from_state_dict(tensors: Mapping[str, np.ndarray], config: DLRMConfig, table
             "top": _mlp(source, [*above, "over_arch.model.1"], top),
             "cross": _cross(source, config),
         }
-    # Each table is taken as it is stacked: two copies of all would be 200 GB.
-    taken = (source.take(name, (n, tables.width)) for name, n in zip(rows, tables.sizes, strict=True))
+    # Each table is read as it is stacked: two copies of all would be 200 GB.
+    taken = (
+        np.asarray(source.take(name, (n, tables.width))) for name, n in zip(rows, tables.sizes, strict=True)
+    )
     stack = tables.stacked(taken, np.float32)
     source.refuse_left_over()
     return {"params": {"dense": dense, "table": stack}, "model_state": {}}
 
 
-def _mlp(source: TorchSource, names: list[str], sizes: tuple[int, ...]) -> dict[str, dict[int, np.ndarray]]:
+def _mlp(source: TorchSource, names: list[str], sizes: tuple[int, ...]) -> dict[str, dict[int, Tensor]]:
     layers = [
         source.dense(name, *size)
         for name, size in zip(names, zip(sizes, sizes[1:], strict=False), strict=True)
@@ -62,7 +65,7 @@ def _mlp(source: TorchSource, names: list[str], sizes: tuple[int, ...]) -> dict[
     }
 
 
-def _cross(source: TorchSource, config: DLRMConfig) -> dict[str, dict[int, np.ndarray]]:
+def _cross(source: TorchSource, config: DLRMConfig) -> dict[str, dict[int, Tensor]]:
     features, rank, layers = config.interacted, config.cross_rank, range(config.cross_layers)
     net = "inter_arch.crossnet"
     return {

@@ -15,33 +15,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mlperf_jax.errors import UserError
 from mlperf_jax.nested import flatten
 from mlperf_jax.results.folders import read_json, write_json
-from mlperf_jax.weights import onnx_file, tensorflow_file, torch_file
+from mlperf_jax.weights import numpy_file, onnx_file, safetensors_file, tensorflow_file, torch_file
+from mlperf_jax.weights.lazy import LazyArray, said_of
 from mlperf_jax.workload import State
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file of PyTorch, safetensors, NumPy (.npz), ONNX or TensorFlow (.index).
+def read_tensors(path: Path) -> dict[str, LazyArray]:
+    """The arrays of a file of PyTorch, safetensors, NumPy (.npz), ONNX or TensorFlow (.index), to be read one by one.
 
     Raises:
         UserError: it is none of these, damaged, or hostile.
     """
-    try:
+    with said_of(path):
         if not path.is_file():
             raise UserError(
                 f"There is no file {path}; give a .pth, .safetensors, .npz, .onnx or .index file."
             )
         return _read(path)
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be read as weights: {reason}.") from None
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path) -> dict[str, LazyArray]:
     with path.open("rb") as file:
         start = file.read(9)
         file.seek(max(path.stat().st_size - 8, 0))
@@ -51,25 +47,12 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             is_numpy = all(name.endswith(".npy") for name in archive.namelist())
-        if is_numpy:
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
-        return torch_file.read(path)
+        return numpy_file.read(path) if is_numpy else torch_file.read(path)
     if start[8:9] == b"{":  # after the length of its JSON header
-        return _read_safetensors(path)
+        return safetensors_file.read(path)
     if start[:1] == b"\x80":  # the opcode that every pickle of PyTorch's begins with
         return torch_file.read(path)
     return onnx_file.read(path)
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    import safetensors
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"it is damaged ({error})") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +60,7 @@ class Imported:
     """Weights in our own form.
 
     Attributes:
-        state: what inference needs of a workload's state, NumPy arrays.
+        state: what inference needs of a workload's state, NumPy's arrays or lazy ones.
         workload: the name of the workload.
         config: dotted key -> value, what the workload's config must have for them.
         source: the published file's name, its SHA-256 and how many arrays it held.
@@ -100,16 +83,13 @@ def save(folder: Path, weights: Imported) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    from safetensors.numpy import save_file
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "weights.json").unlink(missing_ok=True)
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=".weights.")
         os.close(handle)
         try:
-            arrays = {name: np.ascontiguousarray(a) for name, a in flatten(weights.state).items()}
-            save_file(arrays, temporary)
+            safetensors_file.write(Path(temporary), flatten(weights.state))
             os.chmod(temporary, 0o644)
             os.replace(temporary, folder / "weights.safetensors")
         except BaseException:
@@ -122,7 +102,7 @@ def save(folder: Path, weights: Imported) -> None:
 
 
 def load(folder: Path) -> Imported:
-    """Reads what `save` wrote.
+    """What `save` wrote, its arrays to be read one by one.
 
     Raises:
         UserError: it is missing, damaged, or was changed.
@@ -137,7 +117,7 @@ def load(folder: Path) -> Imported:
     if not path.is_file() or sha256(path) != record.get("sha256"):
         raise UserError(f"{path} is not what weights.json describes; import the weights again.")
     state: State = {}
-    for name, array in _read_safetensors(path).items():
+    for name, array in safetensors_file.read(path).items():
         *place, last = name.split(".")
         part = state
         for key in place:

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from mlperf_jax.weights.lazy import Tensor
 from mlperf_jax.weights.source import Source
 from mlperf_jax.workload import State
 from models.minigo import DualNetworkConfig
 
 
-def from_tensorflow(tensors: Mapping[str, np.ndarray], config: DualNetworkConfig) -> State:
+def from_tensorflow(tensors: Mapping[str, Tensor], config: DualNetworkConfig) -> State:
     """Parameters and batch statistics, float32.
 
     Raises:
@@ -45,8 +44,8 @@ def from_tensorflow(tensors: Mapping[str, np.ndarray], config: DualNetworkConfig
     params["value_dense"] = source.dense(2, config.fc_width, 1)
     if config.size == 19:
         kernel = params["policy_dense"]["kernel"]
-        kernel = kernel.reshape(2, points, -1).transpose(1, 0, 2).reshape(kernel.shape)
-        params["policy_dense"]["kernel"] = kernel
+        by_channel = kernel.reshape(2, points, points + 1)
+        params["policy_dense"]["kernel"] = by_channel.transpose(1, 0, 2).reshape(*kernel.shape)
     return {"params": params, "model_state": stats}
 
 
@@ -55,13 +54,13 @@ class _Checkpoint(Source):
 
     hint = "this model's are MiniGo's TensorFlow checkpoints."
 
-    def _take(self, layer: str, index: int, variable: str, *shape: int) -> np.ndarray:
+    def _take(self, layer: str, index: int, variable: str, *shape: int) -> Tensor:
         return self.take(f"{layer}_{index}/{variable}" if index else f"{layer}/{variable}", shape)
 
-    def conv(self, index: int, size: int, features_in: int, features_out: int) -> dict[str, np.ndarray]:
+    def conv(self, index: int, size: int, features_in: int, features_out: int) -> dict[str, Tensor]:
         return {"kernel": self._take("conv2d", index, "kernel", size, size, features_in, features_out)}
 
-    def norm(self, index: int, features: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def norm(self, index: int, features: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(parameters, statistics)"""
         layer = "batch_normalization"
         params = {
@@ -70,14 +69,14 @@ class _Checkpoint(Source):
         }
         return params, self.statistics(index, features)
 
-    def statistics(self, index: int, features: int) -> dict[str, np.ndarray]:
+    def statistics(self, index: int, features: int) -> dict[str, Tensor]:
         layer = "batch_normalization"
         return {
             "mean": self._take(layer, index, "moving_mean", features),
             "var": self._take(layer, index, "moving_variance", features),
         }
 
-    def dense(self, index: int, features_in: int, features_out: int) -> dict[str, np.ndarray]:
+    def dense(self, index: int, features_in: int, features_out: int) -> dict[str, Tensor]:
         return {
             "kernel": self._take("dense", index, "kernel", features_in, features_out),
             "bias": self._take("dense", index, "bias", features_out),

@@ -8,11 +8,13 @@ the convolution before it, only the node still tells the module: `/layer1/layer1
 from __future__ import annotations
 
 import math
+import mmap
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
+from mlperf_jax.weights.lazy import LazyArray
 from mlperf_jax.weights.protobuf import Refused, as_bytes, as_number, fields, varint
 
 # TensorProto.DataType -> dtype, and the field that holds the numbers where raw_data does not.
@@ -27,14 +29,17 @@ _DTYPES = {
 _WITH_WEIGHTS = ("Conv", "Gemm", "MatMul")
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+def read(path: Path) -> dict[str, LazyArray]:
     """The weights by PyTorch's names.
 
     Raises:
         Refused: see there.
     """
     try:
-        (graph,) = (value for field, value in fields(path.read_bytes()) if field == 7)
+        # Mapped, so that what is passed over is not read, and what was read need not stay.
+        with path.open("rb") as file:
+            model = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        (graph,) = (value for field, value in fields(model) if field == 7)
         tensors, nodes = {}, []
         for field, value in fields(as_bytes(graph)):
             if field == 5:
@@ -46,7 +51,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         raise Refused(
             str(error) if isinstance(error, Refused) else "it is no ONNX model, or damaged"
         ) from None
-    named: dict[str, np.ndarray] = {}
+    named: dict[str, LazyArray] = {}
     for name, operator, inputs in nodes:
         module = _module(name)
         if operator not in _WITH_WEIGHTS or not module:
@@ -57,9 +62,10 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return tensors | named
 
 
-def _tensor(data: memoryview) -> tuple[str, np.ndarray]:
+def _tensor(data: memoryview) -> tuple[str, LazyArray]:
     shape: list[int] = []
-    name, kind, raw = "", 0, None
+    name, kind = "", 0
+    raw: memoryview | None = None
     lists: dict[int, bytes] = {}
     for field, value in fields(data):
         if field == 1:
@@ -69,13 +75,13 @@ def _tensor(data: memoryview) -> tuple[str, np.ndarray]:
         elif field == 8:
             name = bytes(as_bytes(value)).decode()
         elif field == 9:
-            raw = bytes(as_bytes(value))
+            raw = as_bytes(value)
         elif field == 14 and value:
             raise Refused("its weights lie in other files; save it as one file")
         elif isinstance(value, memoryview):
             lists[field] = lists.get(field, b"") + bytes(value)
     if kind not in _DTYPES:
-        return name, np.zeros(0, np.float32)  # text or flags, which are no weights
+        return name, LazyArray.of(np.zeros(0, np.float32))  # text or flags, which are no weights
     dtype, field = _DTYPES[kind]
     if raw is not None:
         array = np.frombuffer(raw, dtype.newbyteorder("<"))
@@ -85,7 +91,7 @@ def _tensor(data: memoryview) -> tuple[str, np.ndarray]:
         array = np.frombuffer(lists.get(field, b""), dtype.newbyteorder("<"))
     if array.size != math.prod(shape):
         raise Refused(f"its tensor {name!r} has {array.size} numbers where its shape is {tuple(shape)}")
-    return name, array.reshape(shape)
+    return name, LazyArray.of(array.reshape(shape))
 
 
 def _varints(data: memoryview) -> list[int]:

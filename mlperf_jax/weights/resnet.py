@@ -10,8 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from mlperf_jax.weights.lazy import Tensor
 from mlperf_jax.weights.source import TorchSource
 from mlperf_jax.workload import State
 from models.resnet import ResNetConfig
@@ -40,7 +39,7 @@ _HUGGING_FACE = (
 )
 
 
-def from_torchvision(tensors: Mapping[str, np.ndarray], config: ResNetConfig) -> State:
+def from_torchvision(tensors: Mapping[str, Tensor], config: ResNetConfig) -> State:
     """Parameters and batch statistics, float32.
 
     Raises:
@@ -68,7 +67,7 @@ def from_torchvision(tensors: Mapping[str, np.ndarray], config: ResNetConfig) ->
     return {"params": params, "model_state": stats}
 
 
-def torchvision_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def torchvision_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     named = {}
     for name, array in tensors.items():
         name = name.removeprefix("module.")

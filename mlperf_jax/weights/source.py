@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.weights.lazy import Tensor
 
 _EPSILON = 1e-5
 
@@ -21,10 +22,10 @@ class Source:
 
     hint = "are they of another model, or of another depth?"
 
-    def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._left = dict(tensors)
 
-    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """An array in float32.
 
         Raises:
@@ -35,7 +36,7 @@ class Source:
         array = self._left.pop(name)
         if array.shape != shape:
             raise UserError(f"The weights' {name} has shape {array.shape} where this model has {shape}.")
-        return np.asarray(array, np.float32)
+        return array.astype(np.float32)
 
 
 class TorchSource(Source):
@@ -43,18 +44,16 @@ class TorchSource(Source):
 
     def conv(
         self, name: str, size: int, features_in: int, features_out: int, *, bias: bool = False
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, Tensor]:
         kernel = self.take(f"{name}.weight", (features_out, features_in, size, size))
         biases = {"bias": self.take(f"{name}.bias", (features_out,))} if bias else {}
         return {"kernel": kernel.transpose(2, 3, 1, 0)} | biases
 
-    def dense(self, name: str, features_in: int, features_out: int) -> dict[str, np.ndarray]:
+    def dense(self, name: str, features_in: int, features_out: int) -> dict[str, Tensor]:
         kernel = self.take(f"{name}.weight", (features_out, features_in))
         return {"kernel": kernel.T, "bias": self.take(f"{name}.bias", (features_out,))}
 
-    def norm(
-        self, name: str, conv: str, features: int
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def norm(self, name: str, conv: str, features: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(parameters, statistics)
 
         A convolution with a bias and without a batch norm after it (they were folded together) gets one

@@ -11,9 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from mlperf_jax.weights import resnet
+from mlperf_jax.weights.lazy import Tensor
 from mlperf_jax.weights.source import TorchSource
 from mlperf_jax.workload import State
 from models.ssd import SSDConfig
@@ -30,7 +29,7 @@ _SEQUENTIAL = (
 )
 
 
-def backbone(tensors: Mapping[str, np.ndarray], config: SSDConfig) -> State:
+def backbone(tensors: Mapping[str, Tensor], config: SSDConfig) -> State:
     """Parameters and statistics of the backbone from an image classifier, float32.
 
     The classifier's last stage and head, which a detector has not, are left out.
@@ -43,7 +42,7 @@ def backbone(tensors: Mapping[str, np.ndarray], config: SSDConfig) -> State:
     return {"params": params, "model_state": stats}
 
 
-def from_reference(tensors: Mapping[str, np.ndarray], config: SSDConfig) -> State:
+def from_reference(tensors: Mapping[str, Tensor], config: SSDConfig) -> State:
     """Parameters and statistics of a whole detector, float32.
 
     Raises:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from mlperf_jax.weights.lazy import LazyArray, in_file
 from mlperf_jax.weights.protobuf import Refused, as_bytes, as_number, fields, varint
 
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
@@ -47,7 +48,7 @@ class _Entry(NamedTuple):
     is_sliced: bool
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+def read(path: Path) -> dict[str, LazyArray]:
     """The arrays of a checkpoint, by variable.
 
     Args:
@@ -129,16 +130,13 @@ def _entry(data: memoryview) -> _Entry:
     return _Entry(dtype, shape, part, offset, size, is_sliced=7 in values)
 
 
-def _array(name: str, entry: _Entry, parts: list[Path]) -> np.ndarray:
+def _array(name: str, entry: _Entry, parts: list[Path]) -> LazyArray:
     dtype, shape, size = _DTYPES[entry.dtype], entry.shape, entry.size
     if entry.is_sliced:
         raise Refused(f"{name} is cut into slices")
     if entry.part >= len(parts) or size != dtype.itemsize * math.prod(shape):
         raise Refused(f"its index is damaged ({name} has {size} bytes and shape {shape})")
     path = parts[entry.part]
-    with path.open("rb") as file:
-        file.seek(entry.offset)
-        data = file.read(size)
-    if len(data) < size:
+    if path.stat().st_size < entry.offset + size:
         raise Refused(f"{path.name} ends inside {name}")
-    return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
+    return in_file(path, entry.offset, shape, dtype.newbyteorder("<"))

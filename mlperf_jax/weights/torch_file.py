@@ -11,16 +11,19 @@ older one, in which pickles and storages follow each other.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import math
 import pickletools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from mlperf_jax.weights.lazy import Index, LazyArray, in_file
 
 _MOST_PICKLE_BYTES = 64 * 2**20
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -60,27 +63,46 @@ class _Tensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
-    def read(self, data: bytes) -> np.ndarray:
-        """A copy of the view in the storage's bytes.
+    def array(self, held: _Bytes) -> LazyArray:
+        """What it shows of the storage's bytes.
 
         Raises:
             Refused: it reaches beyond them, or is larger than they are.
         """
-        whole = np.frombuffer(data, self.storage.dtype.newbyteorder("<"))
-        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
-        count = math.prod(self.shape)
-        if count == 0:
-            return np.zeros(self.shape, self.storage.dtype)
-        if count > whole.size or last >= whole.size:
-            raise Refused(f"a tensor {self.shape} reaches beyond its storage of {whole.size} elements")
-        steps = [s * whole.itemsize for s in self.strides]
-        return np.lib.stride_tricks.as_strided(whole[self.offset :], self.shape, steps).astype(
-            self.storage.dtype
-        )
+        dtype = self.storage.dtype.newbyteorder("<")
+        if math.prod(self.shape) == 0:
+            return LazyArray.of(np.zeros(self.shape, dtype))
+        reach = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        whole = held.size // dtype.itemsize
+        if math.prod(self.shape) > whole or self.offset + reach > whole:
+            raise Refused(f"a tensor {self.shape} reaches beyond its storage of {whole} elements")
+        start = held.offset + self.offset * dtype.itemsize
+        axes = sorted(range(len(self.shape)), key=lambda axis: -self.strides[axis])
+        shape = [self.shape[axis] for axis in axes]
+        if all(n == 1 or self.strides[axes[i]] == math.prod(shape[i + 1 :]) for i, n in enumerate(shape)):
+            in_order = in_file(held.path, start, shape, dtype, held.opened)
+            return in_order.transpose(*(axes.index(axis) for axis in range(len(axes))))
+        # With gaps, or numbers that are shown twice.
+        span = in_file(held.path, start, [reach], dtype, held.opened)
+        steps = [s * dtype.itemsize for s in self.strides]
+
+        def read(index: Index) -> np.ndarray:
+            return np.array(np.lib.stride_tricks.as_strided(np.asarray(span), self.shape, steps)[index])
+
+        return LazyArray(self.shape, dtype, read)
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict by name.
+class _Bytes(NamedTuple):
+    """Where a storage lies: `size` bytes from `offset` on, of a file or of what `opened` opens in it."""
+
+    path: Path
+    offset: int
+    size: int
+    opened: Callable[[], IO[bytes]] | None = None
+
+
+def read(path: Path) -> dict[str, LazyArray]:
+    """The tensors of a state dict by name, to be read one by one.
 
     A dict that holds one under "state_dict" or "model" is looked into.
 
@@ -96,32 +118,35 @@ def read(path: Path) -> dict[str, np.ndarray]:
             tree = tree[wrapper]
     if not isinstance(tree, dict) or not any(isinstance(v, _Tensor) for v in tree.values()):
         raise Refused("it holds no state dict")
-    return {str(name): t.read(storage(t.storage)) for name, t in tree.items() if isinstance(t, _Tensor)}
+    return {str(name): t.array(storage(t.storage)) for name, t in tree.items() if isinstance(t, _Tensor)}
 
 
-def _read_zip(path: Path) -> tuple[Any, Callable[[_Storage], bytes]]:
-    with zipfile.ZipFile(path) as archive:
-        sizes = {entry.filename: entry for entry in archive.infolist()}
-    pickles = [name for name in sizes if name.endswith("/data.pkl")]
+def _read_zip(path: Path) -> tuple[Any, Callable[[_Storage], _Bytes]]:
+    archive = zipfile.ZipFile(path)
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    pickles = [name for name in entries if name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise Refused("it is a zip without one data.pkl")
     root = pickles[0].removesuffix("data.pkl")
 
-    def entry(name: str, most: int) -> bytes:
-        found = sizes.get(root + name)
+    def entry(name: str, most: int) -> zipfile.ZipInfo:
+        found = entries.get(root + name)
         # PyTorch stores and never compresses, so that a small file cannot unfold into a huge one.
         if found is None or found.compress_type != zipfile.ZIP_STORED or found.file_size > most:
             raise Refused(f"its entry {name} is missing, compressed or larger than it may be")
-        with zipfile.ZipFile(path) as archive:
-            return archive.read(found)
+        return found
 
-    if root + "byteorder" in sizes and entry("byteorder", 16) != b"little":
+    def held(storage: _Storage) -> _Bytes:
+        found = entry(f"data/{storage.key}", storage.size * storage.dtype.itemsize)
+        return _Bytes(path, 0, found.file_size, functools.partial(archive.open, found))
+
+    if root + "byteorder" in entries and archive.read(entry("byteorder", 16)) != b"little":
         raise Refused("its numbers are big-endian")
-    tree = _interpret(io.BytesIO(entry("data.pkl", _MOST_PICKLE_BYTES)))
-    return tree, lambda storage: entry(f"data/{storage.key}", storage.size * storage.dtype.itemsize)
+    tree = _interpret(io.BytesIO(archive.read(entry("data.pkl", _MOST_PICKLE_BYTES))))
+    return tree, held
 
 
-def _read_legacy(path: Path) -> tuple[Any, Callable[[_Storage], bytes]]:
+def _read_legacy(path: Path) -> tuple[Any, Callable[[_Storage], _Bytes]]:
     with path.open("rb") as file:
         if _interpret(file) != _LEGACY_MAGIC or _interpret(file) != _LEGACY_PROTOCOL:
             raise Refused("it is no file of torch.save")
@@ -131,7 +156,7 @@ def _read_legacy(path: Path) -> tuple[Any, Callable[[_Storage], bytes]]:
         storages: dict[str, _Storage] = {}
         tree = _interpret(file, storages)
         keys = _interpret(file)
-        data = {}
+        held: dict[str, _Bytes] = {}
         for key in keys if isinstance(keys, list) else ():
             if key not in storages:
                 raise Refused("it has a storage that no tensor uses")
@@ -139,10 +164,11 @@ def _read_legacy(path: Path) -> tuple[Any, Callable[[_Storage], bytes]]:
             length = size * known.dtype.itemsize
             if size != known.size or file.tell() + length > path.stat().st_size:
                 raise Refused(f"its storage {key} has not the {known.size} elements that are announced")
-            data[key] = file.read(length)
-    if data.keys() != storages.keys():
+            held[key] = _Bytes(path, file.tell(), length)
+            file.seek(length, io.SEEK_CUR)
+    if held.keys() != storages.keys():
         raise Refused("it ends before its last storage")
-    return tree, lambda storage: data[storage.key]
+    return tree, lambda storage: held[storage.key]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.training.engine import Engine
-from mlperf_jax.weights import files
+from mlperf_jax.weights import files, lazy
 from mlperf_jax.workload import State
 from mlperf_jax.workloads.images import D, ImageWorkload, M
 
@@ -26,8 +25,8 @@ class BackboneWorkload(ImageWorkload[M, D]):
     published_backbone: str
 
     @abc.abstractmethod
-    def import_backbone(self, tensors: Mapping[str, np.ndarray]) -> State:
-        """The backbone's part of `params` and `model_state` (numpy) from published weights.
+    def import_backbone(self, tensors: Mapping[str, lazy.Tensor]) -> State:
+        """The backbone's part of `params` and `model_state` (NumPy's arrays or lazy ones) from published weights.
 
         Raises:
             UserError: they are of another model.
@@ -63,6 +62,5 @@ class BackboneWorkload(ImageWorkload[M, D]):
         published = self.import_backbone(files.read_tensors(self.backbone_file))
         for part, arrays in published.items():
             old = state[part]["backbone"]
-            new = jax.tree.map(lambda a, old: jax.device_put(a.astype(old.dtype), old.sharding), arrays, old)
-            state[part] = state[part] | {"backbone": new}
+            state[part] = state[part] | {"backbone": jax.tree.map(lazy.place, arrays, old)}
         return state

@@ -17,6 +17,7 @@ from mlperf_jax.metrics import classification
 from mlperf_jax.supervised import Loss, mean_of
 from mlperf_jax.training import schedules
 from mlperf_jax.weights import resnet as weights
+from mlperf_jax.weights.lazy import Tensor
 from mlperf_jax.workload import Batch, Evaluation, State
 from mlperf_jax.workloads.images import ImageWorkload
 from models.resnet import ResNet, ResNetConfig, flops_per_image
@@ -116,7 +117,7 @@ class ResNet50(ImageClassification):
     def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
         return ResNet(self.model_config, policy=self.policy, rngs=rngs)
 
-    def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
+    def import_weights(self, tensors: Mapping[str, Tensor]) -> tuple[State, dict[str, Any]]:
         return weights.from_torchvision(tensors, self.model_config), dict(weights.CONFIG)
 
     def train_flops_per_example(self) -> float:

@@ -25,6 +25,7 @@ from mlperf_jax.supervised import Loss, mean_of
 from mlperf_jax.training import schedules
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.weights import ssd as weights
+from mlperf_jax.weights.lazy import Tensor
 from mlperf_jax.workload import Batch, Evaluation, Spec, State
 from mlperf_jax.workloads.backbones import BackboneWorkload
 from mlperf_jax.workloads.images import M
@@ -238,10 +239,10 @@ class SSDResNet34(ObjectDetection[SSD]):
         selection = Selection(**self.config.detection.to_dict())
         return detect(codes, logits, self.anchors, selection).rows()
 
-    def import_backbone(self, tensors: Mapping[str, np.ndarray]) -> State:
+    def import_backbone(self, tensors: Mapping[str, Tensor]) -> State:
         return weights.backbone(tensors, self.model_config)
 
-    def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
+    def import_weights(self, tensors: Mapping[str, Tensor]) -> tuple[State, dict[str, Any]]:
         config = weights.CONFIG | {"variant": self.config.get("variant", "")}
         return weights.from_reference(tensors, self.model_config), config
 

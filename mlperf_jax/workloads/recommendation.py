@@ -31,6 +31,7 @@ from mlperf_jax.training import schedules, sparse_optimizers
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.sparse_optimizers import RowRule
 from mlperf_jax.weights import dlrm as weights
+from mlperf_jax.weights.lazy import Tensor
 from mlperf_jax.workload import Batch, Block, Evaluation, Metrics, Program, Spec, State
 from mlperf_jax.workloads import click_groups
 from models.dlrm import DLRM, DLRMConfig, flops_per_example
@@ -102,7 +103,7 @@ class Recommendation(SupervisedWorkload[Recommender, ClickDataset]):
         network = nnx.merge(self._split.graph, state["params"]["dense"], state["model_state"])
         return Recommender(network, state["params"]["table"], self.tables, self.policy)
 
-    def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
+    def import_weights(self, tensors: Mapping[str, Tensor]) -> tuple[State, dict[str, Any]]:
         # The shapes of the data set will do; it need not be here.
         shapes = type(self)(self.config, self.policy, data_dir=self.data_dir, synthetic=True)
         return weights.from_state_dict(tensors, shapes.model_config, shapes.tables), {}

@@ -33,6 +33,7 @@ from mlperf_jax.supervised import GradientWorkload, Loss, mean_of
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.weights import files
 from mlperf_jax.weights import minigo as weights
+from mlperf_jax.weights.lazy import Tensor
 from mlperf_jax.workload import NO_NOTES, Batch, Block, Evaluation, Metrics, Notes, Program, Spec, State
 from models.minigo import DualNetwork, DualNetworkConfig, flops_per_position
 
@@ -128,10 +129,12 @@ class MiniGo(GradientWorkload):
             )
         folder = Path(path)
         if folder.is_dir():
-            return files.load(folder).state
-        return self.import_weights(files.read_tensors(folder))[0]
+            lazy = files.load(folder).state
+        else:
+            lazy = self.import_weights(files.read_tensors(folder))[0]
+        return jax.tree.map(np.asarray, lazy)
 
-    def import_weights(self, tensors: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
+    def import_weights(self, tensors: Mapping[str, Tensor]) -> tuple[State, dict[str, Any]]:
         return weights.from_tensorflow(tensors, self.model_config), {}
 
     def init(self, seed: jax.Array) -> State:

@@ -1,0 +1,176 @@
+"""Arrays that lie in files until they are asked for, whole or in part."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import jax
+import numpy as np
+from numpy.typing import DTypeLike
+
+from mlperf_jax.errors import UserError
+
+Index = tuple[slice, ...]
+"""A part of an array: for each axis where it starts and stops, in steps of 1."""
+
+_BLOCK = 4 * 2**20  # bytes that are read at once where only a part of them is wanted
+
+
+class LazyArray:
+    """An array of which only shape and dtype are known until it is read.
+
+    `np.asarray` reads it whole, `array[index]` a part; nothing is kept. `astype`, `transpose` and `reshape`
+    are applied when it is read.
+
+    Attributes:
+        shape: its dimensions.
+        dtype: of what is read.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype: DTypeLike, read: Callable[[Index], np.ndarray]) -> None:
+        """`read` gives a part in an array of its own, that keeps no more than the part in memory."""
+        self.shape = tuple(shape)
+        self.dtype = np.dtype(dtype)
+        self._read = read
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> LazyArray:
+        """What is in memory already, or in pages of a file that is mapped into it."""
+        return cls(array.shape, array.dtype, lambda index: np.array(array[index]))
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    @property
+    def T(self) -> LazyArray:
+        return self.transpose(*reversed(range(self.ndim)))
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        """Reads a part.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        bounds = [part.indices(n) for part, n in zip(index, self.shape, strict=True)]
+        return self._read(tuple(slice(start, max(start, stop)) for start, stop, _ in bounds))
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+        return self[(slice(None),) * self.ndim].astype(dtype or self.dtype, copy=False)
+
+    def astype(self, dtype: DTypeLike) -> LazyArray:
+        return LazyArray(self.shape, dtype, lambda index: self._read(index).astype(dtype, copy=False))
+
+    def transpose(self, *axes: int) -> LazyArray:
+        place = [axes.index(axis) for axis in range(self.ndim)]
+        return LazyArray(
+            [self.shape[axis] for axis in axes],
+            self.dtype,
+            lambda index: self._read(tuple(index[p] for p in place)).transpose(axes),
+        )
+
+    def reshape(self, *shape: int) -> LazyArray:
+        """Of this the whole is read for any part."""
+        return LazyArray(shape, self.dtype, lambda index: np.array(np.asarray(self).reshape(shape)[index]))
+
+
+Tensor = np.ndarray | LazyArray
+
+
+def place(array: Tensor, where: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+    """The array in the dtype and place of `where`: a process reads what its own devices hold.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return jax.make_array_from_callback(
+        where.shape,
+        where.sharding,
+        lambda index: np.asarray(array[index or ()]).astype(where.dtype, copy=False),
+    )
+
+
+def in_file(
+    path: Path,
+    offset: int,
+    shape: Sequence[int],
+    dtype: np.dtype,
+    opened: Callable[[], IO[bytes]] | None = None,
+) -> LazyArray:
+    """An array in C order that begins at byte `offset` of a file, or of what `opened` opens in it."""
+
+    def read(index: Index) -> np.ndarray:
+        part = np.empty([axis.stop - axis.start for axis in index], dtype)
+        if part.size:
+            with said_of(path), opened() if opened else path.open("rb", buffering=0) as file:
+                _fill(part, file, offset, tuple(shape), index)
+        return part
+
+    return LazyArray(shape, dtype, read)
+
+
+def _fill(part: np.ndarray, file: IO[bytes], offset: int, shape: tuple[int, ...], index: Index) -> None:
+    """Reads `index` of an array of `shape`: rows that are wanted whole at once, others in blocks."""
+    if all(axis == slice(0, n) for axis, n in zip(index[1:], shape[1:], strict=True)):
+        start = index[0].start if index else 0
+        _read_exactly(file, offset + start * part.itemsize * math.prod(shape[1:]), part)
+        return
+    row = part.itemsize * math.prod(shape[1:])
+    first, stop = index[0].start, index[0].stop
+    if row > _BLOCK:
+        for i in range(first, stop):
+            _fill(part[i - first], file, offset + i * row, shape[1:], index[1:])
+        return
+    most = _BLOCK // row
+    for i in range(first, stop, most):
+        block = np.empty((min(most, stop - i), *shape[1:]), part.dtype)
+        _read_exactly(file, offset + i * row, block)
+        part[i - first : i - first + len(block)] = block[(slice(None), *index[1:])]
+
+
+def _read_exactly(file: IO[bytes], offset: int, array: np.ndarray) -> None:
+    """Fills a contiguous array."""
+    data = array.reshape(-1).view(np.uint8).data
+    file.seek(offset)
+    while data:
+        piece = file.read(min(len(data), _BLOCK))
+        if not piece:
+            raise EOFError("it ends inside an array")
+        data[: len(piece)] = piece
+        data = data[len(piece) :]
+
+
+@contextlib.contextmanager
+def said_of(path: Path) -> Iterator[None]:
+    """Turns what a damaged file raises into a sentence.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        yield
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} cannot be read as weights: {reason}.") from None
