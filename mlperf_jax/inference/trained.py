@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -176,20 +176,21 @@ def _steps(run: Path) -> list[Path]:
 def _from_run(run: Path, status: Mapping[str, Any]) -> Trained:
     from mlperf_jax.training.checkpoints import Checkpoints
 
+    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
+    atexit.register(checkpoints.close)
+
     def load(workload: ServedWorkload, layout: Layout) -> State:
         struct = workload.served_struct(layout)
         frozen = {name: struct.pop(name) for name in workload.frozen_entries if name in struct}
         entries = {name: entry for name, entry in workload.served_entries.items() if name in struct}
-        with contextlib.closing(Checkpoints(run / "checkpoints")) as checkpoints:
-            found = checkpoints.restore_part({entry: struct[name] for name, entry in entries.items()})
+        found = checkpoints.restore_part({entry: struct[name] for name, entry in entries.items()})
         served = {name: found[entry] for name, entry in entries.items()}
         return served | workload.frozen_state(frozen, status.get("seed"))
 
-    step = max(int(path.name) for path in _steps(run))
     saved = read_json(run / "config.json")["config"] if (run / "config.json").exists() else {}
     kept = {key: value for key, value in saved.items() if key not in _NOT_TAKEN_OVER}
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in flatten(kept).items()}
-    return Trained(f"{run}, step {step}", config, _finite(status.get("quality")), load)
+    return Trained(f"{run}, step {checkpoints.newest}", config, _finite(status.get("quality")), load)
 
 
 def _finite(quality: Any) -> Quality | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import sys
 import time
 import traceback
+from collections.abc import Mapping
+from typing import Any
 
 from mlperf_jax.errors import UserError
 
@@ -93,6 +96,48 @@ def _speak_when_aborted() -> None:
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(speak)
     _kept.append(handler)
     ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+
+
+def agree(facts: Mapping[str, Any]) -> None:
+    """Holds what every process was started with against the others', before anything is compiled.
+
+    Args:
+        facts: name -> value, the same names in all processes of one version; a name is what people know it
+            by, as "--config.batch_size".
+
+    Raises:
+        UserError: in every process alike, with the first name on which two of them differ, and both values.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return
+    ours = {name: json.dumps(value, sort_keys=True, default=str) for name, value in facts.items()}
+    try:
+        everyone = _gather(json.dumps(ours).encode())
+    except jax.errors.JaxRuntimeError as error:
+        leave(error)
+        raise
+    first, *others = (json.loads(told) for told in everyone)
+    for index, told in enumerate(others, 1):
+        for name in sorted(first.keys() | told.keys()):
+            if first.get(name) != told.get(name):
+                raise UserError(
+                    f"The processes of one run differ: {name} is {first.get(name, 'not there')} in process 0 and "
+                    f"{told.get(name, 'not there')} in process {index}; start all of them alike."
+                )
+
+
+def _gather(text: bytes) -> list[bytes]:
+    """What each process has, by its index."""
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(text))))
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
 
 
 def leave(error: BaseException) -> None:

@@ -1,7 +1,8 @@
 """Checkpoints: the state, and one position from which any number of processes resumes.
 
-Orbax writes them in the background, every process its own part, and keeps the newest few. A
-checkpoint of one layout is restored into another. The position is the global step: with the batch
+Orbax writes them in the background, every process its own part, and keeps the newest few. Each is sealed
+with digests of its files; one that is damaged, or was not finished, is set aside, and the one before it is
+taken. A checkpoint of one layout is restored into another. The position is the global step: with the batch
 size it says epoch and example, and every data set yields the same rows from there on, however many
 processes read it.
 """
@@ -11,18 +12,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
+import os
 import sys
+import threading
 import traceback
 from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from mlperf_jax.errors import UserError
+from mlperf_jax.training import digests
 from mlperf_jax.trees import named_leaves
 from mlperf_jax.workload import State
 
 SCHEMA_VERSION = 1
+_POLL_SECONDS = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +61,21 @@ class Checkpoints:
     Args:
         folder: their own folder, made here.
         keep: how many of the newest to keep.
+        read_only: nothing is saved, and a damaged one stays where it is.
 
     Raises:
         UserError: the folder cannot be used.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+    def __init__(self, folder: Path, *, keep: int = 2, read_only: bool = False) -> None:
         import orbax.checkpoint as ocp
 
         self.folder = folder.absolute()
         _hush()
+        self._sealer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint digests")
+        self._sealing: Future[None] | None = None
+        self._leaving = threading.Event()
+        self._newest = self._newest_whole(read_only)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         # Named here, because a manager that has saved nothing itself cannot tell what an item is.
         handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
@@ -81,7 +96,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        if position.step == self._manager.latest_step():
+        if position.step == self._newest:
             return
         extra = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(position)}
         with self._writing():
@@ -92,6 +107,9 @@ class Checkpoints:
                 ),
                 force=True,
             )
+        self._newest = position.step
+        if jax.process_index() == 0:
+            self._sealing = self._sealer.submit(self._seal, position.step)
 
     def position(self) -> Position | None:
         """Where the newest checkpoint stands, None where there is none.
@@ -101,7 +119,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        step = self._manager.latest_step()
+        step = self._newest
         if step is None:
             return None
         with self._reading(step):
@@ -123,7 +141,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        step = self._manager.latest_step()
+        step = self._step()
         with self._reading(step):
             self._refuse_other_model(step, struct)
             restored = self._manager.restore(
@@ -139,7 +157,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        step = self._manager.latest_step()
+        step = self._step()
         args = ocp.args.PyTreeRestore(
             struct, restore_args=ocp.checkpoint_utils.construct_restore_args(struct), partial_restore=True
         )
@@ -168,9 +186,67 @@ class Checkpoints:
         """
         with self._writing():
             self._manager.wait_until_finished()
+            if self._sealing:
+                self._sealing.result()
 
     def close(self) -> None:
         self._manager.close()
+        self._leaving.set()
+        self._sealer.shutdown()
+
+    @property
+    def newest(self) -> int | None:
+        """The step of the newest that is whole."""
+        return self._newest
+
+    def _step(self) -> int:
+        if self._newest is None:
+            raise UserError(f"There is no whole checkpoint in {self.folder}; name another folder.")
+        return self._newest
+
+    def _seal(self, step: int) -> None:
+        """Writes the digests of a checkpoint when Orbax, in threads of its own, has given it its name."""
+        folder = self.folder / str(step)
+        while not folder.is_dir():
+            if self._leaving.wait(_POLL_SECONDS) and not folder.is_dir():
+                return  # it could not be written
+        digests.seal(folder)
+
+    def _newest_whole(self, read_only: bool) -> int | None:
+        """The newest step whose files are as they were written. Of several processes the first looks for all."""
+        newest = -1
+        if jax.process_index() == 0 and self.folder.is_dir():
+            steps = sorted((int(p.name) for p in self.folder.iterdir() if p.name.isdigit()), reverse=True)
+            for step, before in itertools.zip_longest(steps, steps[1:]):
+                if not (damage := digests.damage(self.folder / str(step))):
+                    newest = step
+                    break
+                self._tell_damage(step, before, damage, read_only)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
+        return None if newest < 0 else newest
+
+    def _tell_damage(self, step: int, before: int | None, damage: str, read_only: bool) -> None:
+        """Says what is wrong with a checkpoint and, where others will be written, moves it out of the way."""
+        where, moved = self.folder / str(step), ""
+        if not read_only:
+            aside = next(path for path in _names(self.folder.parent / f"damaged_{step}") if not path.exists())
+            try:
+                os.replace(where, aside)
+            except OSError as error:
+                raise UserError(
+                    f"{where} is damaged ({damage}) and cannot be moved ({error.strerror}); remove it and run the "
+                    "same command again."
+                ) from error
+            moved = f", now in {aside}"
+        then = "there is none before it" if before is None else f"that of step {before} is taken"
+        print(
+            f"mlperf_jax: the checkpoint of step {step} is damaged ({where}: {damage}{moved}); {then}.",
+            file=sys.stderr,
+            flush=True,
+        )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -185,10 +261,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
-        """Turns a failure into a sentence that says how to go back to the checkpoint before.
-
-        Going back is left to people: a disk that damages files should not go unnoticed.
-        """
+        """Turns a failure to read a checkpoint whose files are as they were written into a sentence."""
         try:
             yield
         except UserError:
@@ -219,6 +292,12 @@ def _hush() -> None:
             show(unraisable)
 
     sys.unraisablehook = show_others
+
+
+def _names(path: Path) -> Iterator[Path]:
+    """A name and, where it is taken, others like it."""
+    yield path
+    yield from (path.with_name(f"{path.name}_{n}") for n in itertools.count(1))
 
 
 def _raised_by_orbax(record: logging.LogRecord) -> bool:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from mlperf_jax.errors import Stopped, UserError
+from mlperf_jax.nested import flatten
 from mlperf_jax.parallel import distributed, unsplit
 from mlperf_jax.parallel.chips import find_chip
 from mlperf_jax.parallel.layout import Layout
@@ -71,6 +72,7 @@ def train_command(workload: TrainedWorkload, layout: Layout, options: TrainOptio
     """
     if options.visualize and type(workload).pictures is TrainedWorkload.pictures:
         raise UserError(f"{type(workload).__name__} has nothing to draw; leave --visualize out.")
+    _agree(workload, layout, options)
     name = options.system or system.default_system_name(jax.devices())
     runs = Runs(options.results_dir, options.preset, name, workload.benchmark)
     first = jax.process_index() == 0
@@ -92,6 +94,23 @@ def train_command(workload: TrainedWorkload, layout: Layout, options: TrainOptio
     if first:
         print("\n" + summary.end_message([summary.summarize(run.log_path) for run in finished]))
     return 0 if reached else 1
+
+
+def _agree(workload: TrainedWorkload, layout: Layout, options: TrainOptions) -> None:
+    """Ends all processes of a run that were started with different settings."""
+    flags = {"preset": options.preset, "seed": options.seed, "runs": options.runs}
+    config = {f"--config.{key}": value for key, value in flatten(workload.config.to_dict()).items()}
+    distributed.agree(
+        config
+        | {f"--{name}": value for name, value in flags.items()}
+        | {f"the version of {name}": version for name, version in system.versions().items()}
+        | {
+            "the data": workload.data_description,
+            "--sharding": layout.strategy.name,
+            "--mesh": dict(layout.mesh.shape),
+            "the precision": dataclasses.asdict(workload.policy),
+        }
+    )
 
 
 def _claim(runs: Runs, workload: TrainedWorkload, layout: Layout, options: TrainOptions) -> Run:

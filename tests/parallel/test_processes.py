@@ -30,9 +30,9 @@ DEADLINE = 240  # seconds for anything, on a machine that is busy with other tes
 
 
 class Pair:
-    """Two processes of one run."""
+    """Two processes of one run, of which the second may get flags of its own."""
 
-    def __init__(self, folder, *overrides, step_seconds=0.0):
+    def __init__(self, folder, *overrides, step_seconds=0.0, second=()):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -50,7 +50,10 @@ class Pair:
             *("--config.model.stages=(1,)", "--config.model.width=8", *overrides),
         ]
         environment = door.environment(TOY_RECORD=f"{folder}/record", TOY_STEP_SECONDS=str(step_seconds))
-        self.processes = [self._start([*command, f"--process_id={i}"], environment, i) for i in range(2)]
+        self.processes = [
+            self._start([*command, f"--process_id={i}", *more], environment, i)
+            for i, more in enumerate(((), second))
+        ]
 
     def _start(self, command, environment, i):
         with open(self.folder / f"stdout.{i}", "w") as out, open(self.folder / f"stderr.{i}", "w") as err:
@@ -218,3 +221,39 @@ def test_one_process_alone_starts_nothing_and_half_an_address_is_refused():
     distributed.leave(ValueError("nobody else is there to be left"))
     with pytest.raises(UserError, match="--coordinator, --num_processes and --process_id go together"):
         distributed.start("cpu", coordinator="127.0.0.1:1", num_processes=2, process_id=-1)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        (
+            "--config.optimizer.base_lr=0.5",
+            "--config.optimizer.base_lr is 0.1 in process 0 and 0.5 in process 1",
+        ),
+        ("--config.batch_size=16", "--config.batch_size is 32 in process 0 and 16 in process 1"),
+    ],
+)
+def test_processes_with_other_settings_do_not_train_together(tmp_path, flag, said):
+    with Pair(tmp_path, second=(flag,)) as pair:
+        assert pair.wait() == [2, 2]
+        for i in range(2):
+            last = pair.output(i).strip().splitlines()[-1]
+            assert last == f"mlperf_jax: The processes of one run differ: {said}; start all of them alike."
+    assert not (tmp_path / "mini" / "runs").exists()
+
+
+def test_what_processes_agree_on(monkeypatch):
+    facts = {"--seed": 1, "--config.batch_size": 32, "the version of jax": "0.10.2", "the data": "patterns"}
+
+    def agree_with(other):
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        told = {name: json.dumps(value) for name, value in other.items()}
+        monkeypatch.setattr(distributed, "_gather", lambda ours: [ours, json.dumps(told).encode()])
+        distributed.agree(facts)
+
+    agree_with(facts)
+    for name in facts:
+        with pytest.raises(UserError, match=f"differ: {name} is .* in process 0 and .* in process 1"):
+            agree_with(facts | {name: "other"})
+        with pytest.raises(UserError, match=f"differ: {name} is .* in process 0 and not there in process 1"):
+            agree_with({other: value for other, value in facts.items() if other != name})
