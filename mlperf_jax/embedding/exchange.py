@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mlperf_jax.parallel.layout import MeshAxes
+
 SLACK = 1.25
 """Room for so many times as many rows as if all look-ups were distinct and evenly spread."""
 
@@ -55,17 +57,17 @@ class Round(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Exchange:
-    """Between the devices of one mesh axis; its methods are called inside `shard_map`.
+    """Between the devices of one mesh axis, or of several as of one; its methods are called inside `shard_map`.
 
     Attributes:
-        axis: the mesh axis.
+        axis: the mesh axis or axes.
         axes: all of them: the number of rounds is agreed on by everyone.
         size: n, devices along `axis`.
         rows: that each of them holds; row r of all is row r % rows of device r // rows.
         capacity: rows from one device to another in a round.
     """
 
-    axis: str
+    axis: MeshAxes
     axes: tuple[str, ...]
     size: int
     rows: int

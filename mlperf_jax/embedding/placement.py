@@ -10,26 +10,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from mlperf_jax.embedding import exchange
 from mlperf_jax.embedding.exchange import Exchange
 from mlperf_jax.embedding.tables import Tables
+from mlperf_jax.parallel.layout import MeshAxes, together
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
     """Mesh axes that carry the batch and a stack's three dimensions; None where nothing does.
 
+    The batch's are all those of one dimension of the stack, or none that carries any of it.
     Inside `shard_map` its methods speak of the device at hand.
     """
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     tables: Tables
-    batch: str | None
-    group: str | None
-    row: str | None
-    column: str | None
+    batch: MeshAxes | None
+    group: MeshAxes | None
+    row: MeshAxes | None
+    column: MeshAxes | None
 
     @property
     def stack_spec(self) -> PartitionSpec:
@@ -39,8 +41,8 @@ class Placement:
     def batch_spec(self) -> PartitionSpec:
         return PartitionSpec(self.batch)
 
-    def size(self, axis: str | None) -> int:
-        return self.mesh.shape[axis] if axis else 1
+    def size(self, axes: MeshAxes | None) -> int:
+        return math.prod(self.mesh.shape[axis] for axis in together(axes))
 
     @property
     def swaps(self) -> bool:

@@ -14,9 +14,10 @@ partitioner gathers a table whole. A batch of B examples lies over mesh axis x:
 Between the exchanges vectors stand as [T, B, D]: of the three only B is a multiple of a TPU's tile, and
 [B, T, D] would be copied each time it is made of, or into, rows.
 
-A mesh axis other than x exchanges inside itself alone: parts are summed, columns gathered. Gradients
-travel the same ways back. Rows are updated where they lie, so all copies of a row see the same numbers
-in the same order and stay bit-identical.
+A mesh axis other than x exchanges inside itself alone: parts are summed, columns gathered. Several axes
+together count as one; where the batch shares some of its own with the stack, it is gathered over those.
+Gradients travel the same ways back. Rows are updated where they lie, so all copies of a row see the same
+numbers in the same order and stay bit-identical.
 
 Source: hybrid parallelism of Naumov et al., arXiv:1906.00091, and the sharding kinds of torchrec
 (Ivchenko et al., RecSys 2022).
@@ -39,7 +40,7 @@ from mlperf_jax.embedding.placement import Placement
 from mlperf_jax.embedding.tables import AXES, Tables
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel import layout as layouts
-from mlperf_jax.parallel.layout import Layout
+from mlperf_jax.parallel.layout import Layout, joined, together
 from mlperf_jax.training.sparse_optimizers import RowRule, Slots, update_rows
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -54,9 +55,8 @@ def stack_sharding(tables: Tables, layout: Layout) -> NamedSharding:
     Raises:
         UserError: the strategy is to shard by table, and the groups do not divide over the devices.
     """
-    for axis in layout.strategy.rules.get(AXES[0], ()):
-        if tables.groups % layout.mesh.shape[axis]:
-            size = layout.mesh.shape[axis]
+    for size in map(layout.size, layout.choices(AXES[0])):
+        if tables.groups % size:
             raise UserError(
                 f"--sharding={layout.strategy.name} puts whole tables on {size} devices, so "
                 f"--config.model.table_groups must be a multiple of {size}, not {tables.groups}."
@@ -65,12 +65,18 @@ def stack_sharding(tables: Tables, layout: Layout) -> NamedSharding:
 
 
 def _placement(tables: Tables, batch_size: int) -> Placement | None:
-    """By the layout in use; None on one device."""
+    """By the layout in use; None on one device.
+
+    A batch whose mesh axes carry dimensions of the stack in part is gathered over those.
+    """
     layout = layouts.active()
     if layout is None or layout.mesh.size == 1:
         return None
     group, row, column = [*stack_sharding(tables, layout).spec, None, None, None][:3]
     (batch,) = [*layout.spec((batch_size,), ("batch",)), None][:1]
+    if batch not in (group, row, column):
+        taken = {*together(group), *together(row), *together(column)}
+        batch = joined([axis for axis in together(batch) if axis not in taken])
     return Placement(layout.mesh, tables, batch, group, row, column)
 
 

@@ -4,8 +4,9 @@ Models name what a dimension means ("batch", "conv_out", "embed", ...); a `Strat
 mesh axes may carry which meaning; a `Layout` (strategy + mesh) turns a shape into a
 `PartitionSpec`. Two rules decide everything:
 
-1. A dimension takes the first mesh axis of its rule that is still free in this array and whose
-   size divides it; if none does, the dimension stays whole.
+1. A dimension takes the first choice of its rule that is still free in this array and whose size
+   divides it; if none does, the dimension stays whole. A choice is a mesh axis, or several that carry
+   the dimension together: all must be free, and their product divides it.
 2. With `shard_params` (fsdp) or `shard_optimizer` (zero1) set, an array of at least
    `MIN_SHARDED_SIZE` elements also splits its largest dimension that is still whole and divisible
    over that axis. Convolutions pair well with this rule: their axes have no natural order.
@@ -17,11 +18,11 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.typing import DTypeLike
 
 from mlperf_jax.errors import UserError
@@ -31,6 +32,9 @@ MIN_SHARDED_SIZE = 1024
 
 LogicalAxes = Sequence[str | None]
 
+MeshAxes = str | tuple[str, ...]
+"""A mesh axis, or several that carry a dimension together, the outermost first."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
@@ -39,14 +43,14 @@ class Strategy:
     Attributes:
         name: what the user types after `--sharding=`.
         mesh: mesh axis -> size; -1 for one axis that takes the devices left over.
-        rules: logical axis -> mesh axes that may carry it, in order of preference.
+        rules: logical axis -> what may carry it, in order of preference.
         shard_params: mesh axis over which parameters (and with them the optimizer state) are split.
         shard_optimizer: mesh axis over which only the optimizer state is split.
     """
 
     name: str
     mesh: Mapping[str, int]
-    rules: Mapping[str, tuple[str, ...]]
+    rules: Mapping[str, tuple[MeshAxes, ...]]
     shard_params: str | None = None
     shard_optimizer: str | None = None
 
@@ -85,10 +89,27 @@ STRATEGIES: dict[str, Strategy] = {
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A strategy on a mesh of devices: where every array lies."""
+    """A strategy on a mesh of devices: where every array lies.
+
+    Attributes:
+        strategy, mesh: the two.
+        sharing: mesh axes that have carried a dimension by rule 1 so far, of a batch, a parameter or an
+            activation: the devices along them share the work.
+    """
 
     strategy: Strategy
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
+    sharing: set[str] = dataclasses.field(default_factory=set, init=False, repr=False, compare=False)
+
+    def choices(self, logical: str | None) -> list[tuple[str, ...]]:
+        """What may carry a dimension of that meaning, in order of preference: mesh axes larger than 1."""
+        rule = self.strategy.rules.get(logical, ()) if logical else ()
+        large = [tuple(a for a in together(choice) if self.mesh.shape.get(a, 1) > 1) for choice in rule]
+        return [axes for axes in large if axes]
+
+    def size(self, axes: Iterable[str]) -> int:
+        """How many parts mesh axes make together."""
+        return math.prod(self.mesh.shape[axis] for axis in axes)
 
     def spec(
         self, shape: Sequence[int], axes: LogicalAxes | None, *, also: str | None = None
@@ -100,13 +121,14 @@ class Layout:
             axes: a logical name or None per dimension; None for the whole where nothing is known.
             also: a mesh axis to split the largest whole dimension over (rule 2), if any.
         """
-        names: list[str | None] = [None] * len(shape)
+        names: list[MeshAxes | None] = [None] * len(shape)
         free = {axis for axis, size in self.mesh.shape.items() if size > 1}
         for d, logical in enumerate(axes or ()):
-            for axis in self.strategy.rules.get(logical, ()) if logical else ():
-                if axis in free and shape[d] % self.mesh.shape[axis] == 0:
-                    names[d] = axis
-                    free.discard(axis)
+            for choice in self.choices(logical):
+                if free.issuperset(choice) and shape[d] % self.size(choice) == 0:
+                    names[d] = joined(choice)
+                    free.difference_update(choice)
+                    self.sharing.update(choice)
                     break
         if also in free and math.prod(shape) >= MIN_SHARDED_SIZE:
             whole = [
@@ -138,7 +160,7 @@ class Layout:
         return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=self.sharding(shape, axes))
 
     def rows(self, batch_size: int, key: str = "batch_size") -> slice:
-        """The rows of every global batch that this process has to provide.
+        """The rows of every global batch that this process has to provide, from its first to its last.
 
         Args:
             batch_size: of the global batch.
@@ -147,13 +169,16 @@ class Layout:
         Raises:
             UserError: the batch does not divide over the mesh axes that carry it.
         """
-        carriers = [a for a in self.strategy.rules.get("batch", ()) if self.mesh.shape.get(a, 1) > 1]
-        if carriers and all(batch_size % self.mesh.shape[a] for a in carriers):
-            size = self.mesh.shape[carriers[0]]
+        choices = self.choices("batch")
+        if choices and all(batch_size % self.size(axes) for axes in choices):
+            size, names = self.size(choices[0]), " and ".join(map(repr, choices[0]))
             raise UserError(
-                f"A batch of {batch_size} does not divide over {size} devices of mesh axis {carriers[0]!r}; "
+                f"A batch of {batch_size} does not divide over {size} devices of mesh "
+                f"{'axis' if len(choices[0]) == 1 else 'axes'} {names}; "
                 f"use a multiple of {size}, as --config.{key}={-(-batch_size // size) * size}, or another --mesh."
             )
+        if isinstance(self.mesh, AbstractMesh):  # of a topology that is not there: no process has a part
+            return slice(0, batch_size)
         where = self.sharding((batch_size,), ("batch",)).addressable_devices_indices_map((batch_size,))
         bounds = [index[0].indices(batch_size) for index in where.values() if index is not None]
         return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
@@ -161,6 +186,16 @@ class Layout:
     @property
     def replicated(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec())
+
+
+def together(axes: MeshAxes | None) -> tuple[str, ...]:
+    """The mesh axes of a choice, or of an entry of a `PartitionSpec`."""
+    return (axes,) if isinstance(axes, str) else axes or ()
+
+
+def joined(axes: Sequence[str]) -> MeshAxes | None:
+    """The reverse: mesh axes as an entry of a `PartitionSpec`."""
+    return tuple(axes) if len(axes) > 1 else axes[0] if axes else None
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:

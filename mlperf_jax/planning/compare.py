@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.parallel import mesh
+from mlperf_jax.parallel import mesh, unsplit
 from mlperf_jax.parallel.chips import Chip, find_chip
 from mlperf_jax.parallel.layout import Strategy
 from mlperf_jax.planning import compilation, cost_network, cost_time, hlo
@@ -55,6 +55,7 @@ class Measured:
         memory: bytes per device: `state` from the shardings, `arguments`, `temporaries` and `total` from the
             compiler, `peak` where the device counts it.
         collectives: rows as in a plan.
+        repeated: work that devices repeat, in one sentence; "" for none.
         loss: after the first and after the last step.
         loss_difference: of the last step's from dp's, relative.
         predicted_step: seconds, from the compiled program and the chip's peaks.
@@ -68,6 +69,7 @@ class Measured:
     throughput: float = 0.0
     memory: dict[str, float] = dataclasses.field(default_factory=dict)
     collectives: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    repeated: str = ""
     loss: dict[str, float] = dataclasses.field(default_factory=dict)
     loss_difference: float = 0.0
     predicted_step: float | None = None
@@ -278,6 +280,7 @@ def _fill(result: Measured, runner: _Runner, workload: TrainedWorkload, here: To
     network = cost_network.Network(here, runner.engine.layout.mesh)
     collectives = cost_network.collectives(module, network)
     result.collectives = cost_network.by_kind_and_axis(collectives)
+    result.repeated = unsplit.repeated(runner.engine.layout, runner.engine.state)
     result.predicted_step = cost_time.timeline(module, here.chip, collectives).seconds
 
 

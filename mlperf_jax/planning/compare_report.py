@@ -70,6 +70,7 @@ def text(results: Sequence[Measured], about: dict[str, Any]) -> str:
             f"{c['count']} {c['kind']} over {'+'.join(c['axes'])}, {size(c['bytes'])}" for c in r.collectives
         ]
         lines.append(f"  {r.strategy}: {'; '.join(sent) or 'none'}")
+    lines += [f"Repeated by {r.strategy}: {r.repeated}" for r in results if r.repeated]
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import jax
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Memory:
         aliased: outputs that take over the memory of donated arguments.
         temporaries: activations kept for the backward pass, gradients and scratch.
         code: the program itself.
+        peak: the most that is in use at any moment, arguments and outputs among it. This, and not `total`, is
+            what the TPU compiler holds against the chip.
     """
 
     arguments: int
@@ -42,6 +44,7 @@ class Memory:
     aliased: int
     temporaries: int
     code: int
+    peak: int
 
     @property
     def total(self) -> int:
@@ -124,6 +127,7 @@ def text_and_memory(compiled: jax.stages.Compiled) -> tuple[str, Memory]:
         aliased=stats.alias_size_in_bytes,
         temporaries=stats.temp_size_in_bytes,
         code=stats.generated_code_size_in_bytes,
+        peak=stats.peak_memory_in_bytes,
     )
     return text, memory
 

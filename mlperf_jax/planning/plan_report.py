@@ -13,6 +13,9 @@ from typing import Any
 from mlperf_jax.planning.plan import SCHEMA_VERSION, Plan
 from mlperf_jax.planning.topology import Topology
 
+_PARTS = ("parameters", "optimizer", "frozen", "other_state", "batch", "activations", "code")
+"""Of a device's memory, as `Plan.hbm` calls them."""
+
 
 def describe(plan: Plan, where: Topology, unit: str) -> str:
     """Everything about one strategy, in lines for people."""
@@ -24,19 +27,20 @@ def describe(plan: Plan, where: Topology, unit: str) -> str:
     lines += _flops(plan)
     if plan.predicted:
         lines += _collectives(plan) + _times(plan, unit) + _operations(plan)
-    elif plan.roofline and plan.verdict == "not compiled":
+    elif plan.roofline:
         lines.append(
             f"  compute at its peak    {seconds(plan.roofline['compute'])} a step; "
             "without the compiler that is all that can be said of time"
         )
     lines += _replicated(plan)
+    if plan.repeated:
+        lines.append(f"  repeated work          {plan.repeated}")
     return "\n".join(lines)
 
 
 def _memory(plan: Plan, where: Topology) -> list[str]:
     hbm = plan.hbm
-    shown = ["parameters", "optimizer", "other_state", "batch", "activations", "code"]
-    parts = ", ".join(f"{name.replace('_', ' ')} {size(hbm[name])}" for name in shown if name in hbm)
+    parts = ", ".join(f"{name.replace('_', ' ')} {size(hbm[name])}" for name in _PARTS if name in hbm)
     lines = [f"  HBM per device         {parts}"]
     if "total" in hbm:
         share = hbm["total"] / hbm["capacity"]
@@ -195,7 +199,7 @@ def write_figure(path: Path, plans: Sequence[Plan], title: str) -> None:
     memory, times = figure.subplots(1, 2)
     names = [plan.strategy for plan in plans]
     bottom = [0.0] * len(plans)
-    for part in ("parameters", "optimizer", "other_state", "batch", "activations", "code"):
+    for part in _PARTS:
         values = [plan.hbm.get(part, 0.0) / 2**30 for plan in plans]
         memory.bar(names, values, bottom=bottom, label=part.replace("_", " "))
         bottom = [b + v for b, v in zip(bottom, values, strict=True)]

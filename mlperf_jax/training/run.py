@@ -180,8 +180,10 @@ def _one_run(
             _log_facts(log, workload, layout, run, options, system_name)
         say("compiling")
         engine = _compile(workload, layout)
-        if text := unsplit.sentence(unsplit.stayed_whole(engine.state, layout.strategy), layout.strategy):
-            say(text)
+        whole = unsplit.stayed_whole(engine.state, layout.strategy)
+        for text in (unsplit.sentence(whole, layout.strategy), unsplit.repeated(layout, engine.state)):
+            if text:
+                say(text)
         if position:
             state = checkpoints.restore(engine.saved(engine.state)) | engine.frozen(run.seed)
         else:

@@ -20,6 +20,7 @@ BY_GROUPS = dataclasses.replace(TABLES, groups=8)
 BATCH = 16
 
 _both = {"data": -1, "model": 2}
+_batch = {"batch": (("data", "model"),)}
 USERS = {
     "tables over model": Strategy("a", _both, {"batch": ("data",), "table": ("model",)}),
     "columns over model": Strategy("b", _both, {"batch": ("data",), "table_column": ("model",)}),
@@ -35,6 +36,16 @@ USERS = {
     "tables over data, columns over model": Strategy(
         "e", _both, {"batch": ("data",), "table": ("data",), "table_column": ("model",)}
     ),
+    # The batch over both.
+    "rows over both": Strategy("g", _both, _batch | {"table_row": (("data", "model"),)}),
+    "columns over both": Strategy("h", _both, _batch | {"table_column": (("data", "model"),)}),
+    "tables over both": Strategy("i", _both, _batch | {"table": (("data", "model"),)}),
+    "rows over one of them": Strategy("j", _both, _batch | {"table_row": ("model",)}),
+    "rows by size": Strategy("k", _both, _batch, shard_params="model"),
+    "columns over one, tables over the other": Strategy(
+        "l", _both, _batch | {"table_column": ("data",), "table": ("model",)}
+    ),
+    "rows over both, the other way": Strategy("m", _both, _batch | {"table_row": (("model", "data"),)}),
 }
 NAMED = ["dp", "zero1", "fsdp", "tp", "fsdp_tp", "spatial", "row_wise", "column_wise", "table_wise"]
 LAYOUTS = [STRATEGIES[name] for name in NAMED] + list(USERS.values())
@@ -96,7 +107,7 @@ def on_devices(layout, tables, arrays, rows, grads):
 
 @pytest.mark.parametrize("strategy", LAYOUTS, ids=[*NAMED, *USERS])
 def test_every_layout_equals_numpy(strategy, monkeypatch):
-    if strategy.name in ("row_wise", "a"):  # also in several parts, chunks and rounds
+    if strategy.name in ("row_wise", "a", "g"):  # also in several parts, chunks and rounds
         monkeypatch.setattr(exchange, "SLACK", 0.01)
         monkeypatch.setattr(sharded, "LOOK_UPS_AT_ONCE", 8 * TABLES.look_ups)
         monkeypatch.setattr(sharded, "update_rows", lambda *a: sparse_optimizers.update_rows(*a, chunk=7))

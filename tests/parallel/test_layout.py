@@ -33,14 +33,13 @@ def by_the_rules(mesh, rules, shape, axes, also):
     """The two rules of layout.py's docstring, one sentence at a time."""
     taken, result = [], [None] * len(shape)
     for d, (size, logical) in enumerate(zip(shape, axes, strict=True)):
-        candidates = [
-            axis
-            for axis in rules.get(logical, ())
-            if mesh[axis] > 1 and axis not in taken and size % mesh[axis] == 0
-        ]
-        if candidates:
-            result[d] = candidates[0]
-            taken.append(candidates[0])
+        for choice in rules.get(logical, ()):
+            carrying = [a for a in ([choice] if isinstance(choice, str) else choice) if mesh[a] > 1]
+            free = carrying and not set(carrying) & set(taken)
+            if free and size % math.prod(mesh[a] for a in carrying) == 0:
+                result[d] = carrying[0] if len(carrying) == 1 else tuple(carrying)
+                taken += carrying
+                break
     if also and mesh[also] > 1 and also not in taken and math.prod(shape) >= MIN_SHARDED_SIZE:
         largest = sorted(range(len(shape)), key=lambda d: (-shape[d], d))
         whole = [d for d in largest if result[d] is None and shape[d] % mesh[also] == 0]
@@ -51,11 +50,14 @@ def by_the_rules(mesh, rules, shape, axes, also):
 
 MESH_AXES = ("data", "model", "expert")
 LOGICAL = ("batch", "embed", "conv_out", "vocab")
+CHOICES = st.one_of(
+    st.sampled_from(MESH_AXES), st.lists(st.sampled_from(MESH_AXES), min_size=1, unique=True).map(tuple)
+)
 
 
 @given(
     mesh=st.fixed_dictionaries({axis: st.sampled_from([1, 2, 3, 4, 8]) for axis in MESH_AXES}),
-    rules=st.dictionaries(st.sampled_from(LOGICAL), st.permutations(MESH_AXES).map(lambda p: tuple(p[:2]))),
+    rules=st.dictionaries(st.sampled_from(LOGICAL), st.lists(CHOICES, max_size=3).map(tuple)),
     dims=st.lists(
         st.tuples(st.sampled_from([1, 2, 3, 6, 8, 12, 16, 64]), st.sampled_from((*LOGICAL, "unknown", None))),
         max_size=5,
@@ -68,9 +70,10 @@ def test_resolver_does_what_its_rules_say(mesh, rules, dims, also):
     spec = layout_of(mesh, rules).spec(shape, axes, also=also)
     padded = [*spec, *[None] * (len(shape) - len(spec))]
     assert padded == by_the_rules(mesh, rules, shape, axes, also)
-    used = [axis for axis in spec if axis is not None]
+    used = [axis for axes in spec for axis in layouts.together(axes)]
     assert len(used) == len(set(used))
-    assert all(size % mesh[axis] == 0 for size, axis in zip(shape, padded, strict=True) if axis)
+    parts = [math.prod(mesh[axis] for axis in layouts.together(axes)) for axes in padded]
+    assert all(size % n == 0 for size, n in zip(shape, parts, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -132,6 +135,47 @@ def test_rows_without_division_name_the_mend():
         layout.rows(30)
 
 
+@pytest.mark.parametrize(
+    ("rule", "size", "spec"),
+    [
+        ((("data", "fsdp"),), 16, P(("data", "fsdp"))),
+        ((("fsdp", "data"),), 16, P(("fsdp", "data"))),
+        ((("data", "fsdp"),), 12, P()),  # as one choice: all or nothing
+        ((("data", "fsdp"), "fsdp"), 12, P("fsdp")),
+        (("data", "fsdp"), 16, P("data")),  # the first that is free and divides
+        (("data", "fsdp"), 7, P()),
+    ],
+)
+def test_axes_together_and_axes_to_choose_from(rule, size, spec):
+    layout = layout_of({"data": 2, "fsdp": 4, "model": 1}, {"batch": rule, "width": ("fsdp",)})
+    assert layout.spec((size, 3), ("batch", None)) == spec
+    taken = "fsdp" in str(spec)  # by the batch, where it comes first
+    assert layout.spec((size, 8), ("batch", "width")) == (spec if taken else P(*(spec or [None]), "fsdp"))
+    # Before it: a choice of which an axis is taken is none.
+    other = P("fsdp", "data") if rule == ("data", "fsdp") and size == 16 else P("fsdp")
+    assert layout.spec((8, size), ("width", "batch")) == other
+
+
+def test_an_axis_of_one_device_carries_nothing():
+    layout = layout_of({"data": 8, "fsdp": 1}, {"batch": (("data", "fsdp"),)}, shard_params="fsdp")
+    assert layout.spec((16,), ("batch",)) == P("data")
+    assert layout.param_sharding((64, 64), None).spec == P()
+
+
+def test_a_batch_over_two_axes():
+    layout = make_layout(HSDP)
+    assert layout.param_sharding((3, 3, 64, 128), None).spec == P(None, None, None, "fsdp")
+    assert layout.sharding((32,), ("batch",)).shard_shape((32,)) == (4,)
+    assert layout.rows(32) == slice(0, 32)
+    with pytest.raises(
+        UserError, match=r"12 .* 8 devices of mesh axes 'data' and 'fsdp'.* --config.batch_size=16"
+    ):
+        layout.rows(12)
+    with layouts.use(layout):
+        pinned = jax.jit(lambda x: layouts.constrain(x, "batch", None))(np.zeros((16, 4), np.float32))
+    assert pinned.sharding.spec == P(("data", "fsdp"))
+
+
 def test_structs_have_shapes_and_places():
     """A place for each array, or one for a whole branch."""
     layout = layout_of({"data": 8}, {"batch": ("data",)})
@@ -157,6 +201,10 @@ def test_constrain_pins_only_where_a_layout_is_in_use():
 
 # Every strategy against one device.
 
+HSDP = Strategy("hsdp", {"data": 2, "fsdp": 4}, {"batch": (("data", "fsdp"),)}, shard_params="fsdp")
+"""Parameters split inside groups of four, copies of which are in two."""
+ALL = STRATEGIES | {HSDP.name: HSDP}
+
 SPAN = 8  # samples per group of batch norm: two devices' rows
 STAGES = {"float64": (1, 1), "float32": (1,)}  # one bottleneck with a stride is enough, and costs
 
@@ -169,7 +217,7 @@ def toy(precision, **changes):
 def compiled(strategy, precision, span):
     """The engine of a strategy (None: one device), and its compiled step."""
     workload = toy(precision, model__bn_span=span)
-    layout = make_layout(STRATEGIES[strategy]) if strategy else single_device_layout()
+    layout = make_layout(ALL[strategy]) if strategy else single_device_layout()
     with jax.enable_x64(precision == "float64"):
         engine = Engine(workload, layout)
         return engine, engine.lower("train_step").compile()
@@ -215,7 +263,7 @@ def assert_close(actual, expected, relative):
 
 @pytest.mark.parametrize(
     ("strategy", "span"),
-    [("dp", 0), ("dp", SPAN), ("zero1", 0), ("fsdp", 0), ("tp", 0), ("fsdp_tp", SPAN)],
+    [("dp", 0), ("dp", SPAN), ("zero1", 0), ("fsdp", 0), ("tp", 0), ("fsdp_tp", SPAN), ("hsdp", 0)],
 )
 def test_ten_steps_agree_with_one_device_in_float64(strategy, span):
     expected_losses, expected = trained(None, "float64", span, STEPS)
@@ -261,6 +309,7 @@ SHARES = {  # strategy -> devices over which large parameters and their momentum
     "fsdp": (8, 8),
     "tp": (2, 2),
     "fsdp_tp": (8, 8),
+    "hsdp": (4, 4),
 }
 
 
@@ -277,7 +326,7 @@ def test_bytes_per_device_fall_as_the_strategy_says(strategy):
             if leaf.size >= MIN_SHARDED_SIZE and any(part in name for part in large):
                 assert held == {leaf.nbytes // share}, name
                 split += 1
-            elif strategy in ("dp", "zero1", "fsdp"):
+            elif strategy in ("dp", "zero1", "fsdp", "hsdp"):
                 small = leaf.size < MIN_SHARDED_SIZE
                 assert held == {leaf.nbytes} or not small, name
     assert split >= 6

@@ -32,7 +32,7 @@ DEADLINE = 240  # seconds for anything, on a machine that is busy with other tes
 class Pair:
     """Two processes of one run, of which the second may get flags of its own."""
 
-    def __init__(self, folder, *overrides, step_seconds=0.0, second=()):
+    def __init__(self, folder, *overrides, step_seconds=0.0, sharding="fsdp", second=()):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -45,7 +45,13 @@ class Pair:
                 "--workload=tests.toys:RecordingResNet",
                 "--platform=cpu",
             ),
-            *("--cpu_devices=4", "--sharding=fsdp", "--seed=1", "--system=box", f"--results_dir={folder}"),
+            *(
+                "--cpu_devices=4",
+                f"--sharding={sharding}",
+                "--seed=1",
+                "--system=box",
+                f"--results_dir={folder}",
+            ),
             *(f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--config.precision=float64"),
             *("--config.model.stages=(1,)", "--config.model.width=8", *overrides),
         ]
@@ -143,12 +149,26 @@ def assert_each_example_once(folder):
         assert len(epoch) < NUM_TRAIN or set(epoch) == set(range(NUM_TRAIN))
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_two_processes_agree_with_one(tmp_path, micro_batches):
+HSDP = """
+shard_params = "fsdp"
+[mesh]
+data = 2
+fsdp = 4
+[rules]
+batch = [["data", "fsdp"]]
+"""
+
+
+@pytest.mark.parametrize(("micro_batches", "sharding"), [(1, "fsdp"), (2, "hsdp.toml")])
+def test_two_processes_agree_with_one(tmp_path, micro_batches, sharding):
     """Of micro-batches each device cuts its own rows, so batch norm sees the same in both."""
     engine, expected, evaluation = alone(micro_batches)
+    if sharding.endswith(".toml"):
+        sharding = tmp_path / sharding
+        sharding.write_text(HSDP)
     parts = f"--config.gradient_accumulation_steps={micro_batches}"
-    with Pair(tmp_path, "--config.eval_every_epochs=3", "--config.target=0.0", parts) as pair:
+    overrides = "--config.eval_every_epochs=3", "--config.target=0.0", parts
+    with Pair(tmp_path, *overrides, sharding=sharding) as pair:
         assert pair.wait() == [0, 0], pair.output(0) + pair.output(1)
     assert_same_state(tmp_path, engine, expected)
     assert_each_example_once(tmp_path)

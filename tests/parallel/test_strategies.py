@@ -40,6 +40,15 @@ def test_a_users_strategy(tmp_path):
     assert spec == jax.sharding.PartitionSpec(None, None, "data", "model")
 
 
+def test_a_users_rules_name_axes_alone_and_together(tmp_path):
+    text = FILE.replace('batch = ["data"]', 'batch = [["data", "model"], "data"]')
+    strategy = mesh.find_strategy(write(tmp_path, text))
+    assert strategy.rules == {"batch": (("data", "model"), "data"), "conv_out": ("model",)}
+    layout = mesh.make_layout(strategy)
+    specs = [layout.spec((size,), ("batch",)) for size in (16, 12)]
+    assert specs == [jax.sharding.PartitionSpec(("data", "model")), jax.sharding.PartitionSpec("data")]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -49,6 +58,10 @@ def test_a_users_strategy(tmp_path):
         (("model = 2", "model = -1"), "only one"),
         (('["model"]', '["modle"]'), "no mesh axis 'modle'"),
         (('["model"]', '"model"'), "is no list"),
+        (('["model"]', "[3]"), "3 of rule 'conv_out' is neither a mesh axis nor a list"),
+        (('["model"]', "[[]]"), "() of rule 'conv_out' is neither"),
+        (('["model"]', '[["model", "model"]]'), "nor a list of different ones"),
+        (('["model"]', '[["data", "modle"]]'), "no mesh axis 'modle'"),
         (('shard_params = "data"', 'shard_params = "rows"'), "no mesh axis 'rows'"),
         (('shard_params = "data"', "shard_params = 3"), "shard_params is no mesh axis"),
         (("[mesh]", "[mesh"), "no TOML file"),

@@ -5,12 +5,23 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
-from mlperf_jax.planning import compare
+from mlperf_jax.parallel import mesh
+from mlperf_jax.parallel.layout import Strategy
+from mlperf_jax.planning import compare, cost_network, hlo
 
 TINY = ["--config.model.stages=(1,)", "--config.model.width=16", "--batch=32"]
+CHOSEN = """
+shard_params = "fsdp"
+[mesh]
+data = 2
+fsdp = 4
+[rules]
+batch = ["data", "fsdp"]
+"""
 
 
 def run(*arguments):
@@ -25,10 +36,11 @@ def run(*arguments):
 
 
 def test_strategies_agree_in_float64(tmp_path):
-    """All agree with dp to 1e-9, and hold less of the state than it."""
+    """All agree with dp to 1e-9, and hold less of the state than it; what is repeated is said."""
+    (tmp_path / "chosen.toml").write_text(CHOSEN)
     done = run(
         "--workload=resnet50",
-        "--sharding=fsdp,fsdp_tp",
+        f"--sharding=fsdp,fsdp_tp,{tmp_path / 'chosen.toml'}",
         "--steps=2",
         "--config.precision=float64",
         f"--results_dir={tmp_path}",
@@ -37,7 +49,9 @@ def test_strategies_agree_in_float64(tmp_path):
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "compare.json").read_text())
     rows = {row["strategy"]: row for row in record["strategies"]}
-    assert list(rows) == ["dp", "fsdp", "fsdp_tp"]  # dp comes by itself
+    assert list(rows) == ["dp", "fsdp", "fsdp_tp", "chosen"]  # dp comes by itself
+    assert [name for name, row in rows.items() if row["repeated"]] == ["chosen"]
+    assert "Repeated by chosen: mesh axis fsdp (4 devices) splits parameters but not the batch" in done.stdout
     assert record["schema_version"] == 1 and record["devices"]["count"] == 8
     for row in rows.values():
         assert row["agreement"]["passed"]
@@ -62,6 +76,18 @@ def test_mistakes_get_a_sentence():
     done = run("--workload=resnet50", "--sharding=dp,magic")
     assert done.returncode == 2
     assert done.stderr.startswith("mlperf_jax: There is no --sharding=magic")
+
+
+def test_collectives_over_two_axes_together():
+    """The gradient of what is whole on eight devices, of a batch that lies over both axes."""
+    strategy = Strategy("s", {"data": 2, "fsdp": 4}, {"batch": (("data", "fsdp"),)})
+    layout = mesh.make_layout(strategy)
+    x, w = layout.struct((16, 4), np.float32, ("batch",)), layout.struct((4, 3), np.float32)
+    text = jax.jit(jax.grad(lambda w, x: ((x @ w) ** 2).sum())).lower(w, x).compile().as_text()
+    found = cost_network.collectives(hlo.parse(text), cost_network.Network(compare._topology(), layout.mesh))
+    (row,) = cost_network.by_kind_and_axis(found)
+    assert (row["kind"], row["axes"], row["group"]) == ("all-reduce", ["data", "fsdp"], 8)
+    assert row["bytes"] == 4 * 3 * 4
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-3])
