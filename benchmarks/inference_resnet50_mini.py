@@ -28,7 +28,7 @@ import numpy as np  # noqa: E402
 import loadgen_py as lg  # noqa: E402
 from loadgen_py.jax_sut import BatchingSut, InlineSut  # noqa: E402
 from loadgen_py.official import run_official  # noqa: E402
-from loadgen_py.replica import Replica, Samples  # noqa: E402
+from loadgen_py.replica import ONE_BUCKET, Replica, Samples  # noqa: E402
 from mlperf_jax import making  # noqa: E402
 from mlperf_jax.inference.replicas import make_replicas  # noqa: E402
 from mlperf_jax.inference.trained import Trained  # noqa: E402
@@ -53,16 +53,17 @@ def main() -> int:
         Trained("random", {}, None, lambda workload, layout: _random_state()),
         STRATEGIES["dp"],
         {},
-        capacity=LOADED,
+        capacity={ONE_BUCKET: LOADED},
         on_device=False,
     )
-    replica.compile(workload.config.inference.batch_sizes)
+    replica.compile({ONE_BUCKET: workload.config.inference.batch_sizes})
     samples = Samples("random", LOADED, LOADED, workload.read_samples, [replica])
     images = workload.read_samples(np.arange(LOADED))["image"]
     samples.load(np.arange(LOADED))
     replica.measure()
-    best = max(replica.seconds, key=lambda size: size / replica.seconds[size])
-    capacity = best / replica.seconds[best]
+    seconds = replica.seconds[ONE_BUCKET]
+    best = max(seconds, key=lambda size: size / seconds[size])
+    capacity = best / seconds[best]
     measured: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
@@ -99,7 +100,7 @@ def _random_state() -> State:
 
 def _bare_offline(replica: Replica, images: np.ndarray, size: int, capacity: float) -> float:
     """Samples/s of a loop that does nothing else, on batches that lie ready."""
-    function, variables = replica._compiled[size], replica._variables
+    function, variables = replica._compiled[ONE_BUCKET][size], replica._variables
     batches = [{"image": images[i : i + size].copy()} for i in range(0, LOADED - size + 1, size)]
     count = max(int(SECONDS * capacity / size), 1)
     begin = time.perf_counter()
@@ -118,7 +119,7 @@ def _offline(replica: Replica, samples: Samples, capacity: float) -> float:
 
 def _bare_calls(replica: Replica, images: np.ndarray) -> tuple[float, float]:
     """(p50, p90) in us of calls of one sample, from host to host, for `SECONDS`."""
-    function, variables = replica._compiled[1], replica._variables
+    function, variables = replica._compiled[ONE_BUCKET][1], replica._variables
     inputs = [{"image": images[i : i + 1].copy()} for i in range(LOADED)]
     taken: list[int] = []
     end = time.perf_counter() + SECONDS
@@ -133,7 +134,7 @@ def _stream(replica: Replica, samples: Samples) -> tuple[float, float]:
     settings = lg.TestSettings(
         scenario=lg.TestScenario.SingleStream,
         min_duration_ms=round(1000 * SECONDS),
-        single_stream_expected_latency_ns=0.5e9 * replica.seconds[1],
+        single_stream_expected_latency_ns=0.5e9 * replica.seconds[ONE_BUCKET][1],
     )
     metrics = _run(InlineSut("benchmark", [replica], samples), samples, settings)
     return _percentile_us(metrics, 50), _percentile_us(metrics, 90)

@@ -1,21 +1,23 @@
 """Systems under test made of compiled JAX functions.
 
 `InlineSut` answers within the call that issues, for one query at a time; `BatchingSut` has threads
-that form batches of whatever waits. Both stamp an answer once it is on the host.
+that form batches of whatever waits. Both stamp an answer once it is on the host. A batch has samples of
+one bucket.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 
-from loadgen_py.replica import Replica, Samples
+from loadgen_py.replica import Ids, Part, Replica, Samples
 from loadgen_py.responses import Responses
 
 _PATIENCE_SECONDS = 5.0  # for a call to end
@@ -25,7 +27,7 @@ class InlineSut:
     """Answers each query before `issue` returns: SingleStream and MultiStream.
 
     A thread of its own would cost two switches of threads a query. With several replicas a query
-    is divided over them.
+    is divided over them, each bucket of it.
     """
 
     def __init__(self, name: str, replicas: Sequence[Replica], samples: Samples) -> None:
@@ -35,16 +37,23 @@ class InlineSut:
     def start(self, responses: Responses) -> None:
         self._responses = responses
 
-    def issue(self, ids: Sequence[int], indices: np.ndarray) -> None:
-        slots = self._samples.slots[indices]
-        if len(slots) == 1 or len(self._replicas) == 1:
-            answers = self._replicas[0].answer(slots)
-        else:
-            parts = [part for part in np.array_split(slots, len(self._replicas)) if len(part)]
-            started = [replica.start(part) for replica, part in zip(self._replicas, parts, strict=False)]
-            fetched = zip(started, parts, strict=True)
-            answers = np.concatenate([np.asarray(batch)[: len(part)] for batch, part in fetched])
-        self._responses.complete(ids, self._samples.entries(slots, answers))
+    def issue(self, ids: Ids, indices: np.ndarray) -> None:
+        parts = self._samples.parts(ids, indices)
+        if len(ids) == 1 or len(parts) == len(self._replicas) == 1:
+            ((bucket, ids, slots),) = parts
+            answers = self._replicas[0].answer(bucket, slots)
+            self._responses.complete(ids, self._samples.entries(bucket, slots, answers))
+            return
+        turn = itertools.cycle(self._replicas)
+        started = [list(self._started(bucket, slots, turn)) for bucket, _, slots in parts]
+        for (bucket, ids, slots), pieces in zip(parts, started, strict=True):
+            answers = np.concatenate([np.asarray(batch)[:count] for batch, count in pieces])
+            self._responses.complete(ids, self._samples.entries(bucket, slots, answers))
+
+    def _started(self, bucket: str, slots: np.ndarray, turn: Iterator[Replica]) -> Iterator[tuple[Any, int]]:
+        """Divides samples over the replicas, whose turn goes on; yields answers under way and how many they are."""
+        for piece in np.array_split(slots, min(len(self._replicas), len(slots))):
+            yield next(turn).start(bucket, piece), len(piece)
 
     def flush(self) -> None:
         pass
@@ -55,7 +64,8 @@ class BatchingSut:
 
     A free thread waits for nothing: under load batches grow by themselves, for more arrives while
     all are at work. Where a full batch waits, a thread starts it before it fetches the answers of the
-    one before, so that gathering, transfer and fetching overlap computation.
+    one before, so that gathering, transfer and fetching overlap computation. Of several buckets the one
+    whose oldest sample has waited longest comes next, so that none starves.
 
     Args:
         name: what the logs call it.
@@ -63,8 +73,8 @@ class BatchingSut:
         samples: the library.
         threads: to each replica; with two, also batches that are not full overlap.
         latency_budget_s: the bound on latencies. Batches are only so large that a sample that just
-            missed one is answered with the next in time: two calls within the budget. None sets no
-            limit.
+            missed one is answered with the next of its bucket in time: both calls, and one of every other
+            bucket between them, within the budget. None sets no limit.
         max_wait_s: how long a batch that is not full waits for more samples.
 
     Attributes:
@@ -83,13 +93,16 @@ class BatchingSut:
     ) -> None:
         self.name = name
         self._samples = samples
-        self._choose = _BatchSize(replicas[0].seconds, latency_budget_s)
         self._max_wait_ns = int(max_wait_s * 1e9)
         self._lock = threading.Lock()  # guards all below
         self._ready = threading.Condition(self._lock)  # something waits
         self._drained = threading.Condition(self._lock)  # nothing waits, nobody works
-        self._waiting: deque[tuple[Sequence[int], np.ndarray, int]] = deque()
-        self._count = 0  # samples in `_waiting`
+        calls = 1 + len(samples.buckets)
+        self._queues = {
+            bucket: _Queue(bucket, _BatchSize(replicas[0].seconds[bucket], latency_budget_s, calls))
+            for bucket in samples.buckets
+        }
+        self._count = 0  # samples in all queues
         self._working = 0  # batches under way
         self._flushing = self._closed = False
         self._failure: Exception | None = None
@@ -119,19 +132,19 @@ class BatchingSut:
     def start(self, responses: Responses) -> None:
         with self._lock:
             self._responses = responses
-            self._waiting.clear()
-            self._count = 0
+            self._forget()
             self._flushing, self._failure = False, None
             self.batches = {}
 
-    def issue(self, ids: Sequence[int], indices: np.ndarray) -> None:
-        slots = self._samples.slots[indices]
+    def issue(self, ids: Ids, indices: np.ndarray) -> None:
+        parts = self._samples.parts(ids, indices)
         now = time.perf_counter_ns()
         with self._lock:
             self._raise_failure()
             self._flushing = False
-            self._waiting.append((ids, slots, now))
-            self._count += len(slots)
+            for bucket, its_ids, slots in parts:
+                self._queues[bucket].add(its_ids, slots, now)
+            self._count += len(indices)
             self._ready.notify()
 
     def flush(self) -> None:
@@ -153,19 +166,19 @@ class BatchingSut:
 
     def _work(self, replica: Replica) -> None:
         """Starts batches and fetches answers, in the same order; while a full batch waits, two are under way."""
-        under_way: deque[tuple[Sequence[int], np.ndarray, Any]] = deque()
+        under_way: deque[tuple[Part, Any]] = deque()
         while True:
             batch = self._take(wait=not under_way)
             if not batch and not under_way:
                 return
             try:
                 if batch:
-                    ids, slots = batch
-                    under_way.append((ids, slots, replica.start(slots)))
+                    bucket, _, slots = batch
+                    under_way.append((batch, replica.start(bucket, slots)))
                 if len(under_way) == 2 or not batch:
-                    ids, slots, answers = under_way[0]
+                    (bucket, ids, slots), answers = under_way[0]
                     answers = np.asarray(answers)[: len(slots)]
-                    self._responses.complete(ids, self._samples.entries(slots, answers))
+                    self._responses.complete(ids, self._samples.entries(bucket, slots, answers))
                     under_way.popleft()
                     self._ended(1)
             except Exception as error:  # told to LoadGen by the next `issue` or `flush`
@@ -173,19 +186,19 @@ class BatchingSut:
                 self._ended(len(under_way) + not_started, error)
                 under_way.clear()
 
-    def _take(self, *, wait: bool) -> tuple[Sequence[int], np.ndarray] | None:
-        """A batch, [n] ids and [n] slots: waits for one, or takes none that is not full; None at the end."""
+    def _take(self, *, wait: bool) -> Part | None:
+        """A batch: waits for one, or takes none that is not full; None at the end."""
         with self._lock:
-            if not wait and self._count < (1 if self._flushing else self._choose.largest):
-                return None
-            while not (self._closed or self._may_go()):
+            while not (queue := self._next()):
+                if self._closed or not wait:
+                    return None
                 self._ready.wait(self._wait_left_s())
-            if self._closed:
+            if self._closed or not (wait or self._flushing or queue.count >= queue.largest):
                 return None
-            size = self._choose(self._count)
+            size, batch = queue.cut()
+            self._count -= size
             self.batches[size] = self.batches.get(size, 0) + 1
             self._working += 1
-            batch = self._cut(size)
             if self._count:
                 self._ready.notify()
             return batch
@@ -196,41 +209,81 @@ class BatchingSut:
             self._working -= batches
             if failure:
                 self._failure = failure
-                self._waiting.clear()
-                self._count = 0
+                self._forget()
             if self._failure or not (self._count or self._working):
                 self._drained.notify()
 
-    def _may_go(self) -> bool:
-        if not self._count:
-            return False
+    def _forget(self) -> None:
+        for queue in self._queues.values():
+            queue.clear()
+        self._count = 0
+
+    def _next(self) -> _Queue | None:
+        """The bucket of the next batch; None where nothing waits, or all may wait for more."""
+        found = None
+        for queue in self._queues.values():
+            if queue.count and (found is None or queue.since < found.since) and self._may_go(queue):
+                found = queue
+        return found
+
+    def _may_go(self, queue: _Queue) -> bool:
         return (
             self._flushing
-            or self._count >= self._choose.largest
-            or time.perf_counter_ns() - self._waiting[0][2] >= self._max_wait_ns
+            or queue.count >= queue.largest
+            or not self._max_wait_ns
+            or time.perf_counter_ns() - queue.since >= self._max_wait_ns
         )
 
     def _wait_left_s(self) -> float | None:
         """Until the oldest sample may wait no longer; None where nothing waits."""
         if not self._count:
             return None
-        return max(self._waiting[0][2] + self._max_wait_ns - time.perf_counter_ns(), 0) / 1e9
+        oldest = min(queue.since for queue in self._queues.values() if queue.count)
+        return max(oldest + self._max_wait_ns - time.perf_counter_ns(), 0) / 1e9
 
-    def _cut(self, size: int) -> tuple[Sequence[int], np.ndarray]:
-        """Takes the `size` oldest samples out of those that wait."""
-        self._count -= size
+
+class _Queue:
+    """What waits of one bucket, oldest first.
+
+    Attributes:
+        count: samples.
+        largest: so many make a full batch.
+    """
+
+    def __init__(self, bucket: str, choose: _BatchSize) -> None:
+        self._bucket, self._choose = bucket, choose
+        self._waiting: deque[tuple[Ids, np.ndarray, int]] = deque()
+        self.count, self.largest = 0, choose.largest
+
+    @property
+    def since(self) -> int:
+        """When the oldest came, by `time.perf_counter_ns`."""
+        return self._waiting[0][2]
+
+    def add(self, ids: Ids, slots: np.ndarray, now: int) -> None:
+        self._waiting.append((ids, slots, now))
+        self.count += len(slots)
+
+    def clear(self) -> None:
+        self._waiting.clear()
+        self.count = 0
+
+    def cut(self) -> tuple[int, Part]:
+        """Takes out the oldest samples, as many as make the best batch; how many they are, and they."""
+        size = left = self._choose(self.count)
+        self.count -= size
         ids_parts, slots_parts = [], []
-        while size:
+        while left:
             ids, slots, since = self._waiting.popleft()
-            if len(slots) > size:
-                self._waiting.appendleft((ids[size:], slots[size:], since))
-                ids, slots = ids[:size], slots[:size]
-            size -= len(slots)
+            if len(slots) > left:
+                self._waiting.appendleft((ids[left:], slots[left:], since))
+                ids, slots = ids[:left], slots[:left]
+            left -= len(slots)
             ids_parts.append(ids)
             slots_parts.append(slots)
         if len(ids_parts) == 1:
-            return ids_parts[0], slots_parts[0]
-        return _joined(ids_parts), np.concatenate(slots_parts)
+            return size, (self._bucket, ids_parts[0], slots_parts[0])
+        return size, (self._bucket, _joined(ids_parts), np.concatenate(slots_parts))
 
 
 class _BatchSize:
@@ -238,15 +291,17 @@ class _BatchSize:
 
     Args:
         seconds: batch size -> what a call takes.
-        budget_s: two calls must fit into it; the smallest batch size is used whatever it takes.
+        budget_s: so many calls must fit into it; the smallest batch size is used whatever it takes.
+        calls: how many.
 
     Attributes:
         largest: the batch size with the most samples a second, among those that fit.
     """
 
-    def __init__(self, seconds: Mapping[int, float], budget_s: float | None) -> None:
+    def __init__(self, seconds: Mapping[int, float], budget_s: float | None, calls: int = 2) -> None:
+        most = math.inf if budget_s is None else budget_s / calls
         smallest = min(seconds)
-        fits = {b: s for b, s in seconds.items() if budget_s is None or 2 * s <= budget_s or b == smallest}
+        fits = {b: s for b, s in seconds.items() if s <= most or b == smallest}
         self.largest = max(fits, key=lambda b: b / fits[b])
         self._seconds = {b: s for b, s in sorted(fits.items()) if b <= self.largest}
 
@@ -261,9 +316,9 @@ class _BatchSize:
         return below
 
 
-def _joined(parts: Sequence[Sequence[int]]) -> Sequence[int]:
+def _joined(parts: Sequence[Ids]) -> Sequence[int]:
     """Ids of several queries; adjoining ranges stay a range, which LoadGen takes fastest."""
     ranges = [part for part in parts if isinstance(part, range)]
-    if len(ranges) == len(parts) and all(a.stop == b.start for a, b in pairwise(ranges)):
+    if len(ranges) == len(parts) and all(a.stop == b.start for a, b in itertools.pairwise(ranges)):
         return range(ranges[0].start, ranges[-1].stop)
-    return [i for part in parts for i in part]
+    return [i for part in parts for i in (part.tolist() if isinstance(part, np.ndarray) else part)]

@@ -1,14 +1,16 @@
 """A compiled JAX function and the samples that it answers. The only module of loadgen_py that imports jax.
 
-A `Replica` is a function compiled ahead of time for a ladder of batch sizes, on one device or on a
-mesh. `Samples` is the library whose loaded samples lie in arrays, from which batches are gathered
-in one step.
+Samples of one shape make a bucket, with a name; where all have one shape, there is one. A `Replica` is a
+function compiled ahead of time, on one device or on a mesh, for a ladder of batch sizes of each bucket.
+`Samples` is the library whose loaded samples lie in arrays, a pool for each bucket, from which batches are
+gathered in one step.
 """
 
 from __future__ import annotations
 
+import bisect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,122 +22,147 @@ Arrays = Mapping[str, np.ndarray]
 SampleSpec = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 """Shape (without batch axis) and dtype of each input of one sample."""
 
+Ids = Sequence[int] | np.ndarray
+"""[n] samples as LoadGen calls them."""
+Part = tuple[str, Ids, np.ndarray]
+"""Samples of one bucket: its name, ids [n], and [n] int32 places in its pool."""
+
+ONE_BUCKET = ""
+"""The bucket's name where there is one."""
+
 _TIMED_CALLS = 5
 _TIMED_SECONDS = 0.5  # of one batch size; slow models are timed with fewer calls
 
 
 class Replica:
-    """`predict(variables, inputs)` where its variables lie, compiled for some batch sizes.
+    """`predict(variables, inputs)` where its variables lie, compiled for some batch sizes of each bucket.
 
     Args:
         predict: traceable; inputs are arrays [B, ...] by name, the result one array [B, ...] whose
             rows are the answers.
         variables: a pytree of arrays in their places.
-        spec: the inputs of one sample.
-        capacity: the most samples that are loaded together.
+        specs: bucket -> the inputs of one sample.
+        capacity: bucket -> the most of its samples that are loaded together.
         place: gives the sharding of an input of a certain shape, batch axis first.
         on_device: keep the loaded samples in device memory and gather there; otherwise batches are
             gathered on the host and sent.
 
     Attributes:
-        batch_sizes: those compiled so far, ascending.
-        seconds: batch size -> what a call takes from host to host, for those that were timed.
+        batch_sizes: bucket -> those compiled so far, ascending.
+        seconds: bucket -> batch size -> what a call takes from host to host, for those that were timed.
     """
 
     def __init__(
         self,
         predict: Callable[[Any, Mapping[str, jax.Array]], jax.Array],
         variables: Any,
-        spec: SampleSpec,
+        specs: Mapping[str, SampleSpec],
         *,
-        capacity: int,
+        capacity: Mapping[str, int],
         place: Callable[[tuple[int, ...]], jax.sharding.Sharding],
         on_device: bool = False,
     ) -> None:
-        self._predict, self._variables, self._spec = predict, variables, dict(spec)
+        self._predict, self._variables, self._specs = predict, variables, specs
         self._capacity, self._place, self._on_device = capacity, place, on_device
-        self._compiled: dict[int, jax.stages.Compiled] = {}
-        self._pool: Mapping[str, Any] = {}
-        self.batch_sizes: list[int] = []
-        self.seconds: dict[int, float] = {}
+        self._compiled: dict[str, dict[int, jax.stages.Compiled]] = {bucket: {} for bucket in specs}
+        self._pools: Mapping[str, Mapping[str, Any]] = {}
+        self.batch_sizes: dict[str, list[int]] = {bucket: [] for bucket in specs}
+        self.seconds: dict[str, dict[int, float]] = {bucket: {} for bucket in specs}
 
-    def compile(self, batch_sizes: Sequence[int]) -> None:
-        """Compiles for these batch sizes too."""
-        for size in sorted(set(batch_sizes) - set(self._compiled)):
-            self._compiled[size] = self._lowered(size).compile()
-        self.batch_sizes = sorted(self._compiled)
+    def compile(self, batch_sizes: Mapping[str, Iterable[int]]) -> None:
+        """Compiles for these batch sizes of each bucket too."""
+        for bucket, sizes in batch_sizes.items():
+            compiled = self._compiled[bucket]
+            for size in sorted(set(sizes) - set(compiled)):
+                compiled[size] = self._lowered(bucket, size).compile()
+            self.batch_sizes[bucket] = sorted(compiled)
 
-    def _lowered(self, size: int) -> jax.stages.Lowered:
+    def _lowered(self, bucket: str, size: int) -> jax.stages.Lowered:
         if not self._on_device:
-            return jax.jit(self._predict).lower(self._variables, self._structs(size))
+            return jax.jit(self._predict).lower(self._variables, self._structs(bucket, size))
 
         def gathered(variables: Any, pool: Mapping[str, jax.Array], slots: jax.Array) -> jax.Array:
             return self._predict(variables, {name: rows[slots] for name, rows in pool.items()})
 
+        pool = self._structs(bucket, self._capacity[bucket])
         slots = jax.ShapeDtypeStruct((size,), np.int32, sharding=self._place((size,)))
-        return jax.jit(gathered).lower(self._variables, self._structs(self._capacity), slots)
+        return jax.jit(gathered).lower(self._variables, pool, slots)
 
-    def _structs(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def _structs(self, bucket: str, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {
             name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=self._place((size, *shape)))
-            for name, (shape, dtype) in self._spec.items()
+            for name, (shape, dtype) in self._specs[bucket].items()
         }
 
-    def hold(self, pool: Arrays) -> None:
-        """Takes the loaded samples, [N, ...] each with N at most the capacity; none lets go of them."""
-        if not self._on_device or not pool:
-            self._pool = pool
+    def hold(self, pools: Mapping[str, Arrays]) -> None:
+        """Takes the loaded samples in place of all others.
+
+        Args:
+            pools: bucket -> [N, ...] by name, with N at most its capacity.
+        """
+        if not self._on_device:
+            self._pools = pools
             return
-        structs = self._structs(self._capacity)
+        self._pools = jax.block_until_ready(
+            {bucket: self._on_devices(bucket, pool) for bucket, pool in pools.items()}
+        )
+
+    def _on_devices(self, bucket: str, pool: Arrays) -> dict[str, jax.Array]:
+        structs = self._structs(bucket, self._capacity[bucket])
         placed = {}
         for name, rows in pool.items():
             whole = np.zeros(structs[name].shape, rows.dtype)
             whole[: len(rows)] = rows
             placed[name] = jax.device_put(whole, structs[name].sharding)
-        self._pool = jax.block_until_ready(placed)
+        return placed
 
-    def bucket(self, count: int) -> int:
-        """The smallest compiled batch size that holds `count` samples."""
-        return next(size for size in self.batch_sizes if size >= count)
-
-    def start(self, slots: np.ndarray) -> jax.Array:
+    def start(self, bucket: str, slots: np.ndarray) -> jax.Array:
         """Sends a batch on its way, to the device and its answers back to the host, and returns at once.
 
         Args:
-            slots: [n] int32 places in the pool, n at most the largest batch size.
+            bucket: whose samples these are.
+            slots: [n] int32 places in its pool, n at most the largest batch size.
 
         Returns:
             [B, ...] with B >= n; the rows from n on are padding.
         """
-        answers = self._call(slots)
+        answers = self._call(bucket, slots)
         answers.copy_to_host_async()
         return answers
 
-    def answer(self, slots: np.ndarray) -> np.ndarray:
-        """The answers [n, ...] to the samples in `slots`, [n] int32, on the host."""
-        return np.asarray(self._call(slots))[: len(slots)]
+    def answer(self, bucket: str, slots: np.ndarray) -> np.ndarray:
+        """The answers [n, ...] to the samples of a bucket in `slots`, [n] int32, on the host."""
+        return np.asarray(self._call(bucket, slots))[: len(slots)]
 
-    def _call(self, slots: np.ndarray) -> jax.Array:
-        size = self.bucket(len(slots))
+    def _call(self, bucket: str, slots: np.ndarray) -> jax.Array:
+        sizes = self.batch_sizes[bucket]
+        size = sizes[bisect.bisect_left(sizes, len(slots))]
         if size > len(slots):
             slots = np.resize(slots, size)
+        program, pool = self._compiled[bucket][size], self._pools[bucket]
         if self._on_device:
-            return self._compiled[size](self._variables, self._pool, slots)
-        inputs = {name: rows.take(slots, axis=0) for name, rows in self._pool.items()}
-        return self._compiled[size](self._variables, inputs)
+            return program(self._variables, pool, slots)
+        return program(self._variables, {name: rows.take(slots, axis=0) for name, rows in pool.items()})
 
     def measure(self) -> None:
-        """Runs each batch size a few times, and notes in `seconds` what it takes; samples must be loaded."""
-        for size in self.batch_sizes:
-            slots = np.zeros(size, np.int32)
-            self.answer(slots)
-            taken: list[float] = []
-            while len(taken) < _TIMED_CALLS and sum(taken) < _TIMED_SECONDS:
-                begin = time.perf_counter()
-                self.answer(slots)
-                taken.append(time.perf_counter() - begin)
-            # Whatever else runs on the machine only adds to the time.
-            self.seconds[size] = min(taken)
+        """Runs every program a few times, and notes in `seconds` what it takes.
+
+        Of each bucket a sample must be loaded.
+        """
+        for bucket, sizes in self.batch_sizes.items():
+            for size in sizes:
+                self.seconds[bucket][size] = self._timed(bucket, size)
+
+    def _timed(self, bucket: str, size: int) -> float:
+        slots = np.zeros(size, np.int32)
+        self.answer(bucket, slots)
+        taken: list[float] = []
+        while len(taken) < _TIMED_CALLS and sum(taken) < _TIMED_SECONDS:
+            begin = time.perf_counter()
+            self.answer(bucket, slots)
+            taken.append(time.perf_counter() - begin)
+        # Whatever else runs on the machine only adds to the time.
+        return min(taken)
 
 
 class Samples:
@@ -144,12 +171,16 @@ class Samples:
     Args:
         name: what the logs call it.
         total_count, performance_count: as `SampleLibrary` has them.
-        read: gives the inputs [N, ...] of samples [N] by name.
+        read: gives the inputs [N, ...] of samples [N], all of one bucket, by name.
         replicas: what is to hold them.
+        buckets: [total_count] the bucket of each sample; None has all in one.
         logged: (index of a sample, its answer) -> what is logged of it; None logs all.
 
     Attributes:
-        slots: [total_count] int32, where in the pool each loaded sample lies.
+        buckets: names of those that have samples.
+        counts: how many each has.
+        firsts: the first sample of each.
+        slots: [total_count] int32, where in its bucket's pool each loaded sample lies.
     """
 
     def __init__(
@@ -160,22 +191,32 @@ class Samples:
         read: Callable[[np.ndarray], Arrays],
         replicas: Sequence[Replica],
         *,
+        buckets: Sequence[str] | None = None,
         logged: Callable[[int, np.ndarray], Any] | None = None,
     ) -> None:
         self.name, self.total_count, self.performance_count = name, total_count, performance_count
         self._read, self._replicas, self._logged = read, list(replicas), logged
+        names, self.firsts, self._bucket_of, self.counts = np.unique(
+            [ONE_BUCKET] * total_count if buckets is None else list(buckets),
+            return_index=True,
+            return_inverse=True,
+            return_counts=True,
+        )
+        self.buckets: tuple[str, ...] = tuple(names.tolist())
         self.slots = np.full(total_count, -1, np.int32)
-        self._loaded = np.zeros(0, np.int64)  # the sample in each slot
+        self._loaded: dict[str, np.ndarray] = {}  # bucket -> the sample in each slot
 
     def load(self, indices: np.ndarray) -> None:
         """Reads samples [N] into memory, in place of all others."""
         distinct = np.unique(indices)
+        bucket_of = self._bucket_of[distinct]
         self.slots[:] = -1
-        self.slots[distinct] = np.arange(len(distinct), dtype=np.int32)
-        self._loaded = distinct
-        pool = self._read(distinct)
+        self._loaded = {self.buckets[k]: distinct[bucket_of == k] for k in np.unique(bucket_of)}
+        for samples in self._loaded.values():
+            self.slots[samples] = np.arange(len(samples), dtype=np.int32)
+        pools = {bucket: self._read(samples) for bucket, samples in self._loaded.items()}
         for replica in self._replicas:
-            replica.hold(pool)
+            replica.hold(pools)
 
     def unload(self, indices: np.ndarray) -> None:
         """Lets go of the samples [N]."""
@@ -183,9 +224,28 @@ class Samples:
         for replica in self._replicas:
             replica.hold({})
 
-    def entries(self, slots: np.ndarray, answers: np.ndarray) -> Rows:
-        """What `Responses.complete` is to log of answers [n, ...] to the samples in `slots` [n]."""
-        return answers if self._logged is None else _Entries(self._logged, self._loaded[slots], answers)
+    def parts(self, ids: Ids, indices: np.ndarray) -> Sequence[Part]:
+        """A query by buckets: one part for each that has samples in it.
+
+        Args:
+            ids: [N] of LoadGen.
+            indices: [N] loaded samples.
+        """
+        slots = self.slots[indices]
+        if len(self.buckets) == 1:
+            return ((self.buckets[0], ids, slots),)
+        bucket_of = self._bucket_of[indices]
+        if len(slots) == 1:
+            return ((self.buckets[bucket_of[0]], ids, slots),)
+        found = [(k, np.flatnonzero(bucket_of == k)) for k in range(len(self.buckets))]
+        all_ids = np.asarray(ids)
+        return [(self.buckets[k], all_ids[here], slots[here]) for k, here in found if len(here)]
+
+    def entries(self, bucket: str, slots: np.ndarray, answers: np.ndarray) -> Rows:
+        """What `Responses.complete` is to log of answers [n, ...] to the samples of a bucket in `slots` [n]."""
+        if self._logged is None:
+            return answers
+        return _Entries(self._logged, self._loaded[bucket][slots], answers)
 
 
 class _Entries:

@@ -58,7 +58,7 @@ def _import(workload: str, preset: str, source: Path, folder: Path, overrides: l
     state, changes = found.import_weights(tensors)
     origin = {"file": source.name, "sha256": files.sha256(source), "arrays": len(tensors)}
     files.save(folder, files.Imported(state, workload, changes, origin))
-    count = sum(array.size for array in jax.tree.leaves(state["params"]))
+    count = sum(array.size for array in jax.tree.leaves(state.get("params", state)))
     return f"{count:,} parameters of {source.name} lie in {folder}; measure them with --weights={folder}."
 
 

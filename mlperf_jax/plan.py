@@ -96,13 +96,13 @@ def _plan(overrides: list[str]) -> int:
         facts = {
             "workload": FLAGS.workload,
             "preset": FLAGS.preset,
-            "batch_size": workload.config.batch_size,
+            "batch_size": workload.config.get("batch_size"),
             "scenario": FLAGS.scenario,
             "precision": workload.config.precision,
             "overrides": overrides,
         }
         plan_report.write_json(folder / "plan.json", plan_report.record(plans, where, facts))
-        title = f"{FLAGS.workload} ({FLAGS.preset}), batch {workload.config.batch_size:,}, {where.name}: predicted"
+        title = f"{FLAGS.workload} ({FLAGS.preset}), {what}, {where.name}: predicted"
         plan_report.write_figure(folder / "plan.svg", plans, title)
         print(f"\nwritten: {folder / 'plan.json'}, {folder / 'plan.svg'}")
     return 0

@@ -40,33 +40,15 @@ class _Model(nnx.Module):
         )
 
 
-def _numbers(**changes):
-    common = dict(
-        benchmark="toy_tagger",
-        batch_size=32,
-        eval_batch_size=32,
-        width=48,
-        optimizer=dict(base_lr=0.2),
-        ema_decay=0.9,
-        target=dict(error=0.1, loss=0.8),
-        max_epochs=12,
-        eval_offset_epochs=0,
-        eval_every_epochs=1,
-        steps_per_dispatch=1,
-        gradient_accumulation_steps=1,
-        precision="auto",
-        data=dict(name="tags"),
-        inference=dict(
-            loadgen_model="none",
-            min_duration_s=0.2,
-            batch_sizes=(1, 4, 8),
-            samples_on_device=False,
-            quality_share=0.99,
-            published_quality=0.0,
-            sut_timeout_s=60.0,
-        ),
+def _inference(batch_sizes):
+    return dict(
+        loadgen_model="none",
+        min_duration_s=0.2,
+        batch_sizes=batch_sizes,
+        samples_on_device=False,
+        quality_share=0.99,
+        sut_timeout_s=60.0,
     )
-    return ConfigDict(common | changes)
 
 
 class Tagger(GradientWorkload[_Model]):
@@ -81,7 +63,24 @@ class Tagger(GradientWorkload[_Model]):
 
     @staticmethod
     def get_config(preset):
-        return _numbers()
+        return ConfigDict(
+            dict(
+                batch_size=32,
+                eval_batch_size=32,
+                width=48,
+                optimizer=dict(base_lr=0.2),
+                ema_decay=0.9,
+                target=dict(error=0.1, loss=0.8),
+                max_epochs=12,
+                eval_offset_epochs=0,
+                eval_every_epochs=1,
+                steps_per_dispatch=1,
+                gradient_accumulation_steps=1,
+                precision="auto",
+                data=dict(name="tags"),
+                inference=_inference(dict(short=(1, 4, 8), long=(1, 4))),
+            )
+        )
 
     @property
     def goals(self):
@@ -213,7 +212,9 @@ class Doubler(ServedWorkload):
 
     @staticmethod
     def get_config(preset):
-        return _numbers(benchmark="toy_doubler", target=1.0)
+        return ConfigDict(
+            dict(target=1.0, precision="auto", data=dict(name="numbers"), inference=_inference((1, 4, 8)))
+        )
 
     def served_struct(self, layout):
         return {"params": {"factor": layout.struct((), self.policy.param_dtype)}}

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from loadgen_py import TestScenario
 from loadgen_py.official import side_by_side
 from loadgen_py.replica import Samples
 from mlperf_jax.errors import UserError
-from mlperf_jax.goals import targets
+from mlperf_jax.goals import Quality, targets
 from mlperf_jax.inference import compliance, summary
 from mlperf_jax.inference.measure import Harness, Measurement, say
 from mlperf_jax.inference.options import InferOptions
@@ -113,12 +115,13 @@ def _make_harness(options: InferOptions) -> Harness:
     numbers = workload.config.inference
     official = defaults(numbers.loadgen_model, TestScenario.Offline)
     loaded = min(official.performance_sample_count_override or _MOST_LOADED, total)
+    buckets = workload.sample_buckets(np.arange(total))
     replicas = make_replicas(
         workload,
         model,
         mesh.find_strategy(options.sharding),
         mesh.parse_mesh(options.mesh) if options.mesh else {},
-        capacity=loaded,
+        capacity={bucket: min(loaded, count) for bucket, count in Counter(buckets).items()},
         on_device=numbers.samples_on_device,
     )
     samples = Samples(
@@ -127,6 +130,7 @@ def _make_harness(options: InferOptions) -> Harness:
         loaded,
         workload.read_samples,
         replicas,
+        buckets=buckets,
         logged=workload.logged_answer,
     )
     return Harness(
@@ -153,7 +157,7 @@ def _facts(
         "model": model.description,
         "loadgen_model": numbers.loadgen_model,
         "inputs": {name: str(rows.dtype) for name, rows in workload.read_samples(np.arange(1)).items()},
-        "trained_quality": model.quality or numbers.published_quality or targets(workload.served_goals),
+        "trained_quality": _reference_quality(workload, model),
         "precision": dataclasses.asdict(workload.policy),
         "sharding": options.sharding,
         "replicas": replicas,
@@ -163,3 +167,13 @@ def _facts(
         "labels": run_labels(options.preset, made_up),
         "command": options.command,
     }
+
+
+def _reference_quality(workload: ServedWorkload, model: Trained) -> Quality:
+    """What answers are held against: what training reached, else what is published, else the targets."""
+    if model.quality is not None:
+        return model.quality
+    published = workload.config.inference.get("published_quality")
+    if isinstance(published, ConfigDict):  # of several goals, by name
+        published = published.to_dict()
+    return published or targets(workload.served_goals)

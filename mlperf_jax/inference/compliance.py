@@ -100,17 +100,26 @@ def judge_answers(harness: Harness, folder: Path) -> compliance.Verdict:
     log = folder / "TEST01" / "accuracy" / accuracy_log.NAME
     whole, sampled = (accuracy_log.read_answers(p) for p in (folder / "accuracy" / accuracy_log.NAME, log))
     samples = np.array(sorted(whole.data.keys() & sampled.data.keys()), np.int64)
-    goal = harness.goals[0]
+    goals = harness.goals
     known = find_model(harness.numbers["loadgen_model"])
-    metric = known.targets[0][0] if known else "accuracy"
-    found = []
+    metrics = [target[0] for target in known.targets] if known else ["accuracy"]
+    metrics += [goal.name for goal in goals[len(metrics) :]]
+    found: list[Mapping[str, float]] = []
     for answers, name in zip((whole, sampled), compliance.OTHERWISE, strict=True):
         data = [bytes.fromhex(answers.data[sample]) for sample in samples.tolist()]
-        quality = harness.workload.answered_figures(samples, data)[goal.name] if data else 0.0
-        line = accuracy_log.accuracy_line(metric, quality, len(data), goal.metric)
-        write_bytes(log.parent / name, f"{line}\n".encode())
-        found.append(quality)
-    return compliance.verify_quality(goal.metric, *found)
+        none = {goal.name: 0.0 for goal in goals}
+        figures = harness.workload.answered_figures(samples, data) if data else none
+        lines = [
+            accuracy_log.accuracy_line(metric, figures[goal.name], len(data), goal.metric)
+            for metric, goal in zip(metrics, goals, strict=False)
+        ]
+        write_bytes(log.parent / name, "".join(f"{line}\n" for line in lines).encode())
+        found.append(figures)
+    verdicts = [
+        compliance.verify_quality(goal.metric, *(figures[goal.name] for figures in found)) for goal in goals
+    ]
+    passed = all(verdict.passed for verdict in verdicts)
+    return compliance.Verdict(passed, tuple(line for verdict in verdicts for line in verdict.lines))
 
 
 def _reference(folder: Path) -> LoadGenRun:

@@ -8,12 +8,10 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import loadgen_py as lg
 from loadgen_py import TestMode, TestScenario, TestSettings
@@ -24,7 +22,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Goal, figures, quality, reached, targets
 from mlperf_jax.inference import accuracy
 from mlperf_jax.inference.options import InferOptions
-from mlperf_jax.inference.settings import capacity, defaults, make_settings
+from mlperf_jax.inference.settings import Timing, capacity, defaults, ladder, make_settings
 from mlperf_jax.inference.watch import Watch
 from mlperf_jax.judging.compliance import Verdict
 from mlperf_jax.results.folders import write_json
@@ -117,31 +115,37 @@ class Harness:
 
     def prepare(self, scenarios: Sequence[TestScenario]) -> None:
         """Compiles and times everything that these scenarios call, so that nothing is left for a measured run."""
-        sizes = set()
-        for scenario in scenarios:
-            sizes |= set(self._batch_sizes(scenario))
+        sizes = {
+            bucket: {size for scenario in scenarios for size in self._batch_sizes(scenario, bucket)}
+            for bucket in self.samples.buckets
+        }
         # XLA compiles without the interpreter's lock.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(lambda replica: replica.compile(sizes), self.replicas):
                 pass
-        some = np.arange(min(max(sizes), self.samples.performance_count))
-        self.samples.load(some)
+        self.samples.load(self.samples.firsts)
         for replica in self.replicas:
             replica.measure()
-        self.samples.unload(some)
+        self.samples.unload(self.samples.firsts)
 
-    def _batch_sizes(self, scenario: TestScenario) -> Sequence[int]:
+    def _batch_sizes(self, scenario: TestScenario, bucket: str) -> Iterable[int]:
         if scenario == TestScenario.SingleStream:
             return (1,)
         if scenario == TestScenario.MultiStream:
             per_query = defaults(self.numbers["loadgen_model"], scenario).multi_stream_samples_per_query
-            return tuple({len(part) for part in _parts(per_query, len(self.replicas))})
-        return self.numbers["batch_sizes"]
+            return _pieces(per_query, len(self.replicas), mixed=len(self.samples.buckets) > 1)
+        return ladder(self.numbers, bucket)
 
-    def seconds(self, scenario: TestScenario) -> Mapping[int, float]:
-        """Batch size -> what a call takes, of the batch sizes that the scenario uses."""
+    def timings(self, scenario: TestScenario) -> Sequence[Timing]:
+        """What calls take, of each bucket for the batch sizes that the scenario uses."""
         timed = self.replicas[0].seconds
-        return {size: timed[size] for size in self._batch_sizes(scenario)}
+        return [
+            Timing(
+                count / self.samples.total_count,
+                {size: timed[bucket][size] for size in self._batch_sizes(scenario, bucket)},
+            )
+            for bucket, count in zip(self.samples.buckets, self.samples.counts.tolist(), strict=True)
+        ]
 
     def performance(self, scenario: TestScenario) -> Iterator[Measurement]:
         """Measures; where no rate was given for Server, searches it first."""
@@ -166,7 +170,7 @@ class Harness:
         settings = self._settings(scenario, TestMode.AccuracyOnly)
         if scenario == TestScenario.Server and not self.options.asked.qps:
             settings.server_target_qps = _ACCURACY_SHARE * capacity(
-                self.seconds(scenario), len(self.replicas)
+                self.timings(scenario), len(self.replicas)
             )
         yield self._run(settings, "accuracy", "accuracy")
 
@@ -178,8 +182,9 @@ class Harness:
         """
         settings = self._settings(TestScenario.Server, TestMode.FindPeakPerformance)
         bound_s = settings.server_target_latency_ns / 1e9
-        alone_s = min(self.seconds(TestScenario.Server).values())
-        if alone_s > bound_s:
+        slow = [timing for timing in self.timings(TestScenario.Server) if timing.fastest > bound_s]
+        if sum(timing.share for timing in slow) > 1 - settings.server_target_latency_percentile:
+            alone_s = max(timing.fastest for timing in slow)
             raise UserError(
                 f"A sample alone takes {1000 * alone_s:.3g} ms, longer than Server's bound of "
                 f"{1000 * bound_s:g} ms, so no rate can be found; give a --max_latency above {alone_s:.2g}."
@@ -222,7 +227,7 @@ class Harness:
 
     def _settings(self, scenario: TestScenario, mode: TestMode) -> TestSettings:
         return make_settings(
-            scenario, mode, self.numbers, self.options.asked, self.seconds(scenario), len(self.replicas)
+            scenario, mode, self.numbers, self.options.asked, self.timings(scenario), len(self.replicas)
         )
 
     def _run_until_valid(self, settings: TestSettings, kind: str, place: str) -> Measurement:
@@ -335,10 +340,12 @@ class Harness:
         write_json(measured.folder / "result.json", record | dict(self.facts))
 
 
-def _parts(count: int, replicas: int) -> list[range]:
-    """How `InlineSut` divides a query."""
-    bounds = [count * r // replicas for r in range(replicas + 1)]
-    return [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+def _pieces(samples: int, replicas: int, *, mixed: bool) -> set[int]:
+    """The sizes into which `InlineSut` divides a query; of any up to the largest, which may be padded, where it is mixed."""
+    largest = -(-samples // replicas)
+    if mixed:
+        return {min(2**k, largest) for k in range(largest.bit_length() + 1)}
+    return {samples // replicas, largest} - {0}
 
 
 def _empty(folder: Path) -> None:

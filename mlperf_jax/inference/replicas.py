@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ def make_replicas(
     strategy: Strategy,
     asked: dict[str, int],
     *,
-    capacity: int,
+    capacity: Mapping[str, int],
     on_device: bool,
 ) -> list[Replica]:
     """Loads the model and places it; nothing is compiled yet.
@@ -32,7 +33,7 @@ def make_replicas(
         workload: whose model it is.
         trained: where its state comes from.
         strategy, asked: as `mesh.make_layout` takes them.
-        capacity: the most samples that are loaded together.
+        capacity: bucket -> the most of its samples that are loaded together; others are not served.
         on_device: see `Replica`.
 
     Raises:
@@ -51,7 +52,7 @@ def make_replicas(
 
 
 def _replica(
-    workload: ServedWorkload, state: State, layout: Layout, capacity: int, on_device: bool
+    workload: ServedWorkload, state: State, layout: Layout, capacity: Mapping[str, int], on_device: bool
 ) -> Replica:
     def predict(variables: State, inputs: Any) -> jax.Array:
         with layouts.use(layout), jax.default_matmul_precision(workload.policy.matmul):
@@ -60,6 +61,12 @@ def _replica(
     def place(shape: tuple[int, ...]) -> jax.sharding.Sharding:
         return layout.sharding(shape, ("batch",))
 
+    specs = workload.sample_specs()
     return Replica(
-        predict, state, workload.sample_spec(), capacity=capacity, place=place, on_device=on_device
+        predict,
+        state,
+        {bucket: specs[bucket] for bucket in capacity},
+        capacity=capacity,
+        place=place,
+        on_device=on_device,
     )

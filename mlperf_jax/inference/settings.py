@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
 
 from loadgen_py import TestMode, TestScenario, TestSettings, conf
 from loadgen_py.early_stopping import fast_queries_needed
@@ -45,6 +47,29 @@ class Asked:
     max_latency_s: float | None = None
 
 
+class Timing(NamedTuple):
+    """How fast one replica is with the samples of one bucket.
+
+    Attributes:
+        share: of all samples.
+        seconds: batch size -> what a call takes.
+    """
+
+    share: float
+    seconds: Mapping[int, float]
+
+    @property
+    def fastest(self) -> float:
+        """What the fastest call takes."""
+        return min(self.seconds.values())
+
+
+def ladder(numbers: Mapping[str, Any], bucket: str) -> Sequence[int]:
+    """The batch sizes of a bucket that `numbers`, of a config's `inference`, name: for all buckets, or for each."""
+    sizes = numbers["batch_sizes"]
+    return sizes[bucket] if isinstance(sizes, ConfigDict) else sizes
+
+
 def defaults(model: str, scenario: TestScenario) -> TestSettings:
     """The official settings of a benchmark, under LoadGen's name of it."""
     settings = TestSettings(scenario=scenario)
@@ -57,7 +82,7 @@ def make_settings(
     mode: TestMode,
     config: Mapping[str, Any],
     asked: Asked,
-    seconds: Mapping[int, float],
+    timings: Sequence[Timing],
     replicas: int,
 ) -> TestSettings:
     """Settings for one run.
@@ -66,7 +91,7 @@ def make_settings(
         scenario, mode: what to measure.
         config: the workload's `inference` numbers; with `max_latency_s`, Server's bound is that and not LoadGen's.
         asked: what the user said.
-        seconds: batch size -> what a call of one replica takes.
+        timings: of each bucket.
         replicas: how many there are.
     """
     settings = defaults(config["loadgen_model"], scenario)
@@ -76,7 +101,7 @@ def make_settings(
     settings.sut_timeout_ms = round(1000 * config["sut_timeout_s"])
     if bound_s := asked.max_latency_s or config.get("max_latency_s"):
         settings.server_target_latency_ns = round(1e9 * bound_s)
-    _expect(settings, seconds, replicas)
+    _expect(settings, timings, replicas)
     if asked.qps:
         settings.server_target_qps = asked.qps
     if scenario == TestScenario.Offline:
@@ -91,20 +116,29 @@ def make_settings(
     return settings
 
 
-def capacity(seconds: Mapping[int, float], replicas: int) -> float:
-    """Samples/s of all replicas at the best batch size."""
-    return replicas * max(size / taken for size, taken in seconds.items())
+def capacity(timings: Sequence[Timing], replicas: int) -> float:
+    """Samples/s of all replicas, each bucket at its best batch size."""
+    return replicas / _mean(timings, lambda seconds: min(taken / size for size, taken in seconds.items()))
 
 
-def _expect(settings: TestSettings, seconds: Mapping[int, float], replicas: int) -> None:
+def _mean(timings: Sequence[Timing], of: Callable[[Mapping[int, float]], float]) -> float:
+    """Over all samples."""
+    return sum(timing.share * of(timing.seconds) for timing in timings)
+
+
+def _expect(settings: TestSettings, timings: Sequence[Timing], replicas: int) -> None:
     """Fills in what the user of the official package has to guess."""
     share = -(-settings.multi_stream_samples_per_query // replicas)
-    size = min((size for size in seconds if size >= share), default=max(seconds))
-    calls = -(-share // size)
-    settings.single_stream_expected_latency_ns = _SAFELY_FASTER * 1e9 * seconds[min(seconds)]
-    settings.multi_stream_expected_latency_ns = _SAFELY_FASTER * 1e9 * seconds[size] * calls
-    settings.offline_expected_qps = capacity(seconds, replicas)
-    settings.server_target_qps = max(_FIRST_PROBE_SHARE * capacity(seconds, replicas), 1.0)
+
+    def query(seconds: Mapping[int, float]) -> float:
+        size = min((size for size in seconds if size >= share), default=max(seconds))
+        return seconds[size] * -(-share // size)
+
+    alone = _mean(timings, lambda seconds: seconds[min(seconds)])
+    settings.single_stream_expected_latency_ns = _SAFELY_FASTER * 1e9 * alone
+    settings.multi_stream_expected_latency_ns = _SAFELY_FASTER * 1e9 * _mean(timings, query)
+    settings.offline_expected_qps = capacity(timings, replicas)
+    settings.server_target_qps = max(_FIRST_PROBE_SHARE * capacity(timings, replicas), 1.0)
 
 
 def _enough_evidence(settings: TestSettings) -> int:

@@ -24,7 +24,7 @@ from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.precision import resolve_policy
 from mlperf_jax.results.folders import FINISHED, read_json
 from mlperf_jax.weights import files, lazy
-from mlperf_jax.workload import ServedWorkload, State
+from mlperf_jax.workload import ServedWorkload, State, TrainedWorkload
 
 # Of a training run's config, what inference decides for itself.
 _NOT_TAKEN_OVER = ("precision", "inference", "workload", "benchmark", "preset", "reference_point")
@@ -68,7 +68,7 @@ def open_model(options: InferOptions) -> tuple[ServedWorkload, Trained]:
     """
     platforms.require_devices(options.platform)
     cls = registry.find(options.workload, ServedWorkload)
-    model = find(options, cls.benchmark)
+    model = find(options, cls)
     config = model_config(configs.base_config(options.workload, options.preset), model, options.overrides)
     if "inference" not in config:
         raise UserError(
@@ -81,19 +81,24 @@ def open_model(options: InferOptions) -> tuple[ServedWorkload, Trained]:
     return workload, model
 
 
-def find(options: InferOptions, benchmark: str) -> Trained:
-    """The model that the options name.
+def find(options: InferOptions, cls: type[ServedWorkload]) -> Trained:
+    """The model of a workload that the options name.
 
     Raises:
         UserError: there is none.
     """
     if options.checkpoint and options.weights:
         raise UserError("--checkpoint and --weights each name a model; give one of them.")
-    if options.checkpoint:
-        return from_checkpoint(Path(options.checkpoint))
     if options.weights:
         return from_weights(Path(options.weights), options.workload)
-    return _newest(options, benchmark)
+    if not issubclass(cls, TrainedWorkload):
+        raise UserError(
+            f"{cls.__name__} is served, not trained; give it --weights, made with `python -m "
+            f"mlperf_jax.import_weights --workload={options.workload} --from=FILE --to=DIR`."
+        )
+    if options.checkpoint:
+        return from_checkpoint(Path(options.checkpoint))
+    return _newest(options, cls.benchmark)
 
 
 def _newest(options: InferOptions, benchmark: str) -> Trained:
@@ -175,6 +180,7 @@ def _steps(run: Path) -> list[Path]:
 
 def _from_run(run: Path, status: Mapping[str, Any]) -> Trained:
     from mlperf_jax.training.checkpoints import Checkpoints
+    from mlperf_jax.training.frozen import fingerprint
 
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     atexit.register(checkpoints.close)
@@ -184,8 +190,13 @@ def _from_run(run: Path, status: Mapping[str, Any]) -> Trained:
         frozen = {name: struct.pop(name) for name in workload.frozen_entries if name in struct}
         entries = {name: entry for name, entry in workload.served_entries.items() if name in struct}
         found = checkpoints.restore_part({entry: struct[name] for name, entry in entries.items()})
-        served = {name: found[entry] for name, entry in entries.items()}
-        return served | workload.frozen_state(frozen, status.get("seed"))
+        position = checkpoints.position()
+        kept = workload.frozen_state(frozen, status.get("seed"))
+        if kept and position and position.frozen != fingerprint(kept):
+            raise UserError(
+                f"What {run} kept frozen is not what there is now ({workload.frozen_source}); give it the same again."
+            )
+        return {name: found[entry] for name, entry in entries.items()} | kept
 
     saved = read_json(run / "config.json")["config"] if (run / "config.json").exists() else {}
     kept = {key: value for key, value in saved.items() if key not in _NOT_TAKEN_OVER}

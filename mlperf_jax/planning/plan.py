@@ -15,18 +15,19 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.inference.settings import ladder
 from mlperf_jax.parallel import mesh, unsplit
 from mlperf_jax.parallel.layout import Layout, Strategy
 from mlperf_jax.planning import compilation, cost, cost_network, cost_time, hlo, reference_epochs, topology
 from mlperf_jax.planning.compilation import Memory
 from mlperf_jax.planning.topology import Topology
 from mlperf_jax.training.engine import Engine, lower, named, tracing
-from mlperf_jax.workload import Program, ServedWorkload, TrainedWorkload, Workload
+from mlperf_jax.workload import Batch, Program, ServedWorkload, Spec, TrainedWorkload, Workload
 
 SCHEMA_VERSION = 1
 TOP_OPERATIONS = 12
 SCENARIO_SAMPLES = {"SingleStream": 1, "MultiStream": 8}
-"""Samples in a query (MLPerf inference rules); Server and Offline answer batches, here the global batch."""
+"""Samples in a query (MLPerf inference rules); Server and Offline answer batches, see `_batch_size`."""
 
 
 @dataclasses.dataclass
@@ -171,21 +172,32 @@ def _subject(workload: Workload, layout: Layout, scenario: str | None) -> _Subje
     per_example = workload.train_flops_per_example()
     if scenario:
         assert isinstance(workload, ServedWorkload)
-        size = SCENARIO_SAMPLES.get(scenario, workload.config.batch_size)
-        batches = [
-            {
-                name: layout.struct((size, *shape), dtype, ("batch", *[None] * len(shape)))
-                for name, (shape, dtype) in spec.items()
-            }
-            for spec in workload.sample_specs().values()
+        queries = [
+            (size, _inputs(spec, size, layout))
+            for bucket, spec in workload.sample_specs().items()
+            for size in [SCENARIO_SAMPLES.get(scenario) or _batch_size(workload, bucket)]
         ]
-        predict = Program(workload.predict, (workload.served_struct(layout), max(batches, key=_bytes)))
+        size, inputs = max(queries, key=lambda query: _bytes(query[1]))
+        predict = Program(workload.predict, (workload.served_struct(layout), inputs))
         return _Subject(predict, size, per_example * size / 3)  # forward alone
     assert isinstance(workload, TrainedWorkload)
     engine = Engine(workload, layout)
     bucket = max(engine.buckets, key=lambda name: _bytes(engine.buckets[name]))
     step = engine.programs[named("train_step", bucket)]
     return _Subject(step, workload.batch_size, per_example * workload.batch_size)
+
+
+def _batch_size(workload: ServedWorkload, bucket: str) -> int:
+    """The global batch or, of a model that is only served, the largest that it is served in."""
+    return workload.config.get("batch_size") or max(ladder(workload.config.inference, bucket))
+
+
+def _inputs(spec: Spec, size: int, layout: Layout) -> Batch:
+    """So many samples of a bucket, as structs."""
+    return {
+        name: layout.struct((size, *shape), dtype, ("batch", *[None] * len(shape)))
+        for name, (shape, dtype) in spec.items()
+    }
 
 
 def _shapes(plan: Plan, subject: _Subject, workload: Workload, layout: Layout, where: Topology) -> None:

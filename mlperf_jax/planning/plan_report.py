@@ -55,7 +55,7 @@ def _memory(plan: Plan, where: Topology) -> list[str]:
 def _flops(plan: Plan) -> list[str]:
     flops = plan.flops
     text = f"model {_count(flops['model'])}, in the program {_count(flops['program'])}"
-    if "executed" in flops:
+    if flops["program"] and "executed" in flops:
         text += f", executed {_count(flops['executed'])} ({flops['executed'] / flops['program']:.2f}x)"
     text += f", rematerialised {_count(flops['rematerialised'])}"
     return [f"  FLOPs per device       {text}"]

@@ -12,8 +12,7 @@ from mlperf_jax import import_weights, main
 from mlperf_jax.errors import UserError
 from mlperf_jax.inference import trained
 from mlperf_jax.inference.accuracy import read_answers
-from mlperf_jax.inference.replicas import structs
-from mlperf_jax.inference.settings import Asked, make_settings
+from mlperf_jax.inference.settings import Asked, Timing, make_settings
 from mlperf_jax.parallel import mesh
 from mlperf_jax.precision import POLICIES
 from mlperf_jax.results.folders import read_json
@@ -137,7 +136,7 @@ def test_imported_weights_answer_as_the_model_they_came_from(results, trained_qu
     """The trained model under torchvision's names, imported and served."""
     source = trained.from_checkpoint(door.run_folder(results))
     workload = Served(Served.get_config("mini"), POLICIES["float32"], data_dir=tmp_path)
-    state = source.load(structs(workload, mesh.single_device_layout()))
+    state = source.load(workload, mesh.single_device_layout())
     np.savez(tmp_path / "published.npz", **torchvision_names(state["params"], state["model_state"]))
     arguments = [
         WORKLOAD[0],
@@ -236,15 +235,15 @@ def test_accuracy_logs_that_are_damaged_or_incomplete_are_refused(tmp_path):
 
 def test_closed_settings_are_the_official_ones():
     numbers = get_config("closed").inference
-    seconds = {1: 1e-3, 8: 2e-3}
+    timings = [Timing(1.0, {1: 1e-3, 8: 2e-3})]
     for scenario in TestScenario:
-        made = make_settings(scenario, TestMode.PerformanceOnly, numbers, Asked(), seconds, 1)
+        made = make_settings(scenario, TestMode.PerformanceOnly, numbers, Asked(), timings, 1)
         assert made.min_duration_ms == 600_000
         assert made.qsl_rng_seed == 2085463073848966840
-    server = make_settings(TestScenario.Server, TestMode.PerformanceOnly, numbers, Asked(qps=50), seconds, 1)
+    server = make_settings(TestScenario.Server, TestMode.PerformanceOnly, numbers, Asked(qps=50), timings, 1)
     assert (server.server_target_latency_ns, server.server_target_qps) == (15_000_000, 50)
-    offline = make_settings(TestScenario.Offline, TestMode.PerformanceOnly, numbers, Asked(), seconds, 1)
+    offline = make_settings(TestScenario.Offline, TestMode.PerformanceOnly, numbers, Asked(), timings, 1)
     assert offline.min_query_count == 24576 and offline.offline_warmup_ms == 2000
-    multi = make_settings(TestScenario.MultiStream, TestMode.PerformanceOnly, numbers, Asked(), seconds, 1)
+    multi = make_settings(TestScenario.MultiStream, TestMode.PerformanceOnly, numbers, Asked(), timings, 1)
     assert (multi.multi_stream_samples_per_query, multi.min_query_count) == (8, 662)
     assert multi.multi_stream_expected_latency_ns < 2e6

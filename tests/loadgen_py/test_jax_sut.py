@@ -15,7 +15,7 @@ from systems import settings as run_settings
 
 import loadgen_py as lg
 from loadgen_py.jax_sut import BatchingSut, InlineSut, _BatchSize
-from loadgen_py.replica import Replica, Samples
+from loadgen_py.replica import ONE_BUCKET, Replica, Samples
 from mlperf_jax.parallel import mesh
 
 TOTAL, LOADED, WIDTH = 40, 16, 3
@@ -40,16 +40,16 @@ def make_replicas(count=1, batch_sizes=(1, 2, 4, 8), on_device=False):
         Replica(
             predict,
             variables,
-            SPEC,
-            capacity=LOADED,
+            {ONE_BUCKET: SPEC},
+            capacity={ONE_BUCKET: LOADED},
             place=lambda shape: layout.sharding(shape, ("batch",)),
             on_device=on_device,
         )
         for _ in range(count)
     ]
     for replica in replicas:
-        replica.compile(batch_sizes)
-        replica.hold(read(range(LOADED)))
+        replica.compile({ONE_BUCKET: batch_sizes})
+        replica.hold({ONE_BUCKET: read(range(LOADED))})
         replica.measure()
     return replicas
 
@@ -156,9 +156,12 @@ def test_batching_answers_each_sample_once_and_no_padding(sizes, replicas, threa
 
 
 class _FakeSamples:
-    slots = np.arange(TOTAL, dtype=np.int32)
+    buckets = (ONE_BUCKET,)
 
-    def entries(self, slots, answers):
+    def parts(self, ids, indices):
+        return [(ONE_BUCKET, ids, indices.astype(np.int32))]
+
+    def entries(self, bucket, slots, answers):
         return answers
 
 
@@ -166,10 +169,10 @@ class _FakeReplica:
     """Answers a slot with its number, in a time that the test decides."""
 
     def __init__(self, answer=None):
-        self.seconds = {1: 1e-3, 2: 1e-3, 4: 1e-3, 8: 1e-3}
+        self.seconds = {ONE_BUCKET: {1: 1e-3, 2: 1e-3, 4: 1e-3, 8: 1e-3}}
         self.answer = answer or (lambda slots: slots.copy())
 
-    def start(self, slots):
+    def start(self, bucket, slots):
         return _Later(self.answer, slots)
 
 
@@ -208,9 +211,9 @@ def test_the_next_full_batch_is_started_before_the_last_is_fetched():
     told = []
 
     class Told(_FakeReplica):
-        def start(self, slots):
+        def start(self, bucket, slots):
             told.append(f"start {slots[0]}")
-            return super().start(slots)
+            return super().start(bucket, slots)
 
     def answer(slots):
         told.append(f"fetch {slots[0]}")
@@ -321,8 +324,8 @@ def test_device_memory_holds_the_loaded_samples_and_no_more():
     (replica,) = make_replicas(on_device=True)
     samples = Samples("numbers", TOTAL, LOADED, read, [replica])
     samples.load(np.array([5, 39, 5, 0]))  # MultiStream's padding repeats samples
-    assert {a.shape for a in replica._pool.values()} == {(LOADED, WIDTH)}
+    assert {a.shape for a in replica._pools[ONE_BUCKET].values()} == {(LOADED, WIDTH)}
     slots = samples.slots[np.array([39, 5])]
-    assert replica.answer(slots).tolist() == [expected(39), expected(5)]
+    assert replica.answer(ONE_BUCKET, slots).tolist() == [expected(39), expected(5)]
     samples.unload(np.array([5, 39, 5, 0]))
-    assert not replica._pool and (samples.slots == -1).all()
+    assert not replica._pools and (samples.slots == -1).all()
