@@ -113,7 +113,10 @@ class GradientWorkload(TrainedWorkload, ServedWorkload, Generic[M]):
             params: the tree of parameters (structs or arrays).
         """
         return optimizers.make_optimizer(
-            self.config.optimizer, self.schedule(), optimizers.decay_mask(params)
+            self.config.optimizer,
+            self.schedule(),
+            optimizers.decay_mask(params),
+            jax.tree.map(lambda axes: optimizers.is_stacked(axes.names), _axes(self._split.params)),
         )
 
     @abc.abstractmethod

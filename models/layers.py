@@ -1,4 +1,4 @@
-"""The layers that the vision models share: convolution, dense and batch normalisation.
+"""The layers that the vision models share: convolutions and dense; `models.norms` has normalisation.
 
 Every layer takes its dtypes from a `Policy` and names the meaning of its parameters' axes in the
 variable's metadata (`nnx.Param(value, axes=...)`), from which `parallel.layout` places them.
@@ -19,19 +19,68 @@ from jax.typing import DTypeLike
 from mlperf_jax.precision import Policy
 
 Padding = str | Sequence[tuple[int, int]]
+"""lax's "SAME" or "VALID", or what is added before and after, dimension by dimension."""
 
 
-def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    """Convolves `x` [B, H, W, I] with `kernel` [h, w, I, O]; returns [B, H', W', O]."""
+def convolve(
+    x: jax.Array, kernel: jax.Array, stride: int | Sequence[int], padding: Padding, groups: int = 1
+) -> jax.Array:
+    """Convolves `x` [B, ..., I] with `kernel` [..., I / groups, O]; returns [B, ..., O].
+
+    The dimensions between are height and width, or as many as the kernel has.
+    """
+    dims = kernel.ndim - 2
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        _each(stride, dims),
+        padding,
+        dimension_numbers=_numbers(dims),
+        feature_group_count=groups,
     )
 
 
-class Conv(nnx.Module):
-    """A two-dimensional convolution, where asked with a bias [O] that starts as zero.
+def _numbers(dims: int) -> tuple[str, str, str]:
+    """What the dimensions of input, kernel and output are: ("NHWC", "HWIO", "NHWC") for two."""
+    space = "DHW"[-dims:]
+    return f"N{space}C", f"{space}IO", f"N{space}C"
 
-    Its kernel [size, size, I, O] starts by default as He et al. (arXiv:1502.01852) propose: truncated
+
+def _each(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    return (value,) * dims if isinstance(value, int) else tuple(value)
+
+
+class _Convolution(nnx.Module):
+    """The parameters of a convolution: a kernel [*size, I, O], where asked a bias [O] that starts as zero."""
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        size: tuple[int, ...],
+        *,
+        bias: bool,
+        axis_in: str | None,
+        kernel_init: initializers.Initializer | None,
+        policy: Policy,
+        rngs: nnx.Rngs,
+    ) -> None:
+        shape = (*size, features_in, features_out)
+        kernel = (kernel_init or initializers.he_normal())(rngs.params(), shape, policy.param_dtype)
+        self.kernel = nnx.Param(kernel, axes=(*(None for _ in size), axis_in, "conv_out"))
+        self.has_bias = bias
+        if bias:
+            self.bias = nnx.Param(jnp.zeros(features_out, policy.param_dtype), axes=("conv_out",))
+        self.dtype = policy.compute_dtype
+
+    def _with_bias(self, y: jax.Array) -> jax.Array:
+        return y + self.bias[...].astype(self.dtype) if self.has_bias else y
+
+
+class Conv(_Convolution):
+    """A convolution over two dimensions, or as many as its size names.
+
+    Its kernel [*size, I / groups, O] starts by default as He et al. (arXiv:1502.01852) propose: truncated
     normal, variance 2 / fan-in.
     """
 
@@ -39,35 +88,131 @@ class Conv(nnx.Module):
         self,
         features_in: int,
         features_out: int,
-        size: int,
+        size: int | tuple[int, ...],
         *,
-        stride: int = 1,
+        stride: int | tuple[int, ...] = 1,
         padding: Padding = "SAME",
+        groups: int = 1,
         bias: bool = False,
         kernel_init: initializers.Initializer | None = None,
         policy: Policy,
         rngs: nnx.Rngs,
     ) -> None:
-        shape = (size, size, features_in, features_out)
-        kernel = (kernel_init or initializers.he_normal())(rngs.params(), shape, policy.param_dtype)
-        self.kernel = nnx.Param(kernel, axes=(None, None, "conv_in", "conv_out"))
-        self.has_bias = bias
-        if bias:
-            self.bias = nnx.Param(jnp.zeros(features_out, policy.param_dtype), axes=("conv_out",))
+        """Builds the layer.
+
+        Args:
+            features_in: I.
+            features_out: O.
+            size: of the kernel; one number for height and width alike.
+            stride: one number for all dimensions alike.
+            padding: what is added around the input.
+            groups: into how many parts the features are cut, each part of O seeing its part of I only; I for
+                a depthwise convolution.
+            bias: whether there is one.
+            kernel_init: draws the kernel.
+            policy: dtypes.
+            rngs: holds the stream "params".
+
+        Raises:
+            ValueError: the groups do not divide the features.
+        """
+        if features_in % groups or features_out % groups:
+            raise ValueError(f"{groups} groups do not divide {features_in} and {features_out} features")
+        super().__init__(
+            features_in // groups,
+            features_out,
+            _each(size, 2),
+            bias=bias,
+            # A part of every group's input would be no part of the input.
+            axis_in="conv_in" if groups == 1 else None,
+            kernel_init=kernel_init,
+            policy=policy,
+            rngs=rngs,
+        )
         self.stride = stride
         self.padding = padding
-        self.dtype = policy.compute_dtype
+        self.groups = groups
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [B, H, W, I] to [B, H', W', O] in the compute dtype."""
+        """Maps [B, ..., I] to [B, ..., O] in the compute dtype."""
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        if kernel.shape[:2] == (1, 1) and self.stride == 1:
+        dims = kernel.ndim - 2
+        padded = not isinstance(self.padding, str) and any(map(any, self.padding))
+        plain = self.groups == 1 and set(_each(self.stride, dims)) == {1} and not padded
+        if plain and set(kernel.shape[:dims]) == {1}:
             # A product of two matrices says the same, and XLA:CPU runs it and its gradients faster. Not with
             # a stride: fusing the strided rows into the product aborts XLA's GPU compiler (jax 0.10.2).
-            y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
+            y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel[(0,) * dims]).reshape(*x.shape[:-1], -1)
         else:
-            y = convolve(x, kernel, self.stride, self.padding)
-        return y + self.bias[...].astype(self.dtype) if self.has_bias else y
+            y = convolve(x, kernel, self.stride, self.padding, self.groups)
+        return self._with_bias(y)
+
+
+class ConvTranspose(_Convolution):
+    """The transpose of a convolution as a linear map, as PyTorch has it: for larger outputs than inputs.
+
+    An input element adds its product with the kernel [*size, I, O] to the output; neighbours' lie `stride`
+    apart. Of a dimension n becomes (n - 1) * stride - 2 * padding + size + output_padding. The kernel starts
+    by default as `Conv`'s.
+    """
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        size: int | tuple[int, ...],
+        *,
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        output_padding: int | tuple[int, ...] = 0,
+        bias: bool = False,
+        kernel_init: initializers.Initializer | None = None,
+        policy: Policy,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Builds the layer.
+
+        Args:
+            features_in: I.
+            features_out: O.
+            size: of the kernel; one number for height and width alike. All others: for all dimensions alike.
+            stride: from the place of one input element to the next.
+            padding: how much is cut off at both ends of the output.
+            output_padding: how much less is cut off at the far end.
+            bias: whether there is one.
+            kernel_init: draws the kernel.
+            policy: dtypes.
+            rngs: holds the stream "params".
+        """
+        super().__init__(
+            features_in,
+            features_out,
+            _each(size, 2),
+            bias=bias,
+            axis_in="conv_in",
+            kernel_init=kernel_init,
+            policy=policy,
+            rngs=rngs,
+        )
+        self.stride = stride
+        self.padding = padding
+        self.output_padding = output_padding
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, ..., I] to [B, ..., O] in the compute dtype."""
+        kernel = self.kernel[...].astype(self.dtype)
+        size = kernel.shape[:-2]
+        dims = len(size)
+        ends = zip(size, _each(self.padding, dims), _each(self.output_padding, dims), strict=True)
+        y = lax.conv_general_dilated(
+            x.astype(self.dtype),
+            lax.rev(kernel, range(dims)),
+            (1,) * dims,
+            [(k - 1 - p, k - 1 - p + more) for k, p, more in ends],
+            lhs_dilation=_each(self.stride, dims),
+            dimension_numbers=_numbers(dims),
+        )
+        return self._with_bias(y)
 
 
 class Dense(nnx.Module):
@@ -104,108 +249,3 @@ class Dense(nnx.Module):
         """Maps [..., I] to [..., O]."""
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
         return jnp.dot(x.astype(self.dtype), kernel) + bias
-
-
-class BatchNorm(nnx.Module):
-    """Batch normalisation (Ioffe and Szegedy, arXiv:1502.03167) over groups of `span` samples.
-
-    Under `jit` with a sharded batch, statistics of the whole batch cost an all-reduce per layer.
-    With a span (MLPerf's `model_bn_span`) each run of `span` consecutive samples of the global batch
-    has its own; where a device holds whole groups, nothing is sent. Running statistics are the mean
-    over groups; like the reference's, the running variance is the unbiased one.
-
-    Statistics are at least float32. They come from one pass over the activations: sums of `x - c` and
-    `(x - c)**2`, where c is the running mean. Without c the difference of two large numbers would
-    lose the variance of channels whose mean is far from zero; c is constant, so gradients are exact.
-    """
-
-    def __init__(
-        self,
-        features: int,
-        *,
-        span: int = 0,
-        scale: float = 1.0,
-        momentum: float = 0.9,
-        epsilon: float = 1e-5,
-        affine: bool = True,
-        policy: Policy,
-    ) -> None:
-        """Builds the layer.
-
-        Args:
-            features: C.
-            span: samples per group; 0 for the whole global batch.
-            scale: first value of the scale, gamma; the bias, beta, starts at 0.
-            momentum: how much of the running statistics stays at each training step.
-            epsilon: added to the variance.
-            affine: whether there are gamma and beta to learn; else they are 1 and 0.
-            policy: dtypes.
-        """
-        self.dtype = jnp.promote_types(policy.compute_dtype, jnp.float32)
-        stat_dtype = jnp.promote_types(policy.param_dtype, jnp.float32)
-        axes = ("channels",)
-        self.affine = affine
-        if affine:
-            self.scale = nnx.Param(jnp.full(features, scale, policy.param_dtype), axes=axes)
-            self.bias = nnx.Param(jnp.zeros(features, policy.param_dtype), axes=axes)
-        self.mean = nnx.BatchStat(jnp.zeros(features, stat_dtype), axes=axes)
-        self.var = nnx.BatchStat(jnp.ones(features, stat_dtype), axes=axes)
-        self.span = span
-        self.momentum = momentum
-        self.epsilon = epsilon
-
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises `x` [B, H, W, C], and in training updates the running statistics.
-
-        Raises:
-            ValueError: the span does not divide the batch.
-        """
-        if train:
-            mean, var = self._batch_statistics(x)
-        else:
-            mean, var = self.mean[...].astype(self.dtype), self.var[...].astype(self.dtype)
-        gain: jax.Array = lax.rsqrt(var + self.epsilon)
-        shift: jax.Array | int = 0
-        if self.affine:
-            gain = self.scale[...].astype(self.dtype) * gain
-            shift = self.bias[...].astype(self.dtype)
-        shift -= mean * gain
-        # The multiply-add is in self.dtype inside one fused loop: bf16 would round x's mean away.
-        return (x.astype(self.dtype) * gain + shift).astype(x.dtype)
-
-    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns mean and biased variance, [C], or [B, 1, 1, C] with a span."""
-        batch, height, width, channels = x.shape
-        if self.span and batch % self.span:
-            raise ValueError(f"bn_span {self.span} does not divide the batch of {batch}")
-        centre = self.mean[...].astype(self.dtype)
-        centred = x.astype(self.dtype) - centre
-        if self.span in (0, batch):
-            samples = batch
-            first = centred.mean((0, 1, 2))
-            second = jnp.square(centred).mean((0, 1, 2))
-        else:
-            samples = self.span
-            first = self._group_mean(centred.mean((1, 2)))
-            second = self._group_mean(jnp.square(centred).mean((1, 2)))
-        mean, var = first + centre, jnp.maximum(second - jnp.square(first), 0)
-        count = samples * height * width
-        self._update(self.mean, mean)
-        self._update(self.var, var * (count / max(count - 1, 1)))
-        if mean.ndim == 1:
-            return mean, var
-        # Only these small arrays are regrouped, never the activations: any layout of the batch will do.
-        mean, var = (jnp.repeat(a, self.span, axis=0).reshape(batch, 1, 1, channels) for a in (mean, var))
-        return mean, var
-
-    def _group_mean(self, x: jax.Array) -> jax.Array:
-        """Means over groups of samples: [B, C] to [B / span, C].
-
-        Not pinned to a layout: fewer groups than devices would be pinned whole, and gathered on every
-        device, where XLA, left alone, reduces inside each group of devices.
-        """
-        return x.reshape(-1, self.span, x.shape[-1]).mean(1)
-
-    def _update(self, running: nnx.BatchStat, batch: jax.Array) -> None:
-        old, new = running[...], lax.stop_gradient(batch).reshape(-1, batch.shape[-1]).mean(0)
-        running.set_value(old + (1 - self.momentum) * (new.astype(old.dtype) - old))

@@ -20,7 +20,8 @@ from jax.nn import initializers
 
 from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
-from models.layers import BatchNorm, Conv, Dense
+from models.layers import Conv, Dense
+from models.norms import BatchNorm
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,8 @@ from jax import lax
 
 from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
-from models.layers import BatchNorm, Conv, Dense, Padding, convolve
+from models.layers import Conv, Dense, Padding, convolve
+from models.norms import BatchNorm
 
 EXPANSION = 4
 """A bottleneck's output has this many times the channels of its 3x3 convolution."""

@@ -24,7 +24,8 @@ from jax.nn import initializers
 
 from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
-from models.layers import BatchNorm, Conv
+from models.layers import Conv
+from models.norms import BatchNorm
 from models.resnet import BasicBlock, ResNetConfig, Stem, max_pool, pin, stage_blocks
 
 

@@ -55,13 +55,37 @@ def scan(
         key: each layer has its own of it; None for none.
         remat: one of `LAYER_REMAT`.
     """
+    keys = None if key is None else jax.random.split(key, len(jax.tree.leaves(nnx.state(layers))[0]))
+    return scan_cached(layers, lambda layer, x, key: (apply(layer, x, key), None), x, keys, remat=remat)[0]
+
+
+def scan_cached(
+    layers: Layer,
+    apply: Callable[[Layer, jax.Array, Any], tuple[jax.Array, Any]],
+    x: jax.Array,
+    entries: Any,
+    *,
+    remat: str = "none",
+) -> tuple[jax.Array, Any]:
+    """Applies stacked layers one after the other, each with what was kept for it: for decoding token by token.
+
+    Args:
+        layers: as `stacked` made them.
+        apply: (layer, what the one before it gave, its entries) -> of the same shape, and what to keep of it.
+        x: what the first gets.
+        entries: arrays [layers, ...], as the caches of keys and values; they are read only.
+        remat: one of `LAYER_REMAT`.
+
+    Returns:
+        What the last gives, and what is to be kept of each, [layers, ...]: of one token its own keys and
+        values, for the caller to write to their position in the caches at once.
+    """
     graph, state = nnx.split(layers)
 
-    def body(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
-        state, key = layer
-        return apply(nnx.merge(graph, state), x, key), None
+    def body(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
+        state, own = layer
+        return apply(nnx.merge(graph, state), x, own)
 
     if remat != "none":
         body = jax.checkpoint(body, policy=LAYER_REMAT[remat], prevent_cse=False)
-    keys = None if key is None else jax.random.split(key, len(jax.tree.leaves(state)[0]))
-    return jax.lax.scan(body, x, (state, keys))[0]
+    return jax.lax.scan(body, x, (state, entries))

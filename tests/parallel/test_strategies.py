@@ -12,7 +12,8 @@ from mlperf_jax.parallel import mesh
 from mlperf_jax.planning import cost_network, hlo
 from mlperf_jax.planning.replica_groups import replica_groups
 from mlperf_jax.precision import POLICIES
-from models.layers import BatchNorm, Conv, convolve
+from models.layers import Conv, convolve
+from models.norms import BatchNorm
 
 FILE = """
 shard_params = "data"

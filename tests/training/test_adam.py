@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from mlperf_jax.training import optimizers
+from mlperf_jax.training import adam, optimizers
 from mlperf_jax.training.schedules import rsqrt_with_warmup
 
-STEPS = 12
+STEPS = 20
 SHAPES = {"embedding": (6, 3), "layer": {"kernel": (3, 4), "bias": (4,)}}
 
 
@@ -43,7 +43,7 @@ def transcribed(w, gradients, rates, beta1, beta2, epsilon, lazy):
 
 @pytest.mark.parametrize("name", ["adam", "lazy_adam"])
 @pytest.mark.parametrize(("seed", "beta2", "epsilon"), [(0, 0.997, 1e-9), (1, 0.92, 1e-2)])
-def test_twelve_steps_equal_numpys(name, seed, beta2, epsilon):
+def test_twenty_steps_equal_numpys(name, seed, beta2, epsilon):
     config = ConfigDict(dict(name=name, beta1=0.9, beta2=beta2, epsilon=epsilon))
     gradients = random_gradients(seed)
     with jax.enable_x64(True):
@@ -60,14 +60,14 @@ def test_twelve_steps_equal_numpys(name, seed, beta2, epsilon):
         lazy = name == "lazy_adam" and path[-1].key == "embedding"
         expected = transcribed(np.asarray(w), of_path, rates, 0.9, beta2, epsilon, lazy)
         np.testing.assert_allclose(
-            dict(jax.tree_util.tree_leaves_with_path(params))[path], expected, rtol=1e-10
+            dict(jax.tree_util.tree_leaves_with_path(params))[path], expected, rtol=1e-12
         )
     assert int(state.count) == STEPS
     np.testing.assert_array_equal(params["embedding"][4], start["embedding"][4])  # never looked up
 
 
 def test_state_tells_which_arrays_follow_the_parameters():
-    optimizer = optimizers.adam(lambda step: 0.1, beta1=0.9, beta2=0.98, epsilon=1e-9)
+    optimizer = adam.adam(lambda step: 0.1, beta1=0.9, beta2=0.98, epsilon=1e-9)
     shapes = jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s, jnp.float32), SHAPES, is_leaf=lambda x: isinstance(x, tuple)
     )
@@ -79,7 +79,7 @@ def test_state_tells_which_arrays_follow_the_parameters():
         names,
         transform_non_params=lambda _: "scalar",
     )
-    assert placed == optimizers.AdamState("scalar", names, names)
+    assert placed == adam.AdamState("scalar", names, names)
 
 
 @settings(max_examples=100, deadline=None)
