@@ -23,7 +23,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.reporting import details, page, tables
 from mlperf_jax.rounds import inference_logs, training_rules
 from mlperf_jax.rounds.collect import Reader
-from mlperf_jax.rounds.training_logs import number
+from mlperf_jax.rounds.objects import number
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("csv", None, "Write all results to this CSV file.", flag_values=FLAGS)

@@ -19,6 +19,7 @@ import pytest
 from loadgen_py import TestScenario
 from mlperf_jax import package
 from mlperf_jax.errors import UserError
+from mlperf_jax.goals import Goal
 from mlperf_jax.inference import compliance as tests
 from mlperf_jax.judging import compliance
 from mlperf_jax.judging.accuracy_log import read_answers
@@ -216,13 +217,13 @@ def test_other_answers_are_judged_by_how_good_they_are(results, tmp_path):
     class Session:
         root, numbers = tmp_path, {"loadgen_model": "resnet50"}
 
-        class workload:
-            metric = "top-1 accuracy"
+        goals = (Goal("quality", 0.0, metric="top-1 accuracy"),)
 
+        class workload:
             @staticmethod
-            def answered_quality(indices, answers):
+            def answered_figures(indices, answers):
                 assert len(indices) == len(answers)
-                return 0.5 + 0.0001 * answers.count(b"\xff\0\0\0")
+                return {"quality": 0.5 + 0.0001 * answers.count(b"\xff\0\0\0")}
 
     assert tests.judge_answers(Session, folder).passed
     said = [(log.parent / name).read_text() for name in compliance.OTHERWISE]
