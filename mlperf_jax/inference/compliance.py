@@ -102,7 +102,7 @@ def judge_answers(harness: Harness, folder: Path) -> compliance.Verdict:
     samples = np.array(sorted(whole.data.keys() & sampled.data.keys()), np.int64)
     goal = harness.goals[0]
     known = find_model(harness.numbers["loadgen_model"])
-    metric = known.targets[0][0] if known else "accuracy"
+    metric = known.metric if known else "accuracy"
     found = []
     for answers, name in zip((whole, sampled), compliance.OTHERWISE, strict=True):
         data = [bytes.fromhex(answers.data[sample]) for sample in samples.tolist()]
