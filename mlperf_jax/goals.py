@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class Direction(enum.StrEnum):
@@ -46,6 +46,11 @@ class Goal:
     def reached(self, figure: float) -> bool:
         """Whether a figure is good enough; NaN never is."""
         return figure <= self.target if self.direction.falls else figure >= self.target
+
+    def best(self, figures: Iterable[float]) -> float:
+        """The best of some figures; NaN where there is none."""
+        known = [figure for figure in figures if not math.isnan(figure)]
+        return (min if self.direction.falls else max)(known, default=math.nan)
 
     def share(self, figure: float, share: float) -> Goal:
         """The goal to be `share` as good as `figure`.

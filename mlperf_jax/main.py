@@ -2,7 +2,7 @@
 
     python -m mlperf_jax.main --workload=resnet50 --platform=cpu            the mini benchmark, minutes
     python -m mlperf_jax.main --workload=resnet50 --platform=tpu            MLPerf's own model and data
-    python -m mlperf_jax.main --workload=resnet50 --platform=cpu --runs=3   three runs, and the score
+    python -m mlperf_jax.main --workload=resnet50 --platform=cpu --runs=3   three runs, and their mean
     python -m mlperf_jax.main --workload=resnet50 --platform=cpu --cpu_devices=8 --sharding=fsdp
     python -m mlperf_jax.main --workload=resnet50 --platform=cpu --scenario=all
                                         latency and throughput of the trained model, and its accuracy
@@ -56,7 +56,12 @@ FLAGS = cli.define(
         None,
         most=2**31 - 1,
     ),
-    cli.integer("runs", "How many runs to make; 3 or more have a score.", 1, least=1),
+    cli.integer(
+        "runs",
+        "How many runs to make; a score takes as many as MLPerf's rules say, 5 or 10 mostly.",
+        1,
+        least=1,
+    ),
     cli.integer(
         "visualize", "Draw what the trained model makes of so many examples, for the report.", most=64
     ),

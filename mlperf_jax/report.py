@@ -21,7 +21,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.reporting import details, page, tables
 from mlperf_jax.rounds import inference_logs, training_rules
 from mlperf_jax.rounds.collect import Reader
-from mlperf_jax.rounds.training_logs import number
+from mlperf_jax.rounds.objects import number
 
 FLAGS = cli.define(
     cli.text("csv", "Write all results to this CSV file."),

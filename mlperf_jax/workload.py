@@ -440,6 +440,14 @@ def names() -> list[str]:
     return sorted(_REGISTRY)
 
 
+def config_file(cls: type[Workload]) -> str:
+    """Where the numbers of a workload are written, as "configs/resnet50.py"; of a user's own, beside its class."""
+    path = f"{cls.__module__}:{cls.__qualname__}"
+    name = next((name for name, known in _REGISTRY.items() if known == path), "")
+    module = f"configs.{name}" if name else getattr(cls, "get_config", cls).__module__
+    return module.replace(".", "/") + ".py"
+
+
 W = TypeVar("W", bound=Workload)
 
 

@@ -318,7 +318,7 @@ def three(tmp_path_factory):
     return cwd / "results", ended
 
 
-def test_three_runs_end_with_a_score(three):
+def test_three_runs_end_with_a_mean_that_is_no_score(three):
     results, ended = three
     assert [path.name for path in door.logs(results)] == ["result_0.txt", "result_1.txt", "result_2.txt"]
     assert [door.values(door.events_of(results, i), "seed") for i in range(3)] == [[7], [8], [9]]
@@ -333,7 +333,10 @@ def test_three_runs_end_with_a_score(three):
         assert out.count(part) == 3
     for label in ("quality", "time to train", "whole time", "throughput"):
         assert len(re.findall(rf"^  {label} ", out, re.MULTILINE)) == 3, label
-    assert re.search(r"^  score +[\d.]+ min \(mean without the fastest and the slowest\)", out, re.MULTILINE)
+    assert re.search(r"^  no score +3 of 5 runs$", out, re.MULTILINE)
+    assert re.search(
+        r"^  mean +[\d.]+ min \(of the 3 that converged, which is no score\)$", out, re.MULTILINE
+    )
     assert "step 20/40 | epoch 1.00 | eval top-1 accuracy" in ended.stderr
 
 

@@ -102,7 +102,7 @@ def judge_answers(harness: Harness, folder: Path) -> compliance.Verdict:
     samples = np.array(sorted(whole.data.keys() & sampled.data.keys()), np.int64)
     goals = harness.goals
     known = find_model(harness.numbers["loadgen_model"])
-    metrics = [target[0] for target in known.targets] if known else ["accuracy"]
+    metrics = [known.metric if known else "accuracy"]
     metrics += [goal.name for goal in goals[len(metrics) :]]
     found: list[Mapping[str, float]] = []
     for answers, name in zip((whole, sampled), compliance.OTHERWISE, strict=True):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.goals import Quality
 
 NAME = "mlperf_log_accuracy.json"
 _MOST_BYTES = 4 << 30
@@ -84,15 +85,17 @@ def cut(path: Path, viewable: int) -> bytes:
         return start + _MORE + file.read(viewable)
 
 
-def accuracy_line(metric: str, quality: float, count: int, name: str) -> str:
+def accuracy_line(metric: str, quality: Quality, count: int, name: str) -> str:
     """What accuracy.txt says of `count` answers, as the official checker's pattern of the metric has it.
 
     Args:
         metric: the submission's, "accuracy" or "mAP".
-        quality: a share, or a figure in per cent.
+        quality: a share, or a figure in per cent; several figures are told by their own names, as they are.
         count: how many samples were answered.
         name: what people call the metric.
     """
+    if isinstance(quality, dict):
+        return str(quality)
     percent = quality * 100 if quality <= 1 else quality
     if metric == "mAP":
         return f"mAP={percent:.3f}%"

@@ -14,7 +14,7 @@ from typing import Any
 
 from mlperf_jax.judging.accuracy_log import Answers
 from mlperf_jax.rounds.inference_logs import METRICS
-from mlperf_jax.rounds.training_logs import number
+from mlperf_jax.rounds.objects import number
 
 PASS, FAIL = "TEST PASS", "TEST FAIL"
 _STREAMS = ("SingleStream", "MultiStream")

@@ -12,8 +12,10 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.judging import accuracy_log
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, made_up, one_line, plural
 from mlperf_jax.rounds import inference_rules as inference
-from mlperf_jax.rounds.inference_logs import DETAIL, SUMMARY, own_reasons, own_record
-from mlperf_jax.rounds.training_logs import Event, number, read_events
+from mlperf_jax.rounds.inference_logs import DETAIL, SUMMARY, own_goals, own_reasons, own_record
+from mlperf_jax.rounds.objects import number
+from mlperf_jax.rounds.qualities import figures
+from mlperf_jax.rounds.training_logs import Event, read_events
 
 _CLOCK_SLACK_MS = 1000
 _ACCURACY, _PERFORMANCE = "AccuracyOnly", "PerformanceOnly"
@@ -270,10 +272,8 @@ def _own_record(run: LoadGenRun, closed: bool) -> Iterator[Finding]:
     path = run.folder / "result.json"
     if not run.own:
         return
-    quality, target = number(run.own.get("quality")), number(run.own.get("quality_target"))
-    if quality is not None and target is not None and quality < target:
-        text = f"{run.own.get('metric', 'quality')} is {quality:.6g}, under the target {target:.6g}."
-        yield Finding(path, "under-target", text, "Serve a model that is good enough.")
+    if number(run.own.get("quality")) is not None:
+        yield from _under_target(run, path)
     told = run.own.get("accuracy_log_sha256")
     log = run.folder / accuracy_log.NAME
     if (
@@ -302,6 +302,17 @@ def _own_record(run: LoadGenRun, closed: bool) -> Iterator[Finding]:
         if invented:
             text = f"a closed result of what says of itself: {listed(invented)}"
             yield Finding(path, "made-up-data", text, "Closed needs the benchmark's own data and model.")
+
+
+def _under_target(run: LoadGenRun, path: Path) -> Iterator[Finding]:
+    goals = own_goals(run.own)
+    found = figures(goals, run.own["quality"])
+    for goal in goals:
+        if not goal.reached(found[goal.name]):
+            name = goal.name if len(goals) > 1 else goal.metric
+            where = "over" if goal.direction.falls else "under"
+            text = f"{name} is {found[goal.name]:.6g}, {where} the target {goal.target:.6g}."
+            yield Finding(path, "under-target", text, "Serve a model that is good enough.")
 
 
 def compare(performance: LoadGenRun, accuracy: LoadGenRun) -> Iterator[Finding]:

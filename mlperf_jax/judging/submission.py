@@ -18,13 +18,13 @@ from typing import Any
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.judging import accuracy_log, compliance
-from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed
+from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, warning
 from mlperf_jax.judging.loadgen_run import LoadGenRun, compare, judge_run, read_loadgen_run
 from mlperf_jax.rounds import inference_rules as rules
+from mlperf_jax.rounds.inference_limits import KEPT_SAMPLES, TOKEN_LATENCIES, Limit
 from mlperf_jax.rounds.inference_logs import DETAIL, SUMMARY
 from mlperf_jax.rounds.inference_rules import Model
-from mlperf_jax.rounds.objects import read_object
-from mlperf_jax.rounds.training_logs import number
+from mlperf_jax.rounds.objects import number, read_object
 
 _HASH = re.compile(r"hash=([0-9a-fA-F]{64})")
 _MOST_TEXT = 1 << 20
@@ -38,14 +38,14 @@ class Entry:
     Attributes:
         folder: .../results/SYSTEM/MODEL/SCENARIO.
         described: systems/SYSTEM.json, empty where there is none.
-        seeds: the official ones of the round; None where they are not known.
+        round: "v6.1".
     """
 
     folder: Path
     division: str
     org: str
     described: dict[str, Any]
-    seeds: tuple[int, ...] | None
+    round: str
 
     @property
     def scenario(self) -> str:
@@ -62,6 +62,11 @@ class Entry:
         return str(self.described.get("system_type", ""))
 
     @property
+    def seeds(self) -> tuple[int, ...] | None:
+        """The official ones of the round; None where they are not known."""
+        return rules.SEEDS_OF.get(self.round)
+
+    @property
     def closed(self) -> bool:
         return self.division != "open"
 
@@ -75,7 +80,7 @@ def judge_submission(root: Path) -> tuple[list[Finding], int]:
     """All findings on a submission, and how many LoadGen runs it holds."""
     found: list[Finding] = []
     count = 0
-    seeds = rules.SEEDS_OF.get(_round_of(root))
+    round_name = _round_of(root)
     for division in rules.DIVISIONS:
         for org in _folders(root / division):
             if not (org / "results").is_dir():
@@ -88,11 +93,11 @@ def judge_submission(root: Path) -> tuple[list[Finding], int]:
                 described = read_object(path)
                 found += _system(path, described, division, org.name)
                 for model in _folders(system):
-                    known = rules.find_model(str(mapping.get(model.name, model.name)))
-                    entries = [Entry(f, division, org.name, described, seeds) for f in _folders(model)]
+                    known = rules.find_model(str(mapping.get(model.name, model.name)), round_name)
+                    entries = [Entry(f, division, org.name, described, round_name) for f in _folders(model)]
                     found += _model(model, known, entries)
                     for entry in entries:
-                        findings, runs = _entry(entry, known)
+                        findings, runs = _entry(entry, known and known.in_scenario(entry.scenario))
                         found += findings
                         count += runs
     return found, count
@@ -149,7 +154,7 @@ def _model(folder: Path, known: Model | None, entries: list[Entry]) -> Iterator[
     if not entries or not entries[0].closed:
         return
     if known is None:
-        text = f"{folder.name} is no benchmark of {rules.VERSION}."
+        text = f"{folder.name} is no benchmark of {entries[0].round}."
         yield Finding(folder, "benchmark", text, "Submit it to open, with a model_mapping.json.")
         return
     kind = entries[0].system_type
@@ -244,6 +249,14 @@ def _performance(entry: Entry, run: LoadGenRun, known: Model | None) -> Iterator
         yield run.finding(
             "effective_target_latency_ns", "latency-bound", text, "Measure with the rules' bound."
         )
+    for limit in TOKEN_LATENCIES.get((known.name, entry.scenario), ()):
+        latency = run.number(limit.name)
+        if latency is None:
+            text = f"{limit.name} is not logged, by which {known.name} is judged."
+            yield run.finding(limit.name, "latency-bound", text, "Measure with use_token_latencies.")
+        else:
+            line = run.fields[limit.name].line
+            yield from _limited(limit, latency, run.path, line, "Measure at a lower rate.")
     count = run.number("effective_samples_per_query")
     if entry.closed and run.scenario == "Offline" and count is not None and count < known.offline_samples:
         text = f"Offline's query has {count:,.0f} samples, and closed wants {known.offline_samples:,}."
@@ -286,14 +299,40 @@ def _accuracy(entry: Entry, run: LoadGenRun | None, known: Model | None) -> Iter
             text = f"{answered or 0:,.0f} samples were answered, and the data set of {known.name} has {known.samples:,}."
             key = "effective_accuracy_sample_count"
             yield run.finding(key, "dataset", text, "Answer the whole data set, in open too.")
-    for name, target in known.targets:
-        value, line = read_accuracy(lines, name)
-        if value is None:
-            severity = ERROR if entry.closed else WARNING
-            yield Finding(path, "accuracy", f"{name} is not stated.", f"Write {name}=... there.", severity)
-        elif value < target and entry.closed:
-            text = f"{name} is {value:g}, under the target {target:g}."
-            yield Finding(path, "under-target", text, "Serve a model that is good enough.", line=line)
+    for limit in known.limits:
+        stated = stated_figures(lines, limit)
+        if not stated:
+            severity = ERROR if entry.closed and limit.stated else WARNING
+            text, mend = f"{limit.name} is not stated.", f"Write {limit.name}=... there."
+            yield Finding(path, "accuracy", text, mend, severity)
+        elif entry.closed:
+            for figure, line in stated:
+                yield from _limited(limit, figure, path, line, "Serve a model that is good enough.")
+    yield from _kept_samples(entry, known)
+
+
+def _limited(limit: Limit, figure: float, path: Path, line: int, mend: str) -> Iterator[Finding]:
+    """A figure outside of its limits, or one that official sources do not agree on."""
+    other = limit.other
+    beside = f"; {other.text}" if other else ""
+    if breach := limit.breach(figure):
+        rule = "under-target" if figure < limit.least else "over-limit"
+        said = f" ({limit.source}{beside})" if other else ""
+        yield Finding(path, rule, f"{limit.name} is {figure:.10g}, {breach}{said}.", mend, line=line)
+    if other and limit.allows(figure) != other.allows(figure):
+        text = f"official sources part over {limit.name} {figure:.10g}: {limit.text}{beside}."
+        yield warning(path, "sources-differ", text, "Keep to both, or ask MLCommons which one holds.", line)
+
+
+def _kept_samples(entry: Entry, known: Model) -> Iterator[Finding]:
+    """Answers that people look at must lie beside the accuracy log."""
+    kind, names = KEPT_SAMPLES.get((known.name, entry.round), ("", ""))
+    folder = entry.folder / "accuracy" / kind
+    there = {path.name.split(".")[0] for path in folder.glob("*")}
+    missing = [name for name in names.split() if name not in there]
+    if missing:
+        text = f"{kind} are missing: {listed(missing, 10)}."
+        yield Finding(folder, "missing-file", text, "Keep the answers to these samples.")
 
 
 def _lines(path: Path) -> list[str]:
@@ -305,13 +344,13 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def read_accuracy(lines: list[str], name: str) -> tuple[float | None, int | None]:
-    """The figure that accuracy.txt gives a metric, as `accuracy=76.0%` or `"f1": 90.1`, and its line."""
-    pattern = re.compile(rf"{re.escape(name)}['\"]?\s*[:=]\s*'?([0-9.]+)", re.IGNORECASE)
-    for at, line in enumerate(lines, 1):
-        if (match := pattern.search(line)) and (found := number(match[1])) is not None:
-            return found, at
-    return None, None
+def stated_figures(lines: list[str], limit: Limit) -> list[tuple[float, int]]:
+    """The figures that accuracy.txt gives a metric, as `accuracy=76.0%` or `"f1": 90.1`, each with its line."""
+    names = "|".join(map(re.escape, (limit.name, *limit.spellings)))
+    pattern = re.compile(rf"(?:{names})['\"]?\s*[:=]\s*'?([0-9.]+)", re.IGNORECASE)
+    matches = ((pattern.search(line), at) for at, line in enumerate(lines, 1))
+    told = ((number(match[1]), at) for match, at in matches if match)
+    return [(figure, at) for figure, at in told if figure is not None]
 
 
 def _tests(entry: Entry, reference: LoadGenRun | None, known: Model) -> Iterator[Finding]:
@@ -354,7 +393,7 @@ def _verdict(path: Path, what: str, test: str, known: Model, mend: str) -> Itera
         return
     both = [folder / "accuracy" / name for name in compliance.OTHERWISE]
     if test == "TEST01" and what == "accuracy" and all(file.is_file() for file in both):
-        baseline, tested = (read_accuracy(_lines(file), known.targets[0][0])[0] for file in both)
-        if baseline and tested and compliance.verify_quality("", baseline, tested).passed:
+        stated = [stated_figures(_lines(file), known.limits[0])[:1] for file in both]
+        if all(stated) and compliance.verify_quality("", *(one[0][0] for one in stated)).passed:
             return  # not the same answers, but as good ones
     yield Finding(path, "compliance", f"{path.name} of {test} does not say {compliance.PASS}.", mend)

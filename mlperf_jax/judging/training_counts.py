@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlperf_jax.judging.findings import Finding, listed, made_up
-from mlperf_jax.judging.training_log import EPOCHS_AHEAD, EVALS, Judged
-from mlperf_jax.rounds.training_logs import Event, number
+from mlperf_jax.judging.training_log import EPOCHS_AHEAD, Judged
+from mlperf_jax.rounds.objects import number
+from mlperf_jax.rounds.qualities import EVALS, numbers
+from mlperf_jax.rounds.training_logs import Event
 
 _COUNT_SLACK = 1e-4  # relative: epochs are logged rounded
 # Samples of the data sets that closed runs train on and evaluate with, where logs give the data's own size.
@@ -120,14 +122,14 @@ def _counts(log: Judged) -> Iterator[Finding]:
     if "seed" in status:
         wanted["seed"] = (status["seed"], "status.json has seed")
     for key, (value, words) in wanted.items():
-        event, want = log.first(key), number(value)
-        told = number(event.value) if event else None
-        if event is None and want is not None:
-            text = f"{key} is not logged, and {words} {want:,.10g}."
-            yield log.finding(None, "count", text, "Log what the run had.")
-        elif event and want is not None and told != want:
-            text = f"{key} is logged as {event.value}, and {words} {want:,.10g}."
-            yield log.finding(event, "count", text, "Log what the run had.")
+        event, want = log.first(key), list(numbers(value).values())
+        if not want or (event and _among(event.value, want)):
+            continue
+        had = f"{words} {', '.join(f'{n:,.10g}' for n in want)}"
+        text = (
+            f"{key} is logged as {event.value}, and {had}." if event else f"{key} is not logged, and {had}."
+        )
+        yield log.finding(event, "count", text, "Log what the run had.")
     state = status.get("state")
     stop = log.first("run_stop")
     if stop and state in ("success", "aborted") and stop.metadata.get("status") != state:
@@ -138,6 +140,12 @@ def _counts(log: Judged) -> Iterator[Finding]:
     if invented and log.closed:
         text = f"a closed result of what says of itself: {listed(invented)}"
         yield log.finding(labels, "made-up-data", text, "Closed needs the benchmark's own data and model.")
+
+
+def _among(told: Any, wanted: Sequence[float]) -> bool:
+    """Whether a logged number, or each of several, is one that was wanted."""
+    found = numbers(told).values()
+    return bool(found) and all(n in wanted for n in found)
 
 
 def _data_sizes(log: Judged) -> Iterator[Finding]:

@@ -6,22 +6,22 @@ Here its times, evaluations and quality; `training_counts` has its samples and t
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlperf_jax.goals import Goal, reached
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, warning
 from mlperf_jax.results.own_runs import run_folder
 from mlperf_jax.rounds import evaluation_schedule
-from mlperf_jax.rounds.objects import read_object
-from mlperf_jax.rounds.training_logs import Event, number
+from mlperf_jax.rounds.objects import number, read_object
+from mlperf_jax.rounds.qualities import EVALS, evaluations, figures, find_goals, in_unit, target_event
+from mlperf_jax.rounds.training_logs import Event
 from mlperf_jax.rounds.training_rules import Benchmark
 
 # Between processes that write one log.
 _CLOCK_SLACK_MS = 1000
 _MOST_OF_A_KIND = 10  # findings told one by one
-EVALS = ("eval_accuracy", "eval_error")
 # Evaluated after the run, from its checkpoints.
 _EVALUATED_LATER = ("minigo", "stable_diffusion")
 # (begin, end): intervals that may not end before they begin.
@@ -154,7 +154,8 @@ def _evaluations(log: Judged) -> Iterator[Finding]:
         return
     done = [at for _, at in evaluations]
     train = log.number("train_samples") or 0
-    if wanted.unit == "epoch" and train and done[0] > _MOST_EPOCHS:
+    by_samples = log.ours and "samples_count" in evaluations[0][0].metadata
+    if wanted.unit == "epoch" and train and (by_samples or done[0] > _MOST_EPOCHS):
         done = [samples / train for samples in done]
     # Several metrics or processes may log one evaluation each.
     kept = [i for i, at in enumerate(done) if i == 0 or at != done[i - 1]]
@@ -204,62 +205,47 @@ def _quality(log: Judged) -> Iterator[Finding]:
 
 
 def _reached(log: Judged, stop: Event) -> Iterator[Finding]:
-    """Whether the best quality, and the last, are as good as a run_stop of success says."""
-    qualities = [number(event.value) for event in log.all(*EVALS)]
-    target = _target(log, qualities)
-    if target is None or not qualities:
+    """Whether the best evaluation, and the last, are as good as a run_stop of success says."""
+    told, events = evaluations(log.events), log.all(*EVALS)
+    later = log.benchmark.key in _EVALUATED_LATER
+    found = [one.found for one in told]
+    goals = find_goals(log, log.benchmark, log.round_name, found, by_rules=log.closed and not later)
+    if not goals or not events:
         return
-    lower = log.benchmark.lower_is_better
-    best, last = (
-        (min if lower else max)((q for q in qualities if q is not None), default=math.nan),
-        qualities[-1],
-    )
-    if not log.benchmark.meets(best, target):
-        text = f"run_stop says success, and the best quality is {best:g} where {target:g} is the target."
+    evaluated = [figures(goals, one) for one in found]
+    if not any(reached(goals, one) for one in evaluated):
+        best = {goal.name: goal.best(one[goal.name] for one in evaluated) for goal in goals}
+        text = f"run_stop says success, and the best {_against(goals, best)}."
         mend = "Train to the target, or let the run count as aborted."
         yield log.finding(stop, "under-target", text, mend)
-    elif log.benchmark.key not in _EVALUATED_LATER and (
-        last is None or not log.benchmark.meets(last, target)
-    ):
-        text = f"run_stop says success, and the last quality is {last} where {target:g} is the target."
-        yield log.finding(stop, "under-target", text, "Stop at the evaluation that reaches the target.")
+    elif not later:
+        last = evaluated[-1] if number(events[-1].value) is not None else figures(goals, None)
+        if not reached(goals, last):
+            text = f"run_stop says success, and the last {_against(goals, last)}."
+            yield log.finding(stop, "under-target", text, "Stop at the evaluation that reaches the target.")
+
+
+def _against(goals: Sequence[Goal], found: Mapping[str, float]) -> str:
+    """Figures and their targets, in words."""
+    if len(goals) == 1:
+        return f"quality is {found[goals[0].name]:g} where {goals[0].target:g} is the target"
+    each = ", ".join(f"{goal.name} {found[goal.name]:g} of {goal.target:g}" for goal in goals)
+    return f"figures are {each}, to be reached by one evaluation"
 
 
 def _own_target(log: Judged) -> Iterator[Finding]:
     """Whether a closed run's own target asks for less than the rules do."""
-    wanted, event = log.benchmark.target(log.round_name), _target_event(log)
-    if not log.closed or wanted is None or event is None:
+    event, rules = target_event(log), log.benchmark.goals(log.round_name)
+    if not log.closed or event is None or not rules:
         return
-    told = number(event.value) or 0.0
-    if log.benchmark.lower_is_better:
-        lax = told > wanted
-    else:
-        wanted = _as_share(wanted, told)
-        lax = told < wanted * (1 - 1e-9)
-    if lax:
-        text = f"the run's own target is {told:g}; closed runs have {wanted:g}."
+    rules = rules if isinstance(event.value, dict) else rules[:1]
+    for rule, mine in zip(rules, figures(rules, event.value).values(), strict=True):
+        wanted = in_unit(rule, [mine])
+        slack = 0.0 if rule.direction.falls else 1e-9
+        if dataclasses.replace(wanted, target=wanted.target * (1 - slack)).reached(mine):
+            continue
+        text = f"the run's own target is {mine:g}; closed runs have {wanted.target:g}."
         yield log.finding(event, "target", text, "Train to the rules' target, or submit to open.")
-
-
-def _target(log: Judged, qualities: Sequence[float | None]) -> float | None:
-    """The target that the log names, else that of the rules in the log's unit; None where neither holds."""
-    if event := _target_event(log):
-        return number(event.value)
-    target = log.benchmark.target(log.round_name) if log.closed else None
-    if target is None or log.benchmark.key in _EVALUATED_LATER:
-        return None
-    best = max((quality or 0.0 for quality in qualities), default=0.0)
-    return target if log.benchmark.lower_is_better else _as_share(target, best)
-
-
-def _target_event(log: Judged) -> Event | None:
-    events = (log.first(key) for key in ("quality_target", "eval_target"))
-    return next((event for event in events if event and number(event.value) is not None), None)
-
-
-def _as_share(target: float, quality: float) -> float:
-    """A target that the rules give in per cent as a share, where qualities are logged so: BLEU 25.0 or 0.25."""
-    return target / 100 if target > 1.5 and quality <= 1 else target
 
 
 def _resumed(log: Judged) -> Iterator[Finding]:

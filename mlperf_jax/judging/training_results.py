@@ -158,8 +158,6 @@ def _naming(result: Result, logs: Sequence[Judged]) -> Iterator[Finding]:
 
 def _number_of_runs(result: Result, logs: Sequence[Judged]) -> Iterator[Finding]:
     required = result.rules.required_runs(result.round)
-    if result.round not in ("v0.5", "v0.6"):  # which had other numbers than those of the package checker
-        required = training_rules.required_files(result.rules.key) or required
     closed = result.division == "closed"
     severity = ERROR if closed else WARNING
     counted = [log for log in logs if log.first("resumed") is None]

@@ -15,8 +15,7 @@ from mlperf_jax.packaging.systems import write_system
 from mlperf_jax.rounds import inference_rules as rules
 from mlperf_jax.rounds.inference_logs import DETAIL, SUMMARY
 from mlperf_jax.rounds.inference_rules import Model
-from mlperf_jax.rounds.objects import command_in, read_object
-from mlperf_jax.rounds.training_logs import number
+from mlperf_jax.rounds.objects import command_in, number, read_object
 
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 # Of result.json's settings, what a user.conf says: name there -> scenario, key, factor.
@@ -168,14 +167,14 @@ def _pack_accuracy(package: Package, runs: Found, model: Model | None, place: st
         package.lacks(f"{place}/accuracy/{accuracy_log.NAME}", f"run {again}")
         return
     digest = accuracy_log.digest(log)
-    quality = number(record.get("quality"))
-    if quality is None:
+    quality = record.get("quality")
+    if quality is None or number(quality) is None:
         package.lacks(f"{place}/accuracy/accuracy.txt", f"the accuracy run was not judged; run {again}")
         return
     if record.get("accuracy_log_sha256") != digest:
         package.lacks(f"{place}/accuracy", f"the accuracy log is not the one that was judged; run {again}")
     answers = accuracy_log.read_answers(log)
-    metric = model.targets[0][0] if model else "accuracy"
+    metric = model.metric if model else "accuracy"
     said = accuracy_log.accuracy_line(metric, quality, answers.count, str(record.get("metric")))
     text = f"{said}\nhash={digest}\n"
     package.write(f"{place}/accuracy/accuracy.txt", text, source=folder / "result.json")

@@ -14,7 +14,6 @@ from mlperf_jax.results.own_runs import run_folder
 from mlperf_jax.results.system import TRAINING_FIELDS
 from mlperf_jax.rounds.collect import Reader, Result
 from mlperf_jax.rounds.objects import command_in, read_object
-from mlperf_jax.rounds.training_rules import required_files
 
 
 def pack_training(package: Package, results_dir: Path, *, org: str, division: str) -> list[str]:
@@ -92,7 +91,7 @@ def _pack_result(package: Package, result: Result, *, org: str) -> None:
                 f"{place}/{log.path.name}, submission_org {org}",
                 f"the log says {said}, and nothing is rewritten; submit as --org={said}",
             )
-    required = required_files(result.rules.key) or result.rules.required_runs(result.round)
+    required = result.rules.required_runs(result.round)
     if packed < required:
         package.lacks(f"{place}: {required - packed} of {required} runs", "make these too, and pack again")
     # What the runs of a system were made with stands beside the code.

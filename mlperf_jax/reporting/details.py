@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mlperf_jax.goals import Goal
 from mlperf_jax.reporting import figures
 from mlperf_jax.reporting.markup import Markup, join, tag
 from mlperf_jax.reporting.tables import References, figure, times
@@ -14,8 +16,8 @@ from mlperf_jax.results.own_runs import OwnRun, read_own_run
 from mlperf_jax.rounds.collect import Result
 from mlperf_jax.rounds.inference_logs import InferenceRun
 from mlperf_jax.rounds.reference_points import Verdict, judge_result, load_points
-from mlperf_jax.rounds.scoring import quality_target, reached
-from mlperf_jax.rounds.training_logs import RunLog
+from mlperf_jax.rounds.scoring import goals_of, reached
+from mlperf_jax.rounds.training_logs import Evaluation, RunLog
 
 _NAMELESS = "not stated"
 
@@ -107,11 +109,13 @@ def _score_facts(result: Result, references: References, verdict: Verdict | None
 def _figures(result: Result, verdict: Verdict | None, splits: Sequence[TimeSplit]) -> list[Markup]:
     logs = result.logs
     converged = [reached(log, result.rules, result.round) for log in logs]
-    target = next(
-        (t for log in logs if (t := quality_target(log, result.rules, result.round)) is not None), None
-    )
+    told = (goals_of(log, result.rules, result.round) for log in logs)
+    goals = next(filter(None, told), (Goal("quality", math.nan),))
     drawn = [
-        drawing(figures.quality(logs, target, converged), "Quality against time; orange: did not converge.")
+        drawing(
+            figures.quality(logs, goal, goals, converged), "Quality against time; orange: did not converge."
+        )
+        for goal in goals
     ]
     ours = [(log.path.name.split(".")[0], split) for log, split in zip(logs, splits, strict=True) if log.ours]
     if ours:  # others' runs have the same figures in the table, and there are thousands of them
@@ -145,7 +149,7 @@ def _run_table(result: Result, splits: Sequence[TimeSplit], own: Mapping[Path, O
         cells = [
             "" if log.minutes is None else figure(log.minutes),
             _ending(log, result, own.get(log.path)),
-            "" if last is None else f"{last.quality:.4g}",
+            "" if last is None else _figures_of(last),
             "" if last is None or last.epoch is None else f"{last.epoch:,.10g}",
             *("" if getattr(split, p) is None else f"{getattr(split, p):,.2f}" for p in phases),
         ]
@@ -155,6 +159,12 @@ def _run_table(result: Result, splits: Sequence[TimeSplit], own: Mapping[Path, O
     table = tag("table", tag("thead", head), tag("tbody", rows), class_="cards")
     summary = tag("summary", f"Run by run ({len(result.logs)}; phases in minutes)")
     return tag("details", summary, tag("div", table, class_="wide"), class_="more")
+
+
+def _figures_of(evaluation: Evaluation) -> str:
+    if isinstance(evaluation.found, dict) and len(evaluation.found) > 1:
+        return ", ".join(f"{name} {figure:.4g}" for name, figure in evaluation.found.items())
+    return f"{evaluation.quality:.4g}"
 
 
 def _pictures(own: Mapping[Path, OwnRun]) -> Markup:

@@ -8,15 +8,18 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mlperf_jax.goals import Goal
 from mlperf_jax.reporting.markup import Markup
 from mlperf_jax.reporting.timing import PHASES, TimeSplit
 from mlperf_jax.rounds.inference_logs import InferenceRun
+from mlperf_jax.rounds.qualities import figures as told_figures
 from mlperf_jax.rounds.reference_points import ReferencePoints, Verdict
 from mlperf_jax.rounds.training_logs import RunLog
 
@@ -33,15 +36,15 @@ _MOST_MARKS = 150  # of a drawing
 _numbers = itertools.count()
 
 
-def quality(logs: Sequence[RunLog], target: float | None, converged: Sequence[bool]) -> Markup:
-    """Quality against minutes since run_start, a line per run, the target dashed."""
-    axes, finish = _figure("minutes since run_start", "quality")
+def quality(logs: Sequence[RunLog], goal: Goal, goals: Sequence[Goal], converged: Sequence[bool]) -> Markup:
+    """The figure of a goal against minutes since run_start, a line per run, the target dashed where there is one."""
+    axes, finish = _figure("minutes since run_start", goal.name)
     total = sum(len(log.evaluations) for log in logs)
     if not total:
         return Markup("")
     marker = "o" if total < _MOST_MARKS else ""
     for log, good in zip(logs, converged, strict=True):
-        points = [(e.minutes, e.quality) for e in log.evaluations]
+        points = [(e.minutes, told_figures(goals, e.found)[goal.name]) for e in log.evaluations]
         points = points[:: max(1, len(points) // _MOST_POINTS)]
         if points:
             minutes, qualities = zip(*points, strict=True)
@@ -49,11 +52,11 @@ def quality(logs: Sequence[RunLog], target: float | None, converged: Sequence[bo
             axes.plot(
                 minutes, qualities, color=colour, linewidth=1, alpha=0.75, marker=marker, markersize=2.5
             )
-    if target is not None:
-        _dashed(axes.axhline, target)
+    if not math.isnan(goal.target):
+        _dashed(axes.axhline, goal.target)
         axes.annotate(
-            f"target {target:g}",
-            (1, target),
+            f"target {goal.target:g}",
+            (1, goal.target),
             xycoords=("axes fraction", "data"),
             ha="right",
             va="bottom",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from mlperf_jax.rounds.training_logs import RunLog, number
+from mlperf_jax.rounds.objects import number
+from mlperf_jax.rounds.training_logs import RunLog
 
 PHASES = ("init", "compile", "train", "evaluate", "input_wait")
 

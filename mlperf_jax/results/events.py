@@ -21,9 +21,9 @@ from typing import Any, NamedTuple, Self, TextIO
 from mlperf_logging.mllog.mllog import MLLogger
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.goals import Direction, Goal, targets
+from mlperf_jax.goals import Goal, targets
 from mlperf_jax.nested import plain
-from mlperf_jax.rounds.training_rules import UNVERIFIED
+from mlperf_jax.rounds.training_rules import LOCAL, UNVERIFIED, benchmark_called
 
 TOKEN = ":::MLLOG "
 DIVISIONS = {"mini": "open", "closed": "closed"}
@@ -362,7 +362,7 @@ def log_preamble(
     log.event("submission_platform", system)
     log.event("submission_status", status)
     log.event("run_labels", run_labels(preset, labels))
-    log.event("quality_target", targets(goals), _about(goals))
+    log.event("quality_target", targets(goals), about_goals(goals, benchmark))
     log.event("cache_clear", cache_clear[0], {"how": cache_clear[1]})
     log.event("seed", seed)
     log.event("global_batch_size", global_batch_size)
@@ -374,36 +374,13 @@ def log_preamble(
         log.event(key, value, metadata)
 
 
-def _about(goals: Sequence[Goal]) -> dict[str, Any]:
-    """Metadata of `quality_target`: the metric for people and, where one falls, which way each goes."""
-    directions = {goal.name: goal.direction.value for goal in goals}
-    falls = any(goal.direction.falls for goal in goals)
-    if len(goals) == 1:
-        return {"metric": goals[0].metric, **({"direction": goals[0].direction.value} if falls else {})}
-    return {
-        "metric": {goal.name: goal.metric for goal in goals},
-        **({"direction": directions} if falls else {}),
-    }
-
-
-def goals_of(target: Event) -> tuple[Goal, ...]:
-    """The goals that a `quality_target` event of ours tells.
-
-    Raises:
-        ValueError, TypeError: it is none.
-    """
-    several = target.value if isinstance(target.value, dict) else {"quality": target.value}
-
-    def fact(name: str, of: str, default: str) -> str:
-        told = target.metadata.get(of, default)
-        return str(told.get(name, default) if isinstance(told, dict) else told)
-
-    return tuple(
-        Goal(
-            name, float(value), Direction(fact(name, "direction", "higher")), fact(name, "metric", "quality")
-        )
-        for name, value in several.items()
-    )
+def about_goals(goals: Sequence[Goal], benchmark: str) -> dict[str, Any]:
+    """Metadata of `quality_target`: the metric for people and, unless all figures rise, which way each goes."""
+    rules = benchmark_called(benchmark).goals(LOCAL)
+    told = {"metric": {goal.name: goal.metric for goal in goals}}
+    if any(goal.direction.falls for goal in (*goals, *rules)):
+        told["direction"] = {goal.name: goal.direction.value for goal in goals}
+    return told if len(goals) > 1 else {key: named[goals[0].name] for key, named in told.items()}
 
 
 def run_labels(preset: str, labels: Sequence[str] = ()) -> list[str]:

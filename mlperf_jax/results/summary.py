@@ -1,4 +1,4 @@
-"""What a finished command tells: the result file, the quality, the times, and with enough runs the score.
+"""What a finished command tells: the result file, the quality, the times, and of several runs the score or a mean.
 
 All of it is read back from the logs, so that it is what anybody else would find there.
 """
@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.goals import Goal, figures, reached
 from mlperf_jax.results.events import Event, read_events
-from mlperf_jax.rounds.scoring import olympic_mean
-from mlperf_jax.rounds.training_rules import find_benchmark, required_files, unknown_benchmark
-
-_FEWEST_RUNS = 3
+from mlperf_jax.rounds.qualities import told_goals
+from mlperf_jax.rounds.scoring import score_runs
+from mlperf_jax.rounds.training_logs import read_run
+from mlperf_jax.rounds.training_rules import LOCAL, benchmark_called
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,8 @@ class RunSummary:
     Attributes:
         status: "success", "aborted" or "unfinished".
         reason: why it was aborted, as logged.
-        quality: of the last evaluation.
+        figures: of the last evaluation, by the names of the goals; None where there was none.
+        goals: what was to be reached, or where that is not logged the quality alone, with a target of NaN.
         time_to_train: run_start to run_stop, as the rules count.
         whole_time: first init_start (model building) to the last event.
         throughput: samples/s of training, evaluation not included.
@@ -40,15 +42,20 @@ class RunSummary:
     system: str
     status: str
     reason: str | None
-    quality: float | None
-    target: float | None
-    metric: str
+    figures: dict[str, float] | None
+    goals: tuple[Goal, ...]
     time_to_train: float | None
     whole_time: float | None
     compile_time: float | None
     throughput: float | None
     resumed: bool
     labels: tuple[str, ...]
+
+    @property
+    def reached(self) -> bool:
+        """Whether it ended as a success, with figures that are one."""
+        goals = [goal for goal in self.goals if not math.isnan(goal.target)]
+        return self.status == "success" and (self.figures is None or reached(goals, self.figures))
 
 
 def summarize(path: str | os.PathLike[str]) -> RunSummary:
@@ -71,18 +78,18 @@ def summarize(path: str | os.PathLike[str]) -> RunSummary:
         return first[key].value if key in first else None
 
     stop = first.get("run_stop")
-    target = first.get("quality_target")
     labels = value("run_labels")
     try:
+        benchmark = str(value("submission_benchmark") or "unknown")
+        goals = _goals(first.get("quality_target"), benchmark)
         return RunSummary(
             path=Path(path),
-            benchmark=str(value("submission_benchmark") or "unknown"),
+            benchmark=benchmark,
             system=str(value("submission_platform") or "unknown"),
             status=str(stop.metadata.get("status", "unfinished")) if stop else "unfinished",
             reason=stop.metadata.get("reason") if stop else None,
-            quality=float(last["eval_accuracy"].value) if "eval_accuracy" in last else None,
-            target=float(target.value) if target else None,
-            metric=str(target.metadata.get("metric", "quality")) if target else "quality",
+            figures=_figures(goals, last["eval_accuracy"]) if "eval_accuracy" in last else None,
+            goals=goals,
             time_to_train=seconds("run_start", stop),
             whole_time=seconds("init_start", events[-1] if events else None),
             compile_time=None if value("compile_time") is None else float(value("compile_time")),
@@ -96,51 +103,23 @@ def summarize(path: str | os.PathLike[str]) -> RunSummary:
         ) from None
 
 
+def _goals(target: Event | None, benchmark: str) -> tuple[Goal, ...]:
+    if target is None:
+        return (Goal("quality", math.nan),)
+    goals = told_goals(target.value, target.metadata, benchmark_called(benchmark).goals(LOCAL))
+    if not goals:
+        raise ValueError("the target is no number")
+    return goals
+
+
+def _figures(goals: Sequence[Goal], evaluation: Event) -> dict[str, float]:
+    found = figures(goals, evaluation.value)
+    return {goal.name: float(found[goal.name]) for goal in goals}
+
+
 def _throughput(stats: list[dict]) -> float | None:
     seconds = sum(float(s["seconds"]) for s in stats)
     return sum(float(s["samples"]) for s in stats) / seconds if seconds > 0 else None
-
-
-@dataclasses.dataclass(frozen=True)
-class OlympicScore:
-    """minutes: the score, None if there is none; remarks: why not, or what to know with it."""
-
-    minutes: float | None
-    remarks: tuple[str, ...]
-
-
-def score(runs: Sequence[RunSummary]) -> OlympicScore:
-    """The olympic score of runs of one benchmark: fastest and slowest dropped, mean of the rest.
-
-    A run that missed its target counts as the slowest; more of them than are dropped and there
-    is no score. Resumed and unfinished runs have no time by the rules and are left out.
-    """
-    benchmark = runs[0].benchmark if runs else "unknown"
-    dropped = (find_benchmark(benchmark) or unknown_benchmark(benchmark)).dropped
-    counted = [run for run in runs if not run.resumed and run.status in ("success", "aborted")]
-    remarks = [
-        f"{run.path.name} is left out ({'resumed' if run.resumed else run.status})"
-        for run in runs
-        if run not in counted
-    ]
-    needed = max(_FEWEST_RUNS, 2 * dropped + 1)
-    if len(counted) < needed:
-        return OlympicScore(
-            None, (f"no score: {len(counted)} complete runs, and it takes {needed}", *remarks)
-        )
-    required = required_files(benchmark)
-    if required and len(counted) < required:
-        remarks.append(f"MLPerf requires {required} runs of {benchmark}; these are {len(counted)}")
-    missed = sum(run.status != "success" for run in counted)
-    if missed > dropped:
-        return OlympicScore(None, (f"no score: {missed} of {len(counted)} runs missed the target", *remarks))
-    if missed:
-        remarks.append("a run that missed the target counts as the slowest")
-    times = [
-        run.time_to_train for run in counted if run.status == "success" and run.time_to_train is not None
-    ]
-    times += [math.inf] * (len(counted) - len(times))
-    return OlympicScore(olympic_mean(times, dropped) / 60, tuple(remarks))
 
 
 def end_message(runs: Sequence[RunSummary]) -> str:
@@ -148,14 +127,26 @@ def end_message(runs: Sequence[RunSummary]) -> str:
     lines = []
     for run in runs:
         lines += [f"{run.benchmark} on {run.system} ({'; '.join(run.labels)})", *_run_lines(run), ""]
-    if len(runs) >= _FEWEST_RUNS:
-        result = score(runs)
-        if result.minutes is not None:
-            lines.append(
-                _line("score", f"{result.minutes:.3f} min (mean without the fastest and the slowest)")
-            )
-        lines += [_line("", remark) for remark in result.remarks]
+    if len(runs) > 1:
+        lines += _score_lines(runs)
     return "\n".join(lines).rstrip()
+
+
+def _score_lines(runs: Sequence[RunSummary]) -> list[str]:
+    """The score by the rules, as a report has it; else why there is none, and the mean that there is."""
+    benchmark = benchmark_called(runs[0].benchmark)
+    score = score_runs([read_run(run.path) for run in runs], benchmark, LOCAL)
+    if score.minutes is not None:
+        ends = "the fastest and the slowest" if benchmark.dropped == 1 else f"{benchmark.dropped} at each end"
+        lines = [_line("score", f"{score.minutes:.3f} min (mean without {ends})")]
+    else:
+        lines = [_line("no score", score.reason)]
+        if score.mean_minutes is not None:
+            told = (
+                f"{score.mean_minutes:.3f} min (of the {score.converged} that converged, which is no score)"
+            )
+            lines.append(_line("mean", told))
+    return lines + [_line("", remark) for remark in score.remarks]
 
 
 def _run_lines(run: RunSummary) -> list[str]:
@@ -172,11 +163,15 @@ def _run_lines(run: RunSummary) -> list[str]:
 
 
 def _quality(run: RunSummary) -> str:
-    reached = {"success": "reached", "aborted": "not reached"}.get(run.status, "the run is unfinished")
-    figure = "never evaluated" if run.quality is None else f"{run.metric} {run.quality:.4f}"
-    target = "" if run.target is None else f", target {run.target:.4f}"
+    ended = "reached" if run.reached else "not reached"
     reason = f" ({run.reason})" if run.reason else ""
-    return f"{figure}{target}: {reached}{reason}"
+    told = "; ".join(_figure(goal, run.figures) for goal in run.goals)
+    return f"{told}: {'the run is unfinished' if run.status == 'unfinished' else ended}{reason}"
+
+
+def _figure(goal: Goal, found: dict[str, float] | None) -> str:
+    figure = "never evaluated" if found is None else f"{goal.metric} {found[goal.name]:.4f}"
+    return figure if math.isnan(goal.target) else f"{figure}, target {goal.target:.4f}"
 
 
 def _time(seconds: float) -> str:

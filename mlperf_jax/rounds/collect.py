@@ -22,8 +22,9 @@ from typing import Self
 from mlperf_jax.errors import UserError
 from mlperf_jax.rounds import training_rules
 from mlperf_jax.rounds.descriptions import UNKNOWN, System, category_of, division_of, read_system
+from mlperf_jax.rounds.objects import number
 from mlperf_jax.rounds.scoring import Score, score_runs
-from mlperf_jax.rounds.training_logs import RunLog, number, read_run
+from mlperf_jax.rounds.training_logs import RunLog, read_run
 from mlperf_jax.rounds.training_rules import LOCAL, Benchmark
 
 _RESULT_FILE = re.compile(r"result_.*\.txt(\.gz)?")
@@ -173,7 +174,7 @@ class Reader:
         round_name = LOCAL if ours else place.round or _round_of_format(logs) or fallback
         told = next((log for log in logs if log.value("submission_benchmark")), None)
         name = place.benchmark or (str(told.value("submission_benchmark")) if told else UNKNOWN)
-        benchmark = training_rules.find_benchmark(name) or training_rules.unknown_benchmark(name)
+        benchmark = training_rules.benchmark_called(name)
         description = self._description(place, problems)
         division, category = _division_and_category(description, logs, ours)
         return Result(

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.goals import Goal
 from mlperf_jax.rounds.collect import NOT_RESULTS, Problem
-from mlperf_jax.rounds.objects import command_in, flat_texts, read_object
-from mlperf_jax.rounds.training_logs import number
+from mlperf_jax.rounds.objects import command_in, flat_texts, number, read_object
+from mlperf_jax.rounds.qualities import figures, told_goals
 from mlperf_jax.rounds.training_rules import UNVERIFIED
 
 DETAIL = "mlperf_log_detail.txt"
@@ -231,10 +232,8 @@ def _accuracy(folder: Path) -> tuple[str, ...]:
     depth = next((i for i, place in enumerate(above) if place.name in SCENARIOS), -1)
     for place in (folder, *(place / "accuracy" for place in above[: depth + 1])):
         own = own_record(place)
-        quality, target = number(own.get("quality")), number(own.get("quality_target"))
-        if quality is not None:
-            wanted = "" if target is None else f", target {target:.4g}"
-            return (f"{own.get('metric', 'quality')} {quality:.4g}{wanted}",)
+        if number(own.get("quality")) is not None:
+            return tuple(_own_figures(own))
         try:
             with open(place / "accuracy.txt", "rb") as file:
                 lines = file.read(8192).decode("utf-8", "replace").splitlines()
@@ -242,6 +241,22 @@ def _accuracy(folder: Path) -> tuple[str, ...]:
             continue
         return tuple(line.strip()[:300] for line in lines if line.strip())
     return ()
+
+
+def own_goals(own: Mapping[str, Any]) -> tuple[Goal, ...]:
+    """What a run of ours had to reach, as its result.json says; nothing where it does not."""
+    several = isinstance(own.get("quality_target"), dict)
+    about = {"direction": own.get("direction"), "metric": None if several else own.get("metric")}
+    return told_goals(own.get("quality_target"), about)
+
+
+def _own_figures(own: Mapping[str, Any]) -> Iterator[str]:
+    goals = own_goals(own)
+    if not goals:
+        yield f"{own.get('metric', 'quality')} {number(own['quality']):.4g}"
+    for goal in goals:
+        name = goal.name if len(goals) > 1 else goal.metric
+        yield f"{name} {figures(goals, own['quality'])[goal.name]:.4g}, target {goal.target:.4g}"
 
 
 def own_record(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""JSON objects that anybody wrote, read without failing and told in words."""
+"""JSON that anybody wrote, read without failing: objects, numbers, texts."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shlex
@@ -13,6 +14,7 @@ from mlperf_jax.nested import flatten
 
 _MOST_BYTES = 64 << 20
 _MOST_ITEMS = 200  # told of one list or dict
+_LARGEST = 1e15  # of figures: beyond it nothing means anything
 # Words by which submitters say that they have nothing to say.
 _EMPTY = {"", "-", "n/a", "na", "none", "null", "not stated", "no", "tbd", "0", "n/a.", "not applicable"}
 
@@ -51,3 +53,15 @@ def text(said: Any) -> str:
     """A string or number as one line of bounded length; "" where it says nothing."""
     line = " ".join(str(said).split()) if isinstance(said, (str, int, float)) else ""
     return "" if line.lower() in _EMPTY else line[:300]
+
+
+def number(value: Any) -> float | None:
+    """`value` as a number that can mean something, None if it is none; of {"BBOX": ...} the first in it."""
+    if isinstance(value, dict):
+        return next((n for n in map(number, value.values()) if n is not None), None)
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    with contextlib.suppress(ValueError, OverflowError):
+        found = float(value)
+        return found if abs(found) <= _LARGEST else None
+    return None

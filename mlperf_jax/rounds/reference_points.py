@@ -16,7 +16,10 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlperf_jax.goals import Goal
+from mlperf_jax.goals import reached as goals_reached
 from mlperf_jax.rounds import training_rules
+from mlperf_jax.rounds.qualities import figures
 from mlperf_jax.rounds.scoring import olympic_mean, reached
 from mlperf_jax.rounds.training_logs import RunLog
 from mlperf_jax.rounds.training_rules import Benchmark
@@ -211,22 +214,19 @@ def epochs_to_converge(log: RunLog, benchmark: Benchmark, round_name: str) -> fl
     if log.minutes is None or not reached(log, benchmark, round_name):
         return math.inf
     if benchmark.key == "stable_diffusion":
-        return _first_good_image_model(log)
+        return _first_good_image_model(log, benchmark.goals(round_name))
     stop = log.minutes + 1e-9
     epochs = [e.epoch for e in log.evaluations if e.epoch is not None and e.minutes <= stop]
     return round(epochs[-1], 3) if epochs else math.inf
 
 
-def _first_good_image_model(log: RunLog) -> float:
+def _first_good_image_model(log: RunLog, goals: Sequence[Goal]) -> float:
     """Stable Diffusion is evaluated afterwards, FID and CLIP apart: the first step that passes both."""
-    found: dict[float, dict[str, float]] = {}
-    for event, evaluation in zip(
-        (e for e in log.events if e.key in ("eval_accuracy", "eval_error")), log.evaluations, strict=False
-    ):
-        step = event.metadata.get("samples_count", event.metadata.get("step_num"))
-        if isinstance(step, (int, float)):
-            found.setdefault(step, {})[str(event.metadata.get("metric"))] = evaluation.quality
-    good = [step for step, q in found.items() if q.get("FID", math.inf) <= 90 and q.get("CLIP", 0) >= 0.15]
+    good = [
+        e.epoch
+        for e in log.evaluations
+        if e.epoch is not None and goals_reached(goals, figures(goals, e.found))
+    ]
     return min(good, default=math.inf)
 
 

@@ -9,7 +9,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mlperf_jax.rounds.training_logs import RunLog, number
+from mlperf_jax.goals import Goal
+from mlperf_jax.goals import reached as goals_reached
+from mlperf_jax.rounds.qualities import figures, find_goals
+from mlperf_jax.rounds.training_logs import RunLog
 from mlperf_jax.rounds.training_rules import Benchmark
 
 NCF_RUNS = 100
@@ -133,34 +136,21 @@ def _countable(
 def reached(log: RunLog, benchmark: Benchmark, round_name: str) -> bool:
     """Whether a run ended and reached its target.
 
-    Where run_stop does not say (some logs of v0.5), the last quality is held against the target that
-    was logged or that the rules name; where that is unknown too, a run that ended counts as converged.
+    Where run_stop does not say (some logs of v0.5), the last figures are held against the goals that
+    were logged or that the rules name; where these are unknown too, a run that ended counts as converged.
+    What a log of ours calls a success must have reached its goals too.
     """
     if log.minutes is None:
         return False
-    if log.converged is not None:
+    if log.converged is not None and not (log.converged and log.ours):
         return log.converged
-    target = quality_target(log, benchmark, round_name)
-    if target is None or not log.evaluations:
-        return True
-    return benchmark.meets(log.evaluations[-1].quality, target)
+    goals = goals_of(log, benchmark, round_name)
+    return not log.evaluations or goals_reached(goals, figures(goals, log.evaluations[-1].found))
 
 
-def quality_target(log: RunLog, benchmark: Benchmark, round_name: str) -> float | None:
-    """The target in the unit in which this log gives its quality (BLEU is logged as 24.0 or as 0.24)."""
-    found = (number(log.value(key)) for key in ("quality_target", "eval_target"))
-    target = next((value for value in found if value is not None), None)
-    if target is None:
-        target = benchmark.target(round_name)
-        if log.ours:
-            return None
-    best = max((evaluation.quality for evaluation in log.evaluations), default=None)
-    if target and best and not benchmark.lower_is_better:
-        if target > 1.5 and best <= 1:
-            return target / 100
-        if target <= 1 and best > 1.5:
-            return target * 100
-    return target
+def goals_of(log: RunLog, benchmark: Benchmark, round_name: str) -> tuple[Goal, ...]:
+    """What a run had to reach, in the unit of its log; nothing where that is not known."""
+    return find_goals(log, benchmark, round_name, [evaluation.found for evaluation in log.evaluations])
 
 
 def run_number(path: Path) -> tuple[list[int], str]:

@@ -12,7 +12,6 @@ Only lines with a key from `KEYS` are decoded: trees of thousands of logs hold m
 from __future__ import annotations
 
 import ast
-import contextlib
 import dataclasses
 import gzip
 import json
@@ -25,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.goals import Quality
+from mlperf_jax.rounds.objects import number
+from mlperf_jax.rounds.qualities import evaluations
 
 KEYS = frozenset(
     b"""run_start run_stop init_start init_stop eval_start eval_stop eval_accuracy eval_error eval_result
@@ -40,7 +42,7 @@ _MOST_BYTES = 4 << 30  # of one log, unpacked: a bound for what a packed file ma
 _MOST_STATS = 200  # throughput figures kept of one log
 _MOST_EVENTS = 100_000  # kept of one log
 _MOST_PYTHON = 10_000  # characters of a line that is no JSON
-_LARGEST = 1e15  # of times, in milliseconds, and of figures: beyond it nothing means anything
+_LARGEST = 1e15  # of times, in milliseconds: beyond it nothing means anything
 # All that a line which is no event can raise where it is taken for one.
 _DAMAGE = (
     ArithmeticError,
@@ -76,11 +78,16 @@ class Event:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One evaluation. minutes: since run_start. epoch: epochs or samples trained, as logged."""
+    """One evaluation. minutes: since run_start. found: its figures. epoch: epochs or samples trained, as logged."""
 
     minutes: float
-    quality: float
+    found: Quality
     epoch: float | None
+
+    @property
+    def quality(self) -> float:
+        """Its figure, of several the first."""
+        return next(iter(self.found.values())) if isinstance(self.found, dict) else self.found
 
 
 @dataclasses.dataclass
@@ -221,18 +228,6 @@ def read_events(path: Path) -> tuple[list[Event], list[int]]:
     return events, damaged
 
 
-def number(value: Any) -> float | None:
-    """`value` as a number that can mean something, None if it is none; of {"BBOX": ...} the first in it."""
-    if isinstance(value, dict):
-        return next((n for n in map(number, value.values()) if n is not None), None)
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    with contextlib.suppress(ValueError, OverflowError):
-        found = float(value)
-        return found if abs(found) <= _LARGEST else None
-    return None
-
-
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
@@ -356,23 +351,14 @@ def _interpret(log: RunLog) -> None:
     start = log.start_ms
     stop = log.first("run_stop")
     if start is not None:
-        log.evaluations = list(_evaluations(log.events, start))
+        log.evaluations = [
+            Evaluation((one.event.time_ms - start) / 60_000, one.found, one.epoch)
+            for one in evaluations(log.events)
+        ]
         if stop is not None and stop.time_ms > start:
             log.minutes = (stop.time_ms - start) / 60_000
             log.converged = _success(stop)
     _offline_evaluation(log)
-
-
-def _evaluations(events: list[Event], start: float) -> Iterator[Evaluation]:
-    for event in events:
-        if event.key in ("eval_accuracy", "eval_error"):
-            nested = isinstance(event.value, dict) and "value" in event.value  # v0.5
-            quality = number(event.value["value"] if nested else event.value)
-            told = event.value if nested else event.metadata
-            epochs = (told.get(name) for name in ("samples_count", "epoch_num", "epoch"))
-            if quality is not None:
-                epoch = next((n for n in map(number, epochs) if n is not None), None)
-                yield Evaluation((event.time_ms - start) / 60_000, quality, epoch)
 
 
 def _success(stop: Event) -> bool | None:

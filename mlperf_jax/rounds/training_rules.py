@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from mlperf_logging.benchmark_meta import get_result_file_counts
+from mlperf_jax.goals import Direction, Goal
 
 ROUNDS = (
     "v0.5",
@@ -43,7 +43,9 @@ class Benchmark:
     Attributes:
         key: its name in logs and folders.
         titles, targets, runs: (first round, value), in order. A target is in the unit of the logs.
-        lower_is_better: whether quality falls towards the target.
+        direction: where the quality goes.
+        figure: the quality's name in the logs, where it has one of its own.
+        also: what must be reached by the same evaluation.
         dropped: runs dropped at each end.
         variance: how far scores of the same system differ from one set of runs to the next.
         p100_minutes: time to train of the reference on one Pascal P100, where that is confirmed.
@@ -54,7 +56,9 @@ class Benchmark:
     titles: tuple[tuple[str, str], ...]
     targets: tuple[tuple[str, float], ...] = ()
     runs: tuple[tuple[str, int], ...] = (("v0.5", 10),)
-    lower_is_better: bool = False
+    direction: Direction = Direction.HIGHER
+    figure: str = "quality"
+    also: tuple[Goal, ...] = ()
     dropped: int = 1
     variance: float = 0.05
     p100_minutes: float | None = None
@@ -66,9 +70,10 @@ class Benchmark:
     def target(self, round_name: str) -> float | None:
         return _as_of(self.targets, self.round(round_name)) if self.targets else None
 
-    def meets(self, quality: float, target: float) -> bool:
-        """Whether a quality reaches a target of the same unit."""
-        return quality <= target if self.lower_is_better else quality >= target
+    def goals(self, round_name: str) -> tuple[Goal, ...]:
+        """What a run must reach; nothing where that is not known."""
+        target = self.target(round_name)
+        return () if target is None else (Goal(self.figure, target, self.direction, self.figure), *self.also)
 
     def required_runs(self, round_name: str) -> int:
         return _as_of(self.runs, self.round(round_name))
@@ -112,12 +117,21 @@ _ALL = (
         local_round="v1.1",  # our `ssd` is SSD-ResNet34
     ),
     _one("retinanet", "RetinaNet", 0.340, runs=_FIVE, variance=_VISION),
-    _one("maskrcnn", "Mask R-CNN", 0.377, runs=_FIVE, variance=_VISION, p100_minutes=299_971 / 60),
+    _one(
+        "maskrcnn",
+        "Mask R-CNN",
+        0.377,
+        figure="BBOX",
+        also=(Goal("SEGM", 0.339, metric="SEGM"),),
+        runs=_FIVE,
+        variance=_VISION,
+        p100_minutes=299_971 / 60,
+    ),
     _one("unet3d", "3D U-Net", 0.908, runs=(("v0.5", 40),), dropped=4),
     _one("gnmt", "GNMT", targets=(("v0.5", 21.8), ("v0.6", 24.0))),
     _one("transformer", "Transformer", 25.0, p100_minutes=112_187 / 60),
     _one("bert", "BERT", targets=(("v0.5", 0.712), ("v1.0", 0.720))),
-    _one("rnnt", "RNN-T", 0.058, lower_is_better=True),
+    _one("rnnt", "RNN-T", 0.058, direction=Direction.ERROR),
     # 100 runs were made, and the first 50 that converge are scored (see scoring.py).
     _one("ncf", "NCF", 0.635, runs=(("v0.5", 50),), p100_minutes=2_803 / 60),
     _one("dlrm", "DLRM", 0.8025, runs=_FIVE),
@@ -125,16 +139,23 @@ _ALL = (
     _one("dlrmv4", "DLRMv4"),
     # Its P100 time is left out: the benchmark changed after it was measured.
     _one("minigo", "MiniGo", targets=(("v0.5", 0.40), ("v0.7", 0.50)), runs=(("v0.5", 20), ("v0.6", 10))),
-    _one("gpt3", "GPT-3", 2.69, lower_is_better=True, runs=_THREE),
-    _one("stable_diffusion", "Stable Diffusion v2", 90.0, lower_is_better=True),
-    _one("flux1", "FLUX.1", 0.586, lower_is_better=True),
+    _one("gpt3", "GPT-3", 2.69, direction=Direction.LOSS, runs=_THREE),
+    _one(
+        "stable_diffusion",
+        "Stable Diffusion v2",
+        90.0,
+        direction=Direction.LOSS,
+        figure="FID",
+        also=(Goal("CLIP", 0.15, metric="CLIP"),),
+    ),
+    _one("flux1", "FLUX.1", 0.586, direction=Direction.LOSS),
     _one("gnn", "R-GAT", 0.72),
     _one("rgat", "R-GAT", 0.72),
-    _one("llama2_70b_lora", "Llama 2 70B LoRA", 0.925, lower_is_better=True),
-    _one("llama31_405b", "Llama 3.1 405B", 5.6, lower_is_better=True, runs=_THREE),
-    _one("llama31_8b", "Llama 3.1 8B", 3.3, lower_is_better=True),
-    _one("gpt_oss_20b", "GPT-OSS 20B", 3.34, lower_is_better=True),
-    _one("deepseekv3_671b", "DeepSeek-V3", 3.60, lower_is_better=True, runs=_THREE),
+    _one("llama2_70b_lora", "Llama 2 70B LoRA", 0.925, direction=Direction.LOSS),
+    _one("llama31_405b", "Llama 3.1 405B", 5.6, direction=Direction.LOSS, runs=_THREE),
+    _one("llama31_8b", "Llama 3.1 8B", 3.3, direction=Direction.LOSS),
+    _one("gpt_oss_20b", "GPT-OSS 20B", 3.34, direction=Direction.LOSS),
+    _one("deepseekv3_671b", "DeepSeek-V3", 3.60, direction=Direction.LOSS, runs=_THREE),
     _one("qwen35_397b_grpo", "Qwen3.5 GRPO", runs=_THREE),
 )
 BENCHMARKS = {benchmark.key: benchmark for benchmark in _ALL}
@@ -167,11 +188,6 @@ def find_benchmark(name: str) -> Benchmark | None:
     return BENCHMARKS.get(_ALIASES.get(key, key))
 
 
-def unknown_benchmark(name: str) -> Benchmark:
-    """A benchmark of somebody's own, scored like most."""
-    return _one(name, name)
-
-
-def required_files(benchmark: str) -> int | None:
-    """How many result files the official package checker wants of a benchmark, in every round alike."""
-    return get_result_file_counts("training").get(benchmark)
+def benchmark_called(name: str) -> Benchmark:
+    """The benchmark of a name; of one that the rules do not know, one that is scored like most."""
+    return find_benchmark(name) or _one(name, name)

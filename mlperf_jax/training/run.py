@@ -18,6 +18,7 @@ from mlperf_jax.parallel import distributed, unsplit
 from mlperf_jax.parallel.chips import find_chip
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.results import events, summary, system
+from mlperf_jax.results.disclosure import disclosed
 from mlperf_jax.results.folders import PICTURES, Run, Runs, write_bytes
 from mlperf_jax.training.checkpoints import Checkpoints, Position
 from mlperf_jax.training.engine import Engine
@@ -26,7 +27,7 @@ from mlperf_jax.training.loop import Outcome, Session, train
 from mlperf_jax.training.profile import Profile
 from mlperf_jax.training.progress import Progress
 from mlperf_jax.training.stop import StopSignal
-from mlperf_jax.workload import Notes, State, TrainedWorkload
+from mlperf_jax.workload import Notes, State, TrainedWorkload, config_file
 
 KEPT_CHECKPOINTS = 2
 
@@ -305,6 +306,7 @@ def _log_facts(
     system_name: str,
 ) -> None:
     """Everything that MLPerf's log wants to know before the clock starts."""
+    accumulation = workload.config.get("gradient_accumulation_steps", 1)
     events.log_preamble(
         log,
         benchmark=workload.benchmark,
@@ -312,7 +314,7 @@ def _log_facts(
         system=system_name,
         seed=run.seed,
         global_batch_size=workload.batch_size,
-        gradient_accumulation_steps=workload.config.get("gradient_accumulation_steps", 1),
+        gradient_accumulation_steps=accumulation,
         goals=workload.goals,
         train_samples=workload.num_train,
         eval_samples=workload.num_eval,
@@ -325,6 +327,15 @@ def _log_facts(
         log.event("weights_initialization", metadata={"tensor": name})
     log.event("precision", dataclasses.asdict(workload.policy))
     log.event("layout", {"strategy": layout.strategy.name, "mesh": dict(layout.mesh.shape)})
+    facts = disclosed(
+        workload.policy,
+        layout,
+        batch_size=workload.batch_size,
+        accumulation=accumulation,
+        config_file=config_file(type(workload)),
+    )
+    for key, value in facts.items():
+        log.event(key, value)
 
 
 def _clear_caches(preset: str) -> tuple[bool, str]:

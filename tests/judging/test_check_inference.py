@@ -7,6 +7,7 @@ the same trees.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from mlperf_jax.judging import compliance
 from mlperf_jax.judging.accuracy_log import read_answers
 from mlperf_jax.judging.tree import judge_tree
+from mlperf_jax.rounds.inference_rules import MODELS
 from tests.judging import planted_inference as planted
 
 REPOSITORY = os.environ.get("MLPERF_INFERENCE_REPOSITORY")
@@ -238,6 +240,108 @@ def test_other_answers_in_test01_must_be_as_good(tmp_path, clean, percent, passe
         assert official_passes(tmp_path) == passes
 
 
+def _as_model(root, clean, name, text, scenario="Offline", **told):
+    """The clean submission with one scenario under another benchmark's name, and what accuracy.txt says of it."""
+    shutil.copytree(clean, root, dirs_exist_ok=True)
+    model = root / "closed" / "Acme" / "results" / "acme-1" / "resnet50"
+    for other in ("SingleStream", "MultiStream"):
+        shutil.rmtree(model / other)
+    model = model.rename(model.with_name(name))
+    folder = (model / "Offline").rename(model / scenario)
+    planted.write(folder / "accuracy" / "accuracy.txt", f"{text}\nhash={'0' * 64}\n")
+    run = folder / "performance" / "run_1"
+    real = {"Interactive": "Server"}.get(scenario, scenario)
+    planted.run(run, planted.fields(real, "PerformanceOnly", **told))
+    report = judge_tree(root)
+    kinds = ("under-target", "over-limit", "accuracy", "sources-differ", "latency-bound")
+    return [(f.rule, f.severity, f.text) for f in report.findings if f.rule in kinds]
+
+
+# How the references print what the official checker's patterns look for.
+STATED = {
+    "accuracy": "accuracy={:.9f}%",
+    "f1": '{{"exact_match": 80.0, "f1": {:.9f}}}',
+    "mean": "Accuracy: mean = {:.9f}, kidney = 0.9347, tumor = 0.7887",
+    "mAP": "mAP={:.9f}%",
+    "AUC": "AUC={:.9f}%",
+    "lifetime_ne/rating": "metric/lifetime_ne/rating: {:.9f}",
+    "lifetime_gauc/rating": "metric/lifetime_gauc/rating: {:.9f}",
+    "lifetime_accuracy/rating": "metric/lifetime_accuracy/rating: {:.9f}",
+}
+
+
+def _stated(figures):
+    return "\n".join(
+        STATED.get(name, f"{{{{'{name}': {{:.9f}}}}}}").format(value) for name, value in figures.items()
+    )
+
+
+def _inside(limit):
+    return limit.least * 1.001 if limit.most == math.inf else limit.most * 0.999
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, model in MODELS.items() if model.last == "v6.1" and "interactive" not in name]
+)
+def test_every_accuracy_of_a_model_is_judged_on_both_sides(tmp_path, clean, name):
+    limits = MODELS[name].limits
+    good = {limit.name: _inside(limit) for limit in limits}
+    found = _as_model(tmp_path / "good", clean, name, _stated(good))
+    assert [f for f in found if f[1] == "error"] == []
+    for i, limit in enumerate(limits):
+        for rule, bound, outwards in (
+            ("under-target", limit.least, 0.9999),
+            ("over-limit", limit.most, 1.0001),
+        ):
+            if math.isfinite(bound):
+                bad = good | {limit.name: bound * outwards}
+                found = _as_model(tmp_path / f"{i}{rule}", clean, name, _stated(bad))
+                assert [f[0] for f in found if f[1] == "error"] == [rule], found
+        missing = {key: value for key, value in good.items() if key != limit.name}
+        found = _as_model(tmp_path / f"{i}missing", clean, name, _stated(missing))
+        severity = "error" if limit.stated else "warning"
+        assert ("accuracy", severity, f"{limit.name} is not stated.") in found
+
+
+def test_a_fid_of_90_fails(tmp_path, clean):
+    text = "Accuracy Results: {{'FID_SCORE': '{}', 'CLIP_SCORE': '31.75'}}"
+    assert _as_model(tmp_path / "good", clean, "stable-diffusion-xl", text.format("23.5")) == []
+    found = _as_model(tmp_path / "bad", clean, "stable-diffusion-xl", text.format("90.0"))
+    assert found == [("over-limit", "error", "FID_SCORE is 90, over the limit 23.9501.")]
+
+
+def test_a_bad_figure_behind_a_good_one_is_seen(tmp_path, clean):
+    found = _as_model(tmp_path, clean, "rgat", "accuracy=0.73%\naccuracy=0.70%")
+    assert [f[0] for f in found] == ["under-target"]
+
+
+def test_where_official_sources_part_both_are_told(tmp_path, clean):
+    told = "{{'exact_match': {}}} {{'tokens_per_sample': 3900.0}}"
+    rules = []
+    for i, figure in enumerate((80.0, 80.8, 81.5)):
+        found = _as_model(tmp_path / str(i), clean, "deepseek-r1", told.format(figure))
+        rules.append([f[:2] for f in found])
+        for _, _, text in found:
+            assert "submission checker" in text and "at least 81.0941 (inference_rules.adoc)" in text
+    assert rules == [[("under-target", "error")], [("sources-differ", "warning")], []]
+
+
+@pytest.mark.parametrize(
+    ("each_ms", "rules"),
+    [(14, []), (17, ["latency-limit", "sources-differ"]), (21, ["latency-limit"])],
+)
+def test_tokens_may_take_so_long(tmp_path, clean, each_ms, rules):
+    latencies = {
+        "result_first_token_99.00_percentile_latency_ns": 1_900_000_000,
+        "result_time_per_output_token_99.00_percentile_ns": each_ms * 1_000_000,
+    }
+    text = "{'exact_match': 83.0}, {'tokens_per_sample': 1000.0}"
+    found = _as_model(tmp_path, clean, "gpt-oss-120b", text, "Interactive", **latencies)
+    assert [f[0] for f in found] == [{"latency-limit": "over-limit"}.get(rule, rule) for rule in rules]
+    for _, _, text in found:
+        assert "inference_rules.adoc" in text
+
+
 def test_what_open_may_do(tmp_path):
     """Open needs no target, no compliance tests and not every scenario; but VALID runs."""
     model = planted.clean_submission(tmp_path, "open")
@@ -276,6 +380,28 @@ def test_samples_lost_and_counted_twice(tmp_path, samples, words, line):
     assert [(f.rule, f.line, f.path) for f in found] == [
         ("samples", line, folder / "accuracy" / "mlperf_log_accuracy.json")
     ]
+
+
+@pytest.mark.parametrize(
+    ("quality", "target", "direction", "texts"),
+    [
+        (0.95, 0.05, {"wer": "error"}, ["top-1 accuracy is 0.95, over the target 0.05."]),
+        (0.04, 0.05, {"wer": "error"}, []),
+        (0.95, 0.05, {"quality": "higher"}, []),
+        ({"e": 0.04, "l": 0.7}, {"e": 0.05, "l": 0.8}, {"e": "error", "l": "loss"}, []),
+        (
+            {"e": 0.04, "l": 0.9},
+            {"e": 0.05, "l": 0.8},
+            {"e": "error", "l": "loss"},
+            ["l is 0.9, over the target 0.8."],
+        ),
+        ({"e": 0.04}, {"e": 0.05, "l": 0.8}, {"e": "error", "l": "loss"}, ["l is nan, over the target 0.8."]),
+    ],
+)
+def test_figures_of_ours_that_fall_and_several(tmp_path, quality, target, direction, texts):
+    planted.own_results(tmp_path, quality=quality, quality_target=target, direction=direction)
+    found = [f for f in judge_tree(tmp_path).findings if f.rule == "under-target"]
+    assert [f.text for f in found] == texts
 
 
 def test_what_our_runs_say_of_themselves(tmp_path):

@@ -178,6 +178,47 @@ def test_too_few_runs_for_a_closed_score(tmp_path, caplog):
     assert "3 runs" in finding.text and "takes 5" in finding.text
 
 
+@pytest.mark.parametrize(
+    ("last", "rules"),
+    [
+        ({"BBOX": 0.378, "SEGM": 0.340}, set()),
+        ({"BBOX": 0.378, "SEGM": 0.330}, {"under-target"}),
+        ({"BBOX": 0.370, "SEGM": 0.340}, {"under-target"}),
+    ],
+)
+def test_mask_r_cnn_reaches_boxes_and_masks_by_one_evaluation(tmp_path, last, rules):
+    events = planted.clean_run("resnet", 1)
+    for event in events:
+        if event["key"] == "eval_accuracy":
+            event["value"] = {"BBOX": 0.38, "SEGM": 0.33}
+    of(events, "submission_benchmark")["value"] = "maskrcnn"
+    [event for event in events if event["key"] == "eval_accuracy"][-1]["value"] = last
+    planted.write_tree(tmp_path, "maskrcnn", {"result_0.txt": events})
+    assert {f.rule for f in judge_tree(tmp_path).findings} & {"under-target"} == rules
+
+
+@pytest.mark.parametrize(
+    ("last", "target", "rules"),
+    [
+        (0.057, 0.058, set()),
+        (0.95, 0.058, {"under-target"}),
+        (0.057, 0.9, {"target"}),
+        (0.057, 0.05, {"under-target"}),
+    ],
+)
+def test_an_error_rate_falls(tmp_path, last, target, rules):
+    """RNN-T by the rules: at most 0.058."""
+    events = planted.clean_run("resnet", 1)
+    for event in events:
+        if event["key"] == "eval_accuracy":
+            event["value"] = 0.95
+    of(events, "submission_benchmark")["value"] = "rnnt"
+    [event for event in events if event["key"] == "eval_accuracy"][-1]["value"] = last
+    events.insert(2, {**of(events, "seed"), "key": "quality_target", "value": target})
+    planted.write_tree(tmp_path, "rnnt", {"result_0.txt": events})
+    assert {f.rule for f in judge_tree(tmp_path).findings} & {"under-target", "target"} == rules
+
+
 def test_one_run_may_miss_the_target_and_two_may_not(tmp_path):
     def miss(events):
         _bad_quality(events)

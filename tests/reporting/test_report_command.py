@@ -231,3 +231,16 @@ def test_the_command_of_a_run_of_ours_is_shown(tmp_path):
     run.write_text(json.dumps({"command": ["python", "-m", "mlperf_jax.main", "--system=a b"]}))
     report.main([str(tmp_path / "tree"), f"--html={tmp_path}/p.html"])
     assert "python -m mlperf_jax.main &#x27;--system=a b&#x27;" in (tmp_path / "p.html").read_text()
+
+
+def test_several_figures_are_drawn_and_told_each(tmp_path):
+    for i in range(5):
+        text = trees.mllog_run(30.0 + i, benchmark="maskrcnn", qualities=({"BBOX": 0.38, "SEGM": 0.341},))
+        trees.write(
+            tmp_path / "training_results_v2.1" / "Acme" / "results" / "a" / "maskrcnn" / f"result_{i}.txt",
+            text,
+        )
+    assert report.main([str(tmp_path), f"--html={tmp_path / 'page.html'}"]) == 0
+    html = (tmp_path / "page.html").read_text()
+    assert html.count("Quality against time; orange") == 2
+    assert html.count("BBOX 0.38, SEGM 0.341") == 5

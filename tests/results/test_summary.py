@@ -1,27 +1,38 @@
-"""The end message and the score, against the official summarizer and values computed by hand."""
+"""The end message, against values computed by hand and what a report says of the same logs."""
 
-import dataclasses
 import json
-import math
-from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from mlperf_logging.result_summarizer.result_summarizer import _compute_olympic_average
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.goals import Direction, Goal, targets
 from mlperf_jax.results import events
-from mlperf_jax.results.summary import RunSummary, end_message, score, summarize
+from mlperf_jax.results.summary import end_message, summarize
+from mlperf_jax.rounds.collect import Reader
+
+TOP1 = (Goal("quality", 0.9, metric="top-1 accuracy"),)
+ERROR = Goal("wer", 0.05, Direction.ERROR, "word error rate")
+LOSS = Goal("loss", 0.8, Direction.LOSS, "cross-entropy")
 
 
-def write(path, *, seconds=120.0, status="success", quality=0.91, resumed=False, stop=True, **metadata):
+def write(
+    path,
+    *,
+    seconds=120.0,
+    status="success",
+    quality=0.91,
+    goals=TOP1,
+    benchmark="resnet",
+    resumed=False,
+    stop=True,
+    **metadata,
+):
     """A log with known times: 10 s of init, then `seconds` from run_start to run_stop, then one more."""
     with events.EventLog(path) as log:
-        log.event("submission_benchmark", "resnet", time_ms=0)
+        log.event("submission_benchmark", benchmark, time_ms=0)
         log.event("submission_platform", "box", time_ms=0)
         log.event("run_labels", events.run_labels("mini"), time_ms=0)
-        log.event("quality_target", 0.9, {"metric": "top-1 accuracy"}, time_ms=0)
+        log.event("quality_target", targets(goals), events.about_goals(goals, benchmark), time_ms=0)
         log.start("init_start", time_ms=1000)
         log.event("compile_time", 7.5, time_ms=9000)
         log.end("init_stop", time_ms=11000)
@@ -41,7 +52,7 @@ def write(path, *, seconds=120.0, status="success", quality=0.91, resumed=False,
 
 def test_a_run_is_summed_up_from_its_log(tmp_path):
     run = summarize(write(tmp_path / "result_0.txt"))
-    assert (run.status, run.quality, run.target, run.metric) == ("success", 0.91, 0.9, "top-1 accuracy")
+    assert (run.status, run.reached, run.figures, run.goals) == ("success", True, {"quality": 0.91}, TOP1)
     assert (run.time_to_train, run.whole_time, run.compile_time) == (120.0, 131.0, 7.5)
     assert run.throughput == pytest.approx(400.0)
     assert not run.resumed
@@ -73,73 +84,72 @@ def test_an_unfinished_and_an_empty_log_are_summed_up_too(tmp_path):
     assert "never evaluated" in end_message([empty])
 
 
+@pytest.mark.parametrize(
+    ("goals", "quality", "status", "said"),
+    [
+        ((ERROR,), 0.04, "success", "word error rate 0.0400, target 0.0500: reached"),
+        ((ERROR,), 0.95, "aborted", "word error rate 0.9500, target 0.0500: not reached"),
+        ((ERROR,), 0.95, "success", "word error rate 0.9500, target 0.0500: not reached"),
+        (
+            (ERROR, LOSS),
+            {"wer": 0.04, "loss": 0.7},
+            "success",
+            "word error rate 0.0400, target 0.0500; cross-entropy 0.7000, target 0.8000: reached",
+        ),
+        (
+            (ERROR, LOSS),
+            {"wer": 0.04, "loss": 0.9},
+            "aborted",
+            "word error rate 0.0400, target 0.0500; cross-entropy 0.9000, target 0.8000: not reached",
+        ),
+    ],
+)
+def test_figures_that_fall_and_several_of_them(tmp_path, goals, quality, status, said):
+    run = summarize(write(tmp_path / "r.txt", goals=goals, quality=quality, status=status, benchmark="toy"))
+    assert f"  quality        {said}" in end_message([run]).splitlines()
+
+
+def tree(root, seconds, **changes):
+    """Logs where a report looks for them."""
+    folder = root / "results" / "box" / changes.get("benchmark", "resnet")
+    return [write(folder / f"result_{i}.txt", seconds=s, **changes) for i, s in enumerate(seconds)]
+
+
+def test_the_command_and_the_report_have_one_score(tmp_path):
+    logs = tree(tmp_path, [100.0, 60.0, 600.0, 110.0, 120.0])
+    ((result,), _) = Reader().read([tmp_path])
+    assert result.score.minutes == pytest.approx(110 / 60)
+    message = end_message([summarize(log) for log in logs])
+    assert "  score          1.833 min (mean without the fastest and the slowest)" in message
+
+
+def test_fewer_runs_have_a_mean_and_no_score(tmp_path):
+    logs = tree(tmp_path, [100.0, 60.0, 600.0])
+    ((result,), _) = Reader().read([tmp_path])
+    assert (result.score.minutes, result.score.reason) == (None, "3 of 5 runs")
+    assert result.score.mean_minutes == pytest.approx(760 / 180)
+    assert end_message([summarize(log) for log in logs]).splitlines()[-2:] == [
+        "  no score       3 of 5 runs",
+        "  mean           4.222 min (of the 3 that converged, which is no score)",
+    ]
+    alone = end_message([summarize(logs[0])])
+    assert "  no score" not in alone and "  mean " not in alone
+
+
+def test_runs_that_missed_a_falling_target_have_no_mean(tmp_path):
+    logs = tree(tmp_path, [60.0] * 10, benchmark="toy", goals=(ERROR,), quality=0.95)
+    ((result,), _) = Reader().read([tmp_path])
+    assert (result.score.converged, result.score.minutes) == (0, None)
+    message = end_message([summarize(log) for log in logs])
+    assert message.splitlines()[-1] == "  no score       10 of 10 runs did not converge, the rules allow 1"
+
+
 def test_a_resumed_run_is_marked_and_not_scored(tmp_path):
-    runs = [summarize(write(tmp_path / f"result_{i}.txt", resumed=i == 0)) for i in range(3)]
+    runs = [summarize(write(tmp_path / f"result_{i}.txt", resumed=i == 0)) for i in range(5)]
     message = end_message(runs)
     assert "resumed: the time it was down is in it, no score" in message
-    assert "no score: 2 complete runs, and it takes 3" in message
-    assert "result_0.txt is left out (resumed)" in message
-
-
-def test_the_score_drops_the_fastest_and_the_slowest(tmp_path):
-    seconds = [100.0, 60.0, 600.0]
-    runs = [summarize(write(tmp_path / f"result_{i}.txt", seconds=s)) for i, s in enumerate(seconds)]
-    assert score(runs).minutes == pytest.approx(100 / 60)
-    assert score(runs).remarks == ("MLPerf requires 5 runs of resnet; these are 3",)
-    assert "score          1.667 min" in end_message(runs)
-
-
-def run(minutes, benchmark="resnet"):
-    """A converged run of so many minutes; None: one that missed its target."""
-    return RunSummary(
-        path=Path("result.txt"),
-        benchmark=benchmark,
-        system="box",
-        status="aborted" if minutes is None else "success",
-        reason=None,
-        quality=0.9,
-        target=0.9,
-        metric="accuracy",
-        time_to_train=1.0 if minutes is None else minutes * 60,
-        whole_time=None,
-        compile_time=None,
-        throughput=None,
-        resumed=False,
-        labels=(),
-    )
-
-
-def test_a_missed_target_counts_as_the_slowest_and_two_leave_no_score():
-    five = [run(3), run(1), run(2), run(4), run(None)]
-    assert score(five).minutes == pytest.approx(3.0)
-    assert score(five).remarks == ("a run that missed the target counts as the slowest",)
-    assert score([*five[:3], run(None), run(None)]) == dataclasses.replace(
-        score([]), remarks=("no score: 2 of 5 runs missed the target",)
-    )
-
-
-def test_unet3d_drops_four_at_each_end():
-    runs = [run(minutes, "unet3d") for minutes in range(1, 41)]
-    assert score(runs).minutes == pytest.approx(math.fsum(range(5, 37)) / 32)
-    assert score(runs).remarks == ()
-    assert score([run(1, "unet3d")] * 8).minutes is None
-
-
-def test_no_runs_have_no_score():
-    assert score([]).minutes is None
-
-
-@given(
-    st.lists(st.none() | st.floats(0.01, 1e4), min_size=3, max_size=12), st.sampled_from(["resnet", "unet3d"])
-)
-def test_the_score_is_the_official_summarizers(minutes, benchmark):
-    dropped = 4 if benchmark == "unet3d" else 1
-    missed = minutes.count(None)
-    official = None
-    if missed <= dropped:
-        official = _compute_olympic_average([m for m in minutes if m is not None], missed, dropped)
-    ours = score([run(m, benchmark) for m in minutes]).minutes
-    assert ours == (None if official is None else pytest.approx(official, rel=1e-9))
+    assert "no score       4 of 5 runs" in message
+    assert "result_0.txt was resumed and does not count" in message
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlperf_logging.result_summarizer.result_summarizer import _compute_olympic_average
 
 from mlperf_jax.rounds import training_rules
-from mlperf_jax.rounds.scoring import quality_target, reached, score_runs, winners
+from mlperf_jax.rounds.scoring import goals_of, reached, score_runs, winners
 from mlperf_jax.rounds.training_logs import Evaluation, Event, RunLog
 
 RESNET, BERT, UNET, NCF = (training_rules.BENCHMARKS[key] for key in ("resnet", "bert", "unet3d", "ncf"))
@@ -123,6 +124,21 @@ def test_against_brute_force(times):
         assert score.minutes == pytest.approx(expected)
 
 
+@given(
+    st.lists(st.none() | st.floats(0.01, 1e4), min_size=40, max_size=50),
+    st.sampled_from(["resnet", "unet3d"]),
+)
+def test_the_score_is_the_official_summarizers(minutes, key):
+    benchmark = training_rules.BENCHMARKS[key]
+    missed = minutes.count(None)
+    official = None
+    if missed <= benchmark.dropped:
+        finite = [m for m in minutes if m is not None]
+        official = _compute_olympic_average(finite, missed, benchmark.dropped)
+    ours = score_runs(runs(*(math.inf if m is None else m for m in minutes)), benchmark, "v2.1").minutes
+    assert ours == (None if official is None else pytest.approx(official, rel=1e-9))
+
+
 def test_without_a_word_the_last_quality_decides():
     low, high = (run(5.0, 0, None) for _ in range(2))
     low.evaluations, high.evaluations = [Evaluation(4, 0.748, 60)], [Evaluation(4, 0.75, 61)]
@@ -131,13 +147,75 @@ def test_without_a_word_the_last_quality_decides():
     assert reached(run(5.0, 0, None), RESNET, "v0.5")
 
 
+def target(log, benchmark, round_name):
+    (goal,) = goals_of(log, training_rules.BENCHMARKS[benchmark], round_name)
+    return goal.target
+
+
 def test_a_target_is_in_the_unit_of_the_log():
     log = run(5.0)
     log.evaluations = [Evaluation(1, 0.2, 1)]
-    assert quality_target(log, training_rules.BENCHMARKS["gnmt"], "v0.7") == pytest.approx(0.24)
+    assert target(log, "gnmt", "v0.7") == pytest.approx(0.24)
     log.evaluations = [Evaluation(1, 20.0, 1)]
-    assert quality_target(log, training_rules.BENCHMARKS["gnmt"], "v0.7") == 24.0
-    assert quality_target(run(5.0, quality_target=0.5), RESNET, "local") == 0.5
+    assert target(log, "gnmt", "v0.7") == 24.0
+    assert target(run(5.0, quality_target=0.5), "resnet", "local") == 0.5
+
+
+def own_run(status, found, targets, number=0, **about):
+    """A run of ours that evaluated once."""
+    log = run(5.0, number, status == "success", run_labels=["x"])
+    log.add(Event("quality_target", targets, about, 0.0))
+    log.evaluations = [Evaluation(4, found, 1)]
+    return log
+
+
+@pytest.mark.parametrize(
+    ("status", "found", "targets", "directions", "good"),
+    [
+        ("success", 0.04, 0.05, "error", True),
+        ("success", 0.95, 0.05, "error", False),
+        ("aborted", 0.95, 0.05, "error", False),
+        ("success", 0.95, 0.05, "higher", True),
+        ("success", {"e": 0.04, "loss": 0.7}, {"e": 0.05, "loss": 0.8}, {"e": "error", "loss": "loss"}, True),
+        (
+            "success",
+            {"e": 0.04, "loss": 0.9},
+            {"e": 0.05, "loss": 0.8},
+            {"e": "error", "loss": "loss"},
+            False,
+        ),
+        ("success", {"e": 0.04}, {"e": 0.05, "loss": 0.8}, {"e": "error", "loss": "loss"}, False),
+    ],
+)
+def test_a_run_of_ours_goes_by_the_directions_that_it_logged(status, found, targets, directions, good):
+    log = own_run(status, found, targets, direction=directions)
+    toy = training_rules.benchmark_called("toy")
+    assert reached(log, toy, "local") == good
+    logs = [own_run(status, found, targets, i, direction=directions) for i in range(10)]
+    assert score_runs(logs, toy, "local").converged == (10 if good else 0)
+
+
+def test_without_a_logged_direction_the_rules_tell_it():
+    rnnt = training_rules.BENCHMARKS["rnnt"]
+    assert reached(own_run("success", 0.057, 0.058), rnnt, "local")
+    assert not reached(own_run("success", 0.95, 0.058), rnnt, "local")
+    assert reached(own_run("success", 0.95, 0.9, direction="higher"), rnnt, "local")
+
+
+@pytest.mark.parametrize(
+    ("found", "good"),
+    [
+        ({"BBOX": 0.378, "SEGM": 0.340}, True),
+        ({"bbox": 0.378, "segm": 0.340}, True),
+        ({"BBOX": 0.378, "SEGM": 0.330}, False),
+        ({"BBOX": 0.370, "SEGM": 0.340}, False),
+        ({"BBOX": 0.378}, False),
+    ],
+)
+def test_mask_r_cnn_needs_boxes_and_masks(found, good):
+    log = run(5.0, 0, None)
+    log.evaluations = [Evaluation(3, {"BBOX": 0.4, "SEGM": 0.3}, 12), Evaluation(4, found, 13)]
+    assert reached(log, training_rules.BENCHMARKS["maskrcnn"], "v0.7") == good
 
 
 def test_a_lead_inside_the_known_variance_is_no_win():

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.reporting.timing import split_time
+from mlperf_jax.rounds import training_rules
+from mlperf_jax.rounds.reference_points import epochs_to_converge
 from mlperf_jax.rounds.training_logs import read_run
 from tests.reporting import result_trees as trees
 
@@ -75,6 +77,21 @@ def test_evaluations_have_their_minute_quality_and_epoch(tmp_path):
         "eval_accuracy", 1, {"BBOX": 0.38, "SEGM": 0.34}, epoch_num=3
     )
     assert read_run(trees.write(tmp_path / "m.txt", two)).evaluations[0].quality == 0.38
+
+
+def test_figures_logged_apart_are_of_one_evaluation(tmp_path):
+    """Stable Diffusion evaluates checkpoints afterwards, FID and CLIP each by a script of its own."""
+    text = trees.mllog("run_start", 0)
+    for metric, figures in (("FID", (120.0, 88.0, 80.0)), ("CLIP", (0.16, 0.14, 0.17))):
+        for step, figure in zip((512_000, 1_024_000, 1_536_000), figures, strict=True):
+            text += trees.mllog("eval_accuracy", step, figure, samples_count=step, metric=metric)
+    log = read_run(trees.write(tmp_path / "r.txt", text + trees.mllog("run_stop", 2e6, status="success")))
+    assert [e.found for e in log.evaluations] == [
+        {"FID": 120.0, "CLIP": 0.16},
+        {"FID": 88.0, "CLIP": 0.14},
+        {"FID": 80.0, "CLIP": 0.17},
+    ]
+    assert epochs_to_converge(log, training_rules.BENCHMARKS["stable_diffusion"], "v3.1") == 1_536_000
 
 
 def test_time_is_split_by_its_events(tmp_path):
