@@ -181,6 +181,8 @@ def _pictures(own: Mapping[Path, OwnRun]) -> Markup:
 
 
 def _ending(log: RunLog, result: Result, own: OwnRun | None) -> str:
+    if log.clock:
+        return log.clock
     if log.minutes is None:
         return own.state if own and own.state else "log ends early"
     word = "converged" if reached(log, result.rules, result.round) else "did not converge"

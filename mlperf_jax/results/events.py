@@ -23,6 +23,8 @@ from mlperf_logging.mllog.mllog import MLLogger
 from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Goal, targets
 from mlperf_jax.nested import plain
+from mlperf_jax.results.clock import WallClock
+from mlperf_jax.rounds.training_logs import CLOCK_MOVED
 from mlperf_jax.rounds.training_rules import LOCAL, UNVERIFIED, benchmark_called
 
 TOKEN = ":::MLLOG "
@@ -94,6 +96,7 @@ class EventLog(NullLog):
     ) -> None:
         self.path = Path(path)
         self._echo = echo
+        self._clock = WallClock()
         self._times: dict[str, int] = {}
         for event in kept or ():
             self._times.setdefault(event.key, event.time_ms)
@@ -101,8 +104,8 @@ class EventLog(NullLog):
         self._made = _LastLine()
         logger = logging.Logger(str(path), logging.INFO)
         logger.addHandler(self._made)
-        # stack_offset 3: past this class, to the line of the caller.
-        self._mllog = MLLogger(logger, default_stack_offset=3, root_dir=re.escape(str(_PROJECT)))
+        # stack_offset 4: past this class, to the line of the caller.
+        self._mllog = MLLogger(logger, default_stack_offset=4, root_dir=re.escape(str(_PROJECT)))
         begins = os.O_CREAT | os.O_EXCL if kept is None else 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,6 +136,11 @@ class EventLog(NullLog):
             self._file = -1
 
     def _log(self, kind: str, key: str, value: Any, metadata: Facts, time_ms: int | None) -> None:
+        if moved := self._clock.moved():
+            self._write("event", CLOCK_MOVED, moved, {"unit": "seconds"}, None)
+        self._write(kind, key, value, metadata, time_ms)
+
+    def _write(self, kind: str, key: str, value: Any, metadata: Facts, time_ms: int | None) -> None:
         self._made.text = ""
         getattr(self._mllog, kind)(key, plain(value), plain(metadata or {}), time_ms=time_ms)
         line = self._made.text

@@ -33,6 +33,7 @@ class RunSummary:
         time_to_train: run_start to run_stop, as the rules count.
         whole_time: first init_start (model building) to the last event.
         throughput: samples/s of training, evaluation not included.
+        clock: what is wrong with the clock that it was timed by, "" if nothing is known to be.
         resumed: whether the run was continued after a stop, its downtime within its times.
         labels: what must be said with any figure of it.
     """
@@ -48,6 +49,7 @@ class RunSummary:
     whole_time: float | None
     compile_time: float | None
     throughput: float | None
+    clock: str
     resumed: bool
     labels: tuple[str, ...]
 
@@ -64,7 +66,7 @@ def summarize(path: str | os.PathLike[str]) -> RunSummary:
     Raises:
         UserError: it cannot be read or is damaged, or a figure in it is of no sensible kind.
     """
-    events = read_events(path)
+    events, run = read_events(path), read_run(Path(path))
     first: dict[str, Event] = {}
     last: dict[str, Event] = {}
     for event in events:
@@ -90,10 +92,11 @@ def summarize(path: str | os.PathLike[str]) -> RunSummary:
             reason=stop.metadata.get("reason") if stop else None,
             figures=_figures(goals, last["eval_accuracy"]) if "eval_accuracy" in last else None,
             goals=goals,
-            time_to_train=seconds("run_start", stop),
+            time_to_train=None if run.minutes is None else 60 * run.minutes,
             whole_time=seconds("init_start", events[-1] if events else None),
             compile_time=None if value("compile_time") is None else float(value("compile_time")),
             throughput=_throughput([e.value for e in events if e.key == "tracked_stats"]),
+            clock=run.clock,
             resumed="resumed" in first,
             labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
         )
@@ -152,8 +155,9 @@ def _score_lines(runs: Sequence[RunSummary]) -> list[str]:
 def _run_lines(run: RunSummary) -> list[str]:
     lines = [_line("result file", str(run.path)), _line("quality", _quality(run))]
     if run.time_to_train is not None:
-        resumed = ", resumed: the time it was down is in it, no score" if run.resumed else ""
-        lines.append(_line("time to train", f"{_time(run.time_to_train)} (run_start to run_stop{resumed})"))
+        notes = ", resumed: the time it was down is in it, no score" if run.resumed else ""
+        notes += f"; the run {run.clock}, without which this is counted, no score" if run.clock else ""
+        lines.append(_line("time to train", f"{_time(run.time_to_train)} (run_start to run_stop{notes})"))
     if run.whole_time is not None:
         compiling = "" if run.compile_time is None else f", of which compilation {run.compile_time:.1f} s"
         lines.append(_line("whole time", f"{_time(run.whole_time)} (model building to end{compiling})"))

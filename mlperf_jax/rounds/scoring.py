@@ -106,6 +106,8 @@ def _minutes(log: RunLog, benchmark: Benchmark, round_name: str) -> float:
 def _left_out(log: RunLog) -> str:
     if log.resumed:
         return "was resumed"
+    if log.clock:
+        return log.clock
     return "is unfinished" if log.ours and log.minutes is None else ""
 
 

@@ -19,7 +19,7 @@ import math
 import re
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,11 @@ KEYS = frozenset(
     b"""run_start run_stop init_start init_stop eval_start eval_stop eval_accuracy eval_error eval_result
     eval_target quality_target global_batch_size gradient_accumulation_steps train_samples
     submission_benchmark submission_division submission_org submission_platform submission_status
-    opt_base_learning_rate opt_name seed compile_time run_labels resumed""".split()
+    opt_base_learning_rate opt_name seed compile_time run_labels resumed clock_moved""".split()
 )
-_REPEATED = ("eval_start", "eval_stop", "eval_accuracy", "eval_error", "eval_result")
+CLOCK_MOVED = "clock_moved"
+"""A log of ours says so where the wall clock was set, by how many seconds; the events before keep their times."""
+_REPEATED = (CLOCK_MOVED, "eval_start", "eval_stop", "eval_accuracy", "eval_error", "eval_result")
 _STATS = (b"tracked_stats", b"throughput")
 _CHUNK = 8 << 20
 _LONGEST_LINE = 1 << 20
@@ -123,7 +125,9 @@ class RunLog:
     Attributes:
         format: "MLPv0.5.0", "MLL" or "MLLOG".
         events: the events of `KEYS` in order of the lines; what happens once is there once, as first logged.
-        minutes: run_start to run_stop.
+        minutes: run_start to run_stop, as far as the log knows without what the clock was set by.
+        clock: what is wrong with the clock that it was timed by, as "ran under a clock that was set back"; "" if
+            nothing is known to be.
         converged: whether the run reached its target; None where the log does not say.
         evaluations: in order.
         throughput: from `tracked_stats` or `throughput`.
@@ -134,6 +138,7 @@ class RunLog:
     format: str
     events: list[Event]
     minutes: float | None = None
+    clock: str = ""
     converged: bool | None = None
     evaluations: list[Evaluation] = dataclasses.field(default_factory=list)
     throughput: Throughput = dataclasses.field(default_factory=Throughput)
@@ -355,10 +360,34 @@ def _interpret(log: RunLog) -> None:
             Evaluation((one.event.time_ms - start) / 60_000, one.found, one.epoch)
             for one in evaluations(log.events)
         ]
-        if stop is not None and stop.time_ms > start:
-            log.minutes = (stop.time_ms - start) / 60_000
+        if stop is not None:
+            moved = clock_moved(log.events, stop.line)
+            seconds = (stop.time_ms - start) / 1000 - moved
+            log.minutes = seconds / 60 if seconds > 0 else None
+            log.clock = _clock(moved, seconds)
             log.converged = _success(stop)
     _offline_evaluation(log)
+
+
+def clock_moved(events: Iterable[Event], last_line: int) -> float:
+    """Seconds that the clock was set forward by in the events between `run_start` and a line."""
+    total, running = 0.0, False
+    for event in events:
+        if event.key == "run_start":
+            running = True
+        elif event.key == CLOCK_MOVED and running and event.line <= last_line:
+            total += number(event.value) or 0.0
+    return total
+
+
+def _clock(moved: float, seconds: float) -> str:
+    if moved:
+        return f"ran under a clock that was set {'forward' if moved > 0 else 'back'} by {abs(moved):,.1f} s"
+    return (
+        ""
+        if seconds > 0
+        else f"ran under a clock that was set back: it ends {-seconds:,.1f} s before it begins"
+    )
 
 
 def _success(stop: Event) -> bool | None:
