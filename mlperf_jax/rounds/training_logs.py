@@ -138,11 +138,11 @@ class RunLog:
     format: str
     events: list[Event]
     minutes: float | None = None
-    clock: str = ""
     converged: bool | None = None
     evaluations: list[Evaluation] = dataclasses.field(default_factory=list)
     throughput: Throughput = dataclasses.field(default_factory=Throughput)
     damaged: int = 0
+    clock: str = ""
     _once: dict[str, Event] = dataclasses.field(default_factory=dict)
 
     def add(self, event: Event) -> None:
