@@ -17,7 +17,7 @@ from mlperf_jax.goals import Goal, figures, reached
 from mlperf_jax.results.events import Event, read_events
 from mlperf_jax.rounds.qualities import told_goals
 from mlperf_jax.rounds.scoring import score_runs
-from mlperf_jax.rounds.training_logs import read_run
+from mlperf_jax.rounds.training_logs import RunLog, read_run
 from mlperf_jax.rounds.training_rules import LOCAL, benchmark_called
 
 
@@ -66,7 +66,8 @@ def summarize(path: str | os.PathLike[str]) -> RunSummary:
     Raises:
         UserError: it cannot be read or is damaged, or a figure in it is of no sensible kind.
     """
-    events, run = read_events(path), read_run(Path(path))
+    events = read_events(path)
+    run = read_run(Path(path)) if events else RunLog(Path(path), "", [])
     first: dict[str, Event] = {}
     last: dict[str, Event] = {}
     for event in events:
