@@ -126,20 +126,29 @@ def _throughput(stats: list[dict]) -> float | None:
     return sum(float(s["samples"]) for s in stats) / seconds if seconds > 0 else None
 
 
-def end_message(runs: Sequence[RunSummary]) -> str:
-    """What to print at the end of a command that made `runs`, in several lines."""
+def end_message(runs: Sequence[RunSummary], logs: Sequence[Path] = ()) -> str:
+    """What to print at the end of a command, in several lines.
+
+    Args:
+        runs: that the command made.
+        logs: of all finished runs of the same config in the folder, these among them; the score is theirs.
+    """
     lines = []
     for run in runs:
         lines += [f"{run.benchmark} on {run.system} ({'; '.join(run.labels)})", *_run_lines(run), ""]
-    if len(runs) > 1:
-        lines += _score_lines(runs)
+    logs = logs or [run.path for run in runs]
+    if len(logs) > len(runs):
+        others = f"{len(logs)} with this config in {logs[0].parent}, of which this command made {len(runs)}"
+        lines.append(_line("runs", others))
+    if len(logs) > 1:
+        lines += _score_lines(runs[0].benchmark, logs)
     return "\n".join(lines).rstrip()
 
 
-def _score_lines(runs: Sequence[RunSummary]) -> list[str]:
+def _score_lines(benchmark_name: str, logs: Sequence[Path]) -> list[str]:
     """The score by the rules, as a report has it; else why there is none, and the mean that there is."""
-    benchmark = benchmark_called(runs[0].benchmark)
-    score = score_runs([read_run(run.path) for run in runs], benchmark, LOCAL)
+    benchmark = benchmark_called(benchmark_name)
+    score = score_runs([read_run(path) for path in logs], benchmark, LOCAL)
     if score.minutes is not None:
         ends = "the fastest and the slowest" if benchmark.dropped == 1 else f"{benchmark.dropped} at each end"
         lines = [_line("score", f"{score.minutes:.3f} min (mean without {ends})")]

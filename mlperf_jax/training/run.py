@@ -65,6 +65,8 @@ class TrainOptions:
 def train_command(workload: TrainedWorkload, layout: Layout, options: TrainOptions) -> int:
     """Trains until `options.runs` runs are finished, and tells how they ended.
 
+    A command that was stopped is taken up where it was: the same one finishes its runs, and begins no more.
+
     Returns:
         The exit status: 0 if every run reached the target.
 
@@ -82,19 +84,34 @@ def train_command(workload: TrainedWorkload, layout: Layout, options: TrainOptio
             jax.devices(), name=name, preset=options.preset, submitter=options.org, labels=_labels(workload)
         )
         system.write_system(runs.system_path, description)
-    finished: list[Run] = []
+    made: list[Run] = []
     reached = True
     with StopSignal() as stop, runs:
-        for _ in range(options.runs):
+        series: dict[str, int] = {}
+        while not series or _finished(runs, series) < options.runs:
             run = _claim(runs, workload, layout, options)
+            series = series or _series(run, options.runs)
             if first:
-                run.update(command=options.command)
+                run.update(command=options.command, series=series)
             outcome = _one_run(workload, layout, run, options, name, stop)
             reached &= outcome.status == "success"
-            finished.append(run)
+            made.append(run)
     if first:
-        print("\n" + summary.end_message([summary.summarize(run.log_path) for run in finished]))
+        alike = [run.log_path for run in runs.all() if run.finished and run.config == made[-1].config]
+        print("\n" + summary.end_message([summary.summarize(run.log_path) for run in made], alike))
     return 0 if reached else 1
+
+
+def _series(run: Run, count: int) -> dict[str, int]:
+    """The runs that a command makes, as their statuses name them: those of a stopped one, or new ones."""
+    stopped = run.status.get("series")
+    if isinstance(stopped, dict) and stopped.get("runs") == count:
+        return stopped
+    return {"first": run.index, "runs": count}
+
+
+def _finished(runs: Runs, series: dict[str, int]) -> int:
+    return sum(run.finished and run.status.get("series") == series for run in runs.all())
 
 
 def _agree(workload: TrainedWorkload, layout: Layout, options: TrainOptions) -> None:

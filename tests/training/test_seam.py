@@ -179,10 +179,10 @@ def test_layouts_agree_with_one_device(engine, strategy):
 # Through the train command.
 
 
-def command(folder, **changes):
-    """Trains for two epochs at most; returns the run's folder, log and status."""
+def command(folder, runs=1, **changes):
+    """Trains for two epochs at most; returns the run's folder and the status."""
     workload = toys.make(toys_text.Tagger, "float64", max_epochs=2, target__error=0.0, **changes)
-    options = run.TrainOptions("mini", folder, system="here", seed=7, command=("train",))
+    options = run.TrainOptions("mini", folder, system="here", seed=7, runs=runs, command=("train",))
     status = run.train_command(workload, single_device_layout(), options)
     return folder / "mini" / "runs" / "here" / "toy_tagger" / "run_0", status
 
@@ -230,3 +230,21 @@ def test_a_run_refuses_other_frozen_weights_than_it_began_with(tmp_path, monkeyp
     )
     with pytest.raises(UserError, match="is not what it began with"):
         command(tmp_path)
+
+
+def test_a_series_of_runs_that_was_stopped_is_finished_and_no_more(tmp_path, monkeypatch, capsys):
+    """Three runs, stopped in the third: the same command makes that one, and the next one three more."""
+    asked = itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(StopSignal, "requested", lambda self: next(asked) > 40)
+        with pytest.raises(Stopped):
+            command(tmp_path, runs=3)
+    folder = tmp_path / "mini" / "runs" / "here" / "toy_tagger"
+    assert len(list(folder.glob("run_*"))) == 3
+    command(tmp_path, runs=3)
+    assert len(list(folder.glob("run_*"))) == 3
+    told = capsys.readouterr().out
+    assert "3 with this config in" in told and "of which this command made 1" in told
+    assert "2 of 10 runs" in told and "result_2.txt was resumed and does not count" in told
+    command(tmp_path, runs=3)
+    assert len(list(folder.glob("run_*"))) == 6
