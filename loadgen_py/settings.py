@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import enum
-import operator
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -20,7 +19,16 @@ from mlperf_jax.errors import UserError
 _NS_PER_MS = 1_000_000
 
 
-class TestScenario(enum.IntEnum):
+class _Choice(enum.Enum):
+    """As in the official package: `int` gives the number, which the choice is not equal to."""
+
+    def __int__(self) -> int:
+        return int(self.value)
+
+    __index__ = __hash__ = __int__
+
+
+class TestScenario(_Choice):
     """How queries arrive."""
 
     __test__ = False  # not a pytest class
@@ -30,7 +38,7 @@ class TestScenario(enum.IntEnum):
     Offline = 3
 
 
-class TestMode(enum.IntEnum):
+class TestMode(_Choice):
     """What is measured."""
 
     __test__ = False
@@ -40,7 +48,7 @@ class TestMode(enum.IntEnum):
     FindPeakPerformance = 3
 
 
-class LoggingMode(enum.IntEnum):
+class LoggingMode(_Choice):
     """Kept for scripts that set it: logs are always written at the end of each phase."""
 
     AsyncPoll = 0
@@ -48,9 +56,76 @@ class LoggingMode(enum.IntEnum):
     Synchronous = 2
 
 
+class FieldTypeError(UserError, TypeError):
+    """A value that a field of the settings does not take."""
+
+
+def _as_number(value: Any, *methods: str) -> Any:
+    """`value` if its type has one of the `methods`: no text is taken for the number in it."""
+    if not any(method in vars(kind) for kind in type(value).__mro__ for method in methods):
+        raise TypeError
+    return value
+
+
+def _whole(value: Any, bounds: range) -> int:
+    """Any number but `float`, without what follows the point, as the official package takes it."""
+    whole = int(_as_number(value, "__int__", "__index__"))
+    if isinstance(value, float) or whole not in bounds:
+        raise TypeError
+    return whole
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes | bytearray):
+        return value.decode(errors="surrogateescape")
+    return str(_instance(value, str))
+
+
+def _instance(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError
+    return value
+
+
+_FIELD_TYPES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "int": (lambda value: _whole(value, range(1 << 64)), "a whole number from 0 to 2**64 - 1"),
+    "Int32": (lambda value: _whole(value, range(-1 << 31, 1 << 31)), "a whole number of 32 bits"),
+    "float": (lambda value: float(_as_number(value, "__float__", "__index__")), "a number"),
+    "bool": (lambda value: bool(_as_number(value, "__bool__")), "True or False"),
+    "str": (_text, "text"),
+    "TestScenario": (lambda value: _instance(value, TestScenario), "a TestScenario"),
+    "TestMode": (lambda value: _instance(value, TestMode), "a TestMode"),
+    "LoggingMode": (lambda value: _instance(value, LoggingMode), "a LoggingMode"),
+    "LogOutputSettings": (
+        lambda value: copy.copy(_instance(value, LogOutputSettings)),
+        "a LogOutputSettings, of which a copy is kept",
+    ),
+}  # declared type -> (how a value is taken over, what to ask for instead)
+
+Int32 = int
+
+
+class _TypedFields:
+    """Fields take what the official package takes for their types, and nothing else."""
+
+    __slots__ = ()
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        field = self.__dataclass_fields__.get(name)
+        if field is not None:
+            convert, wanted = _FIELD_TYPES[str(field.type)]
+            try:
+                value = convert(value)
+            except (TypeError, ValueError, OverflowError):
+                text = f"{type(self).__name__}.{name} is {value!r}; give {wanted}."
+                raise FieldTypeError(text) from None
+        object.__setattr__(self, name, value)
+
+
 @dataclasses.dataclass(slots=True)
-class TestSettings:
-    """The settings of one test, all of them writable.
+class TestSettings(_TypedFields):
+    """The settings of one test, all of them writable; `FieldTypeError` for a value of a wrong type.
 
     Times are in the unit that the name ends with (`ttft_latency` and `tpot_latency` in
     ns); a limit of 0 means no limit.
@@ -69,7 +144,7 @@ class TestSettings:
     server_target_latency_ns: int = 100_000_000
     server_target_latency_percentile: float = 0.99
     server_coalesce_queries: bool = False
-    server_find_peak_qps_decimals_of_precision: int = 1
+    server_find_peak_qps_decimals_of_precision: Int32 = 1
     server_find_peak_qps_boundary_step_size: float = 1.0
     server_max_async_queries: int = 0
     server_num_issue_query_threads: int = 0
@@ -128,12 +203,12 @@ class TestSettings:
         before = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         found, status = conf.read_fields(str(path), model, scenario, conf_type, before)
         for name, value in found.items():
-            setattr(self, name, TestMode(int(value)) if name == "mode" else value)
+            setattr(self, name, TestMode(value) if name == "mode" else value)
         return status
 
 
 @dataclasses.dataclass(slots=True)
-class LogOutputSettings:
+class LogOutputSettings(_TypedFields):
     """Where the logs go: `outdir/prefix[datetime_]{summary,detail,...}suffix.{txt,json}`."""
 
     outdir: str = "."
@@ -145,7 +220,7 @@ class LogOutputSettings:
 
 
 @dataclasses.dataclass(slots=True)
-class LogSettings:
+class LogSettings(_TypedFields):
     """How logs are written; unlike the official default, tracing is off."""
 
     log_output: LogOutputSettings = dataclasses.field(default_factory=LogOutputSettings)
@@ -179,11 +254,11 @@ class EffectiveSettings:
 
     @property
     def scenario(self) -> TestScenario:
-        return TestScenario(self.requested.scenario)
+        return self.requested.scenario
 
     @property
     def mode(self) -> TestMode:
-        return TestMode(self.requested.mode)
+        return self.requested.mode
 
     @property
     def min_duration_ns(self) -> int:
@@ -207,37 +282,12 @@ class EffectiveSettings:
         return requested.accuracy_log_sampling_target / max(expected, minimum)
 
 
-_FIELD_TYPES: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "int": (operator.index, "a whole number of at least 0"),
-    "float": (float, "a number"),
-    "bool": (bool, "bool"),
-    "TestScenario": (TestScenario, "TestScenario"),
-    "TestMode": (TestMode, "TestMode"),
-}  # declared type -> (how a value is taken over, what to ask for instead)
-
-
-def _checked_types(settings: TestSettings) -> TestSettings:
-    """A copy whose fields have their declared types; `UserError` names a field that cannot."""
-    settings = copy.copy(settings)
-    for field in dataclasses.fields(settings):
-        value, declared = getattr(settings, field.name), str(field.type)
-        convert, wanted = _FIELD_TYPES[declared]
-        try:
-            value = convert(value)
-            if declared == "int" and value < 0:
-                raise ValueError
-        except (TypeError, ValueError):
-            raise UserError(f"TestSettings.{field.name} is {value!r}; give {wanted}.") from None
-        setattr(settings, field.name, value)
-    return settings
-
-
 def resolve(requested: TestSettings, performance_count: int, total_count: int) -> EffectiveSettings:
     """The effective settings for a library of `total_count` samples, `performance_count` in memory.
 
     Raises `UserError` where the official package would loop for ever or crash.
     """
-    requested = _checked_types(requested)
+    requested = copy.copy(requested)
     scenario = requested.scenario
     problems: list[str] = []
     performance_sample_count = requested.performance_sample_count_override or performance_count
