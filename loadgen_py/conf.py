@@ -81,6 +81,8 @@ def read_fields(
         if errors:
             _pending_errors.extend(errors)
             return found, -errno.EINVAL
+        if scenario not in _SCENARIOS:
+            ignored.append(f"read for {scenario}, which is no scenario; write one of {', '.join(_SCENARIOS)}")
         for text in ignored + _never_read(values, conf_type):
             _warn(f"{path}: {text}")
     reader = _Reader(values, model, scenario, {**before, **found})

@@ -83,7 +83,7 @@ def _text(value: Any) -> str:
 
 def _instance(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
-        raise TypeError
+        raise TypeError(f"{value!r} is not of type {kind.__name__}.")
     return value
 
 
@@ -201,7 +201,8 @@ class TestSettings(_TypedFields):
         negative errno of a file that cannot be read (-2) or understood (-22).
         """
         before = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        found, status = conf.read_fields(str(path), model, scenario, conf_type, before)
+        names = (_text(path), _text(model), _text(scenario))
+        found, status = conf.read_fields(*names, conf_type, before)
         for name, value in found.items():
             setattr(self, name, TestMode(value) if name == "mode" else value)
         return status

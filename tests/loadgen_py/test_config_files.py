@@ -205,6 +205,13 @@ def test_a_line_that_sets_nothing_is_a_warning_and_no_more(line, conf_type, tmp_
     assert result.valid and not result.errors and not systems.errors(tmp_path)
 
 
+def test_a_scenario_that_is_none_is_a_warning(tmp_path):
+    path = tmp_path / "user.conf"
+    path.write_text("*.Offline.min_query_count = 20\n")
+    assert lg.TestSettings().FromConfig(str(path), "resnet50", "offline", conf.AUDIT) == 0
+    assert any("read for offline, which is no scenario" in text for text in conf.take_pending_warnings())
+
+
 def test_lines_that_are_read_are_no_warnings(tmp_path):
     path = tmp_path / "user.conf"
     path.write_text("\n".join(HEARD))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import textwrap
@@ -75,6 +76,23 @@ def test_the_keyboard_interrupts_from_any_issuing_thread(threads, timeout_ms, tm
     result = _run(tmp_path, answer, "Server", "AccuracyOnly", **fields)
     assert result.interrupted
     _check_invalid(result, tmp_path, "Interrupted by the user")
+
+
+def test_a_handler_of_a_signal_ends_the_run(tmp_path):
+    def answer(responses, ids, indices):
+        time.sleep(0.001)
+        systems.echo(responses, ids, indices)
+
+    before = signal.signal(signal.SIGALRM, lambda *_: _raise(SystemExit(143)))
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        result = _run(
+            tmp_path, answer, "Server", "PerformanceOnly", sut_timeout_ms=5000, min_query_count=2000
+        )
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    _check_invalid(result, tmp_path, "A signal's handler raised SystemExit: 143")
 
 
 class _Ends(systems.System):

@@ -178,6 +178,9 @@ def test_log_output_is_taken_over_as_a_copy(official):
             lg.ConstructSUT(print, print), lg.ConstructQSL(8, 8, print, print), lg.TestSettings(), None
         ),
         lambda lg: lg.TestSettings().FromConfig("user.conf", "bert"),
+        lambda lg: lg.TestSettings().FromConfig("user.conf", "bert", lg.TestScenario.Offline),
+        lambda lg: lg.TestSettings().FromConfig("user.conf", None, "Offline"),
+        lambda lg: lg.TestSettings().FromConfig(pathlib.Path("user.conf"), "bert", "Offline"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(construct, official, tmp_path, monkeypatch):
