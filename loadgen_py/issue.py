@@ -78,22 +78,18 @@ def issue_queries(phase: Phase, sut: SystemUnderTest | CallbackSut) -> None:
     With a time-out the queries come from a thread of their own, because a call that hangs
     cannot be taken back, only left behind. Never raises: see `Phase.broken`.
     """
-    with _rare_collections():
-        _issue_watched(phase, sut)
-
-
-def _issue_watched(phase: Phase, sut: SystemUnderTest | CallbackSut) -> None:
     timeout_ms = phase.settings.requested.sut_timeout_ms
-    if not timeout_ms:
-        _guarded(phase, sut)
-        return
-    worker = threading.Thread(target=_guarded, args=(phase, sut), name="loadgen-issue", daemon=True)
-    worker.start()
-    try:
-        _watch(phase, worker, timeout_ms / 1000)
-    except BaseException as error:
-        _break_off(phase, error, "A signal's handler")
-        worker.join(timeout=1.0)
+    with _rare_collections():
+        if not timeout_ms:
+            _guarded(phase, sut)
+            return
+        worker = threading.Thread(target=_guarded, args=(phase, sut), name="loadgen-issue", daemon=True)
+        worker.start()
+        try:
+            _watch(phase, worker, timeout_ms / 1000)
+        except BaseException as error:
+            _break_off(phase, error, "A signal's handler")
+            worker.join(timeout=1.0)
 
 
 def _guarded(phase: Phase, sut: SystemUnderTest | CallbackSut) -> None:

@@ -9,26 +9,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import enum
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from loadgen_py import conf
+from loadgen_py.fields import Choice, Int32, TypedFields, as_text
 from mlperf_jax.errors import UserError
 
 _NS_PER_MS = 1_000_000
 
 
-class _Choice(enum.Enum):
-    """As in the official package: `int` gives the number, which the choice is not equal to."""
-
-    def __int__(self) -> int:
-        return int(self.value)
-
-    __index__ = __hash__ = __int__
-
-
-class TestScenario(_Choice):
+class TestScenario(Choice):
     """How queries arrive."""
 
     __test__ = False  # not a pytest class
@@ -38,7 +28,7 @@ class TestScenario(_Choice):
     Offline = 3
 
 
-class TestMode(_Choice):
+class TestMode(Choice):
     """What is measured."""
 
     __test__ = False
@@ -48,7 +38,7 @@ class TestMode(_Choice):
     FindPeakPerformance = 3
 
 
-class LoggingMode(_Choice):
+class LoggingMode(Choice):
     """Kept for scripts that set it: logs are always written at the end of each phase."""
 
     AsyncPoll = 0
@@ -56,75 +46,8 @@ class LoggingMode(_Choice):
     Synchronous = 2
 
 
-class FieldTypeError(UserError, TypeError):
-    """A value that a field of the settings does not take."""
-
-
-def _as_number(value: Any, *methods: str) -> Any:
-    """`value` if its type has one of the `methods`: no text is taken for the number in it."""
-    if not any(method in vars(kind) for kind in type(value).__mro__ for method in methods):
-        raise TypeError
-    return value
-
-
-def _whole(value: Any, bounds: range) -> int:
-    """Any number but `float`, without what follows the point, as the official package takes it."""
-    whole = int(_as_number(value, "__int__", "__index__"))
-    if isinstance(value, float) or whole not in bounds:
-        raise TypeError
-    return whole
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bytes | bytearray):
-        return value.decode(errors="surrogateescape")
-    return str(_instance(value, str))
-
-
-def _instance(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"{value!r} is not of type {kind.__name__}.")
-    return value
-
-
-_FIELD_TYPES: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "int": (lambda value: _whole(value, range(1 << 64)), "a whole number from 0 to 2**64 - 1"),
-    "Int32": (lambda value: _whole(value, range(-1 << 31, 1 << 31)), "a whole number of 32 bits"),
-    "float": (lambda value: float(_as_number(value, "__float__", "__index__")), "a number"),
-    "bool": (lambda value: bool(_as_number(value, "__bool__")), "True or False"),
-    "str": (_text, "text"),
-    "TestScenario": (lambda value: _instance(value, TestScenario), "a TestScenario"),
-    "TestMode": (lambda value: _instance(value, TestMode), "a TestMode"),
-    "LoggingMode": (lambda value: _instance(value, LoggingMode), "a LoggingMode"),
-    "LogOutputSettings": (
-        lambda value: copy.copy(_instance(value, LogOutputSettings)),
-        "a LogOutputSettings, of which a copy is kept",
-    ),
-}  # declared type -> (how a value is taken over, what to ask for instead)
-
-Int32 = int
-
-
-class _TypedFields:
-    """Fields take what the official package takes for their types, and nothing else."""
-
-    __slots__ = ()
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        field = self.__dataclass_fields__.get(name)
-        if field is not None:
-            convert, wanted = _FIELD_TYPES[str(field.type)]
-            try:
-                value = convert(value)
-            except (TypeError, ValueError, OverflowError):
-                text = f"{type(self).__name__}.{name} is {value!r}; give {wanted}."
-                raise FieldTypeError(text) from None
-        object.__setattr__(self, name, value)
-
-
 @dataclasses.dataclass(slots=True)
-class TestSettings(_TypedFields):
+class TestSettings(TypedFields):
     """The settings of one test, all of them writable; `FieldTypeError` for a value of a wrong type.
 
     Times are in the unit that the name ends with (`ttft_latency` and `tpot_latency` in
@@ -201,7 +124,7 @@ class TestSettings(_TypedFields):
         negative errno of a file that cannot be read (-2) or understood (-22).
         """
         before = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        names = (_text(path), _text(model), _text(scenario))
+        names = (as_text(path), as_text(model), as_text(scenario))
         found, status = conf.read_fields(*names, conf_type, before)
         for name, value in found.items():
             setattr(self, name, TestMode(value) if name == "mode" else value)
@@ -209,7 +132,7 @@ class TestSettings(_TypedFields):
 
 
 @dataclasses.dataclass(slots=True)
-class LogOutputSettings(_TypedFields):
+class LogOutputSettings(TypedFields):
     """Where the logs go: `outdir/prefix[datetime_]{summary,detail,...}suffix.{txt,json}`."""
 
     outdir: str = "."
@@ -221,7 +144,7 @@ class LogOutputSettings(_TypedFields):
 
 
 @dataclasses.dataclass(slots=True)
-class LogSettings(_TypedFields):
+class LogSettings(TypedFields):
     """How logs are written; unlike the official default, tracing is off."""
 
     log_output: LogOutputSettings = dataclasses.field(default_factory=LogOutputSettings)
