@@ -33,7 +33,8 @@ class FieldTypeError(UserError, TypeError):
 class TypedFields:
     """The base of a dataclass whose fields raise `FieldTypeError` when a value of a wrong type is assigned.
 
-    Fields are of a `Choice`, of another such dataclass, of which a copy is kept, both of the same module, or of a type in `_CONVERSIONS`.
+    A field is of a type in `_CONVERSIONS`, or of a `Choice` or another such dataclass of the same module;
+    of those a copy is kept.
     """
 
     __slots__ = ()

@@ -436,6 +436,32 @@ def test_through_the_official_package(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("ending", [SystemExit(3), KeyboardInterrupt(), ValueError()], ids=repr)
+@pytest.mark.parametrize("mode", MODES)
+def test_ends_a_thread_of_a_batching_system(mode, ending, tmp_path):
+    from loadgen_py.jax_sut import BatchingSut
+
+    class Model:
+        seconds = {1: 0.001, 4: 0.002}
+        slots = np.arange(64)
+        started = 0
+
+        def start(self, slots):
+            self.started += 1
+            if self.started == 3:
+                raise ending
+            return slots
+
+        def entries(self, slots, answers):
+            return answers
+
+    model = Model()
+    with BatchingSut("batching", [model], model) as system:
+        result = _run(tmp_path, system, "Server", mode, sut_timeout_ms=2000)
+    words = "Interrupted" if isinstance(ending, KeyboardInterrupt) else f"raised {type(ending).__name__}"
+    _check_invalid(result, tmp_path, words)
+
+
 # Several issuing threads.
 
 
