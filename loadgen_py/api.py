@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from loadgen_py.responses import ResponseRecorder, as_bytes
 from loadgen_py.result import Result
 from loadgen_py.run import LoadTest
@@ -59,11 +61,20 @@ class QuerySampleResponse:
         return f"QuerySampleResponse(id={self.id}, size={self.size}, n_tokens={self.n_tokens})"
 
 
+def _address(response: QuerySampleResponse) -> int | None:
+    """Where the answer lies, if the response says that instead of holding it."""
+    data = response.data
+    if isinstance(data, int) or response.size and isinstance(data, np.integer):
+        return int(data)
+    return None
+
+
 def _copied(response: QuerySampleResponse, active: ResponseRecorder) -> bytes | None:
     """The bytes behind an address if the sample's answer is logged, else None."""
-    if not isinstance(response.data, int) or not active.wants_answer(response.id):
+    address = _address(response)
+    if address is None or not active.wants_answer(response.id):
         return None
-    return _read_memory(response.data, response.size)
+    return _read_memory(address, response.size)
 
 
 @functools.cache
@@ -97,14 +108,22 @@ def _read_memory(address: int, size: int) -> bytes | None:
 
 
 def _answer(response: QuerySampleResponse, active: ResponseRecorder, called_back: bool) -> bytes:
-    """The bytes to log for a response; empty, with an error, if its memory is gone."""
-    if not isinstance(response.data, int):
+    """The bytes to log for a response.
+
+    Raises:
+        ValueError: its memory is gone, or its size is negative.
+        TypeError: it holds no bytes.
+    """
+    address, size = _address(response), response.size
+    if size < 0:
+        raise ValueError(f"its size is {size}")
+    if address is None:
         whole = as_bytes(response.data)
-        return whole[: response.size] if response.size else whole
-    if not response.size:
+        return whole[:size] if size else whole
+    if not size:
         return b""
     copy = None if called_back else getattr(response, "_copy", None)
-    data = _read_memory(response.data, response.size)
+    data = _read_memory(address, size)
     if copy is not None and data != copy:
         active.record_warning(
             "The memory of a response was freed or changed between QuerySampleResponse and "
@@ -112,10 +131,7 @@ def _answer(response: QuerySampleResponse, active: ResponseRecorder, called_back
         )
         data = copy
     if data is None:
-        active.record_error(
-            f"The memory of the response to sample {response.id} is gone. Keep it, or pass bytes."
-        )
-        return b""
+        raise ValueError("its memory is gone; keep it, or pass bytes")
     return data
 
 
@@ -139,16 +155,13 @@ def QuerySamplesComplete(
             n_tokens = [r.n_tokens for r in responses] if active.n_tokens else None
             active.complete_at(now, [r.id for r in responses], None, n_tokens)
         return
-    responses = list(responses)
-    wanted = [active.wants_answer(response.id) for response in responses]
-    if response_cb is not None:
-        for response in (r for r, wants in zip(responses, wanted, strict=True) if wants):
+
+    def read(response: QuerySampleResponse) -> bytes:
+        if response_cb is not None:
             response_cb(response)
-    answers = [
-        _answer(response, active, response_cb is not None) if wants else b""
-        for response, wants in zip(responses, wanted, strict=True)
-    ]
-    active.complete_at(now, [r.id for r in responses], answers, [r.n_tokens for r in responses])
+        return _answer(response, active, response_cb is not None)
+
+    active.complete_at(now, [r.id for r in responses], responses, [r.n_tokens for r in responses], read)
 
 
 def FirstTokenComplete(
@@ -161,10 +174,9 @@ def FirstTokenComplete(
     active = _responses
     if active is None:
         return
-    tokens = None
-    if active.log is not None:
-        tokens = [_answer(r, active, False) if active.wants_answer(r.id) else b"" for r in responses]
-    active.first_token([r.id for r in responses], tokens)
+    active.first_token(
+        [r.id for r in responses], responses, lambda response: _answer(response, active, False)
+    )
 
 
 def ConstructSUT(
@@ -178,16 +190,14 @@ def ConstructFastSUT(
     issue_query: Callable[[list[int], list[int]], Any], flush_queries: Callable[[], Any]
 ) -> FastCallbackSut:
     """A system under test whose `issue_query` takes a list of ids and one of indices."""
-    return FastCallbackSut(issue_query, flush_queries)
+    return FastCallbackSut(issue_query, flush_queries, lambda: "PyFastSUT")
 
 
 def ConstructQDL(
     issue_query: Callable[[list[QuerySample]], Any], flush_queries: Callable[[], Any], name: Callable[[], str]
 ) -> CallbackSut:
-    """A system under test that is reached over a network; `name()` says what it is called there."""
-    sut = CallbackSut(issue_query, flush_queries)
-    sut.name = name()
-    return sut
+    """A system under test that is reached over a network; a test asks `name()` what it is called there."""
+    return CallbackSut(issue_query, flush_queries, name)
 
 
 def ConstructQSL(
@@ -236,8 +246,12 @@ def StartTestWithLogSettings(
         SutError: after the logs are written, if the system under test did something wrong.
         KeyboardInterrupt: likewise, if the user stopped the run.
         UserError: for settings that cannot be run.
+        TypeError: for arguments of another type.
     """
     global _responses
+    for settings, kind in ((test_settings, TestSettings), (log_settings, LogSettings)):
+        if not isinstance(settings, kind):
+            raise TypeError(f"{settings!r} is no {kind.__name__}.")
     if _responses is not None:
         raise SutError("A test is running already; start the next one when it has ended.")
     test = LoadTest(sut, qsl, test_settings, log_settings, Path(audit_config_filename))

@@ -10,12 +10,15 @@ from __future__ import annotations
 import errno
 import math
 import re
+import sys
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from loadgen_py.official_defaults import DEFAULTS
 
 USER, BUILT_IN, AUDIT = 1, 0, 2
 
+_SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline")
 _UINT64 = 1 << 64
 _NS_PER_MS = 1_000_000
 _INTEGER = re.compile(r"[+-]?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
@@ -26,13 +29,28 @@ Value = int | float | bool
 
 _user_files_read = 0
 _pending_errors: list[str] = []
+_pending_warnings: list[str] = []
 
 
 def take_pending_errors() -> list[str]:
     """The errors since the last call: no log is open while files are read, so the next run logs them."""
-    errors = _pending_errors.copy()
-    _pending_errors.clear()
-    return errors
+    return _taken(_pending_errors)
+
+
+def take_pending_warnings() -> list[str]:
+    """What was not read as its writer may have meant it, since the last call."""
+    return _taken(_pending_warnings)
+
+
+def _taken(texts: list[str]) -> list[str]:
+    taken = texts.copy()
+    texts.clear()
+    return taken
+
+
+def _warn(text: str) -> None:
+    _pending_warnings.append(text)
+    print(f"LoadGen: WARNING: {text}", file=sys.stderr, flush=True)
 
 
 def read_fields(
@@ -56,16 +74,37 @@ def read_fields(
     else:
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
-                values, errors = parse(file)
+                values, errors, ignored = parse(file)
         except OSError:
             _pending_errors.append(f"can't open file {path}")
             return found, -errno.ENOENT
         if errors:
             _pending_errors.extend(errors)
             return found, -errno.EINVAL
+        if scenario not in _SCENARIOS:
+            ignored.append(f"read for {scenario}, which is no scenario; write one of {', '.join(_SCENARIOS)}")
+        for text in ignored + _never_read(values, conf_type):
+            _warn(f"{path}: {text}")
     reader = _Reader(values, model, scenario, {**before, **found})
     _read_all(reader, conf_type)
     return found | reader.found, 0
+
+
+def _never_read(values: Mapping[str, str], conf_type: int) -> list[str]:
+    """A remark on each key that no model and scenario would look for."""
+    probe = _Reader({}, "*", "*", defaultdict(lambda: True))
+    _read_all(probe, conf_type)
+    remarks = []
+    for name in values:
+        _, scenario, key = name.rsplit(".", 2) if name.count(".") > 1 else ("", "", name)
+        known = (scenario, key) in probe.asked or scenario in _SCENARIOS and ("*", key) in probe.asked
+        if scenario == "*":
+            known = any(key == other for _, other in probe.asked)
+        if not known:
+            remarks.append(
+                f"{name} sets nothing; write model.Scenario.key, with a key that this file may set"
+            )
+    return remarks
 
 
 def built_in_values() -> dict[str, str]:
@@ -78,14 +117,15 @@ def built_in_values() -> dict[str, str]:
     }
 
 
-def parse(lines: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """The pairs of a file and the errors in it.
+def parse(lines: Iterable[str]) -> tuple[dict[str, str], list[str], list[str]]:
+    """The pairs of a file, the errors in it, and remarks on lines that set nothing.
 
     As officially, a comment must stand on a line of its own and the last of several
     values counts.
     """
     values: dict[str, str] = {}
     errors: list[str] = []
+    remarks: list[str] = []
     for number, line in enumerate(lines, start=1):
         words = line.split()
         if not words or words[0] == "#" or (len(words) > 1 and words[1] == "#"):
@@ -93,12 +133,14 @@ def parse(lines: Iterable[str]) -> tuple[dict[str, str], list[str]]:
         if len(words) > 1 and words[1] != "=":
             errors.append(f"expected 'key=value', line={number}")
             continue
+        if len(words) < 3 and not words[0].startswith("#"):
+            remarks.append(f"line {number} sets nothing; write 'key = value', with spaces")
         for word in words[2:]:
             if not (_INTEGER.fullmatch(word) or _DECIMAL.fullmatch(word) or _HEX_FLOAT.fullmatch(word)):
                 errors.append(f"value needs to be integer or double, line={number}")
                 break
             values[words[0]] = word
-    return values, errors
+    return values, errors, remarks
 
 
 def _unsigned(text: str) -> int:
@@ -133,6 +175,7 @@ class _Reader:
 
     Attributes:
         found: the fields so far.
+        asked: the (scenario, key) that were looked for.
     """
 
     def __init__(
@@ -140,9 +183,11 @@ class _Reader:
     ) -> None:
         self._values, self._model, self._scenario, self._before = values, model, scenario, before
         self.found: dict[str, Value] = {}
+        self.asked: set[tuple[str, str]] = set()
 
     def text(self, key: str, scenario: str | None = None) -> str | None:
         scenario = scenario or self._scenario
+        self.asked.add((scenario, key))
         for prefix in (f"{self._model}.{scenario}", f"*.{scenario}", f"{self._model}.*", "*.*"):
             text = self._values.get(f"{prefix}.{key}")
             if text is not None:
@@ -153,6 +198,8 @@ class _Reader:
         text = self.text(key or field, scenario)
         if text is not None:
             self.found[field] = _unsigned(text) * unit % _UINT64
+            if text != str(_unsigned(text)):
+                _warn(f"{key or field} = {text} is read as {_unsigned(text)}")
 
     def number(self, field: str, key: str = "", scenario: str | None = None, unit: float = 1.0) -> None:
         text = self.text(key or field, scenario)

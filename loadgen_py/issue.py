@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import gc
+import itertools
+import queue
 import sys
 import threading
 import time
@@ -16,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from loadgen_py.responses import ResponseRecorder
+from loadgen_py.responses import ResponseRecorder, told
 from loadgen_py.schedule import Queries
 from loadgen_py.settings import EffectiveSettings, TestScenario
 from loadgen_py.sut import CallbackSut, SystemUnderTest
@@ -76,41 +78,70 @@ def issue_queries(phase: Phase, sut: SystemUnderTest | CallbackSut) -> None:
     With a time-out the queries come from a thread of their own, because a call that hangs
     cannot be taken back, only left behind. Never raises: see `Phase.broken`.
     """
-    with _rare_collections():
-        _issue_watched(phase, sut)
-
-
-def _issue_watched(phase: Phase, sut: SystemUnderTest | CallbackSut) -> None:
     timeout_ms = phase.settings.requested.sut_timeout_ms
-    if not timeout_ms:
-        _guarded(phase, sut)
-        return
-    worker = threading.Thread(target=_guarded, args=(phase, sut), name="loadgen-issue", daemon=True)
-    worker.start()
-    try:
-        _watch(phase, worker, timeout_ms / 1000)
-    except KeyboardInterrupt:
-        _interrupted(phase)
-        worker.join(timeout=1.0)
+    with _rare_collections():
+        if not timeout_ms:
+            _guarded(phase, sut)
+            return
+        worker = threading.Thread(target=_guarded, args=(phase, sut), name="loadgen-issue", daemon=True)
+        worker.start()
+        try:
+            _watch(phase, worker, timeout_ms / 1000)
+        except BaseException as error:
+            _break_off(phase, error, "A signal's handler")
+            worker.join(timeout=1.0)
 
 
 def _guarded(phase: Phase, sut: SystemUnderTest | CallbackSut) -> None:
     try:
-        with _fine_timer():
-            _LOOPS[phase.settings.scenario](phase, *_calls(phase, sut))
+        prepare, issue = _calls(phase, sut)
+        with _fine_timer(), _on_threads(phase, issue) as issue:
+            _LOOPS[phase.settings.scenario](phase, prepare, issue)
         if not phase.broken:
             sut.flush()
             _wait_for_tail(phase)
-    except KeyboardInterrupt:
-        _interrupted(phase)
-    except Exception as error:  # whatever the user's callbacks raise
-        phase.broken = f"The system under test raised {type(error).__name__}: {error}"
-        print(traceback.format_exc(), file=sys.stderr)
+    except BaseException as error:  # whatever the user's callbacks raise: no answer may be missing unseen
+        _break_off(phase, error)
 
 
-def _interrupted(phase: Phase) -> None:
-    phase.stop = phase.interrupted = True
-    phase.broken = "Interrupted by the user"
+def _break_off(phase: Phase, error: BaseException, who: str = "The system under test") -> None:
+    phase.stop = True
+    if isinstance(error, KeyboardInterrupt):
+        phase.interrupted = True
+        phase.broken = "Interrupted by the user"
+    else:
+        phase.broken = phase.broken or f"{who} raised {told(error)}"
+        traceback.print_exception(error)
+
+
+@contextmanager
+def _on_threads(phase: Phase, issue: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """`issue`, or in Server what hands each query to the next of `server_num_issue_query_threads`."""
+    settings = phase.settings
+    count = min(settings.requested.server_num_issue_query_threads, phase.queries.count)
+    if settings.scenario != TestScenario.Server or count < 2:
+        yield issue
+        return
+
+    def work(waiting: queue.SimpleQueue[tuple | None]) -> None:
+        try:
+            while (arguments := waiting.get()) is not None and not phase.stop:
+                issue(*arguments)
+        except BaseException as error:
+            _break_off(phase, error)
+
+    queues: list[queue.SimpleQueue[tuple | None]] = [queue.SimpleQueue() for _ in range(count)]
+    threads = [threading.Thread(target=work, args=(q,), name="loadgen-issue", daemon=True) for q in queues]
+    turn = itertools.cycle(queues)
+    try:
+        for thread in threads:
+            thread.start()
+        yield lambda *arguments: next(turn).put(arguments)
+    finally:
+        for waiting in queues:
+            waiting.put(None)
+    for thread in threads:
+        thread.join()
 
 
 def _watch(phase: Phase, worker: threading.Thread, timeout_s: float) -> None:

@@ -105,7 +105,7 @@ class BatchingSut:
         self._count = 0  # samples in all queues
         self._working = 0  # batches under way
         self._flushing = self._closed = False
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self.batches: dict[int, int] = {}
         self._threads = [
             threading.Thread(target=self._work, args=(replica,), name=f"sut-{r}-{t}", daemon=True)
@@ -181,7 +181,7 @@ class BatchingSut:
                     self._responses.complete(ids, self._samples.entries(bucket, slots, answers))
                     under_way.popleft()
                     self._ended(1)
-            except Exception as error:  # told to LoadGen by the next `issue` or `flush`
+            except BaseException as error:  # told to LoadGen by the next `issue` or `flush`
                 not_started = bool(batch and len(under_way) < 2)  # it was the batch's start that raised
                 self._ended(len(under_way) + not_started, error)
                 under_way.clear()
@@ -203,7 +203,7 @@ class BatchingSut:
                 self._ready.notify()
             return batch
 
-    def _ended(self, batches: int, failure: Exception | None = None) -> None:
+    def _ended(self, batches: int, failure: BaseException | None = None) -> None:
         """Batches are not under way any more; after a failure nothing that waits is begun."""
         with self._lock:
             self._working -= batches

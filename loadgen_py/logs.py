@@ -91,7 +91,7 @@ class Logs:
         self._files: dict[str, IO[str]] = {}
         try:
             for kind, path in self.paths.items():
-                self._files[kind] = path.open("w", encoding="utf-8")
+                self._files[kind] = path.open("w", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             self._close_files()
             raise UserError(

@@ -9,20 +9,22 @@ import os
 import re
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from loadgen_py.advice import Reason
 from loadgen_py.logs import LOG_ENDINGS
-from loadgen_py.responses import Rows, as_bytes
+from loadgen_py.responses import Rows, as_bytes, told
 from loadgen_py.result import Result
-from loadgen_py.settings import TestMode, TestScenario, TestSettings
+from loadgen_py.settings import TestSettings
 from loadgen_py.sut import SampleLibrary, SystemUnderTest
 from mlperf_jax.errors import UserError
+
+T = TypeVar("T")
 
 
 def run_official(
@@ -43,12 +45,19 @@ def run_official(
         errors or the system under test raised.
 
     Raises:
-        UserError: if the package is not installed or `log_dir` does not exist.
+        UserError: if the package is not installed, `log_dir` does not exist, or several threads
+            are to issue.
+        KeyboardInterrupt: after the logs are written, if the user stopped the run.
     """
     lg = _official_module()
     log_dir = Path(log_dir)
     if not log_dir.is_dir():
         raise UserError(f"The log folder {log_dir} does not exist; create it first.")
+    if settings.server_num_issue_query_threads:
+        raise UserError(
+            "The official package waits for ever for issuing threads that Python cannot register; "
+            "set server_num_issue_query_threads to 0."
+        )
     bridge = _Bridge(lg, sut)
     sut.start(bridge)
     logs = lg.LogSettings()
@@ -58,14 +67,16 @@ def run_official(
     qsl = lg.ConstructQSL(
         library.total_count,
         library.performance_count,
-        lambda indices: library.load(np.array(indices, np.int64)),
-        lambda indices: library.unload(np.array(indices, np.int64)),
+        lambda indices: bridge.call("The sample library", library.load, np.array(indices, np.int64)),
+        lambda indices: bridge.call("The sample library", library.unload, np.array(indices, np.int64)),
     )
     try:
         lg.StartTestWithLogSettings(handle, qsl, _official_settings(lg, settings), logs, str(audit_config))
     finally:
         lg.DestroyQSL(qsl)
         lg.DestroyFastSUT(handle)
+    if bridge.interrupted:
+        raise KeyboardInterrupt
     return _read_result(settings, log_dir, bridge.error)
 
 
@@ -103,9 +114,9 @@ def _official_settings(lg: ModuleType, settings: TestSettings) -> Any:
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if field.name == "scenario":
-            value = getattr(lg.TestScenario, TestScenario(value).name)
+            value = getattr(lg.TestScenario, value.name)
         elif field.name == "mode":
-            value = getattr(lg.TestMode, TestMode(value).name)
+            value = getattr(lg.TestMode, value.name)
         if hasattr(official, field.name):
             setattr(official, field.name, value)
     return official
@@ -121,6 +132,7 @@ class _Bridge:
         self._lock = threading.Lock()
         self.completed = 0
         self.error: str | None = None
+        self.interrupted = False
 
     def issue(self, official_ids: list[int], indices: list[int]) -> None:
         """One official query."""
@@ -129,25 +141,33 @@ class _Bridge:
             self._next = ids.stop
             self._official_ids.update(zip(ids, official_ids, strict=True))
         if self.error is None:
-            try:
-                self._sut.issue(ids, np.array(indices, np.int64))
-                return
-            except Exception as error:  # through the C++ loop it would end the process
-                self._failed(error)
-        with self._lock:
-            left = [i for i in ids if i in self._official_ids]
-        self.complete(left)
+            self.call("The system under test", self._sut.issue, ids, np.array(indices, np.int64))
+        self._give_up()
 
     def flush(self) -> None:
         """The end of a phase."""
-        try:
-            self._sut.flush()
-        except Exception as error:
-            self._failed(error)
+        self.call("The system under test", self._sut.flush)
+        self._give_up()
 
-    def _failed(self, error: Exception) -> None:
-        self.error = f"The system under test raised {type(error).__name__}: {error}"
-        traceback.print_exception(error)
+    def call(self, who: str, function: Callable[..., T], *arguments: Any) -> T | None:
+        """Keeps what a callback raises: through the C++ loop it would end the process."""
+        try:
+            return function(*arguments)
+        except BaseException as error:
+            self.interrupted |= isinstance(error, KeyboardInterrupt)
+            self._fail(f"{who} raised {told(error)}")
+            traceback.print_exception(error)
+            return None
+
+    def _fail(self, why: str) -> None:
+        self.error = self.error or why
+
+    def _give_up(self) -> None:
+        """After an error answers all that is outstanding, for the official package waits for it."""
+        if self.error is not None:
+            with self._lock:
+                left = list(self._official_ids)
+            self.complete(left)
 
     def complete(
         self, ids: Sequence[int] | np.ndarray, answers: Rows | None = None, n_tokens: Rows | None = None
@@ -157,9 +177,7 @@ class _Bridge:
             try:
                 official_ids = [self._official_ids.pop(int(i)) for i in ids]
             except KeyError as unknown:
-                self.error = (
-                    f"Attempted to complete a sample twice, or one never issued. Actual id: {unknown}"
-                )
+                self._fail(f"Attempted to complete a sample twice, or one never issued. Actual id: {unknown}")
                 return
             self.completed += len(official_ids)
         responses, keep = self._responses(official_ids, answers, n_tokens)
@@ -172,7 +190,7 @@ class _Bridge:
             try:
                 official_ids = [self._official_ids[int(i)] for i in ids]
             except KeyError as unknown:
-                self.error = f"Attempted to record the first token of a sample not outstanding: {unknown}"
+                self._fail(f"Attempted to record the first token of a sample not outstanding: {unknown}")
                 return
         responses, keep = self._responses(official_ids, tokens, None)
         self._lg.FirstTokenComplete(responses)
@@ -184,11 +202,16 @@ class _Bridge:
         """The official responses and the memory that they point to."""
         responses, keep = [], []
         for k, official_id in enumerate(official_ids):
-            data = np.frombuffer(as_bytes(answers[k]) if answers is not None else b"", np.uint8)
+            answer = self.call("The conversion of an answer", _row, as_bytes, answers, k)
+            data = np.frombuffer(answer or b"", np.uint8)
             keep.append(data)
-            count = int(n_tokens[k]) if n_tokens is not None else 0
+            count = self.call("The number of tokens", _row, int, n_tokens, k) or 0
             responses.append(self._lg.QuerySampleResponse(official_id, data.ctypes.data, data.size, count))
         return responses, keep
+
+
+def _row(convert: Callable[[Any], T], rows: Rows | None, k: int) -> T | None:
+    return convert(rows[k]) if rows is not None else None
 
 
 def _read_result(settings: TestSettings, log_dir: Path, error: str | None) -> Result:
@@ -209,8 +232,8 @@ def _read_result(settings: TestSettings, log_dir: Path, error: str | None) -> Re
             texts.append(metrics.get("early_stopping_result", ""))
         reasons.append(Reason("official", " ".join(text.strip() for text in texts if text.strip())))
     return Result(
-        scenario=TestScenario(settings.scenario).name,
-        mode=TestMode(settings.mode).name,
+        scenario=settings.scenario.name,
+        mode=settings.mode.name,
         valid=not reasons,
         reasons=tuple(reasons),
         metrics=metrics,

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import datetime
 import sys
+import traceback
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import numpy as np
 
 from loadgen_py.issue import Phase, issue_queries
 from loadgen_py.logs import LoggedAnswers, Logs
 from loadgen_py.random import Mt19937
-from loadgen_py.responses import ResponseRecorder
+from loadgen_py.responses import ResponseRecorder, told
 from loadgen_py.schedule import LoadableSet, Queries, generate_queries, loadable_sets
 from loadgen_py.settings import EffectiveSettings, TestScenario
 from loadgen_py.statistics import PerformanceVerdict, judge, measure
 from loadgen_py.sut import CallbackSut, SampleLibrary, SystemUnderTest
 from mlperf_jax.errors import UserError
+
+
+class BrokenOff(Exception):
+    """The run has ended early; why is logged."""
 
 
 class PhaseRunner:
@@ -56,9 +61,25 @@ class PhaseRunner:
         self._logs.error(text)
         self.failures.append(text)
 
+    @contextmanager
+    def calling(self, who: str) -> Iterator[None]:
+        """Ends the run, and raises `BrokenOff`, if `who` raises anything but a `UserError`."""
+        try:
+            yield
+        except (UserError, BrokenOff):
+            raise
+        except KeyboardInterrupt:
+            self.break_off("Interrupted by the user", interrupted=True)
+            raise BrokenOff from None
+        except BaseException as error:
+            traceback.print_exception(error)
+            self.break_off(f"{who} raised {told(error)}", interrupted=False)
+            raise BrokenOff from error
+
     def break_off(self, why: str, *, interrupted: bool) -> None:
         """Ends the run: it is INVALID."""
-        self.broken, self.interrupted = True, interrupted
+        self.broken = True
+        self.interrupted |= interrupted
         self._stops.append(why)
         self._logs.error(why)
         print(f"LoadGen: ERROR: {why}", file=sys.stderr, flush=True)
@@ -70,9 +91,11 @@ class PhaseRunner:
     @contextmanager
     def _loaded(self, samples: LoadableSet) -> Iterator[LoadableSet]:
         self._logs.detail("loaded_qsl_set", samples.indices)
-        self._library.load(samples.indices)
+        with self.calling("The sample library"):
+            self._library.load(samples.indices)
         yield samples  # an exception ends the run, with nothing unloaded
-        self._library.unload(samples.indices)
+        with suppress(BrokenOff), self.calling("The sample library"):  # what was measured is reported
+            self._library.unload(samples.indices)
 
     def accuracy(self, settings: EffectiveSettings) -> None:
         """Has every sample answered, set by set."""
@@ -176,6 +199,8 @@ class PhaseRunner:
                 "duration were reached. Please update the relevant expected latency or target qps in the "
                 "TestSettings so they are more accurate."
             )
+        if not phase.broken and phase.accuracy and responses.completed < len(phase.queries.indices):
+            phase.broken = f"Only {responses.completed} of {len(phase.queries.indices)} samples were answered"
         if phase.broken:
             self.break_off(phase.broken, interrupted=phase.interrupted)
             missing = responses.issued - responses.completed

@@ -6,8 +6,8 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ _FEW = 64  # up to here plain loops and array slices beat NumPy
 _ZEROS = [array("q", bytes(8 * n)) for n in range(_FEW + 1)]
 
 _now = time.perf_counter_ns
+
+T = TypeVar("T")
 
 
 class Rows(Protocol):
@@ -45,7 +47,8 @@ class Responses(Protocol):
         Args:
             ids: `[N]` ids from `issue`, in any order and from any queries. A `range` is fastest.
             answers: `[N]` what to log for each sample: bytes, or anything with a buffer, such
-                as a NumPy array or one row of it. Copied at once, and only where it is logged.
+                as a NumPy array or one row of it. Copied at once, and only where it is logged;
+                one that holds no bytes, such as None, is an error.
             n_tokens: `[N]` tokens of each answer, where tokens are measured.
         """
 
@@ -184,32 +187,74 @@ class ResponseRecorder:
         ids: Sequence[int] | np.ndarray,
         answers: Rows | None = None,
         n_tokens: Rows | None = None,
+        read: Callable[[Any], bytes] | None = None,
     ) -> None:
-        """`complete` with everything checked and logged, at a time read before."""
-        first_id = self.first_id
+        """`complete` with everything checked and logged, at a time read before.
+
+        `read` makes the bytes to log of an answer, instead of `as_bytes`.
+        """
+        if self._closed:
+            return
+        if self.log is None and not self.n_tokens and len(ids) > _FEW:
+            array = np.asarray(ids)
+            with self._lock:
+                if self._closed or array.dtype.kind in "iu" and self._complete_many(now, array):
+                    return
+        ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
+        data = self._logged(ids, "answer", read, answers)
+        counts = self._converted(ids, "number of tokens", int, n_tokens) if n_tokens is not None else {}
         with self._lock:
             if self._closed:
                 return
-            if self.log is None and not self.n_tokens and len(ids) > _FEW and self._complete_many(now, ids):
-                return
-            ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
             for k, sample_id in enumerate(ids):
-                position = sample_id - first_id
+                position = sample_id - self.first_id
                 if not self._is_outstanding(position, sample_id, self.done, "complete"):
                     continue
-                count = int(n_tokens[k]) if n_tokens is not None else 0
                 if self.n_tokens:
-                    self.n_tokens[position] = self._checked_tokens(count, position)
-                if self.log is not None and self.log.wants(position):
-                    data = as_bytes(answers[k]) if answers is not None else b""
-                    self.log.answer(position, data, count)
+                    self.n_tokens[position] = self._checked_tokens(counts.get(k, 0), position)
+                if self.log is not None and (k in data or self.log.wants(position)):
+                    self.log.answer(position, data.get(k, b""), counts.get(k, 0))
                 self.done[position] = now
                 self.completed += 1
             self._wake_issuer()
 
-    def _complete_many(self, now: int, ids: Sequence[int] | np.ndarray) -> bool:
+    def _logged(
+        self, ids: Sequence[int], what: str, read: Callable[[Any], bytes] | None, rows: Rows | None
+    ) -> dict[int, bytes]:
+        """The bytes of the rows that are logged, by place."""
+        if self.log is None or rows is None:
+            return {}
+        return self._converted(ids, what, read or as_bytes, rows, self.log.wants)
+
+    def _converted(
+        self,
+        ids: Sequence[int],
+        what: str,
+        convert: Callable[[Any], T],
+        rows: Rows,
+        wants: Callable[[int], bool] | None = None,
+    ) -> dict[int, T]:
+        """What `convert` makes of the rows of the samples that are wanted, by place; an error where it cannot.
+
+        Not under the lock: it runs code of the system under test, which may answer other samples.
+        """
+        found: dict[int, T] = {}
+        first_id = self.first_id
+        for k, sample_id in enumerate(ids):
+            if wants is not None and (sample_id < first_id or not wants(sample_id - first_id)):
+                continue
+            try:
+                found[k] = convert(rows[k])
+            except BaseException as error:
+                # Raised on, it would end a thread of the system's own that has more to answer.
+                self.record_error(f"The {what} of sample {sample_id} cannot be taken: {told(error)}")
+                if isinstance(error, KeyboardInterrupt) and _in_main_thread():
+                    raise
+        return found
+
+    def _complete_many(self, now: int, ids: np.ndarray) -> bool:
         """Records many samples at once if nothing is wrong with any; otherwise nothing, and False."""
-        positions = np.asarray(ids, np.int64) - self.first_id
+        positions = ids.astype(np.int64) - self.first_id
         if positions.min() < 0 or positions.max() >= self.issued:
             return False
         done = np.frombuffer(self.done, np.int64)
@@ -227,11 +272,20 @@ class ResponseRecorder:
             self._waiting = False
             self._wake.release()
 
-    def first_token(self, ids: Sequence[int] | np.ndarray, tokens: Rows | None = None) -> None:
-        """See `Responses.first_token`."""
+    def first_token(
+        self,
+        ids: Sequence[int] | np.ndarray,
+        tokens: Rows | None = None,
+        read: Callable[[Any], bytes] | None = None,
+    ) -> None:
+        """See `Responses.first_token`; `read` as in `complete_at`."""
         now = _now()
+        if self._closed or not self.first_token_at:
+            return
+        ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
+        data = self._logged(ids, "first token", read, tokens)
         with self._lock:
-            if self._closed or not self.first_token_at:
+            if self._closed:
                 return
             for k, sample_id in enumerate(ids):
                 position = sample_id - self.first_id
@@ -240,8 +294,8 @@ class ResponseRecorder:
                 elif self._is_outstanding(
                     position, sample_id, self.first_token_at, "record the first token of"
                 ):
-                    if tokens is not None and self.log is not None and self.log.wants(position):
-                        self.log.first_token(position, as_bytes(tokens[k]))
+                    if self.log is not None and k in data:
+                        self.log.first_token(position, data[k])
                     self.first_token_at[position] = now
 
     def wait(self, timeout_s: float = -1) -> bool:
@@ -319,11 +373,27 @@ def _reserve_ids(count: int) -> int:
 
 
 def as_bytes(data: Any) -> bytes:
-    """A copy of what a bytes-like object or an array holds, in C order."""
+    """A copy of what a bytes-like object or an array of numbers holds, in C order.
+
+    Raises:
+        TypeError: it is something else, such as None or text.
+    """
     if isinstance(data, bytes):
         return data
+    array = np.asarray(data)
+    if array.dtype.hasobject or array.dtype.kind == "U":  # of pointers; of UTF-32
+        raise TypeError(f"{type(data).__name__} is neither bytes nor an array of numbers")
+    return array.tobytes()
+
+
+def told(error: BaseException) -> str:
+    """The kind of an exception and its text, whatever that does."""
     try:
-        view = memoryview(data)
-    except TypeError:
-        return np.ascontiguousarray(data).tobytes()
-    return view.tobytes()
+        text = str(error)
+    except BaseException:
+        text = "its text cannot be had"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

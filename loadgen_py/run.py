@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from loadgen_py import conf
@@ -13,8 +14,8 @@ from loadgen_py.advice import Reason, reasons
 from loadgen_py.figures import effective_fields, requested_fields, result_fields, summary_lines
 from loadgen_py.find_peak import find_peak
 from loadgen_py.logs import Logs
-from loadgen_py.phases import PhaseRunner
-from loadgen_py.responses import ResponseRecorder
+from loadgen_py.phases import BrokenOff, PhaseRunner
+from loadgen_py.responses import ResponseRecorder, told
 from loadgen_py.result import Result
 from loadgen_py.settings import (
     EffectiveSettings,
@@ -84,20 +85,19 @@ class LoadTest:
         try:
             self._log_identity(date_time)
             settings = self._effective_settings()
-            try:
+            with suppress(BrokenOff), self._phases.calling("LoadGen"):
                 self._carry_out(settings)
-            except KeyboardInterrupt:  # outside of a phase
-                self._phases.break_off("Interrupted by the user", interrupted=True)
             return self._conclude(settings)
-        except Exception as error:
-            self._logs.error(f"{type(error).__name__}: {error}")
+        except BaseException as error:
+            self._logs.error(told(error))
             raise
         finally:
             self.responses.end()
             self._logs.close()
 
     def _carry_out(self, settings: EffectiveSettings) -> None:
-        self._sut.start(self.responses)
+        with self._phases.calling("The system under test"):
+            self._sut.start(self.responses)
         match settings.mode:
             case TestMode.AccuracyOnly:
                 self._phases.accuracy(settings)
@@ -112,21 +112,26 @@ class LoadTest:
 
     def _log_identity(self, date_time: str) -> None:
         asked_at = time.perf_counter_ns()
-        name = self._sut.name
+        self._name = self._sut.name
         asking_ns = time.perf_counter_ns() - asked_at
         self._logs.detail("loadgen_version", f"loadgen_py {__version__}")
         self._logs.details(
             {
                 "test_datetime": date_time,
-                "sut_name": name,
+                "sut_name": self._name,
                 "get_sut_name_duration_ns": asking_ns,
                 "qsl_name": self._library.name,
                 "qsl_reported_total_count": self._library.total_count,
                 "qsl_reported_performance_count": self._library.performance_count,
             }
         )
+        self._log_config_remarks()
+
+    def _log_config_remarks(self) -> None:
         for error in conf.take_pending_errors():
             self._logs.error(error, "error_invalid_config")
+        for warning in conf.take_pending_warnings():
+            self._logs.warning(warning)
 
     def _effective_settings(self) -> EffectiveSettings:
         settings = dataclasses.replace(self._asked)
@@ -134,10 +139,8 @@ class LoadTest:
             self._logs.warning(
                 "Found Audit Config file (audit.config). Overriding TestSettings from audit.config file."
             )
-            scenario = TestScenario(settings.scenario).name
-            settings.FromConfig(str(self._audit_config), "*", scenario, conf.AUDIT)
-            for error in conf.take_pending_errors():
-                self._logs.error(error, "error_invalid_config")
+            settings.FromConfig(str(self._audit_config), "*", settings.scenario.name, conf.AUDIT)
+            self._log_config_remarks()
         if settings.test05:
             self._logs.warning("Test05 flag detected Overriding random seeds")
             settings.mode = TestMode.PerformanceOnly
@@ -146,10 +149,6 @@ class LoadTest:
         effective = self._resolved(settings)
         for problem in effective.problems:
             self._logs.error(problem, "error_invalid_test_settings")
-        if effective.requested.server_num_issue_query_threads:
-            self._logs.error(
-                "server_num_issue_query_threads is not supported: one thread issues all queries."
-            )
         self._logs.details(requested_fields(effective.requested))
         self._logs.details(effective_fields(effective))
         return effective
@@ -164,13 +163,15 @@ class LoadTest:
         with phases.performance_set(settings) as loaded:
             if settings.scenario == TestScenario.Offline and requested.offline_warmup_ms:
                 qps = phases.warmup_qps(settings, loaded)
+                if phases.broken:
+                    return
                 settings = self._resolved(dataclasses.replace(requested, offline_expected_qps=qps))
             started = time.perf_counter(), time.time()
             if requested.print_timestamps:
                 print(f"Loadgen :: Perf mode start. system_clock Timestamp = {int(started[1])}", flush=True)
             verdict = phases.performance(settings, loaded)
             self._check_clocks(settings, *started)
-            self._report(verdict)
+        self._report(verdict)
 
     def _find_peak(self, settings: EffectiveSettings) -> None:
         self._phases.note("Starting FindPeakPerformance mode")
@@ -184,7 +185,7 @@ class LoadTest:
         self._verdict = verdict
         wrong = self._phases.errors + self._phases.failures
         self._valid = verdict.valid and not wrong
-        self._logs.summary(summary_lines(verdict, self._valid, self._sut.name))
+        self._logs.summary(summary_lines(verdict, self._valid, self._name))
         if not self._valid:
             why = [reason.text for reason in reasons(verdict)] + wrong
             lines = (f" * {text}" for text in why)

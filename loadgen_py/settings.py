@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import enum
-import operator
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from loadgen_py import conf
+from loadgen_py.fields import Choice, Int32, TypedFields, as_text
 from mlperf_jax.errors import UserError
 
 _NS_PER_MS = 1_000_000
 
 
-class TestScenario(enum.IntEnum):
+class TestScenario(Choice):
     """How queries arrive."""
 
     __test__ = False  # not a pytest class
@@ -30,7 +28,7 @@ class TestScenario(enum.IntEnum):
     Offline = 3
 
 
-class TestMode(enum.IntEnum):
+class TestMode(Choice):
     """What is measured."""
 
     __test__ = False
@@ -40,7 +38,7 @@ class TestMode(enum.IntEnum):
     FindPeakPerformance = 3
 
 
-class LoggingMode(enum.IntEnum):
+class LoggingMode(Choice):
     """Kept for scripts that set it: logs are always written at the end of each phase."""
 
     AsyncPoll = 0
@@ -49,8 +47,8 @@ class LoggingMode(enum.IntEnum):
 
 
 @dataclasses.dataclass(slots=True)
-class TestSettings:
-    """The settings of one test, all of them writable.
+class TestSettings(TypedFields):
+    """The settings of one test, all of them writable; `FieldTypeError` for a value of a wrong type.
 
     Times are in the unit that the name ends with (`ttft_latency` and `tpot_latency` in
     ns); a limit of 0 means no limit.
@@ -69,7 +67,7 @@ class TestSettings:
     server_target_latency_ns: int = 100_000_000
     server_target_latency_percentile: float = 0.99
     server_coalesce_queries: bool = False
-    server_find_peak_qps_decimals_of_precision: int = 1
+    server_find_peak_qps_decimals_of_precision: Int32 = 1
     server_find_peak_qps_boundary_step_size: float = 1.0
     server_max_async_queries: int = 0
     server_num_issue_query_threads: int = 0
@@ -126,14 +124,15 @@ class TestSettings:
         negative errno of a file that cannot be read (-2) or understood (-22).
         """
         before = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        found, status = conf.read_fields(str(path), model, scenario, conf_type, before)
+        names = (as_text(path), as_text(model), as_text(scenario))
+        found, status = conf.read_fields(*names, conf_type, before)
         for name, value in found.items():
-            setattr(self, name, TestMode(int(value)) if name == "mode" else value)
+            setattr(self, name, TestMode(value) if name == "mode" else value)
         return status
 
 
 @dataclasses.dataclass(slots=True)
-class LogOutputSettings:
+class LogOutputSettings(TypedFields):
     """Where the logs go: `outdir/prefix[datetime_]{summary,detail,...}suffix.{txt,json}`."""
 
     outdir: str = "."
@@ -145,7 +144,7 @@ class LogOutputSettings:
 
 
 @dataclasses.dataclass(slots=True)
-class LogSettings:
+class LogSettings(TypedFields):
     """How logs are written; unlike the official default, tracing is off."""
 
     log_output: LogOutputSettings = dataclasses.field(default_factory=LogOutputSettings)
@@ -179,11 +178,11 @@ class EffectiveSettings:
 
     @property
     def scenario(self) -> TestScenario:
-        return TestScenario(self.requested.scenario)
+        return self.requested.scenario
 
     @property
     def mode(self) -> TestMode:
-        return TestMode(self.requested.mode)
+        return self.requested.mode
 
     @property
     def min_duration_ns(self) -> int:
@@ -207,37 +206,12 @@ class EffectiveSettings:
         return requested.accuracy_log_sampling_target / max(expected, minimum)
 
 
-_FIELD_TYPES: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "int": (operator.index, "a whole number of at least 0"),
-    "float": (float, "a number"),
-    "bool": (bool, "bool"),
-    "TestScenario": (TestScenario, "TestScenario"),
-    "TestMode": (TestMode, "TestMode"),
-}  # declared type -> (how a value is taken over, what to ask for instead)
-
-
-def _checked_types(settings: TestSettings) -> TestSettings:
-    """A copy whose fields have their declared types; `UserError` names a field that cannot."""
-    settings = copy.copy(settings)
-    for field in dataclasses.fields(settings):
-        value, declared = getattr(settings, field.name), str(field.type)
-        convert, wanted = _FIELD_TYPES[declared]
-        try:
-            value = convert(value)
-            if declared == "int" and value < 0:
-                raise ValueError
-        except (TypeError, ValueError):
-            raise UserError(f"TestSettings.{field.name} is {value!r}; give {wanted}.") from None
-        setattr(settings, field.name, value)
-    return settings
-
-
 def resolve(requested: TestSettings, performance_count: int, total_count: int) -> EffectiveSettings:
     """The effective settings for a library of `total_count` samples, `performance_count` in memory.
 
     Raises `UserError` where the official package would loop for ever or crash.
     """
-    requested = _checked_types(requested)
+    requested = copy.copy(requested)
     scenario = requested.scenario
     problems: list[str] = []
     performance_sample_count = requested.performance_sample_count_override or performance_count

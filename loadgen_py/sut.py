@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from loadgen_py.responses import Responses
+
+Callback = TypeVar("Callback", bound=Callable[..., Any])
 
 
 class SystemUnderTest(Protocol):
@@ -67,17 +70,36 @@ class QuerySample:
         return f"QuerySample(id={self.id}, index={self.index})"
 
 
+def _checked(callback: Callback) -> Callback:
+    """The callback itself; `TypeError` now instead of in the run if it is none."""
+    if not callable(callback):
+        raise TypeError(f"{callback!r} cannot be called; give a function.")
+    return callback
+
+
 class CallbackSut:
     """A system made of the official callbacks: `issue_query([QuerySample, ...])`, `flush_queries()`.
 
     Its `issue` takes what `query` makes of the arguments of `SystemUnderTest.issue`.
     """
 
-    name = "PySUT"
+    def __init__(
+        self,
+        issue_query: Callable[..., Any],
+        flush_queries: Callable[[], Any],
+        name: Callable[[], str] = lambda: "PySUT",
+    ) -> None:
+        self.issue = _checked(issue_query)
+        self.flush = _checked(flush_queries)
+        self._name = _checked(name)
 
-    def __init__(self, issue_query: Callable[..., Any], flush_queries: Callable[[], Any]) -> None:
-        self.issue = issue_query
-        self.flush = flush_queries
+    @property
+    def name(self) -> str:
+        """What the logs call it; may ask over a network."""
+        name = self._name()
+        if not isinstance(name, str):
+            raise TypeError(f"The system under test is called {name!r}; return text.")
+        return name
 
     def start(self, responses: Responses) -> None:
         """Nothing to hand over: the callbacks answer through `QuerySamplesComplete`."""
@@ -91,8 +113,6 @@ class CallbackSut:
 
 class FastCallbackSut(CallbackSut):
     """A system made of the official fast callbacks: `issue_query([id, ...], [index, ...])`."""
-
-    name = "PyFastSUT"
 
     def query(self, ids: range, indices: np.ndarray) -> tuple[list[int], list[int]]:
         """The arguments of `issue`, made before the clock is read."""
@@ -111,9 +131,13 @@ class CallbackLibrary:
         load: Callable[[list[int]], Any],
         unload: Callable[[list[int]], Any],
     ) -> None:
-        self.total_count = total_count
-        self.performance_count = performance_count
-        self._load, self._unload = load, unload
+        self.total_count, self.performance_count = (
+            operator.index(total_count),
+            operator.index(performance_count),
+        )
+        if min(self.total_count, self.performance_count) < 0:
+            raise TypeError("A sample library has a negative number of samples; give at least 0.")
+        self._load, self._unload = _checked(load), _checked(unload)
 
     def load(self, indices: np.ndarray) -> None:
         """Brings `[N]` samples into memory."""

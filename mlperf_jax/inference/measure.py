@@ -322,7 +322,11 @@ class Harness:
             "kind": measured.kind,
             "passed": measured.passed,
             **result,
-            "settings": dataclasses.asdict(measured.settings),
+            "settings": {
+                **dataclasses.asdict(measured.settings),
+                "scenario": int(measured.settings.scenario),
+                "mode": int(measured.settings.mode),
+            },
         }
         if measured.figures is not None:
             digest = hashlib.sha256(measured.result.logs["accuracy"].read_bytes()).hexdigest()

@@ -76,9 +76,9 @@ def _ours(path, model, scenario, conf_type) -> list:
 def fresh_process(monkeypatch):
     """As if no file had been read in this process."""
     monkeypatch.setattr(conf, "_user_files_read", 0)
-    conf.take_pending_errors()
+    conf.take_pending_errors(), conf.take_pending_warnings()
     yield
-    conf.take_pending_errors()
+    conf.take_pending_errors(), conf.take_pending_warnings()
 
 
 def test_the_built_in_defaults_of_every_benchmark(tmp_path):
@@ -165,3 +165,58 @@ def test_test05_takes_its_own_seeds(tmp_path):
     assert systems.values(tmp_path, "effective_test_mode") == ["PerformanceOnly"]
     names = ("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed")
     assert [systems.values(tmp_path, f"effective_{name}")[0] for name in names] == [5, 6, 7]
+
+
+SILENT = {
+    "*.*.min_duraton = 5": "sets nothing",
+    "*.Sever.target_qps = 5": "sets nothing",
+    "*.SingleStream.target_qps = 5": "sets nothing",
+    "*.*.server_target_qps = 5": "sets nothing",
+    "min_duration = 5": "sets nothing",
+    "Server.target_qps = 5": "sets nothing",
+    "*.*.qsl_rng_seed = 5": "sets nothing",
+    "*.*.min_duration=5": "line 2 sets nothing",
+    "*.*.min_duration =": "line 2 sets nothing",
+    "alone": "line 2 sets nothing",
+    "*.*.accuracy_log_sampling_target = 1e3": "accuracy_log_sampling_target = 1e3 is read as 1",
+    "*.*.accuracy_log_sampling_target = 2.5": "accuracy_log_sampling_target = 2.5 is read as 2",
+    "*.*.accuracy_log_sampling_target = 010": "accuracy_log_sampling_target = 010 is read as 8",
+    "*.*.max_duration = -5": "max_duration = -5 is read as 18446744073709551611",
+}
+HEARD = (
+    "# a comment", "#comment", "*.*.min_duration = 5", "bert.*.max_duration = 5", "bert.Offline.target_qps = 5.5",
+    "llama3.1-8b.Server.tpot_latency = 7", "*.Server.target_latency_percentile = 99.9", "*.*.samples_per_query = 5",
+    "*.MultiStream.samples_per_query = 5", "*.*.token_latency_scaling_factor = 5", "*.Server.coalesce_queries = 1",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", SILENT)
+@pytest.mark.parametrize("conf_type", [conf.USER, conf.AUDIT])
+def test_a_line_that_sets_nothing_is_a_warning_and_no_more(line, conf_type, tmp_path, capfd):
+    path = tmp_path / "user.conf"
+    path.write_text(f"*.Offline.min_query_count = 20\n{line}\n")
+    settings = systems.settings("Offline", min_duration_ms=0)
+    assert settings.FromConfig(str(path), "resnet50", "Offline", conf_type) == 0
+    settings.min_duration_ms, settings.max_duration_ms = 0, 0
+    result = lg.run(systems.System(systems.echo), systems.Library(), settings, systems.log_to(tmp_path))
+    warnings = systems.values(tmp_path, "warning_generic_message")
+    assert len([text for text in warnings if SILENT[line] in text]) == 1, warnings
+    assert SILENT[line] in capfd.readouterr().err
+    assert result.valid and not result.errors and not systems.errors(tmp_path)
+
+
+def test_a_scenario_that_is_none_is_a_warning(tmp_path):
+    path = tmp_path / "user.conf"
+    path.write_text("*.Offline.min_query_count = 20\n")
+    assert lg.TestSettings().FromConfig(str(path), "resnet50", "offline", conf.AUDIT) == 0
+    assert any("read for offline, which is no scenario" in text for text in conf.take_pending_warnings())
+
+
+def test_lines_that_are_read_are_no_warnings(tmp_path):
+    path = tmp_path / "user.conf"
+    path.write_text("\n".join(HEARD))
+    for scenario in SCENARIOS:
+        for model in DEFAULTS:
+            assert lg.TestSettings().FromConfig(str(path), model, scenario, conf.AUDIT) == 0
+            lg.TestSettings().FromConfig("", model, scenario, conf.BUILT_IN)
+    assert not conf.take_pending_warnings() and not conf.take_pending_errors()

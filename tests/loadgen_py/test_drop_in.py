@@ -56,11 +56,8 @@ def test_has_the_official_names_and_defaults():
     for kind in ("TestSettings", "LogSettings", "LogOutputSettings", "QuerySample", "QuerySampleResponse"):
         theirs, ours = getattr(official, kind)(), getattr(lg, kind)()
         for field in (field for field in dir(theirs) if not field.startswith("_") and field != "FromConfig"):
-            expected = getattr(theirs, field)
-            if field in ("scenario", "mode", "log_mode"):
-                expected = int(expected)
             if field not in ("log_output", "enable_trace"):  # tracing is off here
-                assert getattr(ours, field) == expected, (kind, field)
+                assert str(getattr(ours, field)) == str(getattr(theirs, field)), (kind, field)
     for kind in ("TestScenario", "TestMode", "LoggingMode"):
         members = {name: int(value) for name, value in getattr(official, kind).__members__.items()}
         assert {name: int(value) for name, value in getattr(lg, kind).__members__.items()} == members
