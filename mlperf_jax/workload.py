@@ -481,10 +481,12 @@ def find(name: str, kind: type[W]) -> type[W]:
         ) from error
     if not (isinstance(found, type) and issubclass(found, Workload)):
         raise UserError(f"--workload={name} is no subclass of mlperf_jax.workload.Workload.")
-    if not issubclass(found, kind):
-        if kind is TrainedWorkload:
-            raise UserError(
-                f"{found.__name__} is served, not trained; measure it with --scenario and --weights."
-            )
+    if issubclass(found, kind):
+        return found
+    if issubclass(found, ServedWorkload):
+        raise UserError(f"{found.__name__} is served, not trained; measure it with --scenario and --weights.")
+    if issubclass(found, TrainedWorkload):
         raise UserError(f"{found.__name__} has no inference phases, so --scenario cannot measure it.")
-    return found
+    raise UserError(
+        f"--workload={name} is neither trained nor served; derive it from TrainedWorkload or ServedWorkload."
+    )

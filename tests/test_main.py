@@ -141,7 +141,8 @@ def test_a_config_that_no_model_can_have_leaves_no_run_that_binds_the_next(capsy
         ("users_own:number", "number = 3", "is no subclass of mlperf_jax.workload.Workload"),
         ("users_own:Name", "from json import no_such_name", "cannot import name 'no_such_name'"),
         ("users_own:Name", "def", "invalid syntax"),
-        ("mlperf_jax.workload:Workload", None, "has no get_config(preset)"),
+        ("mlperf_jax.workload:Workload", None, "is neither trained nor served"),
+        ("mlperf_jax.workload:TrainedWorkload", None, "has no get_config(preset)"),
     ],
 )
 def test_workloads_of_ones_own(capsys, tmp_path, monkeypatch, name, source, said):
