@@ -88,9 +88,13 @@ def train_command(workload: TrainedWorkload, layout: Layout, options: TrainOptio
     reached = True
     with StopSignal() as stop, runs:
         series: dict[str, int] = {}
-        while not series or _finished(runs, series) < options.runs:
+        left = options.runs
+        while left:
             run = _claim(runs, workload, layout, options)
-            series = series or _series(run, options.runs)
+            if not series:
+                series = _series(run, options.runs)
+                left -= _finished(runs, series)
+            left -= 1
             if first:
                 run.update(command=options.command, series=series)
             outcome = _one_run(workload, layout, run, options, name, stop)
@@ -111,6 +115,7 @@ def _series(run: Run, count: int) -> dict[str, int]:
 
 
 def _finished(runs: Runs, series: dict[str, int]) -> int:
+    """How many runs of a series ended under an earlier command: what every process finds alike."""
     return sum(run.finished and run.status.get("series") == series for run in runs.all())
 
 

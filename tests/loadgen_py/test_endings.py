@@ -442,17 +442,20 @@ def test_ends_a_thread_of_a_batching_system(mode, ending, tmp_path):
     from loadgen_py.jax_sut import BatchingSut
 
     class Model:
-        seconds = {1: 0.001, 4: 0.002}
-        slots = np.arange(64)
+        buckets = ("",)
+        seconds = {"": {1: 0.001, 4: 0.002}}
         started = 0
 
-        def start(self, slots):
+        def start(self, bucket, slots):
             self.started += 1
             if self.started == 3:
                 raise ending
             return slots
 
-        def entries(self, slots, answers):
+        def parts(self, ids, indices):
+            return (("", ids, np.asarray(indices)),)
+
+        def entries(self, bucket, slots, answers):
             return answers
 
     model = Model()

@@ -322,7 +322,8 @@ def test_samples_are_made_once_and_judged(engine, tmp_path, monkeypatch):
     play = positions.play
     monkeypatch.setattr(positions, "play", lambda *args: played.append(args) or play(*args))
 
-    def load(struct):
+    def load(layout):
+        struct = workload.served_struct(layout)
         assert jax.tree.map(lambda s: s.shape, struct) == {
             name: jax.tree.map(lambda x: x.shape, state[name]) for name in ("params", "model_state")
         }
