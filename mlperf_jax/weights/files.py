@@ -80,17 +80,19 @@ def sha256(path: Path) -> str:
 def save(folder: Path, weights: Imported) -> None:
     """Writes `folder`; the description comes last, so that what has one is whole.
 
+    Lazy arrays are read here: what is wrong with one leaves the folder as it was.
+
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or an array cannot be read.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "weights.json").unlink(missing_ok=True)
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=".weights.")
         os.close(handle)
         try:
             safetensors_file.write(Path(temporary), flatten(weights.state))
             os.chmod(temporary, 0o644)
+            (folder / "weights.json").unlink(missing_ok=True)
             os.replace(temporary, folder / "weights.safetensors")
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

@@ -192,6 +192,53 @@ def test_views_of_shared_storages_are_read_as_pytorch_reads_them(
     assert str(read["view"].dtype) == dtype
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", [*KINDS, "onnx"])
+def test_numbers_that_are_none_are_named_when_they_are_read(kind, value, tmp_path):
+    damaged = random_resnet(BLOCKS, WIDTH, CLASSES)
+    with torch.no_grad():
+        damaged.fc.weight[3, 5] = value
+    if kind == "onnx":
+        onnx = pytest.importorskip("onnx", reason="writes the file")
+        path = tmp_path / "weights.onnx"
+        onnx.save(onnx_model(onnx, damaged, False), path)
+    else:
+        path = write(kind, damaged, tmp_path)
+    state = from_torchvision(files.read_tensors(path), OURS)  # nothing is read yet
+    with pytest.raises(
+        UserError, match=r"fc.weight has numbers that are NaN or infinite; .*copy of the file"
+    ):
+        jax.tree.map(np.asarray, state)
+
+
+@pytest.mark.parametrize(
+    ("array", "match"),
+    [
+        (np.full((7, 64), 1e300), "fc.weight has numbers that are NaN or infinite"),
+        (np.ones((7, 64), np.complex64), "fc.weight is of complex64, no real numbers"),
+        (np.full((7, 64), "1"), "fc.weight is of <U1, no real numbers"),
+    ],
+)
+def test_what_float32_cannot_hold_is_refused(array, match, model):
+    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UserError, match=match):
+        from_torchvision(tensors | {"fc.weight": array}, OURS)
+
+
+def test_an_import_that_fails_leaves_the_earlier_one(tmp_path):
+    def imported(array):
+        return files.Imported({"params": {"w": array}}, "resnet50", {}, {})
+
+    class Broken(files.LazyArray):
+        def __array__(self, dtype=None, copy=None):
+            raise UserError("NaN")
+
+    files.save(tmp_path, imported(np.ones(3, np.float32)))
+    with pytest.raises(UserError, match="NaN"):
+        files.save(tmp_path, imported(Broken.of(np.ones(3, np.float32))))
+    assert np.array_equal(np.asarray(files.load(tmp_path).state["params"]["w"]), np.ones(3))
+
+
 class Evil:
     def __init__(self, call, *arguments):
         self.call, self.arguments = call, arguments
