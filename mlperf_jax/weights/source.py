@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.weights.lazy import LazyArray, Tensor
+from mlperf_jax.weights.lazy import LazyArray, Tensor, require_finite
 
 _EPSILON = 1e-5
 
@@ -27,10 +27,11 @@ class Source:
         self._left = dict(tensors)
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """An array in float32; a lazy one's numbers are looked at when they are read.
+        """An array in float32.
 
         Raises:
-            UserError: it is missing, has another shape, or holds what is no finite real number.
+            UserError: it is missing, has another shape, or holds what is no number that float32 has; of
+                a lazy one the latter is told when it is read.
         """
         if name not in self._left:
             raise UserError(f"The weights have no {name}; {self.hint}")
@@ -39,20 +40,16 @@ class Source:
             raise UserError(f"The weights' {name} has shape {array.shape} where this model has {shape}.")
         if not any(jnp.issubdtype(array.dtype, kind) for kind in (np.floating, np.integer, np.bool_)):
             raise UserError(f"The weights' {name} is of {array.dtype}, no real numbers; {self.hint}")
+        if array.dtype.itemsize <= 4:
+            return array.astype(np.float32)
         if isinstance(array, LazyArray):
-            return LazyArray(shape, np.float32, lambda index: _float32(name, array[index]))
-        return _float32(name, array)
+            return LazyArray(shape, np.float32, lambda index: _narrowed(name, array[index]))
+        return _narrowed(name, array)
 
 
-def _float32(name: str, array: np.ndarray) -> np.ndarray:
+def _narrowed(name: str, array: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is told
-        array = array.astype(np.float32, copy=False)
-    # NaN is the least and the greatest of numbers that it is among; a mask would take memory.
-    if not (np.isfinite(array.min(initial=0)) and np.isfinite(array.max(initial=0))):
-        raise UserError(
-            f"The weights' {name} has numbers that are NaN or infinite; get a sound copy of the file."
-        )
-    return array
+        return require_finite(name, array.astype(np.float32))
 
 
 class TorchSource(Source):

@@ -205,10 +205,19 @@ def test_numbers_that_are_none_are_named_when_they_are_read(kind, value, tmp_pat
     else:
         path = write(kind, damaged, tmp_path)
     state = from_torchvision(files.read_tensors(path), OURS)  # nothing is read yet
-    with pytest.raises(
-        UserError, match=r"fc.weight has numbers that are NaN or infinite; .*copy of the file"
-    ):
+    with pytest.raises(UserError, match=r"(fc|classifier\.1)\.weight has numbers that are NaN or infinite; "):
         jax.tree.map(np.asarray, state)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_so_they_are_in_part_and_in_every_dtype(dtype, tmp_path):
+    weight = torch.zeros((4, 6), dtype=getattr(torch, dtype))
+    weight[3, 5] = torch.nan
+    torch.save({"w": weight, "n": torch.arange(3)}, tmp_path / "x.pth")
+    tensors = files.read_tensors(tmp_path / "x.pth")
+    assert not tensors["w"][slice(0, 3), slice(None)].any() and np.asarray(tensors["n"]).tolist() == [0, 1, 2]
+    with pytest.raises(UserError, match="The weights' w has numbers that are NaN or infinite"):
+        tensors["w"][slice(3, 4), slice(None)]
 
 
 @pytest.mark.parametrize(
@@ -223,6 +232,15 @@ def test_what_float32_cannot_hold_is_refused(array, match, model):
     tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     with pytest.raises(UserError, match=match):
         from_torchvision(tensors | {"fc.weight": array}, OURS)
+
+
+def test_an_earlier_import_of_such_numbers_is_refused(tmp_path):
+    files.save(
+        tmp_path, files.Imported({"params": {"w": np.full(3, np.nan, np.float32)}}, "resnet50", {}, {})
+    )
+    state = files.load(tmp_path).state
+    with pytest.raises(UserError, match="params.w has numbers that are NaN or infinite"):
+        np.asarray(state["params"]["w"])
 
 
 def test_an_import_that_fails_leaves_the_earlier_one(tmp_path):
