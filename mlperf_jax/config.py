@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,41 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.nested import flatten
 
 PRESETS = ("mini", "closed")
+
+_CHOSEN_BY = {
+    "workload": "--workload",
+    "benchmark": "--workload",
+    "preset": "--preset",
+    "reference_points": "--config.reference_point",
+    "variants": "--config.variant",
+}
+"""Keys that say what a config is, or what it offers; the flags that choose it."""
+
+_POSITIVE = (
+    "batch_size",
+    "eval_batch_size",
+    "max_epochs",
+    "eval_every_epochs",
+    "evals_per_epoch",
+    "steps_per_dispatch",
+    "gradient_accumulation_steps",
+    # Of a depth of 0 or less nothing would be left of a model, and of images divided by 0.
+    "num_layers",
+    "cross_layers",
+    "trunk_layers",
+    "std",
+)
+_BELOW_ONE = (
+    "momentum",
+    "beta1",
+    "beta2",
+    "label_smoothing",
+    "dropout",
+    "attention_dropout",
+    "relu_dropout",
+)
+_SIGNED = ("komi",)
+_MAY_BE_EMPTY = ("lr_boundaries", "decay_epochs", "source_lengths")
 
 
 def default_preset(platform: str) -> str:
@@ -61,8 +97,8 @@ def resolve(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         overrides: the arguments, in order.
 
     Raises:
-        UserError: an unknown key (with the nearest known one), a value of another type, or one that
-            no run can have.
+        UserError: an unknown key (with the nearest known one), one that other flags decide, a value of
+            another type, or one that no run can have.
     """
     asked = _typed(config, overrides)
     resolved = _copy(config)
@@ -78,7 +114,7 @@ def resolve(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         _update(resolved, config.variants[variant].to_dict())
     for key, value in asked.items():
         _set(resolved, key, value)
-    _require_positive(resolved)
+    _require_possible(config, resolved)
     resolved.lock()
     return resolved
 
@@ -90,6 +126,8 @@ def _typed(config: ConfigDict, arguments: Sequence[str]) -> dict[str, Any]:
     for argument in arguments:
         key, equals, _ = argument.removeprefix("--config.").partition("=")
         _require_key(config, known, key)
+        if chosen_by := _CHOSEN_BY.get(key.partition(".")[0]):
+            raise UserError(f"--config.{key} cannot be set; what it says is chosen by {chosen_by}.")
         if not equals:
             raise UserError(f"{argument} has no value; write --config.{key}=value.")
         values[key] = _parse(config, argument, key, known[key])
@@ -109,28 +147,56 @@ def _parse(config: ConfigDict, argument: str, key: str, default: Any) -> Any:
     config_flags.DEFINE_config_dict("config", _copy(config), flag_values=values, sys_argv=argv)
     try:
         values(argv)
+        value = config_flags.get_override_values(values["config"])[key]
+        if isinstance(default, tuple) and default and not all(_is_like(one, default[0]) for one in value):
+            raise TypeError
     except (flags.Error, TypeError, ValueError) as error:
         kind = type(default).__name__
         raise UserError(
             f"{argument} is of the wrong type: --config.{key} is of type {kind}, as {default!r}."
         ) from error
-    return config_flags.get_override_values(values["config"])[key]
+    return value
 
 
-_POSITIVE = (
-    "batch_size",
-    "eval_batch_size",
-    "max_epochs",
-    "eval_every_epochs",
-    "steps_per_dispatch",
-    "gradient_accumulation_steps",
-)
+def _is_like(one: Any, other: Any) -> bool:
+    return type(one) is type(other) or (type(one), type(other)) == (int, float)
 
 
-def _require_positive(config: ConfigDict) -> None:
-    for key in _POSITIVE:
-        if key in config and not config[key] > 0:
-            raise UserError(f"--config.{key}={config[key]} cannot be; it must be more than 0.")
+def _require_possible(written: ConfigDict, resolved: ConfigDict) -> None:
+    """Refuses what no run can have, whoever wrote it; a sign is judged by the number as written."""
+    before = flatten(written.to_dict())
+    for key, value in flatten(resolved.to_dict()).items():
+        if must := _broken_rule(key, value, before.get(key)):
+            raise UserError(f"--config.{key}={value} cannot be; it must {must}.")
+
+
+def _broken_rule(key: str, value: Any, written: Any) -> str:
+    """What a value must and does not, "" if all is well."""
+    name, numbers = key.rpartition(".")[2], _numbers(value)
+    if value == () and written and name not in _MAY_BE_EMPTY:
+        return "hold at least one value"
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+        return "be finite"
+    if name in _POSITIVE and not all(number > 0 for number in numbers):
+        return "be more than 0"
+    if name in _BELOW_ONE and not all(number < 1 for number in numbers):
+        return "be less than 1"
+    # A model's single sizes are judged by compiling it.
+    if name in _SIGNED or (key.startswith("model.") and isinstance(value, int)):
+        return ""
+    least = min(_numbers(written), default=-1)
+    if (
+        isinstance(value, tuple)
+        and least > 0
+        and all(isinstance(number, int) for number in _numbers(written))
+    ):
+        return "" if all(number > 0 for number in numbers) else "hold numbers that are more than 0"
+    return "not be negative" if least >= 0 and any(number < 0 for number in numbers) else ""
+
+
+def _numbers(value: Any) -> list[int | float]:
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return [one for one in values if isinstance(one, (int, float)) and not isinstance(one, bool)]
 
 
 def _require_key(config: ConfigDict, known: Mapping[str, Any], key: str) -> None:

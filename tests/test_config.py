@@ -61,6 +61,106 @@ def test_a_reference_point_applies_and_what_is_asked_beside_it_stands():
         configs.resolve(small(), ["--config.reference_point=65"])
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "target=nan",
+        "target=inf",
+        "target=-inf",
+        "optimizer.base_lr=nan",
+        "optimizer.base_lr=1e999",
+        "optimizer.base_lr=-0.1",
+        "optimizer.momentum=1.5",
+        "schedule.power=nan",
+        "label_smoothing=-0.1",
+        "label_smoothing=1.0",
+        "data.num_train=-1",
+        "data.num_eval=-5",
+        "data.mean=(1e999,)",
+        "data.mean=()",
+        "data.std=(0.0,)",
+        "model.stages=()",
+        "model.stages=(1, 0)",
+        "model.stages=(-1, 2)",
+        "eval_offset_epochs=-1",
+        "target=-0.5",
+        "inference.batch_sizes=()",
+        "inference.batch_sizes=(8, -1)",
+        "inference.min_duration_s=-1",
+        "inference.min_duration_s=inf",
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused(override):
+    key, _, _ = override.partition("=")
+    with pytest.raises(UserError, match=rf"^--config\.{key}=\S.* cannot be; it must .*[^.]\.$"):
+        configs.resolve(configs.base_config("resnet50", "mini"), [f"--config.{override}"])
+
+
+@pytest.mark.parametrize(
+    ("workload", "override"),
+    [
+        ("dlrm", "evals_per_epoch=0"),
+        ("dlrm_dcnv2", "model.cross_layers=-1"),
+        ("transformer", "model.num_layers=0"),
+        ("transformer", "model.dropout=1.0"),
+        ("minigo", "optimizer.lr_rates=(0.1, 1e999)"),
+        ("minigo", "match.games=-1"),
+        ("ssd_resnet34", "anchors.scales=()"),
+    ],
+)
+def test_so_are_those_of_other_workloads(workload, override):
+    with pytest.raises(UserError, match="cannot be; it must"):
+        configs.resolve(configs.base_config(workload, "mini"), [f"--config.{override}"])
+
+
+def test_several_targets_are_all_looked_at():
+    config = small(target=dict(error=0.1, loss=0.8))
+    with pytest.raises(UserError, match=r"--config\.target\.loss=nan cannot be; it must be finite"):
+        configs.resolve(config, ["--config.target.loss=nan"])
+    with pytest.raises(UserError, match=r"--config\.target\.loss=inf cannot be; it must be finite"):
+        configs.resolve(small(target=dict(loss=float("inf"))), [])
+
+
+@pytest.mark.parametrize("value", ["(1.5, 2)", "(True,)", "('a',)", "(None,)", "((1,),)"])
+def test_what_a_tuple_holds_is_of_the_written_type(value):
+    with pytest.raises(UserError, match="is of the wrong type: --config.stages is of type tuple, as "):
+        configs.resolve(small(), [f"--config.stages={value}"])
+
+
+@pytest.mark.parametrize(
+    ("key", "flag"),
+    [
+        ("workload", "--workload"),
+        ("benchmark", "--workload"),
+        ("preset", "--preset"),
+        ("reference_points.8192.max_epochs", "--config.reference_point"),
+    ],
+)
+def test_what_names_a_config_cannot_be_set(key, flag):
+    with pytest.raises(
+        UserError, match=rf"^--config\.{key} cannot be set; what it says is chosen by {flag}\.$"
+    ):
+        configs.resolve(configs.base_config("resnet50", "closed"), [f"--config.{key}=1"])
+
+
+def test_what_a_run_can_have_stays():
+    for workload_, override in (
+        ("minigo", "game.komi=-5.5"),
+        ("minigo", "self_play.min_resign=-0.9"),
+        ("minigo", "match.seed=0"),
+        ("ssd_resnet34", "schedule.decay_epochs=()"),
+        ("ssd_resnet34", "model.extra_padding=(0, 0, 0)"),
+        ("transformer", "decode.source_lengths=()"),
+        ("resnet50", "target=2"),
+        ("resnet50", "target=0.0"),
+        ("resnet50", "data.mean=(0,)"),
+        ("resnet50", "model.bn_span=0"),
+        ("resnet50", "optimizer.momentum=0"),
+        ("dlrm", "schedule.warmup_steps=0"),
+    ):
+        configs.resolve(configs.base_config(workload_, "mini"), [f"--config.{override}"])
+
+
 def test_every_workload_has_every_preset_with_what_the_loop_needs():
     keys = {"benchmark", "preset", "batch_size", "target", "max_epochs", "precision"}
     for name in workload.names():

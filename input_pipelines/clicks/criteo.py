@@ -59,7 +59,8 @@ class BinaryRows:
     def read(self, start: int, stop: int, out: base.HostBatch) -> None:
         """As `click_logs.Rows`; dense numbers x, which are not negative, become log(x + 1)."""
         examples = self._examples[start:stop]
-        out["label"][:] = examples[:, 0]
+        label = examples[:, 0]
+        out["label"][:] = label
         np.add(
             examples[:, 1:FIRST_TABLE],
             np.float32(1),
@@ -70,7 +71,11 @@ class BinaryRows:
         with np.errstate(divide="ignore", invalid="ignore"):  # Told below.
             np.log(out["dense"], out=out["dense"])
         sparse = examples[:, FIRST_TABLE:]
-        if (sparse.view(np.uint32) >= self._whole).any() or not np.isfinite(out["dense"]).all():
+        if (
+            (label.view(np.uint32) > 1).any()
+            or (sparse.view(np.uint32) >= self._whole).any()
+            or not np.isfinite(out["dense"]).all()
+        ):
             raise UserError(
                 f"{self._path}, examples {start:,} to {stop:,}, has impossible numbers; get it again."
             )

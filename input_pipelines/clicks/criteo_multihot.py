@@ -73,14 +73,19 @@ class DayRows:
 
     def read(self, start: int, stop: int, out: base.HostBatch) -> None:
         """As `click_logs.Rows`; like the reference, it takes rows modulo the tables' sizes."""
-        out["label"][:] = self._label[start:stop, 0]
+        label = self._label[start:stop, 0]
+        out["label"][:] = label
         out["dense"][:] = self._dense[start:stop]
         place = 0
         for indices, width in zip(self._sparse, self._columns.multi_hot_sizes, strict=True):
             out["sparse"][:, place : place + width] = indices[start:stop]
             place += width
         outside = (out["sparse"].view(np.uint32) >= self._rows).any()
-        if (outside and (out["sparse"] < 0).any()) or not np.isfinite(out["dense"]).all():
+        if (
+            (label.view(np.uint32) > 1).any()
+            or (outside and (out["sparse"] < 0).any())
+            or not np.isfinite(out["dense"]).all()
+        ):
             raise UserError(
                 f"{self._name}_*, examples {start:,} to {stop:,}, has impossible numbers; get it again."
             )
@@ -286,10 +291,17 @@ def materialize(onehot: Path, folder: Path, days: Sequence[int], columns: click_
             sparse = _open(onehot / f"day_{day}_sparse.npy", len(columns.table_sizes), np.int32)
             for part in ("dense", "labels"):
                 _copy(onehot / f"day_{day}_{part}.npy", folder / f"day_{day}_{part}.npy")
+            _require_rows(onehot / f"day_{day}_sparse.npy", sparse)
             _write_day(folder / f"day_{day}_sparse_multi_hot.npz", sparse, tables)
             print(f"made look-ups of day {day}, {len(sparse):,} examples", flush=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _require_rows(path: Path, sparse: np.ndarray) -> None:
+    for start in range(0, len(sparse), _ROWS_AT_ONCE):
+        if sparse[start : start + _ROWS_AT_ONCE].min() < 0:
+            raise UserError(f"{path} has negative rows after example {start:,}; get it again.")
 
 
 def look_up_tables(columns: click_logs.Columns, scratch: Path) -> Iterator[np.ndarray]:

@@ -1,7 +1,7 @@
 """The text of Criteo's click logs, parsed by NumPy in chunks of many lines.
 
-A line is a label, 13 whole numbers and 26 hexadecimal categories of at most eight digits, with tabs
-between them; numbers and categories may be missing. Fields are gathered as words of eight bytes, on
+A line is a label, 0 or 1, 13 whole numbers and 26 hexadecimal categories of at most eight digits, with
+tabs between them; numbers and categories may be missing. Fields are gathered as words of eight bytes, on
 which all digits are checked and joined at once.
 """
 
@@ -74,11 +74,11 @@ def parse(text: bytes, modulus: int) -> np.ndarray:
     result[:, :FIRST_TABLE] = _decimal(
         data, ends[:, :FIRST_TABLE], lengths[:, :FIRST_TABLE], words[:, :FIRST_TABLE]
     )
+    if (lengths[:, 0] != 1).any() or (result[:, 0] > 1).any():
+        raise ValueError("a label that is neither 0 nor 1")
     result[:, FIRST_TABLE:] = _hexadecimal(lengths[:, FIRST_TABLE:], words[:, FIRST_TABLE:]) % np.uint64(
         modulus
     )
-    if (result[:, 0] > 1).any():
-        raise ValueError("a label that is neither 0 nor 1")
     return result
 
 

@@ -147,9 +147,11 @@ def parse_annotations(text: bytes, where: str) -> list[Image]:
         if len(objects) != len(content["images"]):
             raise ValueError("two images have the same id")
         for annotation in content["annotations"]:
+            if type(annotation["image_id"]) is not int:
+                raise ValueError(f"an object of image {annotation['image_id']!r}")
             objects[annotation["image_id"]].append(annotation)
         images = [_image(image, objects[image["id"]]) for image in content["images"]]
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{where} is not an annotation file of COCO ({one_line(error) or type(error).__name__}); get it again."
         ) from None
@@ -163,21 +165,37 @@ def _without_outlines(content: dict[str, Any]) -> dict[str, Any]:
 
 def _image(image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> Image:
     number, height, width, name = (image[key] for key in ("id", "height", "width", "file_name"))
-    if not all(isinstance(value, int) and 0 <= value < 2**31 for value in (number, height, width)):
+    if not all(type(value) is int and 0 <= value < 2**31 for value in (number, height, width)):
         raise ValueError(f"image {number!r} of {height!r}x{width!r}")
     if not (height and width):
         raise ValueError(f"image {number} has no size")
     if Path(name).name != name:
         raise ValueError(f"image {number} has the name {name!r}")
-    boxes = np.array([a["bbox"] for a in annotations], np.float64).reshape(len(annotations), 4)
-    areas = np.array([a.get("area", 0) for a in annotations], np.float64)
-    if not (np.isfinite(boxes).all() and np.isfinite(areas).all()):
-        raise ValueError(f"image {number} has a box that is not a number")
-    categories = np.array([a["category_id"] for a in annotations], np.int64)
+    rows = [(*a["bbox"], a.get("area", 0), a["category_id"], a.get("iscrowd", 0)) for a in annotations]
+    # NumPy would make numbers of text, of true and of false.
+    if not all(type(value) in (int, float) for row in rows for value in row):
+        raise ValueError(f"image {number} has an object with something else than numbers")
+    numbers = np.array(rows, np.float64).reshape(len(rows), 7)
+    boxes, areas, categories, crowds = numbers[:, :4], numbers[:, 4], numbers[:, 5], numbers[:, 6]
     if not np.isin(categories, CATEGORY_IDS).all():
         raise ValueError(f"image {number} has an object of a category that COCO lacks")
-    crowds = np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool)
-    return Image(number, height, width, boxes, categories, crowds, areas, name)
+    if not np.isin(crowds, (0, 1)).all():
+        raise ValueError(f"image {number} has an object whose iscrowd is neither 0 nor 1")
+    found = Image(number, height, width, boxes, categories.astype(np.int64), crowds > 0, areas, name)
+    _require_boxes(found)
+    return found
+
+
+def _require_boxes(image: Image) -> None:
+    """Refuses boxes that are none; they may be empty, and reach out of their image.
+
+    Raises:
+        ValueError: says which image has what.
+    """
+    if not (np.isfinite(image.boxes).all() and np.isfinite(image.areas).all()):
+        raise ValueError(f"image {image.id} has a box that is not a number")
+    if (image.boxes[:, 2:] < 0).any() or (image.areas < 0).any():
+        raise ValueError(f"image {image.id} has a box of a negative size")
 
 
 class _TfdsRecords:
@@ -223,16 +241,27 @@ class _TfdsRecords:
             ) from None
         edges = np.asarray(objects["bbox"], np.float64).reshape(-1, 4) * [height, width, height, width]
         top, left, bottom, right = edges.T
-        return Image(
+        labels = np.asarray(objects["label"], np.int64)
+        known = (labels >= 0) & (labels < len(CATEGORY_IDS))
+        image = Image(
             id=int(example["image/id"]),
             height=height,
             width=width,
             boxes=np.stack([left, top, right - left, bottom - top], 1),
-            categories=np.array(CATEGORY_IDS)[np.asarray(objects["label"], np.int64)],
+            categories=np.array(CATEGORY_IDS)[np.where(known, labels, 0)],
             crowds=np.asarray(objects["is_crowd"], bool),
             areas=np.asarray(objects["area"], np.float64),
             key=row,
         )
+        try:
+            if not known.all():
+                raise ValueError(f"image {image.id} has an object of a class that COCO lacks")
+            _require_boxes(image)
+        except ValueError as error:
+            raise UserError(
+                f"{self._folder}, {split} record {row}, is damaged ({error}); prepare it again with TFDS."
+            ) from None
+        return image
 
     def jpeg(self, split: str, image: Image) -> bytes:
         return bytes(self._example(split, image.key)["image"])

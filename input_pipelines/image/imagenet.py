@@ -171,7 +171,10 @@ class TfdsRecords:
             raise UserError(
                 f"{where} cannot be read ({prepared.one_line(error)}); prepare the data set again with TFDS."
             ) from None
-        return bytes(example["image"]), int(example["label"]), where
+        label = int(example["label"])
+        if not 0 <= label < NUM_CLASSES:  # TFDS's test split has -1
+            raise UserError(f"{where} has the label {label}; prepare the data set again with TFDS.")
+        return bytes(example["image"]), label, where
 
 
 class ImageNet(base.Dataset):

@@ -153,8 +153,11 @@ def _chunks(paths: list[Path]) -> Iterator[list[str]]:
         # Only \n ends a line: commoncrawl has the other characters that Python takes for ends inside of
         # lines.
         with open(path, encoding="utf-8", newline="\n") as file:
-            while lines := list(itertools.islice(file, _LINES)):
-                yield lines
+            try:
+                while lines := list(itertools.islice(file, _LINES)):
+                    yield lines
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path} is not text in UTF-8 ({error.reason}); get it again.") from None
 
 
 _vocabulary: subwords.Subwords

@@ -19,7 +19,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.nested import flatten
 from mlperf_jax.results.folders import read_json, write_json
 from mlperf_jax.weights import numpy_file, onnx_file, safetensors_file, tensorflow_file, torch_file
-from mlperf_jax.weights.lazy import LazyArray, said_of
+from mlperf_jax.weights.lazy import LazyArray, finite, said_of
 from mlperf_jax.workload import State
 
 
@@ -27,14 +27,15 @@ def read_tensors(path: Path) -> dict[str, LazyArray]:
     """The arrays of a file of PyTorch, safetensors, NumPy (.npz), ONNX or TensorFlow (.index), to be read one by one.
 
     Raises:
-        UserError: it is none of these, damaged, or hostile.
+        UserError: it is none of these, damaged, or hostile; and when an array is read that holds NaN or
+            infinite numbers.
     """
     with said_of(path):
         if not path.is_file():
             raise UserError(
                 f"There is no file {path}; give a .pth, .safetensors, .npz, .onnx or .index file."
             )
-        return _read(path)
+        return {name: finite(name, array) for name, array in _read(path).items()}
 
 
 def _read(path: Path) -> dict[str, LazyArray]:
@@ -80,17 +81,19 @@ def sha256(path: Path) -> str:
 def save(folder: Path, weights: Imported) -> None:
     """Writes `folder`; the description comes last, so that what has one is whole.
 
+    Lazy arrays are read here: what is wrong with one leaves the folder as it was.
+
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or an array cannot be read.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "weights.json").unlink(missing_ok=True)
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=".weights.")
         os.close(handle)
         try:
             safetensors_file.write(Path(temporary), flatten(weights.state))
             os.chmod(temporary, 0o644)
+            (folder / "weights.json").unlink(missing_ok=True)
             os.replace(temporary, folder / "weights.safetensors")
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -105,7 +108,7 @@ def load(folder: Path) -> Imported:
     """What `save` wrote, its arrays to be read one by one.
 
     Raises:
-        UserError: it is missing, damaged, or was changed.
+        UserError: it is missing, damaged, or was changed; and when an array is read, as `read_tensors`.
     """
     if not (folder / "weights.json").is_file():
         raise UserError(
@@ -122,6 +125,6 @@ def load(folder: Path) -> Imported:
         part = state
         for key in place:
             part = part.setdefault(key, {})
-        part[last] = array
+        part[last] = finite(name, array)
     config = {key: tuple(v) if isinstance(v, list) else v for key, v in record["config"].items()}
     return Imported(state, record["workload"], config, record["source"])

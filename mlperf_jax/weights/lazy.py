@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -102,6 +103,29 @@ def place(array: Tensor, where: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
         where.sharding,
         lambda index: np.asarray(array[index or ()]).astype(where.dtype, copy=False),
     )
+
+
+def finite(name: str, array: LazyArray) -> LazyArray:
+    """The array; its numbers are looked at when they are read."""
+    return LazyArray(array.shape, array.dtype, lambda index: require_finite(name, array[index]))
+
+
+def require_finite(name: str, array: np.ndarray) -> np.ndarray:
+    """The array.
+
+    Raises:
+        UserError: a number in it is NaN or infinite.
+    """
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    # NaN is the least and the greatest of numbers that it is among; a mask would take memory.
+    with np.errstate(invalid="ignore"):
+        extremes = array.min(initial=0), array.max(initial=0)
+    if not all(map(np.isfinite, extremes)):
+        raise UserError(
+            f"The weights' {name} has numbers that are NaN or infinite; get a sound copy of the file."
+        )
+    return array
 
 
 def in_file(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.weights.lazy import Tensor
+from mlperf_jax.weights.lazy import LazyArray, Tensor, require_finite
 
 _EPSILON = 1e-5
 
@@ -29,14 +30,26 @@ class Source:
         """An array in float32.
 
         Raises:
-            UserError: it is missing or has another shape.
+            UserError: it is missing, has another shape, or holds what is no number that float32 has; of
+                a lazy one the latter is told when it is read.
         """
         if name not in self._left:
             raise UserError(f"The weights have no {name}; {self.hint}")
         array = self._left.pop(name)
         if array.shape != shape:
             raise UserError(f"The weights' {name} has shape {array.shape} where this model has {shape}.")
-        return array.astype(np.float32)
+        if not any(jnp.issubdtype(array.dtype, kind) for kind in (np.floating, np.integer, np.bool_)):
+            raise UserError(f"The weights' {name} is of {array.dtype}, no real numbers; {self.hint}")
+        if array.dtype.itemsize <= 4:
+            return array.astype(np.float32)
+        if isinstance(array, LazyArray):
+            return LazyArray(shape, np.float32, lambda index: _narrowed(name, array[index]))
+        return _narrowed(name, array)
+
+
+def _narrowed(name: str, array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is told
+        return require_finite(name, array.astype(np.float32))
 
 
 class TorchSource(Source):

@@ -192,6 +192,71 @@ def test_views_of_shared_storages_are_read_as_pytorch_reads_them(
     assert str(read["view"].dtype) == dtype
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", [*KINDS, "onnx"])
+def test_numbers_that_are_none_are_named_when_they_are_read(kind, value, tmp_path):
+    damaged = random_resnet(BLOCKS, WIDTH, CLASSES)
+    with torch.no_grad():
+        damaged.fc.weight[3, 5] = value
+    if kind == "onnx":
+        onnx = pytest.importorskip("onnx", reason="writes the file")
+        path = tmp_path / "weights.onnx"
+        onnx.save(onnx_model(onnx, damaged, False), path)
+    else:
+        path = write(kind, damaged, tmp_path)
+    state = from_torchvision(files.read_tensors(path), OURS)  # nothing is read yet
+    with pytest.raises(UserError, match=r"(fc|classifier\.1)\.weight has numbers that are NaN or infinite; "):
+        jax.tree.map(np.asarray, state)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_so_they_are_in_part_and_in_every_dtype(dtype, tmp_path):
+    weight = torch.zeros((4, 6), dtype=getattr(torch, dtype))
+    weight[3, 5] = torch.nan
+    torch.save({"w": weight, "n": torch.arange(3)}, tmp_path / "x.pth")
+    tensors = files.read_tensors(tmp_path / "x.pth")
+    assert not tensors["w"][slice(0, 3), slice(None)].any() and np.asarray(tensors["n"]).tolist() == [0, 1, 2]
+    with pytest.raises(UserError, match="The weights' w has numbers that are NaN or infinite"):
+        tensors["w"][slice(3, 4), slice(None)]
+
+
+@pytest.mark.parametrize(
+    ("array", "match"),
+    [
+        (np.full((7, 64), 1e300), "fc.weight has numbers that are NaN or infinite"),
+        (np.ones((7, 64), np.complex64), "fc.weight is of complex64, no real numbers"),
+        (np.full((7, 64), "1"), "fc.weight is of <U1, no real numbers"),
+    ],
+)
+def test_what_float32_cannot_hold_is_refused(array, match, model):
+    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UserError, match=match):
+        from_torchvision(tensors | {"fc.weight": array}, OURS)
+
+
+def test_an_earlier_import_of_such_numbers_is_refused(tmp_path):
+    files.save(
+        tmp_path, files.Imported({"params": {"w": np.full(3, np.nan, np.float32)}}, "resnet50", {}, {})
+    )
+    state = files.load(tmp_path).state
+    with pytest.raises(UserError, match="params.w has numbers that are NaN or infinite"):
+        np.asarray(state["params"]["w"])
+
+
+def test_an_import_that_fails_leaves_the_earlier_one(tmp_path):
+    def imported(array):
+        return files.Imported({"params": {"w": array}}, "resnet50", {}, {})
+
+    class Broken(files.LazyArray):
+        def __array__(self, dtype=None, copy=None):
+            raise UserError("NaN")
+
+    files.save(tmp_path, imported(np.ones(3, np.float32)))
+    with pytest.raises(UserError, match="NaN"):
+        files.save(tmp_path, imported(Broken.of(np.ones(3, np.float32))))
+    assert np.array_equal(np.asarray(files.load(tmp_path).state["params"]["w"]), np.ones(3))
+
+
 class Evil:
     def __init__(self, call, *arguments):
         self.call, self.arguments = call, arguments

@@ -141,6 +141,15 @@ def test_minigos_checkpoint(tmp_path):
         minigo.from_tensorflow(named, CONFIG)
 
 
+def test_a_checkpoint_with_nan_is_refused(tmp_path):
+    named = tensorflow_names(variables(CONFIG), CONFIG.trunk_layers)
+    named["dense_1/bias"][0] = np.nan
+    write(tmp_path / "target.index", named)
+    state = minigo.from_tensorflow(files.read_tensors(tmp_path / "target.index"), CONFIG)
+    with pytest.raises(UserError, match="dense_1/bias has numbers that are NaN or infinite"):
+        jax.tree.map(np.asarray, state)
+
+
 def test_on_19x19_the_policy_reads_channels_first():
     config = DualNetworkConfig(size=19, conv_width=1, trunk_layers=0, fc_width=1)
     named = tensorflow_names(variables(config), 0)

@@ -96,7 +96,9 @@ def test_damaged_files_are_told(tmp_path, real, damage, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("column", "value"), [(1, -1), (13, -7), (14, -1), (16, 17289), (39, 36)])
+@pytest.mark.parametrize(
+    ("column", "value"), [(0, -1), (0, 2), (1, -1), (13, -7), (14, -1), (16, 17289), (39, 36)]
+)
 def test_impossible_numbers_are_told_when_they_are_read(tmp_path, real, column, value):
     rows = real["test"].copy()
     rows[69, column] = value

@@ -168,7 +168,7 @@ def test_a_strange_byte_is_refused_or_read_as_plain_python_does(field, place, by
     digits = value[1:] if 0 < field < 14 and value[:1] == b"-" and len(value) > 1 else value
     good = all(c in allowed for c in digits) and (len(value) <= 8 if field >= 14 else True)
     if field == 0:
-        good = value in (b"", b"0", b"1")
+        good = value in (b"0", b"1")
     if not good:
         with pytest.raises(ValueError, match="line|number|category|label"):
             criteo_text.parse(text, 2**31 - 1)
@@ -183,7 +183,10 @@ def test_a_strange_byte_is_refused_or_read_as_plain_python_does(field, place, by
         ("\t".join(GOOD[:-1]), "without 40 fields"),
         ("\t".join([*GOOD, "1"]), "without 40 fields"),
         ("\t".join(GOOD[:20]) + "\n" + "\t".join(GOOD[:20]), "without 40 fields"),
-        ("\t".join(["2", *GOOD[1:]]), "label"),
+        *(
+            ("\t".join([label, *GOOD[1:]]), "a label that is neither 0 nor 1")
+            for label in ("2", "", "-1", "-0", "01", "-2147483648", "0000000001")
+        ),
         ("\t".join(["1", "99999999999", *GOOD[2:]]), "where a number belongs"),
         ("\t".join(["1", "2147483648", *GOOD[2:]]), "where a number belongs"),
         ("\t".join(["1", "-", *GOOD[2:]]), "where a number belongs"),

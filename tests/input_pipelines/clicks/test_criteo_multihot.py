@@ -199,14 +199,27 @@ def test_a_damaged_archive_is_refused_or_read_within_its_bounds(tmp_path_factory
             array.sum()  # Beyond the end of the file this would end the process.
 
 
-def test_impossible_numbers_are_told(small):
+@pytest.mark.parametrize(
+    ("part", "column", "value"), [("dense", 5, np.nan), ("labels", 0, -1), ("labels", 0, 2)]
+)
+def test_impossible_numbers_are_told(small, part, column, value):
     input_pipelines.prepare("criteo_multihot", small)
-    path = small / "criteo_multihot" / "day_2_dense.npy"
-    dense = np.load(path)
-    dense[3, 5] = np.nan
-    np.save(path, dense)
+    path = small / "criteo_multihot" / f"day_2_{part}.npy"
+    array = np.load(path)
+    array[3, column] = value
+    np.save(path, array)
     with pytest.raises(UserError, match=r"day_2_\*, examples 0 to 11, has impossible numbers"):
         input_pipelines.prepare("criteo_multihot", small, verify=True)
+
+
+def test_negative_one_hot_rows_are_told(small):
+    path = small / "criteo_onehot" / "day_1_sparse.npy"
+    sparse = np.load(path)
+    sparse[7, 3] = -1
+    np.save(path, sparse)
+    with pytest.raises(UserError, match="day_1_sparse.npy has negative rows after example 0; get it again"):
+        input_pipelines.prepare("criteo_multihot", small)
+    assert not (small / "criteo_multihot" / "day_1_sparse_multi_hot.npz").exists()
 
 
 def test_other_counts_are_told(small, monkeypatch):

@@ -1,6 +1,7 @@
 """COCO in its forms, which prepare to the same set; the made-up set; and what becomes of damage."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -345,6 +346,31 @@ def edit(path, change):
         lambda c: c["annotations"][0].update(bbox=[1, 2, 3]),
         lambda c: c["annotations"][0].update(bbox=[1, 2, 3, float("nan")]),
         lambda c: c["annotations"][0].update(bbox=[1, 2, 3, "x"]),
+        lambda c: c["images"][0].update(id=True),
+        lambda c: c["images"][0].update(width=80.5),
+        *(
+            functools.partial(lambda change, c: c["annotations"][0].update(change), change)
+            for change in (
+                {"category_id": 1.5},
+                {"category_id": True},
+                {"category_id": "1"},
+                {"category_id": float("nan")},
+                {"category_id": 10**400},
+                {"image_id": True},
+                {"image_id": 1.5},
+                {"bbox": [1, 2, 3, "4"]},
+                {"bbox": [1, 2, 3, True]},
+                {"bbox": [1, 2, -3, 4]},
+                {"bbox": [1, 2, 3, -4]},
+                {"bbox": [1, 2, float("inf"), 4]},
+                {"area": float("nan")},
+                {"area": -1},
+                {"area": "1"},
+                {"iscrowd": 2},
+                {"iscrowd": "0"},
+                {"iscrowd": None},
+            )
+        ),
     ],
 )
 def test_damaged_annotations_are_named(copy, change):
@@ -353,6 +379,41 @@ def test_damaged_annotations_are_named(copy, change):
     with pytest.raises(UserError, match=f"{path} is not an annotation file of COCO") as caught:
         input_pipelines.prepare("coco", copy)
     assert "\n" not in str(caught.value) and not (copy / "coco2017").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": [-1]}, "a class that COCO lacks"),
+        ({"label": [80]}, "a class that COCO lacks"),
+        ({"bbox": [[0, 0, np.nan, 1]]}, "a box that is not a number"),
+        ({"bbox": [[0.5, 0.5, 0.4, 1]]}, "a box of a negative size"),
+        ({"area": [-1]}, "a box of a negative size"),
+    ],
+)
+def test_damaged_objects_of_tfds_are_named(tfds_dir, small_counts, monkeypatch, change, message):
+    read = coco_originals._TfdsRecords._example
+
+    def damaged(records, split, row):
+        example = read(records, split, row)
+        if (split, row) == ("eval", 2):
+            one = {"label": [0], "bbox": [[0, 0, 1, 1]], "area": [1], "is_crowd": [False]}
+            example = example | {"objects": one | change}
+        return example
+
+    monkeypatch.setattr(coco_originals._TfdsRecords, "_example", damaged)
+    original = coco_originals.find(tfds_dir)
+    assert len(original.images("train")) == COUNTS["train"]
+    with pytest.raises(
+        UserError, match=f"eval record 2, is damaged .*{message}.*; prepare it again with TFDS"
+    ):
+        original.images("eval")
+
+
+def test_boxes_of_no_size_or_that_reach_out_of_their_image_are_taken(copy):
+    path = copy / "coco" / "annotations" / "instances_train2017.json"
+    edit(path, lambda c: c["annotations"][0].update(bbox=[-3, 0.0, 10_000.5, 0], category_id=1.0))
+    assert "6 train" in input_pipelines.prepare("coco", copy)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"7", b"\xff\xfe", b"[" * 100_000])

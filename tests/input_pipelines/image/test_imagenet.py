@@ -259,6 +259,14 @@ def test_overwritten_tfds_record_is_named(tfds_dir, tmp_path, small_counts):
         imagenet.prepare(copy, verify=True)
 
 
+@pytest.mark.parametrize("label", [-1, 1000])
+def test_labels_of_no_class_are_named(tfds_dir, small_counts, label):
+    source = imagenet.open_dataset(tfds_dir, {})._source
+    source._records = {"train": [{"image": b"", "label": label}]}
+    with pytest.raises(UserError, match=f"record 0, has the label {label}; prepare the data set again"):
+        source.read("train", 0)
+
+
 def test_damaged_tfds_metadata_is_named(tfds_dir, tmp_path, small_counts):
     copy, shard = damaged_tfds(
         tfds_dir, tmp_path, lambda shard: (shard.parent / "dataset_info.json").write_text("{")

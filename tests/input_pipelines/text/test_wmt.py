@@ -65,6 +65,14 @@ def test_counts_are_checked(data_dir, monkeypatch):
     assert not (data_dir / "wmt17_packed").exists()
 
 
+def test_what_is_no_text_is_named(data_dir):
+    path = data_dir / "wmt17" / "commoncrawl.de-en.de"
+    path.write_bytes(path.read_bytes().replace("ä".encode(), b"\xe4"))
+    with pytest.raises(UserError, match=f"{path} is not text in UTF-8 .*; get it again"):
+        prepare("wmt", data_dir)
+    assert not (data_dir / "wmt17_packed").exists()
+
+
 def test_missing_files_are_named(data_dir, tmp_path_factory):
     (data_dir / "wmt17" / "commoncrawl.de-en.de").unlink()
     with pytest.raises(UserError, match="commoncrawl.de-en.de is missing"):
