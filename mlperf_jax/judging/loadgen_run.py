@@ -12,7 +12,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.judging import accuracy_log
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, made_up, one_line, plural
 from mlperf_jax.rounds import inference_rules as inference
-from mlperf_jax.rounds.inference_logs import DETAIL, SUMMARY, own_goals, own_reasons, own_record
+from mlperf_jax.rounds.inference_logs import BEGIN, DETAIL, SUMMARY, own_goals, own_reasons, own_record
 from mlperf_jax.rounds.objects import number
 from mlperf_jax.rounds.qualities import figures
 from mlperf_jax.rounds.training_logs import Event, read_events
@@ -78,9 +78,12 @@ def read_loadgen_run(folder: Path) -> LoadGenRun:
     """Reads a run.
 
     Raises:
-        UserError: its detail log cannot be read.
+        UserError: its detail log cannot be read, or holds more than one run.
     """
     events, damaged = read_events(folder / DETAIL)
+    begins = [event.line for event in events if event.key == BEGIN]
+    if len(begins) > 1:
+        raise UserError(f"{folder / DETAIL} holds two runs in one file (another begins in line {begins[1]}).")
     fields: dict[str, Event] = {}
     for event in events:
         fields.setdefault(event.key, event)

@@ -36,6 +36,8 @@ KEYS = frozenset(
 )
 CLOCK_MOVED = "clock_moved"
 """A log of ours says so where the wall clock was set, by how many seconds; the events before keep their times."""
+_BEGINS = (b"init_start", b"run_start")
+_WITHIN = ("run_stop", "eval_start", "eval_stop", "eval_accuracy", "eval_error")
 _REPEATED = (CLOCK_MOVED, "eval_start", "eval_stop", "eval_accuracy", "eval_error", "eval_result")
 _STATS = (b"tracked_stats", b"throughput")
 _CHUNK = 8 << 20
@@ -44,6 +46,7 @@ _MOST_BYTES = 4 << 30  # of one log, unpacked: a bound for what a packed file ma
 _MOST_STATS = 200  # throughput figures kept of one log
 _MOST_EVENTS = 100_000  # kept of one log
 _MOST_PYTHON = 10_000  # characters of a line that is no JSON
+_TOGETHER_MS = 60_000  # within which all processes of a run begin
 _LARGEST = 1e15  # of times, in milliseconds: beyond it nothing means anything
 # All that a line which is no event can raise where it is taken for one.
 _DAMAGE = (
@@ -162,6 +165,25 @@ class RunLog:
         """Value of the event of `key`, None if there is none."""
         return self._once[key].value if key in self._once else None
 
+    def is_of_another(self, begin: Event, *, init_first: bool) -> bool:
+        """Whether a second `run_start` or `init_start` is of another run, and not of another process of this one.
+
+        Where every process logs, all of them begin before anything is evaluated.
+
+        Args:
+            begin: the event.
+            init_first: whether the format's rules have nothing initialized after `run_start`.
+        """
+        start = self.first("run_start")
+        if start is None:
+            return False
+        if begin.key == "init_start" and init_first and begin.time_ms > start.time_ms:
+            return True
+        if begin.key == "run_start" and begin.time_ms < start.time_ms - _TOGETHER_MS:
+            return True
+        within = next((event for event in self.events if event.key in _WITHIN), None)
+        return within is not None and begin.time_ms > within.time_ms
+
     @property
     def start_ms(self) -> float | None:
         return self._once["run_start"].time_ms if "run_start" in self._once else None
@@ -191,7 +213,7 @@ def read_run(path: Path) -> RunLog:
     """Reads a log, packed with gzip or not.
 
     Raises:
-        UserError: it cannot be read or holds no line of any MLPerf format.
+        UserError: it cannot be read, holds no line of any MLPerf format, or more than one run.
     """
     log = RunLog(path, "", [])
     formats: set[str] = set()
@@ -271,6 +293,8 @@ def _take(line: bytes, line_number: int, log: RunLog) -> str:
     found, key, _ = _recognized(line)
     if key in KEYS and not log.has(key):
         log.add(_any_event(line, line_number))
+    elif key in _BEGINS and log.is_of_another(_any_event(line, line_number), init_first=found == "MLLOG"):
+        raise UserError(f"{log.path} holds two runs in one file (another begins in line {line_number}).")
     elif found == "MLLOG" and key in _STATS:
         _take_throughput(line[8:], log)
     return found
