@@ -47,6 +47,7 @@ _MOST_STATS = 200  # throughput figures kept of one log
 _MOST_EVENTS = 100_000  # kept of one log
 _MOST_PYTHON = 10_000  # characters of a line that is no JSON
 _TOGETHER_MS = 60_000  # within which all processes of a run begin
+_DRIFT, _UNREST_S = 0.01, 0.05  # by how much the wall clock may part from a steady one unseen
 _LARGEST = 1e15  # of times, in milliseconds: beyond it nothing means anything
 # All that a line which is no event can raise where it is taken for one.
 _DAMAGE = (
@@ -102,10 +103,12 @@ class Throughput:
     Attributes:
         points: (milliseconds of the log's clock, samples/s).
         input_wait: seconds of waiting for input in all; None where the log does not say (others').
+        seconds: of training in all, as a steady clock counted them; 0.0 where the log does not say.
     """
 
     points: list[tuple[float, float]] = dataclasses.field(default_factory=list)
     input_wait: float | None = None
+    seconds: float = 0.0
     _seen: int = 0
     _stride: int = 1
 
@@ -350,6 +353,7 @@ def _take_throughput(text: bytes, log: RunLog) -> None:
     rate, wait = number(told.get("throughput")), number(told.get("input_wait_seconds"))
     if wait is not None:
         log.throughput.input_wait = (log.throughput.input_wait or 0.0) + wait
+    log.throughput.seconds += (number(told.get("seconds")) or 0.0) if log.ours else 0.0
     if due and rate is not None:
         log.throughput.add(float(raw["time_ms"]), rate)
 
@@ -388,7 +392,7 @@ def _interpret(log: RunLog) -> None:
             moved = clock_moved(log.events, stop.line)
             seconds = (stop.time_ms - start) / 1000 - moved
             log.minutes = seconds / 60 if seconds > 0 else None
-            log.clock = _clock(moved, seconds)
+            log.clock = _clock(moved, seconds, log.throughput.seconds)
             log.converged = _success(stop)
     _offline_evaluation(log)
 
@@ -404,7 +408,14 @@ def clock_moved(events: Iterable[Event], last_line: int) -> float:
     return total
 
 
-def _clock(moved: float, seconds: float) -> str:
+def outlasts(counted: float, passed: float) -> bool:
+    """Whether seconds that a steady clock counted are more than those that passed by the log's times."""
+    return counted > passed * (1 + _DRIFT) + _UNREST_S
+
+
+def _clock(moved: float, seconds: float, trained: float) -> str:
+    if seconds > 0 and outlasts(trained, seconds):
+        return f"ran under a clock by which {seconds:,.1f} s passed where it trained for {trained:,.1f} s"
     if moved:
         return f"ran under a clock that was set {'forward' if moved > 0 else 'back'} by {abs(moved):,.1f} s"
     return (

@@ -232,3 +232,14 @@ def test_benchmarks_are_known_by_the_names_of_real_folders():
         training_rules.BENCHMARKS["ssd"].title("v1.1") == "SSD"
         and training_rules.BENCHMARKS["ssd"].title("v2.0") == "RetinaNet"
     )
+
+
+def test_ours_without_a_target_are_held_against_the_rules():
+    labels = {"run_labels": ["unverified"]}
+    for quality, counted in ((0.7, False), (0.76, True)):
+        log = run(1.0, **labels)
+        log.evaluations = [Evaluation(1.0, quality, 3.0)]
+        assert reached(log, RESNET, "local") == counted
+    bleu = run(1.0, **labels)
+    bleu.evaluations = [Evaluation(1.0, 0.24, 3.0)]
+    assert not reached(bleu, training_rules.BENCHMARKS["transformer"], "local")
