@@ -15,9 +15,9 @@ from mlperf_jax.judging import accuracy_log, compliance
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, made_up, one_line, plural
 from mlperf_jax.rounds import inference_rules as inference
 from mlperf_jax.rounds.inference_logs import BEGIN, DETAIL, SUMMARY, own_goals, own_reasons, own_record
+from mlperf_jax.rounds.log_lines import Event, read_events
 from mlperf_jax.rounds.objects import number
 from mlperf_jax.rounds.qualities import figures
-from mlperf_jax.rounds.training_logs import Event, read_events
 
 _CLOCK_SLACK_MS = 1000
 _SAMPLES_APART = 2  # of the same model's answers, that rounding may make right or wrong

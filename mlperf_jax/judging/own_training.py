@@ -11,9 +11,10 @@ from mlperf_jax.judging.findings import Finding, plural
 from mlperf_jax.judging.training_log import Judged
 from mlperf_jax.results.curves import Point, read_evaluations
 from mlperf_jax.results.own_runs import run_folder
+from mlperf_jax.rounds.log_lines import Event
 from mlperf_jax.rounds.objects import number
 from mlperf_jax.rounds.qualities import EVALS, numbers
-from mlperf_jax.rounds.training_logs import CLOCK_MOVED, Event, clock_moved, outlasts
+from mlperf_jax.rounds.training_logs import CLOCK_MOVED, clock_moved, outlasts
 
 # What every run logs whose clock has started, and what besides where it ends as a success.
 _ALWAYS = [

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from mlperf_jax.judging.findings import Finding, listed, made_up
 from mlperf_jax.judging.training_log import EPOCHS_AHEAD, Judged
+from mlperf_jax.rounds.log_lines import Event
 from mlperf_jax.rounds.objects import number
 from mlperf_jax.rounds.qualities import EVALS
-from mlperf_jax.rounds.training_logs import Event
 
 _COUNT_SLACK = 1e-4  # relative: epochs are logged rounded
 # Samples of the data sets that closed runs train on and evaluate with, where logs give the data's own size.

@@ -14,9 +14,9 @@ from mlperf_jax.goals import Goal, reached
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, warning
 from mlperf_jax.results.own_runs import run_folder
 from mlperf_jax.rounds import evaluation_schedule
+from mlperf_jax.rounds.log_lines import Event
 from mlperf_jax.rounds.objects import number, read_object
 from mlperf_jax.rounds.qualities import EVALS, evaluations, figures, find_goals, in_unit, target_event
-from mlperf_jax.rounds.training_logs import Event
 from mlperf_jax.rounds.training_rules import Benchmark
 
 # Between processes that write one log.

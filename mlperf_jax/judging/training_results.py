@@ -13,9 +13,9 @@ from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, plural,
 from mlperf_jax.judging.training_log import Judged
 from mlperf_jax.rounds import training_rules
 from mlperf_jax.rounds.collect import Reader, Result, find_description
+from mlperf_jax.rounds.log_lines import read_events
 from mlperf_jax.rounds.reference_points import judge_result
 from mlperf_jax.rounds.scoring import score_runs
-from mlperf_jax.rounds.training_logs import read_events
 from mlperf_jax.rounds.training_rules import LOCAL
 
 # What all runs of a result have in common: they are repetitions of one thing.

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from mlperf_logging.result_summarizer.result_summarizer import _compute_olympic_average
 
 from mlperf_jax.rounds import training_rules
+from mlperf_jax.rounds.log_lines import Event
 from mlperf_jax.rounds.scoring import goals_of, reached, score_runs, winners
-from mlperf_jax.rounds.training_logs import Evaluation, Event, RunLog
+from mlperf_jax.rounds.training_logs import Evaluation, RunLog
 
 RESNET, BERT, UNET, NCF = (training_rules.BENCHMARKS[key] for key in ("resnet", "bert", "unet3d", "ncf"))
 
