@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.judging import accuracy_log
+from mlperf_jax.goals import Goal
+from mlperf_jax.judging import accuracy_log, compliance
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, made_up, one_line, plural
 from mlperf_jax.rounds import inference_rules as inference
-from mlperf_jax.rounds.inference_logs import DETAIL, SUMMARY, own_goals, own_reasons, own_record
+from mlperf_jax.rounds.inference_logs import BEGIN, DETAIL, SUMMARY, own_goals, own_reasons, own_record
+from mlperf_jax.rounds.log_lines import Event, read_events
 from mlperf_jax.rounds.objects import number
 from mlperf_jax.rounds.qualities import figures
-from mlperf_jax.rounds.training_logs import Event, read_events
 
 _CLOCK_SLACK_MS = 1000
+_SAMPLES_APART = 2  # of the same model's answers, that rounding may make right or wrong
 _ACCURACY, _PERFORMANCE = "AccuracyOnly", "PerformanceOnly"
 _PEAK = "FindPeakPerformance"
 # "Samples per second: 12.3" of a summary -> the field that says the same.
@@ -26,6 +29,8 @@ _SUMMARY = {
     "Completed samples per second": "result_completed_samples_per_sec",
     "99.00 percentile latency (ns)": "result_99.00_percentile_latency_ns",
 }
+# What result.json has of an accuracy run that was judged.
+_JUDGED = ("metric", "quality", "quality_target", "accuracy_log_sha256")
 _EARLY = ("Server", "SingleStream", "MultiStream")
 
 
@@ -78,9 +83,12 @@ def read_loadgen_run(folder: Path) -> LoadGenRun:
     """Reads a run.
 
     Raises:
-        UserError: its detail log cannot be read.
+        UserError: its detail log cannot be read, or holds more than one run.
     """
     events, damaged = read_events(folder / DETAIL)
+    begins = [event.line for event in events if event.key == BEGIN]
+    if len(begins) > 1:
+        raise UserError(f"{folder / DETAIL} holds two runs in one file (another begins in line {begins[1]}).")
     fields: dict[str, Event] = {}
     for event in events:
         fields.setdefault(event.key, event)
@@ -272,8 +280,14 @@ def _own_record(run: LoadGenRun, closed: bool) -> Iterator[Finding]:
     path = run.folder / "result.json"
     if not run.own:
         return
+    judged = run.mode == _ACCURACY and run.own.get("valid") is True
+    for key in _JUDGED if judged else ():
+        if key not in run.own:
+            text = f"{key} is missing, which every accuracy run of ours says."
+            yield Finding(path, "missing-key", text, "Run --mode=accuracy again.")
     if number(run.own.get("quality")) is not None:
         yield from _under_target(run, path)
+        yield from _against_training(run, path, ERROR if closed else WARNING)
     told = run.own.get("accuracy_log_sha256")
     log = run.folder / accuracy_log.NAME
     if (
@@ -315,6 +329,31 @@ def _under_target(run: LoadGenRun, path: Path) -> Iterator[Finding]:
             yield Finding(path, "under-target", text, "Serve a model that is good enough.")
 
 
+def _against_training(run: LoadGenRun, path: Path, severity: str) -> Iterator[Finding]:
+    """A model is to be as good as trained; one that we trained answers what it was evaluated on, and no better."""
+    own = re.search(r", step \d+$", str(run.own.get("model")))
+    goals = own_goals(run.own)
+    found, trained = figures(goals, run.own["quality"]), figures(goals, run.own.get("trained_quality"))
+    for goal in goals:
+        wanted = goal.share(trained[goal.name], 1 - compliance.QUALITY_SHARE)
+        if own and better(goal, found[goal.name], trained[goal.name], run):
+            text = f"{goal.metric} is {found[goal.name]:.6g}, and training reached {trained[goal.name]:.6g}."
+            yield Finding(path, "quality", text, "Run --mode=accuracy again.")
+        if not wanted.reached(goal.target) and not math.isnan(wanted.target):
+            text = f"the target {goal.target:.6g} asks for less than 99 % of the {trained[goal.name]:.6g} of training."
+            yield Finding(path, "target", text, "Hold the answers against what was trained.", severity)
+
+
+def better(goal: Goal, figure: float, other: float, run: LoadGenRun) -> bool:
+    """Whether a figure of a run is better than another of the same samples by more than precision and batches can do."""
+    samples = (
+        run.number("effective_accuracy_sample_count") or run.number("qsl_reported_total_count") or math.inf
+    )
+    scale = 100 if other > 1 else 1
+    gained = other - figure if goal.direction.falls else figure - other
+    return gained > compliance.QUALITY_SHARE * abs(other) + _SAMPLES_APART * scale / samples
+
+
 def compare(performance: LoadGenRun, accuracy: LoadGenRun) -> Iterator[Finding]:
     """A performance run and the accuracy run beside it: they must be of one system."""
     for key in ("sut_name", "qsl_name", "qsl_reported_total_count", "effective_scenario"):
@@ -322,6 +361,23 @@ def compare(performance: LoadGenRun, accuracy: LoadGenRun) -> Iterator[Finding]:
         if one != other:
             text = f"{key} is {one_line(other)}, and {one_line(one)} in the performance run."
             yield accuracy.finding(key, "runs-differ", text, "Run both with one command.")
-    if performance.own and accuracy.own and performance.own.get("model") != accuracy.own.get("model"):
-        text = "the accuracy run served another model than the performance run."
-        yield Finding(accuracy.folder / "result.json", "runs-differ", text, "Run both with one command.")
+    path = accuracy.folder / "result.json"
+    if not (performance.own and accuracy.own):
+        return
+    for key in ("model", "trained_quality"):
+        one, other = performance.own.get(key), accuracy.own.get(key)
+        if one != other:
+            text = f"{key} is {one_line(other)}, and {one_line(one)} in the performance run."
+            yield Finding(path, "runs-differ", text, "Run both with one command.")
+
+
+def compare_qualities(runs: Sequence[LoadGenRun]) -> Iterator[Finding]:
+    """Accuracy runs of one model in several scenarios: the same samples, the same answers but for their batches."""
+    goals = own_goals(runs[0].own)
+    for goal in goals:
+        found = [figures(goals, run.own.get("quality"))[goal.name] for run in runs]
+        for figure, run in zip(found, runs, strict=True):
+            less = [other for other in found if better(goal, figure, other, run)]
+            if less:
+                text = f"{goal.metric} is {figure:.6g}, and {less[0]:.6g} of the same model's answers in another scenario."
+                yield Finding(run.folder / "result.json", "quality", text, "Run --mode=accuracy again.")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 from mlperf_jax.judging.findings import Finding, listed, made_up
 from mlperf_jax.judging.training_log import EPOCHS_AHEAD, Judged
+from mlperf_jax.rounds.log_lines import Event
 from mlperf_jax.rounds.objects import number
-from mlperf_jax.rounds.qualities import EVALS, numbers
-from mlperf_jax.rounds.training_logs import Event
+from mlperf_jax.rounds.qualities import EVALS
 
 _COUNT_SLACK = 1e-4  # relative: epochs are logged rounded
 # Samples of the data sets that closed runs train on and evaluate with, where logs give the data's own size.
@@ -28,7 +26,7 @@ def judge(log: Judged) -> Iterator[Finding]:
     yield from _samples(log)
     yield from _tracked(log)
     yield from _unpaired(log)
-    yield from _counts(log)
+    yield from _made_up(log)
     yield from _data_sizes(log)
 
 
@@ -103,49 +101,12 @@ def _unpaired(log: Judged) -> Iterator[Finding]:
             yield log.finding(open_, "samples", f"{begin} without {end}.", mend)
 
 
-def _counts(log: Judged) -> Iterator[Finding]:
-    """Logged numbers against what the run was made with."""
-    config = log.own.get("config", {}).get("config")
-    status = log.own.get("status", {})
-    wanted: dict[str, tuple[Any, str]] = {}
-    if isinstance(config, dict):
-        for key, name in (
-            ("global_batch_size", "batch_size"),
-            ("gradient_accumulation_steps", "gradient_accumulation_steps"),
-            ("quality_target", "target"),
-        ):
-            wanted[key] = (config.get(name), f"config.json has {name}")
-        sizes = re.search(r"([\d,]+) train and ([\d,]+) eval", str(config.get("data_description", "")))
-        if sizes:
-            for key, digits in zip(("train_samples", "eval_samples"), sizes.groups(), strict=True):
-                wanted[key] = (digits.replace(",", ""), "the data of config.json has")
-    if "seed" in status:
-        wanted["seed"] = (status["seed"], "status.json has seed")
-    for key, (value, words) in wanted.items():
-        event, want = log.first(key), list(numbers(value).values())
-        if not want or (event and _among(event.value, want)):
-            continue
-        had = f"{words} {', '.join(f'{n:,.10g}' for n in want)}"
-        text = (
-            f"{key} is logged as {event.value}, and {had}." if event else f"{key} is not logged, and {had}."
-        )
-        yield log.finding(event, "count", text, "Log what the run had.")
-    state = status.get("state")
-    stop = log.first("run_stop")
-    if stop and state in ("success", "aborted") and stop.metadata.get("status") != state:
-        text = f"run_stop says {stop.metadata.get('status')!r}, and status.json {state!r}."
-        yield log.finding(stop, "count", text, "Restore the log.")
+def _made_up(log: Judged) -> Iterator[Finding]:
     labels = log.first("run_labels")
     invented = made_up(labels.value) if labels else []
     if invented and log.closed:
         text = f"a closed result of what says of itself: {listed(invented)}"
         yield log.finding(labels, "made-up-data", text, "Closed needs the benchmark's own data and model.")
-
-
-def _among(told: Any, wanted: Sequence[float]) -> bool:
-    """Whether a logged number, or each of several, is one that was wanted."""
-    found = numbers(told).values()
-    return bool(found) and all(n in wanted for n in found)
 
 
 def _data_sizes(log: Judged) -> Iterator[Finding]:

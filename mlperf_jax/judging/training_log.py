@@ -14,9 +14,9 @@ from mlperf_jax.goals import Goal, reached
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, warning
 from mlperf_jax.results.own_runs import run_folder
 from mlperf_jax.rounds import evaluation_schedule
+from mlperf_jax.rounds.log_lines import Event
 from mlperf_jax.rounds.objects import number, read_object
 from mlperf_jax.rounds.qualities import EVALS, evaluations, figures, find_goals, in_unit, target_event
-from mlperf_jax.rounds.training_logs import Event
 from mlperf_jax.rounds.training_rules import Benchmark
 
 # Between processes that write one log.
@@ -74,7 +74,7 @@ class Judged:
     @property
     def ours(self) -> bool:
         """Whether this project wrote the log."""
-        return self.first("run_labels") is not None
+        return bool(self.own) or self.first("run_labels") is not None
 
     @property
     def strict(self) -> str:
@@ -209,7 +209,9 @@ def _reached(log: Judged, stop: Event) -> Iterator[Finding]:
     told, events = evaluations(log.events), log.all(*EVALS)
     later = log.benchmark.key in _EVALUATED_LATER
     found = [one.found for one in told]
-    goals = find_goals(log, log.benchmark, log.round_name, found, by_rules=log.closed and not later)
+    goals = find_goals(
+        log, log.benchmark, log.round_name, found, by_rules=(log.closed or log.ours) and not later
+    )
     if not goals or not events:
         return
     evaluated = [figures(goals, one) for one in found]

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.judging import official, training_counts, training_log
+from mlperf_jax.judging import official, own_training, training_counts, training_log
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, plural, warning
 from mlperf_jax.judging.training_log import Judged
 from mlperf_jax.rounds import training_rules
 from mlperf_jax.rounds.collect import Reader, Result, find_description
+from mlperf_jax.rounds.log_lines import read_events
 from mlperf_jax.rounds.reference_points import judge_result
 from mlperf_jax.rounds.scoring import score_runs
-from mlperf_jax.rounds.training_logs import read_events
 from mlperf_jax.rounds.training_rules import LOCAL
 
 # What all runs of a result have in common: they are repetitions of one thing.
@@ -72,11 +72,12 @@ def _judge_result(result: Result, asked: str | None) -> Iterator[Finding]:
             yield training_log.unreadable(path, str(error))
             continue
         yield from training_log.damaged(path, damaged)
-        own = training_log.read_own(path) if any(e.key == "run_labels" for e in events) else {}
+        own = training_log.read_own(path)
         judged.append(Judged(path, events, benchmark, round_name, result.division == "closed", own))
     for log in judged:
         yield from training_log.judge(log)
         yield from training_counts.judge(log)
+        yield from own_training.judge(log)
         if ruleset and log.path.suffix == ".txt":
             yield from _forgiven(official.check_log(log.path, ruleset), log)
     yield from _together(judged)

@@ -8,7 +8,7 @@ from pathlib import Path
 from mlperf_jax.errors import UserError
 from mlperf_jax.judging import submission, training_results
 from mlperf_jax.judging.findings import Finding, Report, make_report, warning
-from mlperf_jax.judging.loadgen_run import LoadGenRun, compare, judge_run, read_loadgen_run
+from mlperf_jax.judging.loadgen_run import LoadGenRun, compare, compare_qualities, judge_run, read_loadgen_run
 from mlperf_jax.rounds import inference_rules
 from mlperf_jax.rounds.inference_logs import DETAIL, run_folders
 
@@ -40,8 +40,11 @@ def judge_tree(root: Path, ruleset: str | None = None) -> Report:
 
 
 def _pairs(runs: dict[Path, LoadGenRun]) -> Iterator[Finding]:
-    """Performance runs of ours beside their accuracy runs: SCENARIO/{performance/run_1,accuracy}."""
+    """Performance runs of ours beside their accuracy runs, SCENARIO/{performance/run_1,accuracy}, and these together."""
+    served: dict[tuple[Path, str], list[LoadGenRun]] = {}
     for folder, run in runs.items():
+        if run.own.get("kind") == "accuracy" and "model" in run.own:
+            served.setdefault((folder.parents[1], str(run.own["model"])), []).append(run)
         if run.own.get("kind") != "performance" or folder.name != "run_1":
             continue
         beside = runs.get(folder.parents[1] / "accuracy")
@@ -50,3 +53,5 @@ def _pairs(runs: dict[Path, LoadGenRun]) -> Iterator[Finding]:
         else:
             text = "no accuracy run stands beside this performance run."
             yield warning(folder, "no-accuracy", text, "Run --mode=accuracy of the same scenario.")
+    for those in served.values():
+        yield from compare_qualities(those)

@@ -19,14 +19,17 @@ import numpy as np
 from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Goal
 from mlperf_jax.rounds.collect import NOT_RESULTS, Problem
-from mlperf_jax.rounds.objects import command_in, flat_texts, number, read_object
+from mlperf_jax.rounds.objects import command_in, flat_texts, number, read_ends, read_object
 from mlperf_jax.rounds.qualities import figures, told_goals
 from mlperf_jax.rounds.training_rules import UNVERIFIED
 
 DETAIL = "mlperf_log_detail.txt"
 SUMMARY = "mlperf_log_summary.txt"
+BEGIN = "effective_test_mode"
+"""What a run logs once, before it begins."""
 _TRACE = "mlperf_log_trace.json"
-_MOST_BYTES = 64 << 20
+_MOST_BYTES = 64 << 20  # of a detail log: its settings come first, its results last
+_MOST_ACCURACY = 16 << 10
 _CHUNK = 16 << 20
 _MOST_LATENCIES = 5_000_000
 _COMPLETE = re.compile(rb'"complete_ns":\s*(\d{1,18})')
@@ -118,7 +121,7 @@ def read_run(folder: Path, root: Path) -> InferenceRun:
     """Reads one run.
 
     Raises:
-        UserError: its detail log cannot be read or holds no scenario.
+        UserError: its detail log cannot be read, or holds no scenario, or more than one run.
     """
     fields, errors = _detail(folder / DETAIL)
     scenario, mode = str(fields.get("effective_scenario", "")), str(fields.get("effective_test_mode", ""))
@@ -157,14 +160,17 @@ def read_run(folder: Path, root: Path) -> InferenceRun:
 
 
 def _detail(path: Path) -> tuple[dict[str, Any], int]:
-    """The last value of each key (a search for the peak logs many), and how many lines are errors."""
+    """The last value of each key (a search for the peak logs many), and how many lines are errors.
+
+    Raises:
+        UserError: it cannot be read, or holds more than one run.
+    """
     try:
-        with open(path, "rb") as file:
-            text = file.read(_MOST_BYTES)
+        text = read_ends(path, _MOST_BYTES)
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror}).") from None
     fields: dict[str, Any] = {}
-    errors = 0
+    errors = runs = 0
     for line in text.splitlines():
         _, token, body = line.partition(b":::MLLOG ")
         # The rest are long lists: the hashes of LoadGen's sources, the loaded samples.
@@ -176,9 +182,12 @@ def _detail(path: Path) -> tuple[dict[str, Any], int]:
             errors += bool(event.get("metadata", {}).get("is_error"))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
+        runs += key == BEGIN
         if isinstance(key, str):
             fields[key] = event.get("value")
-    return fields, errors
+    if runs > 1:
+        raise UserError("holds two runs in one file.")
+    return fields, max(errors, int(number(fields.get("num_errors")) or 0))
 
 
 def _reason(fields: dict[str, Any], own: dict[str, Any]) -> str:
@@ -235,8 +244,7 @@ def _accuracy(folder: Path) -> tuple[str, ...]:
         if number(own.get("quality")) is not None:
             return tuple(_own_figures(own))
         try:
-            with open(place / "accuracy.txt", "rb") as file:
-                lines = file.read(8192).decode("utf-8", "replace").splitlines()
+            lines = read_ends(place / "accuracy.txt", _MOST_ACCURACY).decode("utf-8", "replace").splitlines()
         except OSError:
             continue
         return tuple(line.strip()[:300] for line in lines if line.strip())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,22 @@ def read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def read_ends(path: Path, most: int) -> bytes:
+    """A file's text; of one that is longer than `most` bytes, the whole lines of its first and its last half.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        text = file.read(most + 1)
+        if len(text) <= most:
+            return text
+        text = text[: most // 2]
+        file.seek(-(most // 2), os.SEEK_END)
+        end = file.read(most // 2)
+    return text[: text.rfind(b"\n") + 1] + end[end.find(b"\n") + 1 :]
 
 
 def command_in(record: Mapping[str, Any]) -> str:

@@ -91,8 +91,8 @@ def find_goals(
 ) -> tuple[Goal, ...]:
     """What a run had to reach: as its log says, else the rules, in the unit in which it gives its figures.
 
-    BLEU is logged as 24.0 or as 0.24. Of runs of our own the log alone tells the targets, and which way they go
-    where that is not as the rules have it.
+    BLEU is logged as 24.0 or as 0.24. Runs of our own log their targets in the unit of their figures, and which way
+    they go where that is not as the rules have it.
 
     Args:
         log: of the run.
@@ -106,12 +106,12 @@ def find_goals(
     rules = benchmark.goals(round_name)
     event = target_event(log)
     if event is None:
-        goals = rules if by_rules and not log.ours else ()
+        goals = rules if by_rules else ()
     else:
         goals = told_goals(event.value, event.metadata, rules)
         if len(rules) > 1 and len(goals) == 1 and not log.ours:
             goals = (dataclasses.replace(rules[0], target=goals[0].target), *rules[1:])
-    if log.ours:
+    if log.ours and event:
         return goals
     return tuple(in_unit(goal, [figures(goals, one)[goal.name] for one in found]) for goal in goals)
 

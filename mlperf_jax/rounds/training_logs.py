@@ -1,30 +1,18 @@
 """Reads training result logs of every MLPerf round, fast and without trust.
 
-Three formats, in lines that may carry a prefix and stand among any other output:
-
-    :::MLPv0.5.0 resnet 1541660914.084 (resnet_main.py:523) run_stop: {"success": "true"}       v0.5
-    :::MLL 1558636062.045 run_stop: {"value": null, "metadata": {"status": "success"}}           v0.6
-    :::MLLOG {"key": "run_stop", "time_ms": 1594412166346, "metadata": {"status": "success"}}    from v0.7 on
-
 Only lines with a key from `KEYS` are decoded: trees of thousands of logs hold millions of others.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import gzip
-import json
-import math
-import re
-import warnings
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Quality
+from mlperf_jax.rounds.log_lines import DAMAGE, Event, any_event, decode, event_lines, recognized
 from mlperf_jax.rounds.objects import number
 from mlperf_jax.rounds.qualities import evaluations
 
@@ -36,46 +24,14 @@ KEYS = frozenset(
 )
 CLOCK_MOVED = "clock_moved"
 """A log of ours says so where the wall clock was set, by how many seconds; the events before keep their times."""
+_BEGINS = (b"init_start", b"run_start")
+_WITHIN = ("run_stop", "eval_start", "eval_stop", "eval_accuracy", "eval_error")
 _REPEATED = (CLOCK_MOVED, "eval_start", "eval_stop", "eval_accuracy", "eval_error", "eval_result")
 _STATS = (b"tracked_stats", b"throughput")
-_CHUNK = 8 << 20
-_LONGEST_LINE = 1 << 20
-_MOST_BYTES = 4 << 30  # of one log, unpacked: a bound for what a packed file may become
 _MOST_STATS = 200  # throughput figures kept of one log
 _MOST_EVENTS = 100_000  # kept of one log
-_MOST_PYTHON = 10_000  # characters of a line that is no JSON
-_LARGEST = 1e15  # of times, in milliseconds: beyond it nothing means anything
-# All that a line which is no event can raise where it is taken for one.
-_DAMAGE = (
-    ArithmeticError,
-    AttributeError,
-    KeyError,
-    MemoryError,
-    RecursionError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
-_KEY = re.compile(rb'"key"\s*:\s*"([\w.]+)"')
-_V05 = re.compile(rb":::MLPv0\.5\.0\s+(\S+)\s+([0-9.]+)\s+\([^)]*\)\s+(\w+)(?::\s*(.*))?")
-_V06 = re.compile(rb":::MLL\s+([0-9.]+)\s+(\w+)\s*:\s*(.*)")
-_BARE = {"null": None, "true": True, "false": False, "NaN": math.nan, "Infinity": math.inf}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Event:
-    """One line of a log.
-
-    Attributes:
-        time_ms: milliseconds of the log's own clock, since 1970 if it is right.
-        line: its number in the file, from 1.
-    """
-
-    key: str
-    value: Any
-    metadata: dict[str, Any]
-    time_ms: float
-    line: int = 0
+_TOGETHER_MS = 60_000  # within which all processes of a run begin
+_DRIFT, _UNREST_S = 0.01, 0.05  # by how much the wall clock may part from a steady one unseen
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -99,10 +55,12 @@ class Throughput:
     Attributes:
         points: (milliseconds of the log's clock, samples/s).
         input_wait: seconds of waiting for input in all; None where the log does not say (others').
+        seconds: of training in all, as a steady clock counted them; 0.0 where the log does not say.
     """
 
     points: list[tuple[float, float]] = dataclasses.field(default_factory=list)
     input_wait: float | None = None
+    seconds: float = 0.0
     _seen: int = 0
     _stride: int = 1
 
@@ -162,6 +120,22 @@ class RunLog:
         """Value of the event of `key`, None if there is none."""
         return self._once[key].value if key in self._once else None
 
+    def is_of_another(self, begin: Event) -> bool:
+        """Whether a second `run_start` or `init_start` is of another run, and not of another process of this one.
+
+        Where every process logs, all of them begin before anything is evaluated; and since v0.7 nothing is
+        initialized after `run_start`.
+        """
+        start = self.first("run_start")
+        if start is None:
+            return False
+        if begin.key == "init_start" and self.format == "MLLOG" and begin.time_ms > start.time_ms:
+            return True
+        if begin.key == "run_start" and begin.time_ms < start.time_ms - _TOGETHER_MS:
+            return True
+        within = next((event for event in self.events if event.key in _WITHIN), None)
+        return within is not None and begin.time_ms > within.time_ms
+
     @property
     def start_ms(self) -> float | None:
         return self._once["run_start"].time_ms if "run_start" in self._once else None
@@ -191,18 +165,15 @@ def read_run(path: Path) -> RunLog:
     """Reads a log, packed with gzip or not.
 
     Raises:
-        UserError: it cannot be read or holds no line of any MLPerf format.
+        UserError: it cannot be read, holds no line of any MLPerf format, or more than one run.
     """
     log = RunLog(path, "", [])
     formats: set[str] = set()
-    try:
-        for line_number, line in _event_lines(path):
-            try:
-                formats.add(_take(line, line_number, log))
-            except _DAMAGE:
-                log.damaged += 1
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({_reason(error)}).") from None
+    for line_number, line in event_lines(path):
+        try:
+            formats.add(_take(line, line_number, log))
+        except DAMAGE:
+            log.damaged += 1
     if not formats:
         what = "holds only damaged MLPerf lines" if log.damaged else "holds no MLPerf log line"
         raise UserError(f"{path} {what}.")
@@ -211,109 +182,17 @@ def read_run(path: Path) -> RunLog:
     return log
 
 
-def read_events(path: Path) -> tuple[list[Event], list[int]]:
-    """Every event of a log, of whatever key, for who judges it line by line.
-
-    Returns:
-        The events in order, and the numbers of the lines that claim to be events and are none.
-
-    Raises:
-        UserError: the log cannot be read.
-    """
-    events: list[Event] = []
-    damaged: list[int] = []
-    try:
-        for line_number, line in _event_lines(path):
-            try:
-                events.append(_any_event(line, line_number))
-            except _DAMAGE:
-                damaged.append(line_number)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({_reason(error)}).") from None
-    return events, damaged
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def _event_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The number of each line with ":::ML", and what follows that to the end of the line."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as file:
-        rest, total, first = b"", 0, 1
-        while chunk := file.read(_CHUNK):
-            total += len(chunk)
-            if total > _MOST_BYTES:
-                raise OSError(f"more than {_MOST_BYTES >> 30} GiB")
-            chunk = rest + chunk
-            cut = chunk.rfind(b"\n") + 1
-            rest = chunk[cut:][-_LONGEST_LINE:]  # a line without end cannot fill the memory
-            yield from _lines_in(chunk[:cut], first)
-            first += chunk.count(b"\n", 0, cut)
-        yield from _lines_in(rest, first)
-
-
-def _lines_in(text: bytes, first: int) -> Iterator[tuple[int, bytes]]:
-    """As `_event_lines`, of a text that begins with line `first`."""
-    at, counted = text.find(b":::ML"), 0
-    while at >= 0:
-        end = text.find(b"\n", at)
-        end = len(text) if end < 0 else end
-        first, counted = first + text.count(b"\n", counted, at), at
-        if end - at <= _LONGEST_LINE:
-            yield first, text[at:end]
-        at = text.find(b":::ML", end)
-
-
 def _take(line: bytes, line_number: int, log: RunLog) -> str:
     """Adds what a line says to `log`; returns its format."""
-    found, key, _ = _recognized(line)
+    found, key, _ = recognized(line)
+    log.format = log.format or found
     if key in KEYS and not log.has(key):
-        log.add(_any_event(line, line_number))
+        log.add(any_event(line, line_number))
+    elif key in _BEGINS and found == log.format and log.is_of_another(any_event(line, line_number)):
+        raise UserError(f"{log.path} holds two runs in one file (another begins in line {line_number}).")
     elif found == "MLLOG" and key in _STATS:
         _take_throughput(line[8:], log)
     return found
-
-
-def _recognized(line: bytes) -> tuple[str, bytes, re.Match[bytes]]:
-    """What can be told of a line without decoding it: its format, its key, and the match of the format's pattern.
-
-    Raises:
-        ValueError: it is no event.
-    """
-    for name, start, pattern, group in (
-        ("MLLOG", b":::MLLOG", _KEY, 1),
-        ("MLL", b":::MLL ", _V06, 2),
-        ("MLPv0.5.0", b":::MLP", _V05, 3),
-    ):
-        if line.startswith(start):
-            match = pattern.search(line) if name == "MLLOG" else pattern.match(line)
-            if match:
-                return name, match[group], match
-            break
-    raise ValueError("no event")
-
-
-def _any_event(line: bytes, line_number: int) -> Event:
-    """The event that a line is.
-
-    Raises:
-        one of `_DAMAGE`: it is none.
-    """
-    found, key, match = _recognized(line)
-    if found == "MLLOG":
-        raw = _decode(line[8:])
-        time_ms = raw["time_ms"] if "time_ms" in raw else float(raw["time_s"]) * 1000
-        if raw["key"] != key.decode():
-            raise ValueError("another key")
-        return _event(raw["key"], raw.get("value"), raw.get("metadata"), time_ms, line_number)
-    if found == "MLL":
-        raw = _decode(match[3])
-        time_ms = float(match[1]) * 1000
-        return _event(key.decode(), raw.get("value"), raw.get("metadata"), time_ms, line_number)
-    value = _decode(match[4]) if match[4] and match[4].strip() else None
-    return _event(key.decode(), value, {}, float(match[2]) * 1000, line_number)
 
 
 def _take_throughput(text: bytes, log: RunLog) -> None:
@@ -321,34 +200,14 @@ def _take_throughput(text: bytes, log: RunLog) -> None:
     due = log.throughput.due()
     if not (due or log.ours):
         return
-    raw = _decode(text)
+    raw = decode(text)
     told = raw["value"] if isinstance(raw["value"], dict) else {"throughput": raw["value"]}
     rate, wait = number(told.get("throughput")), number(told.get("input_wait_seconds"))
     if wait is not None:
         log.throughput.input_wait = (log.throughput.input_wait or 0.0) + wait
+    log.throughput.seconds += (number(told.get("seconds")) or 0.0) if log.ours else 0.0
     if due and rate is not None:
         log.throughput.add(float(raw["time_ms"]), rate)
-
-
-def _event(key: str, value: Any, metadata: Any, time_ms: Any, line: int) -> Event:
-    time = float(time_ms)
-    if not abs(time) <= _LARGEST:
-        raise ValueError("no time")
-    told = metadata if isinstance(metadata, dict) else {}
-    return Event(key, value, {k: v for k, v in told.items() if k not in ("file", "lineno")}, time, line)
-
-
-def _decode(text: bytes) -> Any:
-    """JSON, or the mixture of JSON and Python that some submissions logged."""
-    decoded = text.decode("utf-8", "replace").strip()
-    try:
-        return json.loads(decoded)
-    except ValueError:
-        if len(decoded) > _MOST_PYTHON:
-            raise
-        with warnings.catch_warnings():  # of the compiler, on text that is neither
-            warnings.simplefilter("ignore")
-            return ast.literal_eval(re.sub(r"\b(null|true|false)\b", lambda m: str(_BARE[m[1]]), decoded))
 
 
 def _interpret(log: RunLog) -> None:
@@ -364,7 +223,7 @@ def _interpret(log: RunLog) -> None:
             moved = clock_moved(log.events, stop.line)
             seconds = (stop.time_ms - start) / 1000 - moved
             log.minutes = seconds / 60 if seconds > 0 else None
-            log.clock = _clock(moved, seconds)
+            log.clock = _clock(moved, seconds, log.throughput.seconds)
             log.converged = _success(stop)
     _offline_evaluation(log)
 
@@ -380,7 +239,14 @@ def clock_moved(events: Iterable[Event], last_line: int) -> float:
     return total
 
 
-def _clock(moved: float, seconds: float) -> str:
+def outlasts(counted: float, passed: float) -> bool:
+    """Whether seconds that a steady clock counted are more than those that passed by the log's times."""
+    return counted > passed * (1 + _DRIFT) + _UNREST_S
+
+
+def _clock(moved: float, seconds: float, trained: float) -> str:
+    if seconds > 0 and outlasts(trained, seconds):
+        return f"ran under a clock by which {seconds:,.1f} s passed where it trained for {trained:,.1f} s"
     if moved:
         return f"ran under a clock that was set {'forward' if moved > 0 else 'back'} by {abs(moved):,.1f} s"
     return (

@@ -411,6 +411,67 @@ def test_what_our_runs_say_of_themselves(tmp_path):
     assert "damaged-log" in {f.rule for f in judge_tree(tmp_path).findings}
 
 
+def _told(place, **changed):
+    path = place / "result.json"
+    record = {**json.loads(path.read_text()), **changed}
+    path.write_text(json.dumps({key: value for key, value in record.items() if value is not None}))
+
+
+def _trained(root, samples=range(100), **changed):
+    """Runs at home of a model that training left with a quality of 0.9."""
+    folder = planted.own_results(root, samples, direction={"quality": "higher"}, quality_target=0.99 * 0.9)
+    for place in ("performance/run_1", "accuracy"):
+        _told(folder / place, trained_quality=0.9)
+    _told(folder / "accuracy", **changed)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({}, []),
+        ({"quality": 0.91}, []),
+        ({"quality": 0.95}, [("quality", "error")]),
+        ({"quality": 0.95, "trained_quality": 0.95}, [("runs-differ", "error"), ("target", "warning")]),
+        ({"quality": 0.95, "model": "resnet.pth in weights"}, [("runs-differ", "error")]),
+        ({"quality": 0.7, "quality_target": 0.69}, [("target", "warning")]),
+        ({"quality": None}, [("missing-key", "error")]),
+        ({"quality_target": None}, [("missing-key", "error")]),
+        ({"accuracy_log_sha256": None}, [("missing-key", "error")]),
+    ],
+)
+def test_the_quality_of_ours_against_what_was_trained(tmp_path, changed, found):
+    _trained(tmp_path, **changed)
+    assert sorted((f.rule, f.severity) for f in judge_tree(tmp_path).findings) == found
+
+
+def test_a_loss_of_ours_may_rise_and_not_fall_below_what_was_trained(tmp_path):
+    folder = _trained(tmp_path, quality=2.5, quality_target=2.6, direction={"quality": "loss"})
+    for place in ("performance/run_1", "accuracy"):
+        _told(folder / place, trained_quality=2.58)
+    assert [f.rule for f in judge_tree(tmp_path).findings] == []
+    _told(folder / "accuracy", quality=0.5)
+    assert [f.rule for f in judge_tree(tmp_path).findings] == ["quality"]
+
+
+def test_one_model_is_as_good_in_every_scenario(tmp_path):
+    folder = _trained(tmp_path, model="resnet.pth in weights")
+    _told(folder / "performance" / "run_1", model="resnet.pth in weights")
+    other = folder.with_name("Server")
+    shutil.copytree(folder / "accuracy", other / "accuracy")
+    planted.run(
+        other / "accuracy",
+        planted.fields(
+            "Server", "AccuracyOnly", qsl_reported_total_count=100, effective_accuracy_sample_count=100
+        ),
+    )
+    assert judge_tree(tmp_path).findings == ()
+    _told(other / "accuracy", quality=0.95)
+    found = judge_tree(tmp_path).findings
+    assert [(f.rule, f.path.parents[1].name) for f in found] == [("quality", "Server")]
+    assert "top-1 accuracy is 0.95, and 0.9 of the same model's answers" in found[0].text
+
+
 def _answers(tmp_path, name, text):
     planted.write(tmp_path / name, text)
     return read_answers(tmp_path / name)

@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlperf_jax.judging import own_training
 from mlperf_jax.judging.tree import judge_tree
 from mlperf_jax.results.events import run_labels
+from mlperf_jax.rounds.collect import Reader
+from mlperf_jax.training.progress import _summary_writer
 from tests.judging import planted_training as planted
 from tests.judging.planted_training import index, of
 
@@ -68,14 +71,17 @@ def own_run(seed: int) -> list[dict]:
     return head
 
 
-def write(root: Path, logs: dict[str, list[dict]], seeds: list[int], config=CONFIG, state="success") -> None:
+def write(
+    root: Path, logs: dict[str, list[dict]], seeds: list[int], config=CONFIG, state="success", **status
+) -> None:
     planted.write_tree(root / "mini", "resnet", logs, division="open")
     (root / "mini" / "systems").rename(root / "systems")
     for i, seed in enumerate(seeds):
         folder = root / "mini" / "runs" / "acme-1" / "resnet" / f"run_{i}"
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps({"schema_version": 1, "config": config, "seed": seed}))
-        (folder / "status.json").write_text(json.dumps({"schema_version": 1, "state": state, "seed": seed}))
+        told = {"schema_version": 1, "state": state, "seed": seed, **status}
+        (folder / "status.json").write_text(json.dumps(told))
 
 
 SEEDS = [1, 2, 3, 4, 5]
@@ -95,6 +101,118 @@ def test_clean_runs_of_ours_are_clean(tmp_path):
     assert judged(tmp_path, clean()).findings == ()
 
 
+def draw(root: Path, logs: dict[str, list[dict]]) -> None:
+    """TensorBoard's curves of the evaluations in `logs`."""
+    for i, events in enumerate(logs.values()):
+        writer = _summary_writer()(
+            str(root / "mini" / "runs" / "acme-1" / "resnet" / f"run_{i}" / "tensorboard")
+        )
+        for event in events:
+            if event["key"] == "eval_accuracy":
+                step = round(10 * event["metadata"]["epoch_num"])
+                writer.add_scalar("eval/loss", 0.5, step, walltime=event["time_ms"] / 1e3)
+                writer.add_scalar("eval/quality", event["value"], step, walltime=event["time_ms"] / 1e3)
+        writer.close()
+
+
+def found_in(root: Path, rule: str) -> set[str]:
+    """Keys of the events of result_0.txt at whose lines errors of a rule are found; only there may they be."""
+    found = [f for f in judge_tree(root).findings if f.rule == rule]
+    assert {(f.path.name, f.severity) for f in found} <= {("result_0.txt", "error")}
+    lines = (root / "mini" / "results" / "acme-1" / "resnet" / "result_0.txt").read_text().splitlines()
+    return {json.loads(lines[f.line - 1].removeprefix(":::MLLOG "))["key"] if f.line else "" for f in found}
+
+
+def test_clean_runs_with_all_that_they_leave_are_clean(tmp_path):
+    write(tmp_path, clean(), SEEDS, quality=0.6 + 0.11 * 3)
+    draw(tmp_path, clean())
+    assert judge_tree(tmp_path).findings == ()
+
+
+def _raised(events):
+    for event in events:
+        if event["key"] == "eval_accuracy":
+            event["value"] += 0.05
+
+
+def _halved(events):
+    start = of(events, "run_start")["time_ms"]
+    for event in events[index(events, "run_start") :]:
+        event["time_ms"] = start + (event["time_ms"] - start) // 2
+
+
+def _halved_with_its_seconds(events):
+    _halved(events)
+    for event in events:
+        if event["key"] == "tracked_stats":
+            event["value"]["seconds"] /= 2
+
+
+def _evaluation_lost(events):
+    for key in ("eval_start", "eval_accuracy", "eval_stop"):
+        events.pop(index(events, key))
+
+
+def test_accuracies_raised_against_the_status(tmp_path):
+    write(tmp_path, planted.spoiled(clean(), _raised), SEEDS, quality=0.6 + 0.11 * 3)
+    assert found_in(tmp_path, "quality") == {"eval_accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("change", "rule", "key"),
+    [
+        (_raised, "quality", "eval_accuracy"),
+        (_evaluation_lost, "quality", "run_stop"),
+        (_halved_with_its_seconds, "time", "eval_accuracy"),
+    ],
+)
+def test_a_log_against_its_curves(tmp_path, change, rule, key):
+    write(tmp_path, planted.spoiled(clean(), change), SEEDS)
+    assert found_in(tmp_path, rule) == set()
+    draw(tmp_path, clean())
+    assert found_in(tmp_path, rule) == {key}
+
+
+def test_a_halved_log_has_no_score(tmp_path):
+    write(tmp_path, planted.spoiled(clean(), _halved), SEEDS)
+    (result,), _ = Reader().read([tmp_path])
+    assert result.score.minutes is None and result.score.converged == 4
+    assert any("result_0.txt ran under a clock" in remark for remark in result.score.remarks)
+
+
+def test_a_clock_that_was_set_back_is_no_edit(tmp_path):
+    def set_back(events):
+        at = index(events, "tracked_stats", 1)
+        for event in events[at:]:
+            event["time_ms"] -= 9_000
+        moved = {**events[at], "key": "clock_moved", "value": -9.0, "metadata": {"file": "a", "lineno": 1}}
+        events.insert(at, moved)
+
+    write(tmp_path, planted.spoiled(clean(), set_back), SEEDS)
+    assert found_in(tmp_path, "time") == set()
+
+
+def test_a_log_cut_under_its_target_with_the_target_taken_out(tmp_path):
+    def cut(events):
+        del events[index(events, "block_start", 2) : -1]
+        events.pop(index(events, "quality_target"))
+        of(events, "eval_accuracy", 1)["value"] = 0.7
+
+    write(tmp_path, planted.spoiled(clean(), cut), SEEDS, config={})
+    assert found_in(tmp_path, "missing-key") == {""}
+    assert found_in(tmp_path, "under-target") == {"run_stop"}
+
+
+@pytest.mark.parametrize("key", [*own_training._ALWAYS, *own_training._IN_SUCCESS])
+def test_what_ours_always_log_is_missed(tmp_path, key):
+    gone = [event for event in own_run(1) if event["key"] != key]
+    write(tmp_path, {**clean(), "result_0.txt": gone}, SEEDS)
+    told = [
+        f.text for f in judge_tree(tmp_path).findings if f.rule == "missing-key" and f.severity == "error"
+    ]
+    assert told == [f"{key} is not logged, which every run of ours logs."]
+
+
 def _value(key, value, at=0):
     return lambda events: of(events, key, at).update(value=value)
 
@@ -112,6 +230,10 @@ def _evaluation_moved(events):
         of(events, key, 1)["metadata"]["epoch_num"] = 2.5
 
 
+def _stopped_early(events):
+    of(events, "run_stop")["time_ms"] -= 20_000
+
+
 # name -> (change, rule, key of the event at whose line it must be found)
 PLANTS = {
     "a batch size that it had not": (_value("global_batch_size", 256), "count", "global_batch_size"),
@@ -124,6 +246,9 @@ PLANTS = {
         "count",
         "gradient_accumulation_steps",
     ),
+    "every time after its start halved": (_halved, "time", "tracked_stats"),
+    "stopped before its blocks ended": (_stopped_early, "time", "run_stop"),
+    "another system's": (_value("submission_platform", "acme-2"), "count", "submission_platform"),
     "aborted, and logged as success": (_meta("run_stop", status="aborted"), "count", "run_stop"),
     "a block left out": (_meta("block_start", 1, first_epoch_num=2.5), "samples", "block_start"),
     "a block counted twice": (_meta("block_start", 2, first_epoch_num=2.0), "samples", "block_start"),
@@ -169,11 +294,8 @@ def test_mini_in_closed_is_an_error(tmp_path):
 def test_no_line_can_be_taken_away_unseen(tmp_path_factory, data):
     logs = clean()
     events = logs["result_0.txt"]
-    # Hyperparameters are free in open, and without its label a log is nobody's.
-    free = {"run_labels", "compile_time", "model_bn_span"}
-    places = [
-        i for i, e in enumerate(events) if e["key"] not in free and not e["key"].startswith(("lars_", "opt_"))
-    ]
+    free = ("lars_", "opt_", "model_bn_span")  # hyperparameters in open
+    places = [i for i, e in enumerate(events) if not e["key"].startswith(free)]
     at = data.draw(st.sampled_from(places))
     gone = copy.deepcopy(events)
     del gone[at]

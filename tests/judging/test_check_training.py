@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlperf_jax import check
+from mlperf_jax import check, report
 from mlperf_jax.judging.tree import judge_tree
 from tests.judging import planted_training as planted
 from tests.judging.planted_training import index, of
@@ -316,3 +316,21 @@ def test_the_command(tmp_path, capsys):
     ):
         assert check.main(wrong) == 2
         assert "Traceback" not in capsys.readouterr().err
+
+
+def test_two_attempts_in_one_file_are_told_once_and_not_scored(tmp_path, capsys):
+    def again(events):
+        broken = [dict(event) for event in events[: index(events, "eval_stop", 4)]]
+        for event in broken:
+            event["time_ms"] -= 3_600_000
+        events[:0] = broken
+
+    logs = planted.spoiled(
+        planted.clean_tree(tmp_path, runs=5), again, *(f"result_{i}.txt" for i in range(5))
+    )
+    planted.write_tree(tmp_path, "resnet", logs)
+    found = [f for f in judge_tree(tmp_path).findings if f.path.name == "result_3.txt"]
+    assert [(f.severity, "two runs in one file" in f.text) for f in found] == [("error", True)]
+    assert report.main([str(tmp_path)]) == 0
+    told = capsys.readouterr()
+    assert "5 of 5 runs did not converge" in told.out and told.err.count("two runs in one file") == 5

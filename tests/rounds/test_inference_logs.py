@@ -8,7 +8,9 @@ import json
 import numpy as np
 import pytest
 
+from mlperf_jax.judging.tree import judge_tree
 from mlperf_jax.reporting.figures import latency_histogram, percentile_curve, server_curve
+from mlperf_jax.rounds import inference_logs
 from mlperf_jax.rounds.inference_logs import read_inference
 from tests.reporting import result_trees as trees
 
@@ -98,3 +100,29 @@ def test_against_the_official_loadgen(tmp_path):
     for share, seconds in run.percentiles:
         assert run.latencies[int(n * share)] == pytest.approx(seconds, abs=1e-9)
     assert np.all(np.diff(run.latencies) >= 0)
+
+
+def test_the_results_at_the_end_of_a_long_log_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(inference_logs, "_MOST_BYTES", 10_000)
+    trees.inference(tmp_path)
+    path = tmp_path / "sys" / "bert" / "Server" / "qps100" / "mlperf_log_detail.txt"
+    lines = path.read_text().splitlines(keepends=True)
+    warning = json.dumps(
+        {"key": "warning_generic", "value": "slow", "time_ms": 1.0, "metadata": {"is_error": True}}
+    )
+    errors = trees.mllog("num_errors", 9.0, 1000)
+    path.write_text("".join([*lines[:3], f":::MLLOG {warning}\n" * 1000, *lines[3:], errors]))
+    run = next(run for run in read_inference([tmp_path])[0] if run.path == path.parent)
+    assert (run.scenario, run.valid, run.value, run.errors) == ("Server", True, 98.5, 1000)
+
+
+def test_two_runs_in_one_detail_log_are_no_run(tmp_path):
+    trees.inference(tmp_path)
+    path = tmp_path / "sys" / "bert" / "Server" / "qps200" / "mlperf_log_detail.txt"
+    path.write_text(path.read_text() + (path.parents[1] / "qps100" / path.name).read_text())
+    runs, problems = read_inference([tmp_path])
+    assert [run.target_qps for run in runs if run.bound] == [100]
+    assert [(p.path, p.reason) for p in problems] == [(path, "holds two runs in one file")]
+    assert [f.text for f in judge_tree(tmp_path).findings if "two runs" in f.text] == [
+        f"{path} holds two runs in one file (another begins in line 11)."
+    ]

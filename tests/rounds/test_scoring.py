@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from mlperf_logging.result_summarizer.result_summarizer import _compute_olympic_average
 
 from mlperf_jax.rounds import training_rules
+from mlperf_jax.rounds.log_lines import Event
 from mlperf_jax.rounds.scoring import goals_of, reached, score_runs, winners
-from mlperf_jax.rounds.training_logs import Evaluation, Event, RunLog
+from mlperf_jax.rounds.training_logs import Evaluation, RunLog
 
 RESNET, BERT, UNET, NCF = (training_rules.BENCHMARKS[key] for key in ("resnet", "bert", "unet3d", "ncf"))
 
@@ -232,3 +233,14 @@ def test_benchmarks_are_known_by_the_names_of_real_folders():
         training_rules.BENCHMARKS["ssd"].title("v1.1") == "SSD"
         and training_rules.BENCHMARKS["ssd"].title("v2.0") == "RetinaNet"
     )
+
+
+def test_ours_without_a_target_are_held_against_the_rules():
+    labels = {"run_labels": ["unverified"]}
+    for quality, counted in ((0.7, False), (0.76, True)):
+        log = run(1.0, **labels)
+        log.evaluations = [Evaluation(1.0, quality, 3.0)]
+        assert reached(log, RESNET, "local") == counted
+    bleu = run(1.0, **labels)
+    bleu.evaluations = [Evaluation(1.0, 0.24, 3.0)]
+    assert not reached(bleu, training_rules.BENCHMARKS["transformer"], "local")

@@ -158,3 +158,39 @@ def test_any_bytes_are_read_or_refused(tmp_path, pieces):
     except UserError:
         return
     assert log.minutes is None or log.minutes > 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (trees.mllog_run(30), trees.mllog_run(40, start=1_665_100_000_000)),
+        (trees.mllog_run(30, start=1_665_100_000_000), trees.mllog_run(40)),
+        (trees.mllog_run(30).rpartition(":::MLLOG")[0], trees.mllog_run(40, start=1_665_100_000_000)),
+        (
+            trees.mllog_run(30, qualities=()).rpartition(":::MLLOG")[0],
+            trees.mllog_run(40, start=1_665_000_070_000),
+        ),
+        (trees.mll_run(50), trees.mll_run(50).replace("1558", "1559")),
+        (trees.v05_run(50), trees.v05_run(50).replace("154", "155")),
+    ],
+    ids=[
+        "one after the other",
+        "the later first",
+        "the first broken off",
+        "before it was evaluated",
+        "v0.6",
+        "v0.5",
+    ],
+)
+def test_two_runs_in_one_file_are_no_run(tmp_path, first, second):
+    path = trees.write(tmp_path / "r.txt", first + second)
+    with pytest.raises(UserError, match=r"r\.txt holds two runs in one file \(another begins in line \d+\)"):
+        read_run(path)
+
+
+def test_processes_that_log_one_run_together_are_one_run(tmp_path):
+    lines = trees.mllog_run(30).splitlines(keepends=True)
+    late = trees.mllog_run(30, start=1_665_000_000_900).splitlines(keepends=True)
+    woven = "".join(line for pair in zip(lines, late, strict=True) for line in pair)
+    for text in (woven, "".join(lines + late)):
+        assert read_run(trees.write(tmp_path / "r.txt", text)).minutes == 30
