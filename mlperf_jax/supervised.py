@@ -52,7 +52,7 @@ D = TypeVar("D", bound=Dataset)
 """A data set, with what its task asks of it besides."""
 
 
-Loss = tuple[jax.Array, jax.Array]
+Loss = tuple[jax.Array, jax.Array | int]
 """A sum [] over the examples, tokens or other things of a batch, and their weight []: how many they are.
 
 The loss is the one by the other; kept apart, so that micro-batches of unequal weight add up to the batch."""
@@ -60,7 +60,7 @@ The loss is the one by the other; kept apart, so that micro-batches of unequal w
 
 def mean_of(losses: jax.Array) -> Loss:
     """The loss that is the mean of these, whatever their shape."""
-    return losses.sum(), jnp.asarray(losses.size, losses.dtype)
+    return losses.sum(), losses.size
 
 
 class _Stream:
@@ -198,15 +198,14 @@ class GradientWorkload(TrainedWorkload, ServedWorkload, Generic[M]):
         )
         optimizer = self.make_optimizer(state["params"])
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
         new = {
             "step": state["step"] + 1,
-            "params": params,
+            "params": optax.apply_updates(state["params"], updates),
             "model_state": model_state,
             "opt_state": opt_state,
         }
         if self.ema_decay:
-            new["ema"] = optax.incremental_update(params, state["ema"], 1 - self.ema_decay)
+            new["ema"] = optax.incremental_update(new["params"], state["ema"], 1 - self.ema_decay)
         return state | new, {"loss": loss}
 
     # What is frozen, and what is served.

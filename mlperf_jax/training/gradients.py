@@ -20,7 +20,7 @@ LOSS_REMAT = {
 so that only norms and activations are computed again; or nothing, so that the forward pass is done a second
 time. Models of stacked layers have a table for a layer, `models.stack.LAYER_REMAT`, under the same names."""
 
-LossFunction = Callable[[Any, Any, Any, jax.Array], tuple[tuple[jax.Array, jax.Array], Any]]
+LossFunction = Callable[[Any, Any, Any, jax.Array], tuple[tuple[jax.Array, jax.Array | int], Any]]
 """(parameters, model state, batch, key) -> ((sum [], weight []), new model state).
 
 The loss of a batch is its sum by its weight: the examples, tokens or other things that the sum is over."""
@@ -62,10 +62,10 @@ def gradients(
 
     def summed(*args: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         (total, weight), model_state = loss(*args)
-        return total, (weight, model_state)
+        return total, (jnp.asarray(weight, total.dtype), model_state)
 
     def mean(*args: Any) -> tuple[jax.Array, Any]:
-        total, (weight, model_state) = summed(*args)
+        (total, weight), model_state = loss(*args)
         return total / _divisor(weight), model_state
 
     if micro_batches == 1:
@@ -87,12 +87,14 @@ def gradients(
     start = *zeros, model_state, jax.tree.map(jnp.zeros_like, params)
     carry, _ = jax.lax.scan(micro_step, start, (jnp.arange(micro_batches), parts))
     total, weight, model_state, grads = carry
-    divisor = _divisor(weight)
+    divisor = jnp.asarray(_divisor(weight))
     return total / divisor, model_state, jax.tree.map(lambda g: g / divisor.astype(g.dtype), grads)
 
 
-def _divisor(weight: jax.Array) -> jax.Array:
+def _divisor(weight: jax.Array | int) -> jax.Array | int:
     """The weight, or 1 where nothing counts, so that the loss of nothing is 0."""
+    if isinstance(weight, int):
+        return weight or 1
     return jnp.where(weight == 0, 1, weight)
 
 
