@@ -25,6 +25,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from input_pipelines import progress
 from mlperf_jax.errors import UserError
 
 _CLIENT_SECONDS = 600
@@ -159,7 +160,8 @@ def _from_first(
     reasons = []
     for source in sources:
         try:
-            return read(source)
+            with progress.step(f"getting {what} from the {source.name}"):
+                return read(source)
         except SourceError as error:
             reasons.append(f"{source.name}: {error}")
     advice = f" Put {by_hand} and run this again." if by_hand else ""

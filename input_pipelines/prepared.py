@@ -13,20 +13,19 @@ import fcntl
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from input_pipelines import progress
 from input_pipelines.base import Spec
 from mlperf_jax.errors import UserError
 
 SCHEMA_VERSION = 1
 AGAIN = "prepare it again (--prepare, or python -m mlperf_jax.prepare)."
 _MANIFEST = "manifest.json"
-_PROGRESS_SECONDS = 10
 
 Manifest = dict[str, Any]
 
@@ -84,7 +83,8 @@ def prepare_fake(
     num_eval = max(1, num_train // 8)
 
     def build(empty: Path) -> dict[str, Any]:
-        write(empty, num_train, num_eval)
+        with progress.step(f"making up {num_train:,} train and {num_eval:,} eval examples"):
+            write(empty, num_train, num_eval)
         return {"name": folder.name, "fake": True, "num_train": num_train, "num_eval": num_eval}
 
     prepare_folder(folder, build, verify=verify)
@@ -99,20 +99,6 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         yield scratch
     finally:
         shutil.rmtree(scratch)
-
-
-class Ticker:
-    """Tells every ten seconds that it is time to say how far something is."""
-
-    def __init__(self) -> None:
-        self._told = time.monotonic()
-
-    def due(self) -> bool:
-        now = time.monotonic()
-        if now - self._told <= _PROGRESS_SECONDS:
-            return False
-        self._told = now
-        return True
 
 
 def one_line(error: Exception) -> str:
@@ -143,8 +129,10 @@ def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
         raise UserError(
             f"{path} has schema version {version!r} where this program reads {SCHEMA_VERSION}; {AGAIN}"
         )
-    for name, (size, sha256) in files.items():
-        _check_file(folder, name, size, sha256 if verify else None)
+    with progress.step(f"verifying {folder}", len(files), "files") as advance:
+        for name, (size, sha256) in files.items():
+            _check_file(folder, name, size, sha256 if verify else None)
+            advance(1)
     return manifest
 
 
@@ -200,10 +188,12 @@ def sha256_of(path: Path) -> str:
 
 def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        for path in paths
-    }
+    files = {}
+    with progress.step("hashing what was prepared", len(paths), "files") as advance:
+        for path in paths:
+            name = path.relative_to(folder).as_posix()
+            files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            advance(1)
     manifest = {"schema_version": SCHEMA_VERSION, **facts, "files": files}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 

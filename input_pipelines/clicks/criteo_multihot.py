@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipelines import base, prepared
+from input_pipelines import base, prepared, progress
 from input_pipelines.clicks import click_logs
 from input_pipelines.clicks.criteo_format import NUM_EVAL, NUM_TRAIN
 from mlperf_jax.errors import UserError
@@ -292,8 +292,8 @@ def materialize(onehot: Path, folder: Path, days: Sequence[int], columns: click_
             for part in ("dense", "labels"):
                 _copy(onehot / f"day_{day}_{part}.npy", folder / f"day_{day}_{part}.npy")
             _require_rows(onehot / f"day_{day}_sparse.npy", sparse)
-            _write_day(folder / f"day_{day}_sparse_multi_hot.npz", sparse, tables)
-            print(f"made look-ups of day {day}, {len(sparse):,} examples", flush=True)
+            with progress.step(f"making the look-ups of day {day}, {len(sparse):,} examples"):
+                _write_day(folder / f"day_{day}_sparse_multi_hot.npz", sparse, tables)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import bisect
 import itertools
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from concurrent import futures
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from input_pipelines import base, prepared, synthetic
+from input_pipelines import base, prepared, progress, synthetic
 from input_pipelines.image import fake_images, preprocessing
 from mlperf_jax.errors import UserError
 
@@ -301,27 +301,26 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
         prepared.prepare_fake(_fake_folder(data_dir, fake), fake_images.write, fake, verify=verify)
     dataset = open_dataset(data_dir, {"fake": fake})
     if verify:
-        for done in _verified(dataset._source):
-            print(f"verified {done:,} of {dataset.num_train + dataset.num_eval:,} images", flush=True)
+        _verify(dataset._source)
     return f"{dataset.description}, in {dataset._source.folder}"
 
 
-def _verified(source: Source) -> Iterator[int]:
-    """Decodes every image and yields how many are done, every ten seconds and at the end."""
+def _verify(source: Source) -> None:
+    """Decodes every image."""
 
     def check(key: tuple[str, int]) -> None:
         data, _, where = source.read(*key)
         preprocessing.decode(data, where)
 
     keys = ((split, index) for split in SPLITS for index in range(source.counts[split]))
-    done, ticker = 0, prepared.Ticker()
-    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    total = sum(source.counts[split] for split in SPLITS)
+    with (
+        progress.step("decoding", total, "images") as advance,
+        futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
         while some := list(itertools.islice(keys, 1024)):
             for _ in pool.map(check, some):  # Raises what check raised.
-                done += 1
-            if ticker.due():
-                yield done
-    yield done
+                advance(1)
 
 
 def _fake_folder(data_dir: Path, num_train: int) -> Path:

@@ -18,6 +18,7 @@ from loadgen_py import TestMode, TestScenario, TestSettings
 from loadgen_py.jax_sut import BatchingSut, InlineSut
 from loadgen_py.official import run_official
 from loadgen_py.replica import Replica, Samples
+from loadgen_py.settings import resolve
 from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Goal, figures, quality, reached, targets
 from mlperf_jax.inference import accuracy
@@ -284,7 +285,15 @@ class Harness:
         trace = folder / "profile" if self.options.profile and kind == "performance" else None
         with self._system(settings) as sut:
             what = f"{settings.scenario.name} {kind}"
-            with Watch(sut, what, least_s=least_s, stream=sys.stderr, profile_dir=trace) as watched:
+            watch = Watch(
+                sut,
+                what,
+                least_s=least_s,
+                samples=self._known_samples(settings),
+                stream=sys.stderr,
+                profile_dir=trace,
+            )
+            with watch as watched:
                 result = lg.run(watched, self.samples, settings, log_settings, audit_config=audit_config)
             batches = dict(sorted(sut.batches.items())) if isinstance(sut, BatchingSut) else None
         measured = Measurement(kind, result, settings, folder, batches=batches)
@@ -292,6 +301,14 @@ class Harness:
             measured = self._judged(measured)
         self._write(measured)
         return measured
+
+    def _known_samples(self, settings: TestSettings) -> int:
+        """How many samples a run is over; 0 where its time decides."""
+        if settings.mode == TestMode.AccuracyOnly:
+            return self.samples.total_count
+        if settings.scenario != TestScenario.Offline:
+            return 0
+        return resolve(settings, self.samples.performance_count, self.samples.total_count).samples_per_query
 
     @contextlib.contextmanager
     def _system(self, settings: TestSettings) -> Iterator[InlineSut | BatchingSut]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def judge_results(roots: Sequence[Path], ruleset: str | None) -> tuple[list[Find
     """All findings on the training results below `roots`.
 
     Args:
-        roots: folders of results of ours, packages, or published rounds.
+        roots: folders of results of ours, packages, or published rounds; or logs.
         ruleset: judge by this one, e.g. "4.0.0"; None takes that of the round or the benchmark.
 
     Returns:
@@ -46,14 +47,15 @@ def judge_results(roots: Sequence[Path], ruleset: str | None) -> tuple[list[Find
     found: list[Finding] = []
     count = 0
     for result in results:
-        found += _judge_result(result, ruleset)
+        alone = any(root.is_file() and Path(os.path.abspath(root)).parent == result.path for root in roots)
+        found += _judge_result(result, ruleset, alone=alone)
         count += len(result.logs)
     unread = [problem for problem in problems if "damaged MLPerf line" not in problem.reason]
     found += [training_log.unreadable(problem.path, f"{problem.reason}.") for problem in unread]
     return found, count + len({p.path for p in unread if p.path.name.startswith("result_")})
 
 
-def _judge_result(result: Result, asked: str | None) -> Iterator[Finding]:
+def _judge_result(result: Result, asked: str | None, *, alone: bool) -> Iterator[Finding]:
     benchmark = result.rules
     ruleset = asked or official.find_ruleset(benchmark.key, result.round)
     # Runs of our own go by the round whose rules they were made by.
@@ -82,7 +84,8 @@ def _judge_result(result: Result, asked: str | None) -> Iterator[Finding]:
             yield from _forgiven(official.check_log(log.path, ruleset), log)
     yield from _together(judged)
     yield from _naming(result, judged)
-    yield from _number_of_runs(result, judged)
+    if not alone:  # a log that was named by itself is no result
+        yield from _number_of_runs(result, judged)
     yield from _convergence(result)
     yield from _system(result, ruleset)
 

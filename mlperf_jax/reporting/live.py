@@ -15,7 +15,6 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.reporting import page
 from mlperf_jax.reporting.tables import References
 from mlperf_jax.rounds.collect import Reader
-from mlperf_jax.rounds.inference_logs import read_inference
 
 HOST = "127.0.0.1"
 _LEAST_SECONDS = 2.0  # between two looks at the folders, however many pages ask
@@ -50,16 +49,14 @@ class Source:
             return self._shown
 
     def _look(self) -> None:
-        results, problems = self._reader.read(self._roots)
-        inference, more = read_inference(self._roots)
+        report = page.read_report(self._reader, self._roots)
         marks: list[tuple[object, ...]] = [
             (str(r.path), r.score, [(len(log.events), len(log.throughput.points)) for log in r.logs])
-            for r in results
+            for r in report.results
         ]
-        marks += [(str(run.path), run.fields, len(run.latencies)) for run in inference]
-        version = hashlib.sha256(repr((marks, problems, more)).encode("utf-8", "replace")).hexdigest()[:16]
+        marks += [(str(run.path), run.fields, len(run.latencies)) for run in report.inference]
+        version = hashlib.sha256(repr((marks, report.problems)).encode("utf-8", "replace")).hexdigest()[:16]
         if version != self._shown.version:
-            report = page.Report(results, inference, [*problems, *more])
             html = page.render(report, self._references, self._metric, live=version)
             self._shown = _Shown(version, html.encode())
         self._shown.looked = time.monotonic()

@@ -32,6 +32,7 @@ _OTHER_LOG = re.compile(r".*\.(log|txt|out)(\.gz)?")
 _ROUND_FOLDER = re.compile(
     r"(?:training_results_|submission_training_|training_)?v(\d+\.\d+)(?:\.0)?", re.IGNORECASE
 )
+_LOADGEN = "mlperf_log_"  # what LoadGen's own logs begin with
 _DEEPEST = 24
 # Folders beside the results in which nothing is a result, and which can be huge.
 NOT_RESULTS = {
@@ -123,17 +124,17 @@ class Reader:
         self._systems: dict[Path, System | Problem] = {}
 
     def read(self, roots: Iterable[Path]) -> tuple[list[Result], list[Problem]]:
-        """All training results below `roots`, in order of their paths.
+        """All training results below `roots`, or in them where they are logs, in order of their paths.
 
         Raises:
-            UserError: a root is no folder.
+            UserError: a root is not there.
         """
         results: list[Result] = []
         problems: dict[Path, Problem] = {}
         self._systems.clear()
         for root in roots:
-            if not root.is_dir():
-                raise UserError(f"{root} is no folder; name one that holds results.")
+            if not root.is_dir() and not root.is_file():
+                raise UserError(f"{root} is no folder and no log; name one that is there.")
             root = Path(os.path.abspath(root))
             results += self._results(root, problems)
         unique = {result.path: result for result in results}
@@ -253,8 +254,13 @@ def result_folders(root: Path) -> Iterator[tuple[Path, list[Path]]]:
     """Folders that hold runs, and the runs' files, in order.
 
     A folder of result_<i>.txt is one; a folder at RESULTS/SYSTEM/BENCHMARK without any is one if it has
-    other logs. What lies below such a folder (raw logs, say) is not looked at.
+    other logs. What lies below such a folder (raw logs, say) is not looked at. A root that is a log is that run
+    alone.
     """
+    if root.is_file():
+        if not root.name.startswith(_LOADGEN):
+            yield root.parent, [root]
+        return
     yield from _walk(root, root.parts[-1] == "results", 0, 0)
 
 
@@ -268,7 +274,7 @@ def _walk(
     names = [entry.name for entry in entries if _is(entry, os.DirEntry.is_file)]
     runs = [name for name in names if _RESULT_FILE.fullmatch(name)]
     if not runs and in_results and below_results == 2:
-        runs = [name for name in names if _OTHER_LOG.fullmatch(name) and not name.startswith("mlperf_log_")]
+        runs = [name for name in names if _OTHER_LOG.fullmatch(name) and not name.startswith(_LOADGEN)]
     if runs:
         yield folder, [folder / name for name in runs]
         return

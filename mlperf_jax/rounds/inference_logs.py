@@ -103,14 +103,16 @@ def read_inference(roots: Iterable[Path]) -> tuple[list[InferenceRun], list[Prob
         root = Path(os.path.abspath(root))
         for folder in run_folders(root):
             try:
-                runs.setdefault(folder, read_run(folder, root))
+                runs.setdefault(folder, read_run(folder, folder if root.is_file() else root))
             except UserError as error:
                 problems.append(Problem.of(folder / DETAIL, error))
     return list(runs.values()), problems
 
 
 def run_folders(root: Path) -> Iterator[Path]:
-    """Every folder below `root` that holds a run's detail log."""
+    """Every folder below `root` that holds a run's detail log; the one of `root` where it is such a log itself."""
+    if root.is_file() and root.name == DETAIL:
+        yield root.parent
     for folder, names, files in os.walk(root, followlinks=False):
         names[:] = sorted(name for name in names if name not in NOT_RESULTS)
         if DETAIL in files:
