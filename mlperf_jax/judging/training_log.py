@@ -6,11 +6,14 @@ Here its times, evaluations and quality; `training_counts` has its samples and t
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlperf_jax.goals import Goal, reached
+from mlperf_jax.judging.clock import out_of_order
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, warning
 from mlperf_jax.results.own_runs import run_folder
 from mlperf_jax.rounds import evaluation_schedule
@@ -21,9 +24,12 @@ from mlperf_jax.rounds.training_rules import Benchmark
 
 # Between processes that write one log.
 _CLOCK_SLACK_MS = 1000
-_MOST_OF_A_KIND = 10  # findings told one by one
+_NO_DATE_MS = 4e12  # the year 2096
+_MOST_OF_A_KIND = 3  # events out of order that are told one by one
+_BACKWARDS = "Run again: a time that runs backwards measures nothing."
 # Evaluated after the run, from its checkpoints.
 _EVALUATED_LATER = ("minigo", "stable_diffusion")
+_OFFLINE_BERT = ("v0.7", "v1.0")  # "The evaluation can be either offline or online for v1.0" (bert's README)
 # (begin, end): intervals that may not end before they begin.
 _INTERVALS = (
     ("init_start", "init_stop"),
@@ -32,6 +38,7 @@ _INTERVALS = (
     ("block_start", "block_stop"),
     ("eval_start", "eval_stop"),
 )
+_TIMED = {key for interval in _INTERVALS for key in interval} | set(EVALS) | {"compile_time"}
 EPOCHS_AHEAD = {"dlrm": 1}  # its evaluations are called 1.05, 1.10 and so on
 _MOST_EPOCHS = 20_000  # what is logged as more than this counts samples, as 3D U-Net does under either name
 _SHARE = 0.03  # of the interval between two evaluations: what one may be off
@@ -61,8 +68,12 @@ class Judged:
     def all(self, *keys: str) -> list[Event]:
         return [event for event in self.events if event.key in keys]
 
+    @functools.cached_property
+    def _firsts(self) -> dict[str, Event]:
+        return {event.key: event for event in reversed(self.events)}
+
     def first(self, key: str) -> Event | None:
-        return next((event for event in self.events if event.key == key), None)
+        return self._firsts.get(key)
 
     def number(self, key: str) -> float | None:
         event = self.first(key)
@@ -101,37 +112,36 @@ def read_own(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _clock(log: Judged) -> Iterator[Finding]:
-    mend = "Run again: a time that runs backwards measures nothing."
-    latest: Event | None = None
+    """Times that run backwards, and evaluations after the end.
+
+    Others' hyperparameters and names may be logged whenever that suits: nothing hangs on their times.
+    """
+    timed = [e for e in log.events if log.ours or e.key in _TIMED or e.time_ms > _NO_DATE_MS]
     later = log.benchmark.key in _EVALUATED_LATER
-    count = 0
-    for event in log.events:
-        if later and event.key.startswith("eval_"):
-            continue
-        if latest and event.time_ms < latest.time_ms - _CLOCK_SLACK_MS:
-            count += 1
-            back = (latest.time_ms - event.time_ms) / 1e3
-            text = f"{event.key} is {back:.1f} s before {latest.key} in line {latest.line}."
-            if count <= _MOST_OF_A_KIND:
-                yield log.finding(event, "time-backwards", text, mend)
-        elif latest is None or event.time_ms > latest.time_ms:
-            latest = event
-    if count > _MOST_OF_A_KIND:
-        yield log.finding(
-            None, "time-backwards", f"{count} events of this log are before earlier lines.", mend
-        )
+    apart: list[Event] = []
+    if later or (log.benchmark.key == "bert" and log.round_name in _OFFLINE_BERT):
+        apart = [event for event in timed if event.key.startswith("eval_")]
+        timed = [event for event in timed if not event.key.startswith("eval_")]
+    if later:
+        # "update the clock stopped time to the timestamp of the first passing checkpoint" (training_rules.adoc)
+        apart, timed = [], [event for event in timed if event.key != "run_stop"]
+    told = [*out_of_order(timed, _CLOCK_SLACK_MS), *out_of_order(apart, _CLOCK_SLACK_MS)]
+    more = f"; so are {len(told) - 1} other events out of order" if len(told) > _MOST_OF_A_KIND else ""
+    for event, text in told[: 1 if more else None]:
+        yield log.finding(event, "time-backwards", f"{text}{more}.", _BACKWARDS)
+    lines = {event.line for event, _ in told}
     for begin_key, end_key in _INTERVALS:
         begin: Event | None = None
         for event in log.all(begin_key, end_key):
             if event.key == begin_key:
                 begin = event
-            elif begin and event.time_ms < begin.time_ms:
+            elif begin and event.time_ms < begin.time_ms and not lines & {begin.line, event.line}:
                 text = f"{end_key} is {begin.time_ms - event.time_ms:g} ms before {begin_key} in line {begin.line}."
-                yield log.finding(event, "time-backwards", text, mend)
+                yield log.finding(event, "time-backwards", text, _BACKWARDS)
     stop = log.first("run_stop")
     if stop and not later:
         for event in log.all(*EVALS):
-            if event.time_ms > stop.time_ms:
+            if event.time_ms > stop.time_ms and event.line not in lines:
                 text = f"{event.key} is later than run_stop in line {stop.line}."
                 yield log.finding(
                     event, "evaluated-after-stop", text, "Stop the clock after the last evaluation."
@@ -145,25 +155,79 @@ def _done(event: Event) -> float | None:
 
 
 def _evaluations(log: Judged) -> Iterator[Finding]:
+    """Evaluations that are not where the rules have them."""
     batch = int(log.number("global_batch_size") or 0)
-    wanted = _own_schedule(log) or (
-        evaluation_schedule.find_schedule(log.benchmark.key, log.round_name, batch) if log.closed else None
-    )
-    evaluations = [(event, at) for event in log.all(*EVALS) if (at := _done(event)) is not None]
-    if wanted is None or not evaluations:
+    own = _own_schedule(log)
+    wanted: Sequence[evaluation_schedule.Schedule] = (own,) if own else ()
+    if not own and log.closed:
+        wanted = evaluation_schedule.find_schedules(log.benchmark.key, log.round_name, batch)
+    evaluated = _evaluated(log)
+    if not wanted or not evaluated:
         return
-    done = [at for _, at in evaluations]
+    done = [at for _, at in evaluated]
     train = log.number("train_samples") or 0
-    by_samples = log.ours and "samples_count" in evaluations[0][0].metadata
-    if wanted.unit == "epoch" and train and (by_samples or done[0] > _MOST_EPOCHS):
+    unit, per_sample = wanted[0].unit, wanted[0].per_sample
+    by_samples = log.ours and "samples_count" in evaluated[0][0].metadata
+    if unit == "epoch" and train and (by_samples or done[0] > _MOST_EPOCHS):
         done = [samples / train for samples in done]
-    # Several metrics or processes may log one evaluation each.
-    kept = [i for i, at in enumerate(done) if i == 0 or at != done[i - 1]]
-    step = batch * wanted.per_sample if wanted.unit == "samples" else batch / train if train else 0.0
-    slack = 1.5 * step + _SHARE * wanted.interval
-    for i, text in evaluation_schedule.breaches(wanted, [done[i] for i in kept], slack):
+    elif unit == "epoch":
+        done = _epochs_done(log, done)
+    elif done[-1] < batch * per_sample:
+        done = _spread(log, evaluated)
+    # Several metrics or processes may log one evaluation each; before the first step anybody may evaluate.
+    kept = [i for i, at in enumerate(done) if at > 0 and (i == 0 or at != done[i - 1])]
+    step = batch * per_sample if unit == "samples" else batch / train if train else 0.0
+    found = evaluation_schedule.breaches(
+        wanted, [done[i] for i in kept], lambda schedule: 1.5 * step + _SHARE * schedule.interval, step
+    )
+    for i, text in found:
         mend = "Evaluate as the rules say, neither more nor less often."
-        yield log.finding(evaluations[kept[i]][0], "evaluation-schedule", f"{text}.", mend)
+        yield log.finding(evaluated[kept[i]][0], "evaluation-schedule", f"{text}.", mend)
+
+
+def _evaluated(log: Judged) -> list[tuple[Event, float]]:
+    """Every evaluation and what was trained on at it, as logged, in order of the latter."""
+    told = [(event, at) for event in log.all(*EVALS) if (at := _done(event)) is not None]
+    if any(after < before for (_, before), (_, after) in itertools.pairwise(told)):
+        # Evaluated beside training, and told as each was ready; those that were not when the run stopped began nevertheless.
+        last = max(at for _, at in told)
+        begun = [(event, at) for event in log.all("eval_start") if (at := _done(event)) is not None]
+        told += [(event, at) for event, at in begun if at <= last]
+    return sorted(told, key=lambda one: one[1])
+
+
+def _epochs_done(log: Judged, numbers: list[float]) -> list[float]:
+    """Epochs trained, of epoch numbers: those of a log that counts from 1 may name the epoch that comes next."""
+    blocks = [
+        (first, count)
+        for event in log.all("block_start")
+        if (first := number(event.metadata.get("first_epoch_num"))) is not None
+        and (count := number(event.metadata.get("epoch_count"))) is not None
+    ]
+    ends = {first + count for first, count in blocks}
+    # Evaluated after the first block of epochs 1 to 40, and called epoch 41.
+    if (
+        not log.ours
+        and blocks
+        and blocks[0][0] == 1
+        and numbers[0] == sum(blocks[0])
+        and ends.issuperset(numbers)
+    ):
+        return [at - 1 for at in numbers]
+    return numbers
+
+
+def _spread(log: Judged, evaluated: Sequence[tuple[Event, float]]) -> list[float]:
+    """Samples trained at each evaluation of a log that calls all of them epoch 1, as if at equal distances.
+
+    Returns:
+        Nothing where the log does not say at its end how many samples were trained on.
+    """
+    total = log.first("train_samples")
+    samples = number(total.value) if total else None
+    if total is None or samples is None or any(event.line > total.line for event, _ in evaluated):
+        return []
+    return [samples * (i + 1) / len(evaluated) for i in range(len(evaluated))]
 
 
 def _own_schedule(log: Judged) -> evaluation_schedule.Every | None:
@@ -272,7 +336,7 @@ def _compilation(log: Judged) -> Iterator[Finding]:
         yield log.finding(
             event, "compile-time", text, "Compile before run_start; up to 30 minutes do not count."
         )
-    elif begin and seconds * 1e3 > event.time_ms - begin.time_ms + _CLOCK_SLACK_MS:
+    elif begin and event.time_ms >= begin.time_ms > event.time_ms + _CLOCK_SLACK_MS - seconds * 1e3:
         spent = (event.time_ms - begin.time_ms) / 1e3
         text = (
             f"{seconds:.1f} s of compilation are claimed and only {spent:.1f} s have passed since init_start."
