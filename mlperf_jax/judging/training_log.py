@@ -29,7 +29,11 @@ _MOST_OF_A_KIND = 3  # events out of order that are told one by one
 _BACKWARDS = "Run again: a time that runs backwards measures nothing."
 # Evaluated after the run, from its checkpoints.
 _EVALUATED_LATER = ("minigo", "stable_diffusion")
-_OFFLINE_BERT = ("v0.7", "v1.0")  # "The evaluation can be either offline or online for v1.0" (bert's README)
+_OFFLINE_BERT = (
+    "v0.7",
+    "v1.0",
+    "v1.1",
+)  # "The evaluation can be either offline or online" (its README of v1.0)
 # (begin, end): intervals that may not end before they begin.
 _INTERVALS = (
     ("init_start", "init_stop"),
@@ -120,11 +124,10 @@ def _clock(log: Judged) -> Iterator[Finding]:
     later = log.benchmark.key in _EVALUATED_LATER
     apart: list[Event] = []
     if later or (log.benchmark.key == "bert" and log.round_name in _OFFLINE_BERT):
-        apart = [event for event in timed if event.key.startswith("eval_")]
-        timed = [event for event in timed if not event.key.startswith("eval_")]
-    if later:
         # "update the clock stopped time to the timestamp of the first passing checkpoint" (training_rules.adoc)
-        apart, timed = [], [event for event in timed if event.key != "run_stop"]
+        of_evaluation = [event.key.startswith("eval_") or event.key == "run_stop" for event in timed]
+        apart = list(itertools.compress(timed, of_evaluation)) if not later else []
+        timed = [event for event, of in zip(timed, of_evaluation, strict=True) if not of]
     told = [*out_of_order(timed, _CLOCK_SLACK_MS), *out_of_order(apart, _CLOCK_SLACK_MS)]
     more = f"; so are {len(told) - 1} other events out of order" if len(told) > _MOST_OF_A_KIND else ""
     for event, text in told[: 1 if more else None]:
@@ -139,9 +142,10 @@ def _clock(log: Judged) -> Iterator[Finding]:
                 text = f"{end_key} is {begin.time_ms - event.time_ms:g} ms before {begin_key} in line {begin.line}."
                 yield log.finding(event, "time-backwards", text, _BACKWARDS)
     stop = log.first("run_stop")
+    slack = 0 if log.ours else _CLOCK_SLACK_MS
     if stop and not later:
         for event in log.all(*EVALS):
-            if event.time_ms > stop.time_ms and event.line not in lines:
+            if event.time_ms > stop.time_ms + slack and event.line not in lines:
                 text = f"{event.key} is later than run_stop in line {stop.line}."
                 yield log.finding(
                     event, "evaluated-after-stop", text, "Stop the clock after the last evaluation."
@@ -186,14 +190,21 @@ def _evaluations(log: Judged) -> Iterator[Finding]:
 
 
 def _evaluated(log: Judged) -> list[tuple[Event, float]]:
-    """Every evaluation and what was trained on at it, as logged, in order of the latter."""
-    told = [(event, at) for event in log.all(*EVALS) if (at := _done(event)) is not None]
-    if any(after < before for (_, before), (_, after) in itertools.pairwise(told)):
-        # Evaluated beside training, and told as each was ready; those that were not when the run stopped began nevertheless.
-        last = max(at for _, at in told)
-        begun = [(event, at) for event in log.all("eval_start") if (at := _done(event)) is not None]
-        told += [(event, at) for event, at in begun if at <= last]
-    return sorted(told, key=lambda one: one[1])
+    """Every evaluation, and what was trained on at it as logged.
+
+    Others may evaluate beside training and log each as it is ready: then in order of what was trained on, and with those
+    that had begun and were not ready when the run stopped.
+    """
+    told, begun = _told(log, *EVALS), _told(log, "eval_start")
+    in_order = all(before <= after for (_, before), (_, after) in itertools.pairwise(told))
+    if in_order or log.ours or not {at for _, at in told} <= {at for _, at in begun}:
+        return told
+    last = max(at for _, at in told)
+    return sorted([*told, *(one for one in begun if one[1] <= last)], key=lambda one: one[1])
+
+
+def _told(log: Judged, *keys: str) -> list[tuple[Event, float]]:
+    return [(event, at) for event in log.all(*keys) if (at := _done(event)) is not None]
 
 
 def _epochs_done(log: Judged, numbers: list[float]) -> list[float]:

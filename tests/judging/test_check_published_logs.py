@@ -99,6 +99,7 @@ RIGHT = {
     "resnet once more often": ("v1.0", log("resnet", 8192, [3, 6, 10, 14], _RESNET, 1_281_167)),
 }
 WRONG = {
+    "two evaluations change places": ("v1.0", log("resnet", 4096, [4, 12, 8, 16], _RESNET, 1_281_167)),
     "unet at another distance": ("v1.0", log("unet3d", 32, [875, 894, 912], _UNET, 168)),
     "unet too early": ("v1.0", log("unet3d", 56, [980, 1000, 1020], _UNET, 168)),
     "unet too late": ("v1.0", log("unet3d", 56, [1001, 1021], _UNET, 168)),
@@ -173,6 +174,7 @@ def test_bert_may_be_evaluated_after_the_run_in_v10(tmp_path):
     at = [(150_080 * i, 500 + 2000 * i) for i in (1, 2, 3)]
     for round_name, wrong in (("v1.0", False), ("v2.0", True)):
         events = log("bert", 448, at, _BERT, before=blocks)
+        events[-1]["time_ms"] = _START + 6500
         assert bool(findings(tmp_path, round_name, "bert", events, "time-backwards")) == wrong
     swapped = log("bert", 448, [(150_080, 7000), (300_160, 2500)], _BERT)
     assert findings(tmp_path / "swapped", "v1.0", "bert", swapped, "time-backwards")
