@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,7 @@ def _evaluations(log: Judged) -> Iterator[Finding]:
     elif unit == "epoch":
         done = _epochs_done(log, done)
     elif done[-1] < batch * per_sample:
-        done = _spread(log, evaluated)
+        done = _spread(log, evaluated, math.ceil(wanted[0].interval / batch) * batch)
     # Several metrics or processes may log one evaluation each; before the first step anybody may evaluate.
     kept = [i for i, at in enumerate(done) if at > 0 and (i == 0 or at != done[i - 1])]
     step = batch * per_sample if unit == "samples" else batch / train if train else 0.0
@@ -228,15 +229,18 @@ def _epochs_done(log: Judged, numbers: list[float]) -> list[float]:
     return numbers
 
 
-def _spread(log: Judged, evaluated: Sequence[tuple[Event, float]]) -> list[float]:
+def _spread(log: Judged, evaluated: Sequence[tuple[Event, float]], interval: float) -> list[float]:
     """Samples trained at each evaluation of a log that calls all of them epoch 1, as if at equal distances.
 
     Returns:
-        Nothing where the log does not say at its end how many samples were trained on.
+        Nothing where the log does not say at its end how many samples were trained on, or where these make as many
+        evaluations, but for one: training may go on past the last.
     """
     total = log.first("train_samples")
     samples = number(total.value) if total else None
     if total is None or samples is None or any(event.line > total.line for event, _ in evaluated):
+        return []
+    if abs(samples / interval - len(evaluated)) < 1.5:
         return []
     return [samples * (i + 1) / len(evaluated) for i in range(len(evaluated))]
 

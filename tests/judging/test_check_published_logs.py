@@ -92,6 +92,16 @@ RIGHT = {
             after=[event("train_samples", 3_000_256, 21_000)],
         ),
     ),
+    "bert, all called epoch 1, trained on past the last": (
+        "v1.1",
+        log(
+            "bert",
+            6144,
+            [(1, 1000 * i) for i in range(1, 13)],
+            _BERT,
+            after=[event("train_samples", 2_703_360, 13_000)],
+        ),
+    ),
     "bert before the first step": ("v1.0", log("bert", 4096, [0, 176_128, 352_256], _BERT, 2_994_176)),
     "bert in steps of its batch": ("v1.0", log("bert", 6144, [202_752, 405_504], _BERT, 4_300_800)),
     "bert more often": ("v1.0", log("bert", 256, [100_096, 200_192, 300_032], _BERT, 3_000_064)),
