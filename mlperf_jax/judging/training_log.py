@@ -177,7 +177,7 @@ def _evaluations(log: Judged) -> Iterator[Finding]:
         done = [samples / train for samples in done]
     elif unit == "epoch":
         done = _epochs_done(log, done)
-    elif done[-1] < batch * per_sample:
+    elif len(set(done)) == 1 and done[0] < batch * per_sample:
         done = _spread(log, evaluated, math.ceil(wanted[0].interval / batch) * batch)
     # Several metrics or processes may log one evaluation each; before the first step anybody may evaluate.
     kept = [i for i, at in enumerate(done) if at > 0 and (i == 0 or at != done[i - 1])]
