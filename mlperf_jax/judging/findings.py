@@ -12,7 +12,7 @@ from typing import Any
 SCHEMA_VERSION = 1
 ERROR, WARNING = "error", "warning"
 _LONGEST = 400  # characters of a text: logs of others may hold anything
-_FIGURE = re.compile(r"\d[\d.,]*(e[-+]?\d+)?")
+_FIGURE = re.compile(r"\d+([.,]\d+)*(e[-+]?\d+)?")
 _MOST_LINES, _MOST_FILES = 3, 4  # named where a finding repeats itself
 
 
