@@ -72,7 +72,7 @@ def main(trees: list[str]) -> None:
             "bytes",
             flush=True,
         )
-    record = {
+    record: dict[str, Any] = {
         "schema_version": 1,
         "command": "python -m benchmarks.check_published_rounds --out=OUT TREE@COMMIT...",
         "machine": records.machine() | {"cpu": records.machine_in_words()},

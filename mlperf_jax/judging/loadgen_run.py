@@ -144,9 +144,9 @@ def _errors(run: LoadGenRun) -> Iterator[Finding]:
 
 def _clock(run: LoadGenRun) -> Iterator[Finding]:
     told = list(out_of_order(run.events, _CLOCK_SLACK_MS))
-    more = f"; so are {len(told) - 1} other events out of order" if len(told) > 1 else ""
+    others = f"; so are {len(told) - 1} other events out of order" if len(told) > 1 else ""
     for event, text in told[:1]:
-        yield Finding(run.path, "time-backwards", f"{text}{more}.", "Run again.", line=event.line)
+        yield Finding(run.path, "time-backwards", f"{text}{others}.", "Run again.", line=event.line)
     named = [
         (m, e)
         for key, e in run.fields.items()
