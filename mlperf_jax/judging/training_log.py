@@ -30,11 +30,7 @@ _MOST_OF_A_KIND = 3  # events out of order that are told one by one
 _BACKWARDS = "Run again: a time that runs backwards measures nothing."
 # Evaluated after the run, from its checkpoints.
 _EVALUATED_LATER = ("minigo", "stable_diffusion")
-_OFFLINE_BERT = (
-    "v0.7",
-    "v1.0",
-    "v1.1",
-)  # "The evaluation can be either offline or online" (its README of v1.0)
+_OFFLINE = "bert"  # "The evaluation can be either offline or online" (its README)
 # (begin, end): intervals that may not end before they begin.
 _INTERVALS = (
     ("init_start", "init_stop"),
@@ -122,9 +118,11 @@ def _clock(log: Judged) -> Iterator[Finding]:
     Others' hyperparameters and names may be logged whenever that suits: nothing hangs on their times.
     """
     timed = [e for e in log.events if log.ours or e.key in _TIMED or e.time_ms > _NO_DATE_MS]
+    # Begun by every process, when each got there.
+    timed = [e for e in timed if log.ours or e.key != "init_start" or e is log.first("init_start")]
     later = log.benchmark.key in _EVALUATED_LATER
     apart: list[Event] = []
-    if later or (log.benchmark.key == "bert" and log.round_name in _OFFLINE_BERT):
+    if later or log.benchmark.key == _OFFLINE:
         # "update the clock stopped time to the timestamp of the first passing checkpoint" (training_rules.adoc)
         of_evaluation = [event.key.startswith("eval_") or event.key == "run_stop" for event in timed]
         apart = list(itertools.compress(timed, of_evaluation)) if not later else []

@@ -179,15 +179,23 @@ def test_names_and_hyperparameters_may_be_logged_whenever_that_suits(tmp_path):
     assert findings(tmp_path, "v1.0", "resnet", events, "time-backwards") == []
 
 
-def test_bert_may_be_evaluated_after_the_run_in_v10(tmp_path):
+@pytest.mark.parametrize(("benchmark", "wrong"), [("bert", False), ("rnnt", True)])
+def test_bert_may_be_evaluated_after_the_run(tmp_path, benchmark, wrong):
     blocks = [event("block_start", None, ms, first_epoch_num=1) for ms in (0, 2000, 4000, 6000)]
     at = [(150_080 * i, 500 + 2000 * i) for i in (1, 2, 3)]
-    for round_name, wrong in (("v1.0", False), ("v2.0", True)):
-        events = log("bert", 448, at, _BERT, before=blocks)
-        events[-1]["time_ms"] = _START + 6500
-        assert bool(findings(tmp_path, round_name, "bert", events, "time-backwards")) == wrong
-    swapped = log("bert", 448, [(150_080, 7000), (300_160, 2500)], _BERT)
-    assert findings(tmp_path / "swapped", "v1.0", "bert", swapped, "time-backwards")
+    events = log(benchmark, 448, at, _BERT, before=blocks)
+    events[-1]["time_ms"] = _START + 6500
+    assert bool(findings(tmp_path, "v2.1", benchmark, events, "time-backwards")) == wrong
+    swapped = log(benchmark, 448, [(150_080, 7000), (300_160, 2500)], _BERT)
+    assert findings(tmp_path / "swapped", "v2.1", benchmark, swapped, "time-backwards")
+
+
+def test_every_process_may_begin_when_it_gets_there(tmp_path):
+    begun = [event("init_start", None, ms) for ms in (5000, 0, 3000, 9000, 100)]
+    events = [*begun, *log("resnet", 4096, [4, 8], _RESNET, 1_281_167)]
+    for one in events[len(begun) :]:
+        one["time_ms"] += 10_000
+    assert findings(tmp_path, "v2.1", "resnet", events, "time-backwards") == []
 
 
 @pytest.mark.parametrize("key", ["seed", "run_start", "eval_accuracy", "submission_benchmark"])
