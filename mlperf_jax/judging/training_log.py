@@ -174,7 +174,9 @@ def _evaluations(log: Judged) -> Iterator[Finding]:
     if unit == "epoch" and train and (by_samples or done[0] > _MOST_EPOCHS):
         done = [samples / train for samples in done]
     elif unit == "epoch":
-        done = _epochs_done(log, done)
+        # Where parts of an epoch are evaluated, 1, 2, 3 and so on are the evaluations' own numbers.
+        counted = wanted[0].interval < 1 and done == list(range(1, len(done) + 1))
+        done = [] if counted else _epochs_done(log, done)
     elif len(set(done)) == 1 and done[0] < batch * per_sample:
         done = _spread(log, evaluated, math.ceil(wanted[0].interval / batch) * batch)
     # Several metrics or processes may log one evaluation each; before the first step anybody may evaluate.

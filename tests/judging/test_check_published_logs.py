@@ -105,6 +105,10 @@ RIGHT = {
     "bert before the first step": ("v1.0", log("bert", 4096, [0, 176_128, 352_256], _BERT, 2_994_176)),
     "bert in steps of its batch": ("v1.0", log("bert", 6144, [202_752, 405_504], _BERT, 4_300_800)),
     "bert more often": ("v1.0", log("bert", 256, [100_096, 200_192, 300_032], _BERT, 3_000_064)),
+    "dlrm by the numbers of its evaluations": (
+        "v0.7",
+        log("dlrm", 65_536, range(1, 20), 0.81, 4_195_197_692),
+    ),
     "resnet from nought": ("v1.0", log("resnet", 2560, [0, 1, 5, 9], _RESNET, 1_281_167)),
     "resnet once more often": ("v1.0", log("resnet", 8192, [3, 6, 10, 14], _RESNET, 1_281_167)),
 }
@@ -146,6 +150,7 @@ WRONG = {
     ),
     "bert too late": ("v1.0", log("bert", 4096, [176_128, 528_384], _BERT, 2_994_176)),
     "bert more often later on": ("v1.1", log("bert", 256, [100_096, 200_192, 300_032], _BERT, 3_000_064)),
+    "dlrm half as often": ("v2.0", log("dlrm", 65_536, [1.05, 1.15, 1.25], 0.81, 4_195_197_692)),
     "resnet too late": ("v1.0", log("resnet", 2560, [3, 8, 12], _RESNET, 1_281_167)),
     "resnet once more often later on": ("v2.0", log("resnet", 8192, [3, 6, 10, 14], _RESNET, 1_281_167)),
 }
