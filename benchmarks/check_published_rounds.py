@@ -8,6 +8,7 @@ OUT.md; what these have of other rounds, and what stands around the table, is ke
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -86,11 +87,11 @@ def main(trees: list[str]) -> None:
 
 
 def _with_table(text: str, table: list[str]) -> str:
-    """`text` with its table replaced by another; at its end where it has none."""
+    """`text` with its first table replaced by another; at its end where it has none."""
     lines = text.splitlines()
     at = next((i for i, line in enumerate(lines) if line.startswith("|")), len(lines))
-    before, after = lines[:at], [line for line in lines[at:] if not line.startswith("|")]
-    return "\n".join([*before, *table, *after]) + "\n"
+    after = itertools.dropwhile(lambda line: line.startswith("|"), lines[at:])
+    return "\n".join([*lines[:at], *table, *after]) + "\n"
 
 
 def _table(rounds: list[dict[str, Any]]) -> list[str]:
