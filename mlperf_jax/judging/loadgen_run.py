@@ -12,6 +12,7 @@ from typing import Any
 from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Goal
 from mlperf_jax.judging import accuracy_log, compliance
+from mlperf_jax.judging.clock import out_of_order
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, made_up, one_line, plural
 from mlperf_jax.rounds import inference_rules as inference
 from mlperf_jax.rounds.inference_logs import BEGIN, DETAIL, SUMMARY, own_goals, own_reasons, own_record
@@ -142,13 +143,10 @@ def _errors(run: LoadGenRun) -> Iterator[Finding]:
 
 
 def _clock(run: LoadGenRun) -> Iterator[Finding]:
-    latest: Event | None = None
-    for event in run.events:
-        if latest and event.time_ms < latest.time_ms - _CLOCK_SLACK_MS:
-            text = f"{event.key} is {(latest.time_ms - event.time_ms) / 1e3:.1f} s before line {latest.line}."
-            yield Finding(run.path, "time-backwards", text, "Run again.", line=event.line)
-        elif latest is None or event.time_ms > latest.time_ms:
-            latest = event
+    told = list(out_of_order(run.events, _CLOCK_SLACK_MS))
+    others = f"; so are {len(told) - 1} other events out of order" if len(told) > 1 else ""
+    for event, text in told[:1]:
+        yield Finding(run.path, "time-backwards", f"{text}{others}.", "Run again.", line=event.line)
     named = [
         (m, e)
         for key, e in run.fields.items()

@@ -317,6 +317,11 @@ def _place(folder: Path, root: Path) -> _Place:
     )
 
 
+def named_round(folder: Path) -> str:
+    """The published round of whose tree a folder is, by the tree's name; "" where none is named."""
+    return next((name for part in reversed(folder.parts) if (name := _round_name(part))), "")
+
+
 def _round_name(part: str) -> str:
     match = _ROUND_FOLDER.fullmatch(part)
     name = f"v{match[1]}" if match else ""
