@@ -118,7 +118,8 @@ class Peer(peer.Peer):
             config.interaction,
             config.cross_layers,
             config.cross_rank,
-            sparse_gradients=True,  # as the references train
+            # As the references train; neither compiler nor fused optimizers take sparse ones.
+            sparse_gradients=not self.fast,
         )
 
     def take_over(self, state: Mapping[str, Any]) -> None:
@@ -130,11 +131,12 @@ class Peer(peer.Peer):
     def make_optimizer(self) -> Optimizer:
         numbers = self.config.optimizer
         if numbers.name == "sgd":
-            return torch_optimizers.sgd(self.model.parameters())
+            return torch_optimizers.sgd(self.model.parameters(), fused=self.fast)
         return torch_optimizers.adagrad(
             self.model.parameters(),
             epsilon=numbers.epsilon,
             initial_accumulator=numbers.initial_accumulator,
+            fused=self.fast,
         )
 
     def loss(self, batch: peer.Tensors) -> torch.Tensor:

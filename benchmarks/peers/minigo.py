@@ -104,6 +104,7 @@ class Peer(peer.Peer):
             weight_decay=numbers.l2_strength,
             decays=lambda name, _: not name.endswith("bias"),
             rate_inside=False,
+            fused=self.fast,
         )
 
     def loss(self, batch: peer.Tensors) -> torch.Tensor:

@@ -162,7 +162,9 @@ class Peer(peer.Peer):
         if name == "lars":
             return torch_optimizers.lars(self.model, **numbers)
         decays = torch_optimizers.is_matrix
-        return torch_optimizers.momentum(self.model, decays=decays, rate_inside=True, **numbers)
+        return torch_optimizers.momentum(
+            self.model, decays=decays, rate_inside=True, fused=self.fast, **numbers
+        )
 
     def loss(self, batch: peer.Tensors) -> torch.Tensor:
         logits = self.model(self.images(batch["image"]))

@@ -216,6 +216,7 @@ class Peer(peer.Peer):
             weight_decay=numbers.weight_decay,
             decays=torch_optimizers.every,
             rate_inside=False,
+            fused=self.fast,
         )
 
     def loss(self, batch: peer.Tensors) -> torch.Tensor:

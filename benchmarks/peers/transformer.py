@@ -240,7 +240,7 @@ class Peer(peer.Peer):
     def make_optimizer(self) -> Optimizer:
         numbers = self.config.optimizer
         return torch_optimizers.adam(
-            self.model, beta1=numbers.beta1, beta2=numbers.beta2, epsilon=numbers.epsilon
+            self.model, beta1=numbers.beta1, beta2=numbers.beta2, epsilon=numbers.epsilon, fused=self.fast
         )
 
     def loss(self, batch: peer.Tensors) -> torch.Tensor:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import select
+import signal
 import statistics
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.side import PROGRAMS, TRAIN, Spec
+from benchmarks.speed.side import PROGRAMS, Spec
 
 SIDES = ("ours", "eager", "compile")
 LONGEST_SECONDS = 420.0
@@ -41,6 +42,7 @@ class Worker:
         # charged with fifteen times its CPU seconds. Passive they sleep.
         cores = str(len(os.sched_getaffinity(0)))
         threads = {"OMP_NUM_THREADS": cores, "MKL_NUM_THREADS": cores, "OMP_WAIT_POLICY": "PASSIVE"}
+        memory = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # an accelerator's is shared with the peers
         with self._said.open("w") as log:
             self._process = subprocess.Popen(
                 command,
@@ -48,7 +50,8 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=os.environ | threads,
+                start_new_session=True,  # with the compilers that it starts it is one group, and ends as one
+                env=os.environ | threads | memory,
             )
         self.waits: list[tuple[float, float]] = []
 
@@ -87,7 +90,8 @@ class Worker:
         return self.finish()
 
     def end(self) -> None:
-        self._process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 
@@ -124,22 +128,22 @@ def measure(spec: Spec, peers: Sequence[str], *, rounds: int, seconds: float, sa
     ):
         say("making it")
         row |= workers["ours"].ask("prepare")
-        _all(row, workers, "prepare", "everything", only=peers)
+        made = _all(row, workers, "prepare", "everything", only=peers)
+        workers = {side: worker for side, worker in workers.items() if side == "ours" or side in made}
         programs = [program for program in PROGRAMS if program in row["sizes"]]
         compiled = {}
         for program in programs:
             say(f"compiling {program}")
             compiled[program] = _all(row, workers, "ready", program, program=program)
-        agreement = _all(row, workers, "agreement", "agreement", only=peers)
+        agreement = _all(row, workers, "agreement", "agreement", only=list(made))
         for program in programs:
             there = {side: workers[side] for side in compiled[program]}
             turns = _rounds(row, there, program, rounds, seconds, say)
             row["programs"][program] = summary(
                 turns, compiled[program], agreement, program, row["sizes"][program]
             )
-        if TRAIN in compiled and "ours" in compiled[TRAIN]:
-            say("its roofline")
-            row |= workers["ours"].ask("costs")
+        say("its roofline")
+        row |= workers["ours"].ask("costs")
         row["waiting_cores"] = max(_waiting(worker) for worker in workers.values())
     return row | {"seconds": time.time() - start}
 
@@ -152,46 +156,53 @@ def _all(
     only: Sequence[str] | None = None,
     **arguments: Any,
 ) -> dict[str, Record]:
-    """All sides at once, where nothing is measured; a side that fails has no figure for `what`."""
+    """All sides at once, where nothing is measured; a peer that fails has no figure for `what`."""
     sides = [side for side in workers if only is None or side in only]
     for side in sides:
         workers[side].start(do, **arguments)
     answers = {}
     for side in sides:
-        try:
+        with _noting(row, side, what):
             answers[side] = workers[side].finish()
-        except Failed as failed:
-            row["not_measured"].setdefault(side, {})[what] = str(failed)
-            if do == "prepare":
-                workers.pop(side).end()
     return answers
+
+
+@contextlib.contextmanager
+def _noting(row: Record, side: str, what: str) -> Iterator[None]:
+    """Notes why a peer cannot; where we cannot, there is no row."""
+    try:
+        yield
+    except Failed as failed:
+        if side == "ours":
+            raise
+        row["not_measured"].setdefault(side, {}).setdefault(what, str(failed))
 
 
 def _rounds(
     row: Record, workers: Mapping[str, Worker], program: str, rounds: int, seconds: float, say: Say
 ) -> dict[str, list[Record]]:
     """Turns of equally many calls, one side after the other; each round begins with another side."""
-    turns: dict[str, list[Record]] = {side: [] for side in workers}
-    order = list(workers)
+    turns: dict[str, list[Record]] = {}
     # So many calls that a turn of the slowest is long enough, by a first turn that does not count.
     slowest = 0.0
-    for side in list(order):
-        try:
-            slowest = max(slowest, workers[side].ask("turn", program=program, calls=1)["wall"])
-        except Failed as failed:
-            row["not_measured"].setdefault(side, {})[program] = str(failed)
-            order.remove(side)
-    calls = min(max(math.ceil(seconds / slowest), 1), _MOST_CALLS) if slowest else 1
+    for side, worker in workers.items():
+        with _noting(row, side, program):
+            slowest = max(slowest, worker.ask("turn", program=program, calls=1)["wall"])
+            turns[side] = []
+    calls = min(max(math.ceil(seconds / slowest), 1), _MOST_CALLS)
     for index in range(rounds):
         say(f"{program}, round {index + 1} of {rounds}, {calls} calls a turn")
-        for side in order[index % len(order) :] + order[: index % len(order)]:
-            turns[side].append(workers[side].ask("turn", program=program, calls=calls) | {"calls": calls})
-    return {side: those for side, those in turns.items() if those}
+        order = [side for side in turns if len(turns[side]) == index]
+        start = index % len(order)
+        for side in order[start:] + order[:start]:
+            with _noting(row, side, program):
+                turns[side].append(workers[side].ask("turn", program=program, calls=calls) | {"calls": calls})
+    return {side: those for side, those in turns.items() if len(those) == rounds}
 
 
 def _waiting(worker: Worker) -> float:
     """CPU seconds a second while others were at work."""
-    cpu, wall = (sum(values) for values in zip(*worker.waits[1:], strict=True))
+    cpu, wall = (sum(wait[i] for wait in worker.waits[1:]) for i in (0, 1))
     return cpu / wall if wall else 0.0
 
 
@@ -214,7 +225,7 @@ def summary(
             "rounds": list(those),
         }
     for side in turns:
-        if side == "ours" or "ours" not in turns:
+        if side == "ours":
             continue
         ratios = {
             name: _quartiles([t[name] / o[name] for t, o in zip(turns[side], turns["ours"], strict=True)])

@@ -68,18 +68,28 @@ class Ours(Side):
         if not isinstance(self.workload, ServedWorkload):
             return {"sizes": sizes}
         self.served = jax.tree.map(jnp.copy, self.workload.served_state(self.state))
-        self.workload.make_samples(lambda layout: self.served)
         self.served_bucket = next(iter(self.workload.sample_specs()))
         self.many = min(
             max(ladder(self.workload.config.inference, self.served_bucket)), self.workload.num_samples
         )
-        self.samples = self.workload.read_samples(np.arange(self.many))
+        self.samples = self._samples(self.many)
         handed.write(self.folder / "samples.npz", _named(self.samples))
         self.replica: Replica = replicas.replica(
             self.workload, self.served, self.layout, {self.served_bucket: self.many}, on_device=False
         )
         self.replica.hold({self.served_bucket: self.samples})
         return {"sizes": sizes | {ONE: 1, MANY: self.many}}
+
+    def _samples(self, count: int) -> dict[str, np.ndarray]:
+        """Samples of the data; of a workload that has the model make them, by games say, any of that shape."""
+        if type(self.workload).make_samples is ServedWorkload.make_samples:
+            return self.workload.read_samples(np.arange(count))
+        random = np.random.default_rng(self.spec["seed"])
+        spec = self.workload.sample_specs()[self.served_bucket]
+        return {
+            name: random.integers(0, 2, (count, *shape)).astype(dtype)
+            for name, (shape, dtype) in spec.items()
+        }
 
     def compile(self, program: str) -> None:
         if program == TRAIN:

@@ -23,7 +23,7 @@ class Peer(abc.ABC):
     Attributes:
         on_a_chip: `--config` arguments that make a closed preset one accelerator's share of it.
         workload: ours, for its numbers: config, sizes, anchors; none of its programs is called.
-        wrap: `torch.compile` where the peer is compiled, else the identity.
+        fast: whether it is what PyTorch does at best, `torch.compile` and fused optimizers, and not what it does by default.
     """
 
     on_a_chip: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ class Peer(abc.ABC):
         state: Mapping[str, Any],
         *,
         device: str = "cpu",
-        wrap: Callable[[Function], Function] = lambda function: function,
+        fast: bool = False,
     ) -> None:
         """Builds the model with our weights.
 
@@ -42,9 +42,11 @@ class Peer(abc.ABC):
             workload: ours.
             state: our first training state, nested dicts of NumPy arrays.
             device: where PyTorch computes.
-            wrap: see there.
+            fast: see there.
         """
-        self.workload, self.config, self.device, self.wrap = workload, workload.config, device, wrap
+        self.workload, self.config, self.device, self.fast = workload, workload.config, device, fast
+        if "mean" in self.config.data:
+            self.mean, self.std = (torch.tensor(self.config.data[k], device=device) for k in ("mean", "std"))
         self.model = self.build()
         self.take_over(state)
         self.model.to(device)
@@ -71,6 +73,10 @@ class Peer(abc.ABC):
     def answer(self, inputs: Tensors) -> torch.Tensor:
         """What our `answer` gives for inputs [B, ...] by name."""
 
+    def wrap(self, function: Function) -> Function:
+        """Compiled for each of its shapes, where this is the fast peer."""
+        return torch.compile(function, dynamic=False) if self.fast else function
+
     def compiled(self) -> tuple[Function, Function]:
         """`loss` and `answer`, with all of them compiled that is worth it."""
         return self.wrap(self.loss), self.wrap(self.answer)
@@ -95,8 +101,7 @@ class Peer(abc.ABC):
 
     def images(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, H, W, C] to normalised [B, C, H, W], as channels last in memory."""
-        mean, std = (torch.tensor(self.config.data[k], device=images.device) for k in ("mean", "std"))
-        return ((images.float() - mean) / std).permute(0, 3, 1, 2)
+        return ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
 def copy_layer(layer: nn.Module, params: Mapping[str, Any], stats: Mapping[str, Any] | None = None) -> None:

@@ -1,4 +1,7 @@
-"""Our optimizers by PyTorch's own, step by step equal: what differs is said to them anew before each step."""
+"""Our optimizers by PyTorch's own, step by step equal: what differs is said to them anew before each step.
+
+`fused` asks for PyTorch's kernels that do all of a step at once, which it does not use by default.
+"""
 
 from __future__ import annotations
 
@@ -61,6 +64,7 @@ def momentum(
     weight_decay: float,
     decays: Callable[[str, nn.Parameter], bool],
     rate_inside: bool,
+    fused: bool,
 ) -> Optimizer:
     """`torch.optim.SGD`, whose momentum M holds no rate: w <- w - lr * M.
 
@@ -75,25 +79,29 @@ def momentum(
         group["lr"] = rate
 
     groups = _groups(model, weight_decay, decays)
-    return Optimizer(torch.optim.SGD(groups, lr=_NO_RATE, momentum=momentum), say)
+    return Optimizer(torch.optim.SGD(groups, lr=_NO_RATE, momentum=momentum, fused=fused), say)
 
 
-def adam(model: nn.Module, *, beta1: float, beta2: float, epsilon: float) -> Optimizer:
+def adam(model: nn.Module, *, beta1: float, beta2: float, epsilon: float, fused: bool) -> Optimizer:
     """`torch.optim.Adam`, which adds epsilon to the corrected root where ours adds it to the root."""
 
     def say(group: dict[str, Any], rate: float, step: int) -> None:
         group["lr"], group["eps"] = rate, epsilon / (1 - beta2**step) ** 0.5
 
-    return Optimizer(torch.optim.Adam(model.parameters(), betas=(beta1, beta2)), say)
+    return Optimizer(torch.optim.Adam(model.parameters(), betas=(beta1, beta2), fused=fused), say)
 
 
-def sgd(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    return Optimizer(torch.optim.SGD(parameters), _rate_alone)
+def sgd(parameters: Iterable[nn.Parameter], *, fused: bool) -> Optimizer:
+    return Optimizer(torch.optim.SGD(parameters, fused=fused), _rate_alone)
 
 
-def adagrad(parameters: Iterable[nn.Parameter], *, epsilon: float, initial_accumulator: float) -> Optimizer:
-    numbers = dict(eps=epsilon, initial_accumulator_value=initial_accumulator)
-    return Optimizer(torch.optim.Adagrad(parameters, **numbers), _rate_alone)
+def adagrad(
+    parameters: Iterable[nn.Parameter], *, epsilon: float, initial_accumulator: float, fused: bool
+) -> Optimizer:
+    inner = torch.optim.Adagrad(
+        parameters, eps=epsilon, initial_accumulator_value=initial_accumulator, fused=fused
+    )
+    return Optimizer(inner, _rate_alone)
 
 
 class _Lars(torch.optim.Optimizer):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,13 +28,13 @@ class TorchSide(Side):
         recipe = making.choose(
             spec["workload"], spec["preset"], spec["platform"], spec["overrides"], kind=TrainedWorkload
         )
-        compiled = functools.partial(torch.compile, dynamic=False)
-        wrap: Callable = compiled if spec["side"] == "compile" else lambda function: function
         state = handed.read(self.folder / "state.npz")
 
         def make() -> Peer:
             workload = recipe.make(self.folder, synthetic=True)
-            return peers.find(spec["workload"])(workload, state, device=self.device, wrap=wrap)
+            return peers.find(spec["workload"])(
+                workload, state, device=self.device, fast=spec["side"] == "compile"
+            )
 
         # What is served keeps its first weights, as ours does.
         self.peer, self.served = make(), make()

@@ -20,7 +20,7 @@ STEPS = 3
 # The minis, with fewer layers and examples where that leaves every kind of layer in.
 SMALL = {
     "resnet50": ["model.stages=(1,1)", "batch_size=16", "schedule.warmup_epochs=0.01"],
-    "transformer": ["batch_size=4", "model.num_layers=1", "decode.extra_length=8"],
+    "transformer": ["batch_size=4", "data.max_length=24", "model.num_layers=1", "decode.extra_length=8"],
     "ssd_resnet34": ["batch_size=4"],
     "dlrm": ["batch_size=64"],
     # Of gradients that are rounding, Adagrad's first step would else be their sign.
