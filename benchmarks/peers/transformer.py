@@ -55,7 +55,7 @@ class Layer(nn.Module):
         super().__init__()
         self.norms = nn.ModuleList(Norm(width) for _ in range(3 if decoder else 2))
         self.attention = MultiHead(width, heads, attention_dropout)
-        self.source_attention = MultiHead(width, heads, attention_dropout) if decoder else None
+        self.source_attention: Any = MultiHead(width, heads, attention_dropout) if decoder else None
         self.first, self.second = nn.Linear(width, mlp), nn.Linear(mlp, width)
         self.drop, self.relu_drop = nn.Dropout(dropout), nn.Dropout(relu_dropout)
 

@@ -20,8 +20,9 @@ from mlperf_jax.parallel import mesh
 from mlperf_jax.parallel.chips import find_chip
 from mlperf_jax.planning import compare, compilation, cost, cost_time, hlo
 from mlperf_jax.results import system
+from mlperf_jax.supervised import GradientWorkload
 from mlperf_jax.training.engine import Engine, named, tracing
-from mlperf_jax.workload import ServedWorkload, State, TrainedWorkload
+from mlperf_jax.workload import ServedWorkload, State
 
 _RATES = 4096  # learning rates that peers are told
 _MOST_BYTES = 8 << 30  # of a state that is handed to peers
@@ -34,7 +35,7 @@ class Ours(Side):
         spec = self.spec
         platforms.require_devices(spec["platform"])
         recipe = making.choose(
-            spec["workload"], spec["preset"], spec["platform"], spec["overrides"], kind=TrainedWorkload
+            spec["workload"], spec["preset"], spec["platform"], spec["overrides"], kind=GradientWorkload
         )
         self.workload = recipe.make(self.folder, synthetic=True)
         self.layout = mesh.single_device_layout()
@@ -64,9 +65,6 @@ class Ours(Side):
 
     def _serve(self) -> dict[str, Any]:
         """The model as it is served, with as many samples as the largest batch has."""
-        sizes = {TRAIN: self.workload.batch_size}
-        if not isinstance(self.workload, ServedWorkload):
-            return {"sizes": sizes}
         self.served = jax.tree.map(jnp.copy, self.workload.served_state(self.state))
         self.served_bucket = next(iter(self.workload.sample_specs()))
         self.many = min(
@@ -78,7 +76,7 @@ class Ours(Side):
             self.workload, self.served, self.layout, {self.served_bucket: self.many}, on_device=False
         )
         self.replica.hold({self.served_bucket: self.samples})
-        return {"sizes": sizes | {ONE: 1, MANY: self.many}}
+        return {"sizes": {TRAIN: self.workload.batch_size, ONE: 1, MANY: self.many}}
 
     def _samples(self, count: int) -> dict[str, np.ndarray]:
         """Samples of the data; of a workload that has the model make them, by games say, any of that shape."""
