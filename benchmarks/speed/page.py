@@ -60,7 +60,8 @@ they work in turns, as many threads as there are cores each, and a round is one 
 rounds (lower to upper quartile). CPU is user and system time of all threads, in the same window; PyTorch's OpenMP threads sleep while they
 wait (`OMP_WAIT_POLICY=PASSIVE`), else what they spin would count. A ratio is the peer's time over ours, round by round, and the median of
 those: above 1 ours is faster. The first loss is apart by so much, relative (MiniGo's boards are turned, and dropout falls, by draws of each
-side's own); answers are apart in so many samples.
+side's own); answers are apart in so many of their numbers (models are untrained: a detector's boxes have nearly the same scores, and may come in
+another order).
 """
 
 
