@@ -17,6 +17,7 @@ import glob
 import importlib.util
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -177,4 +178,5 @@ class _Progress:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # workers are ended on the way
     sys.exit(main())
