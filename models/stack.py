@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlperf_jax.platform import compiled_for
-
 LAYER_REMAT = {
     "none": None,
     "save_products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -19,9 +17,6 @@ LAYER_REMAT = {
 """What the backward pass finds in memory of a layer: everything; its products with parameters, so that
 scores, norms and dropout are computed again; or its input alone, so that the layer is computed a second
 time. Not `mlperf_jax.training.gradients.LOSS_REMAT`, whose products are all of them."""
-
-UNROLLED = 8
-"""As many layers at most stand one after the other in a program for CPU; more would compile too long."""
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 
@@ -93,7 +88,4 @@ def scan_cached(
 
     if remat != "none":
         body = jax.checkpoint(body, policy=LAYER_REMAT[remat], prevent_cse=False)
-    # XLA:CPU copies what a loop keeps for gradients. Computing again what was not kept needs the loop, though:
-    # without one XLA finds that it is the same, and keeps it after all.
-    unroll = compiled_for() == "cpu" and remat == "none" and len(jax.tree.leaves(state)[0]) <= UNROLLED
-    return jax.lax.scan(body, x, (state, entries), unroll=unroll)
+    return jax.lax.scan(body, x, (state, entries))

@@ -11,6 +11,8 @@ from mlperf_jax.detection import boxes as box
 from mlperf_jax.detection.anchors import AnchorConfig, make_anchors
 from mlperf_jax.detection.suppression import Selection, detect, suppress
 from mlperf_jax.detection.training import largest, match, multibox_loss
+from mlperf_jax.parallel import layout as layouts
+from mlperf_jax.parallel.mesh import single_device_layout
 from tests.detection import reference
 
 ANCHORS = make_anchors(AnchorConfig(60, (12, 20, 60), (12, 24, 44, 60), (4, 6, 4)), (5, 3, 1))
@@ -92,6 +94,27 @@ def test_the_largest_are_those_a_stable_sort_begins_with(length, kinds, dtype, s
     found = np.asarray(largest_of(x, count))
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(np.sort(x * found, axis=1), np.sort(x * expected, axis=1))
+
+
+@pytest.mark.parametrize("spread", [0, 3])
+def test_loss_is_the_same_on_cpu_with_and_without_ties(spread):
+    """Where the largest are marked, and where they are sorted; without spread all anchors tie."""
+    random = np.random.default_rng(0)
+    codes = random.normal(size=(2, len(ANCHORS), 4))
+    logits = random.integers(-1, 2, size=(2, len(ANCHORS), CLASSES)) * float(spread)
+    boxes = np.tile([0.1, 0.1, 0.5, 0.6], (2, MOST, 1))
+    labels = np.tile([1, 0, 0, 0, 0, 0], (2, 1))
+
+    def values(codes, logits):
+        return multibox_loss(codes, logits, boxes, labels, ANCHORS).sum()
+
+    def both():
+        return jax.jit(lambda *args: jax.value_and_grad(values, (0, 1))(*args))(codes, logits)
+
+    sorted_ = both()
+    with layouts.use(single_device_layout()):
+        marked = both()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), marked, sorted_)
 
 
 def test_what_is_no_number_is_among_the_largest():
