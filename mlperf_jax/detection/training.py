@@ -79,7 +79,7 @@ def multibox_loss(
     negative = jnp.where(matched, 0, entropy)
     if compiled_for() == "cpu":
         mined = largest(negative, NEGATIVES_PER_POSITIVE * count)
-    else:  # by the TPU compiler's estimate (v5e) a sort takes a seventh of the passes of `largest`
+    else:  # the TPU compiler (v5e) does not estimate that `largest` takes fewer cycles
         negative = -jnp.sort(-negative, axis=1)
         mined = jnp.arange(negative.shape[1]) < NEGATIVES_PER_POSITIVE * count[:, None]
     classified = jnp.where(matched, entropy, 0).sum(1) + jnp.where(mined, negative, 0).sum(1)
