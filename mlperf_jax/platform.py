@@ -49,6 +49,18 @@ def configure(platform: str, *, cpu_devices: int = 0) -> None:
     _append_xla_flags(ours)
 
 
+def compiled_for() -> str:
+    """The platform of the layout in use, "cpu" or another, for code of which each wants its own form.
+
+    Known while functions are traced, for a topology that is not there too. Outside a layout (tests of one
+    layer) it is "", which stands for the form that holds everywhere.
+    """
+    from mlperf_jax.parallel import layout
+
+    in_use = layout.active()
+    return in_use.mesh.devices.flat[0].platform if in_use else ""
+
+
 def _append_xla_flags(ours: list[str]) -> None:
     users = os.environ.get("XLA_FLAGS", "").split()
     named = {flag.split("=")[0] for flag in users}

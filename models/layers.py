@@ -17,7 +17,9 @@ from jax import lax
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
+from mlperf_jax.platform import compiled_for
 from mlperf_jax.precision import Policy
+from models.products import product
 
 Padding = str | Sequence[tuple[int, int]]
 """lax's "SAME" or "VALID", or what is added before and after, dimension by dimension."""
@@ -141,11 +143,13 @@ class Conv(_Convolution):
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         dims = kernel.ndim - 2
         padded = not isinstance(self.padding, str) and any(map(any, self.padding))
-        plain = self.groups == 1 and set(_each(self.stride, dims)) == {1} and not padded
+        strides = _each(self.stride, dims)
+        # Fusing strided rows into a product aborts XLA's GPU compiler (jax 0.10.2).
+        plain = self.groups == 1 and not padded and (set(strides) == {1} or compiled_for() == "cpu")
         if plain and set(kernel.shape[:dims]) == {1}:
-            # A product of two matrices says the same, and XLA:CPU runs it and its gradients faster. Not with
-            # a stride: fusing the strided rows into the product aborts XLA's GPU compiler (jax 0.10.2).
-            y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel[(0,) * dims]).reshape(*x.shape[:-1], -1)
+            # A product of two matrices says the same, and XLA:CPU runs it and its gradients faster.
+            x = lax.slice(x, (0,) * x.ndim, x.shape, (1, *strides, 1))
+            y = product(x.reshape(-1, x.shape[-1]), kernel[(0,) * dims]).reshape(*x.shape[:-1], -1)
         else:
             y = convolve(x, kernel, self.stride, self.padding, self.groups)
         return self._with_bias(y)
@@ -251,4 +255,4 @@ class Dense(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., I] to [..., O]."""
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        return jnp.dot(x.astype(self.dtype), kernel) + bias
+        return product(x.astype(self.dtype), kernel) + bias

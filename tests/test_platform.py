@@ -125,3 +125,23 @@ for package in (configs, input_pipelines, loadgen_py, mlperf_jax, models):
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=door.ROOT, timeout=300
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_platform_of_a_topology_is_known_while_it_is_traced():
+    script = (
+        "import types; from mlperf_jax import platform; from mlperf_jax.parallel import layout; "
+        "from mlperf_jax.parallel.mesh import single_device_layout; "
+        "print([platform.compiled_for()], end=' ')\n"
+        "with layout.use(single_device_layout()): print(platform.compiled_for(), end=' ')\n"
+        "tpu = types.SimpleNamespace(flat=[types.SimpleNamespace(platform='tpu')])\n"
+        "there = types.SimpleNamespace(mesh=types.SimpleNamespace(devices=tpu))\n"
+        "with layout.use(there): print(platform.compiled_for())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["['']", "cpu", "tpu"]
