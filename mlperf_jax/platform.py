@@ -22,7 +22,7 @@ _XLA_FLAGS = {
     # Overlaps collectives with computation (JAX documentation, "GPU performance tips"); the one flag that
     # NVIDIA's JAX-Toolbox sets in its images. Collectives are asynchronous without a flag.
     "gpu": ("--xla_gpu_enable_latency_hiding_scheduler=true",),
-    # libtpu hides latency and makes collectives asynchronous without a flag.
+    # What MaxText's flags for asynchronous collectives ask for is libtpu's default.
     "tpu": (),
 }
 
