@@ -26,6 +26,9 @@ from mlperf_jax.compilation_cache import user_folder
 
 SCHEMA_VERSION = 2
 
+_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+"""Variables of the environment that the compilers read their flags from."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
@@ -81,7 +84,7 @@ def default_cache_dir() -> Path:
 def compile_program(
     lowered: jax.stages.Lowered, *, target: str, compiler: str, cache_dir: Path, label: str
 ) -> Answer:
-    """Compiles a lowered program, or returns what is kept of the last time.
+    """Compiles a lowered program, or returns what is kept of the last time under the same compiler flags.
 
     Args:
         lowered: the program.
@@ -90,7 +93,8 @@ def compile_program(
         cache_dir: where answers are kept.
         label: what the progress line calls it.
     """
-    key = hashlib.sha256("\0".join((target, compiler, lowered.as_text())).encode()).hexdigest()
+    flags = [os.environ[name] for name in _FLAGS if os.environ.get(name)]
+    key = hashlib.sha256("\0".join((target, compiler, lowered.as_text(), *flags)).encode()).hexdigest()
     path = cache_dir / f"{key}.json.gz"
     kept = _read(path)
     if kept is not None:
