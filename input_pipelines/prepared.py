@@ -13,7 +13,9 @@ import fcntl
 import hashlib
 import json
 import shutil
+import struct
 import time
+import tokenize
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,13 @@ SCHEMA_VERSION = 1
 AGAIN = "prepare it again (--prepare, or python -m mlperf_jax.prepare)."
 _MANIFEST = "manifest.json"
 _PROGRESS_SECONDS = 10
+_MOST_TOLD = 300
+
+NPY_DAMAGE = (
+    OSError, ValueError, EOFError, LookupError, TypeError, OverflowError, MemoryError, RecursionError,
+    struct.error, tokenize.TokenError,
+)  # fmt: skip
+"""What NumPy raises where a file of arrays is damaged."""
 
 Manifest = dict[str, Any]
 
@@ -116,7 +125,8 @@ class Ticker:
 
 
 def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    """What an error says, of bytes that it quotes the beginning."""
+    return " ".join(str(error)[:_MOST_TOLD].split()) or type(error).__name__
 
 
 def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
@@ -137,8 +147,8 @@ def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
         raise UserError(
             f"There is no prepared data set in {folder}; prepare it (--prepare, or python -m mlperf_jax.prepare)."
         ) from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error!r}); {AGAIN}") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}); {AGAIN}") from None
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{path} has schema version {version!r} where this program reads {SCHEMA_VERSION}; {AGAIN}"
@@ -186,8 +196,8 @@ def open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarra
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {AGAIN}") from None
+    except NPY_DAMAGE as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}); {AGAIN}") from None
     if array.shape != shape or array.dtype != dtype:
         raise UserError(f"{path} holds {array.dtype} {array.shape} where {dtype} {shape} belongs; {AGAIN}")
     return array
