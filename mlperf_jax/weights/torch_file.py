@@ -144,7 +144,7 @@ def _state_dict(tree: Any) -> Mapping[str, Note]:
     outer = _entries(tree)
     tensors = _wrapped(outer, len(WRAPPERS))
     if not tensors:
-        listed = [f"{name!r} ({_kind(value)})" for name, value in list(outer.items())[:_TOLD]]
+        listed = [f"{name[:40]!r} ({_kind(value)})" for name, value in list(outer.items())[:_TOLD]]
         more = ", ..." if len(outer) > _TOLD else ""
         raise Refused(f"it holds no state dict, but {', '.join(listed) or 'nothing'}{more}; {_MEND}")
     return tensors
