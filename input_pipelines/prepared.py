@@ -24,6 +24,7 @@ import numpy as np
 
 from input_pipelines.base import Spec
 from mlperf_jax.errors import UserError
+from mlperf_jax.regular import read_regular
 
 SCHEMA_VERSION = 1
 AGAIN = "prepare it again (--prepare, or python -m mlperf_jax.prepare)."
@@ -37,7 +38,18 @@ NPY_DAMAGE = (
 )  # fmt: skip
 """What NumPy raises where a file of arrays is damaged."""
 
-Manifest = dict[str, Any]
+_COUNTS = ("num_train", "num_eval", "num_pairs", "length")
+
+
+class Manifest(dict[str, Any]):
+    """What a prepared folder says of itself; what it lacks is a UserError that names the file."""
+
+    def __init__(self, facts: Mapping[str, Any], path: Path) -> None:
+        super().__init__(facts)
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"{self._path} lacks {key}, so it is damaged; {AGAIN}")
 
 
 def prepare_folder(
@@ -140,19 +152,23 @@ def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
     """
     path = folder / _MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = Manifest(json.loads(read_regular(path)), path)
         version = manifest["schema_version"]
         files = {name: (facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items()}
     except FileNotFoundError:
         raise UserError(
             f"There is no prepared data set in {folder}; prepare it (--prepare, or python -m mlperf_jax.prepare)."
         ) from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, UserError) as error:
         raise UserError(f"{path} cannot be read ({one_line(error)}); {AGAIN}") from None
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{path} has schema version {version!r} where this program reads {SCHEMA_VERSION}; {AGAIN}"
         )
+    for name in _COUNTS:
+        count = manifest.get(name, 1)
+        if type(count) is not int or not 0 < count < 2**40:
+            raise UserError(f"{path} is damaged ({name} is no count); {AGAIN}")
     for name, (size, sha256) in files.items():
         _check_file(folder, name, size, sha256 if verify else None)
     return manifest

@@ -16,6 +16,7 @@ from typing import Any
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.judging.findings import Finding, one_line
+from mlperf_jax.regular import open_regular
 from mlperf_jax.rounds import training_rules
 
 # Of benchmarks whose name went on to mean something else, or whose later rulesets ask for another
@@ -141,7 +142,7 @@ def _line_numbers(path: Path, ruleset: str) -> list[int]:
 
 
 def _overlong(path: Path) -> int | None:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         lines = enumerate(file, 1)
         return next((at for at, line in lines if len(line) > _LONGEST_LINE and b":::ML" in line), None)
 
