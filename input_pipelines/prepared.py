@@ -33,7 +33,7 @@ _PROGRESS_SECONDS = 10
 _MOST_TOLD = 300
 
 NPY_DAMAGE = (
-    OSError, ValueError, EOFError, LookupError, TypeError, OverflowError, MemoryError, RecursionError,
+    OSError, ValueError, EOFError, LookupError, TypeError, OverflowError, MemoryError, RuntimeError,
     struct.error, tokenize.TokenError,
 )  # fmt: skip
 """What NumPy raises where a file of arrays is damaged."""
@@ -176,9 +176,13 @@ def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
 
 def _check_file(folder: Path, name: str, size: int, sha256: str | None) -> None:
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside, there = path.resolve().is_relative_to(folder.resolve()), path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, a zero byte
+        raise UserError(f"{folder / _MANIFEST} names what is no file ({one_line(error)}); {AGAIN}") from None
+    if not inside:
         raise UserError(f"{folder / _MANIFEST} names {name!r}, which is outside its folder; {AGAIN}")
-    if not path.is_file():
+    if not there:
         raise UserError(f"{path} is missing; {AGAIN}")
     if path.stat().st_size != size:
         raise UserError(f"{path} has {path.stat().st_size} bytes where its manifest says {size}; {AGAIN}")
