@@ -146,7 +146,7 @@ def _state_dict(tree: Any) -> Mapping[str, Note]:
     if not tensors:
         listed = [f"{name[:40]!r} ({_kind(value)})" for name, value in list(outer.items())[:_TOLD]]
         more = ", ..." if len(outer) > _TOLD else ""
-        raise Refused(f"it holds no state dict, but {', '.join(listed) or 'nothing'}{more}; {_MEND}")
+        raise Refused(f"it holds no state dict, but {', '.join(listed) or 'no entry with a name'}{more}; {_MEND}")
     return tensors
 
 
