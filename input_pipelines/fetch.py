@@ -310,10 +310,14 @@ def _tar_files(archive: bytes, name_of: Callable[[str], str | None]) -> dict[str
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
             for member in tar:
                 name = name_of(member.name.removeprefix("./"))
-                content = tar.extractfile(member) if name and member.isreg() else None
-                if name and content:
+                if not name or not member.isreg():
+                    continue
+                if member.issparse() or member.size > len(archive):  # holes may claim any size
+                    raise SourceError(f"its archive is damaged ({name} is larger than what holds it)")
+                content = tar.extractfile(member)
+                if content:
                     found[name] = content.read()
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, OSError) as error:
         raise SourceError(f"its archive is damaged ({error})") from None
     return found
 

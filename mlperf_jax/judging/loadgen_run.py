@@ -14,6 +14,7 @@ from mlperf_jax.goals import Goal
 from mlperf_jax.judging import accuracy_log, compliance
 from mlperf_jax.judging.clock import out_of_order
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, made_up, one_line, plural
+from mlperf_jax.regular import open_regular
 from mlperf_jax.rounds import inference_rules as inference
 from mlperf_jax.rounds.inference_logs import BEGIN, DETAIL, SUMMARY, own_goals, own_reasons, own_record
 from mlperf_jax.rounds.log_lines import Event, read_events
@@ -244,7 +245,7 @@ def _line_of(path: Path, sample: int) -> int | None:
     """Where a sample is answered for the second time."""
     pattern = re.compile(rb'"qsl_idx"\s*:\s*%d\b' % sample)
     seen = 0
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         for number_of, line in enumerate(file, 1):
             seen += len(pattern.findall(line))
             if seen > 1:
@@ -256,7 +257,7 @@ def _summary(run: LoadGenRun) -> Iterator[Finding]:
     """What people read must be what is judged."""
     path = run.folder / SUMMARY
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             lines = file.read(1 << 20).decode("utf-8", "replace").splitlines()
     except OSError:
         yield Finding(path, "missing-file", "the run has no summary.", "Restore it, or run again.")

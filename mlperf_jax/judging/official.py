@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.judging.findings import Finding, one_line
+from mlperf_jax.regular import open_regular
 from mlperf_jax.rounds import training_rules
 
 # Of benchmarks whose name went on to mean something else, or whose later rulesets ask for another
@@ -157,7 +158,7 @@ def _unsafe(lines: Sequence[Any]) -> str:
 
 
 def _overlong(path: Path) -> int | None:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         lines = enumerate(file, 1)
         return next((at for at, line in lines if len(line) > _LONGEST_LINE and b":::ML" in line), None)
 

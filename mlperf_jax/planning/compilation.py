@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -156,7 +157,7 @@ def _read(path: Path) -> Answer | None:
         return Answer(memory=Memory(**memory) if memory else None, cached=True, **record)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, RecursionError, zlib.error):
         return None  # A damaged entry is compiled again and replaced.
 
 

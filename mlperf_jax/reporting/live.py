@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import http.server
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from mlperf_jax.reporting.tables import References
 from mlperf_jax.rounds.collect import Reader
 
 HOST = "127.0.0.1"
+_PATIENCE_SECONDS = 10.0
 _LEAST_SECONDS = 2.0  # between two looks at the folders, however many pages ask
 
 
@@ -62,6 +64,16 @@ class Source:
         self._shown.looked = time.monotonic()
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    """Says nothing of clients that go away or fall silent; everything else that goes wrong in a word."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        error = sys.exception()
+        if not isinstance(error, ConnectionError | TimeoutError):
+            reason = str(error) or type(error).__name__
+            print(f"mlperf_jax: a page could not be shown ({reason}).", file=sys.stderr, flush=True)
+
+
 def make_server(source: Source, port: int) -> http.server.ThreadingHTTPServer:
     """A server that answers this machine only: "/" with the page, "/version" with what it shows.
 
@@ -70,6 +82,8 @@ def make_server(source: Source, port: int) -> http.server.ThreadingHTTPServer:
     """
 
     class Handler(http.server.BaseHTTPRequestHandler):
+        timeout = _PATIENCE_SECONDS  # with who connects and does not speak, or does not listen
+
         def do_GET(self) -> None:
             # A page from elsewhere can send its readers here under its own name; it learns nothing.
             name = self.headers.get("Host", "").rsplit(":", 1)[0]
@@ -95,7 +109,7 @@ def make_server(source: Source, port: int) -> http.server.ThreadingHTTPServer:
             """Says nothing: requests are nobody's news."""
 
     try:
-        return http.server.ThreadingHTTPServer((HOST, port), Handler)
+        return _Server((HOST, port), Handler)
     except OSError as error:
         raise UserError(
             f"Port {port} cannot be used ({error.strerror}); choose another with --port."

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Self
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.regular import open_regular
 from mlperf_jax.rounds import training_rules
 from mlperf_jax.rounds.descriptions import UNKNOWN, System, category_of, division_of, read_system
 from mlperf_jax.rounds.objects import number
@@ -376,7 +377,7 @@ def _normalization(folder: Path, problems: dict[Path, Problem]) -> float:
     scaling"); 1 where there is none."""
     path = folder / "scaling.json"
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             factor = number(json.loads(file.read(_MOST_BYTES))["scaling_factor"])
     except FileNotFoundError:
         return 1.0

@@ -18,6 +18,7 @@ import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Goal
+from mlperf_jax.regular import open_regular
 from mlperf_jax.rounds.collect import NOT_RESULTS, Problem
 from mlperf_jax.rounds.objects import command_in, flat_texts, number, read_ends, read_object
 from mlperf_jax.rounds.qualities import figures, told_goals
@@ -224,7 +225,7 @@ def _latencies(path: Path) -> np.ndarray:
     """Seconds of every sample of a trace, sorted; empty if there is none or it cannot be read."""
     found: list[int] = []
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             rest = b""
             while (chunk := file.read(_CHUNK)) and len(found) < _MOST_LATENCIES:
                 text = rest + chunk
