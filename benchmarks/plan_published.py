@@ -157,6 +157,9 @@ Published images/s of the TPU rows are ours, from the result logs: the median ov
 evaluation included; of the v3-8192 entry, result_0 alone. Those of the GPU rows are samples over the whole run time.
 Sources: {sources}.
 
+The row of v5e:16x16 is of the program in which batch norm's gradients are summed apart (benchmarks/NOTES.md; it was 94.36 ms
+before). All others are of the program before that, and those of GPUs were compiled without the latency-hiding scheduler of a run.
+
 ## Why it errs
 - **v2:2x2, v3:2x2.** Same work per core (128 images) as the published entries. The compiler's estimated cycles account
   for nearly all of the time there; what is left is evaluation, in the published figure and not in the predicted one, and

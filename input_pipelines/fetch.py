@@ -25,6 +25,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from input_pipelines import progress
 from mlperf_jax.errors import UserError
 
 _CLIENT_SECONDS = 600
@@ -159,7 +160,8 @@ def _from_first(
     reasons = []
     for source in sources:
         try:
-            return read(source)
+            with progress.step(f"getting {what} from the {source.name}"):
+                return read(source)
         except SourceError as error:
             reasons.append(f"{source.name}: {error}")
     advice = f" Put {by_hand} and run this again." if by_hand else ""
@@ -308,10 +310,14 @@ def _tar_files(archive: bytes, name_of: Callable[[str], str | None]) -> dict[str
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
             for member in tar:
                 name = name_of(member.name.removeprefix("./"))
-                content = tar.extractfile(member) if name and member.isreg() else None
-                if name and content:
+                if not name or not member.isreg():
+                    continue
+                if member.issparse() or member.size > len(archive):  # holes may claim any size
+                    raise SourceError(f"its archive is damaged ({name} is larger than what holds it)")
+                content = tar.extractfile(member)
+                if content:
                     found[name] = content.read()
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, OSError) as error:
         raise SourceError(f"its archive is damaged ({error})") from None
     return found
 

@@ -13,22 +13,42 @@ import fcntl
 import hashlib
 import json
 import shutil
-import time
+import struct
+import tokenize
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from input_pipelines import progress
 from input_pipelines.base import Spec
 from mlperf_jax.errors import UserError
+from mlperf_jax.regular import read_regular
 
 SCHEMA_VERSION = 1
 AGAIN = "prepare it again (--prepare, or python -m mlperf_jax.prepare)."
 _MANIFEST = "manifest.json"
-_PROGRESS_SECONDS = 10
+_MOST_TOLD = 300
 
-Manifest = dict[str, Any]
+NPY_DAMAGE = (
+    OSError, ValueError, EOFError, LookupError, TypeError, OverflowError, MemoryError, RuntimeError,
+    struct.error, tokenize.TokenError,
+)  # fmt: skip
+"""What NumPy raises where a file of arrays is damaged."""
+
+_COUNTS = ("num_train", "num_eval", "num_pairs", "length")
+
+
+class Manifest(dict[str, Any]):
+    """What a prepared folder says of itself; what it lacks is a UserError that names the file."""
+
+    def __init__(self, facts: Mapping[str, Any], path: Path) -> None:
+        super().__init__(facts)
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"{self._path} lacks {key}, so it is damaged; {AGAIN}")
 
 
 def prepare_folder(
@@ -84,7 +104,8 @@ def prepare_fake(
     num_eval = max(1, num_train // 8)
 
     def build(empty: Path) -> dict[str, Any]:
-        write(empty, num_train, num_eval)
+        with progress.step(f"making up {num_train:,} train and {num_eval:,} eval examples"):
+            write(empty, num_train, num_eval)
         return {"name": folder.name, "fake": True, "num_train": num_train, "num_eval": num_eval}
 
     prepare_folder(folder, build, verify=verify)
@@ -101,22 +122,9 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch)
 
 
-class Ticker:
-    """Tells every ten seconds that it is time to say how far something is."""
-
-    def __init__(self) -> None:
-        self._told = time.monotonic()
-
-    def due(self) -> bool:
-        now = time.monotonic()
-        if now - self._told <= _PROGRESS_SECONDS:
-            return False
-        self._told = now
-        return True
-
-
 def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    """What an error says, of bytes that it quotes the beginning."""
+    return " ".join(str(error)[:_MOST_TOLD].split()) or type(error).__name__
 
 
 def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
@@ -130,29 +138,39 @@ def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
     """
     path = folder / _MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = Manifest(json.loads(read_regular(path)), path)
         version = manifest["schema_version"]
         files = {name: (facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items()}
     except FileNotFoundError:
         raise UserError(
             f"There is no prepared data set in {folder}; prepare it (--prepare, or python -m mlperf_jax.prepare)."
         ) from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error!r}); {AGAIN}") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, UserError) as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}); {AGAIN}") from None
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{path} has schema version {version!r} where this program reads {SCHEMA_VERSION}; {AGAIN}"
         )
-    for name, (size, sha256) in files.items():
-        _check_file(folder, name, size, sha256 if verify else None)
+    for name in _COUNTS:
+        count = manifest.get(name, 1)
+        if type(count) is not int or not 0 < count < 2**40:
+            raise UserError(f"{path} is damaged ({name} is no count); {AGAIN}")
+    with progress.step(f"verifying {folder}", len(files), "files") as advance:
+        for name, (size, sha256) in files.items():
+            _check_file(folder, name, size, sha256 if verify else None)
+            advance(1)
     return manifest
 
 
 def _check_file(folder: Path, name: str, size: int, sha256: str | None) -> None:
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside, there = path.resolve().is_relative_to(folder.resolve()), path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, a zero byte
+        raise UserError(f"{folder / _MANIFEST} names what is no file ({one_line(error)}); {AGAIN}") from None
+    if not inside:
         raise UserError(f"{folder / _MANIFEST} names {name!r}, which is outside its folder; {AGAIN}")
-    if not path.is_file():
+    if not there:
         raise UserError(f"{path} is missing; {AGAIN}")
     if path.stat().st_size != size:
         raise UserError(f"{path} has {path.stat().st_size} bytes where its manifest says {size}; {AGAIN}")
@@ -186,8 +204,8 @@ def open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarra
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {AGAIN}") from None
+    except NPY_DAMAGE as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}); {AGAIN}") from None
     if array.shape != shape or array.dtype != dtype:
         raise UserError(f"{path} holds {array.dtype} {array.shape} where {dtype} {shape} belongs; {AGAIN}")
     return array
@@ -200,10 +218,12 @@ def sha256_of(path: Path) -> str:
 
 def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        for path in paths
-    }
+    files = {}
+    with progress.step("hashing what was prepared", len(paths), "files") as advance:
+        for path in paths:
+            name = path.relative_to(folder).as_posix()
+            files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            advance(1)
     manifest = {"schema_version": SCHEMA_VERSION, **facts, "files": files}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from input_pipelines import base
+from mlperf_jax.errors import UserError
 
 _Dataset = TypeVar("_Dataset", bound=base.InMemoryDataset)
 
@@ -49,8 +50,16 @@ def open_dataset(
 
 
 def counts(options: Mapping[str, Any], num_train: int, num_eval: int) -> tuple[int, int]:
-    """The real set's counts, or those that options of their names put in their place."""
-    return options.get("num_train") or num_train, options.get("num_eval") or num_eval
+    """The real set's counts, or those that options of their names put in their place.
+
+    Raises:
+        UserError: one of these is no count.
+    """
+    found = options.get("num_train") or num_train, options.get("num_eval") or num_eval
+    for name, count in zip(("num_train", "num_eval"), found, strict=True):
+        if not isinstance(count, int) or count < 1:
+            raise UserError(f"--config.data.{name}={count!r} is no number of examples; give one above 0.")
+    return found
 
 
 def describe(name: str, num_train: int, num_eval: int) -> str:

@@ -21,6 +21,7 @@ USER, BUILT_IN, AUDIT = 1, 0, 2
 _SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline")
 _UINT64 = 1 << 64
 _NS_PER_MS = 1_000_000
+_TOLD = 60  # characters of a value
 _INTEGER = re.compile(r"[+-]?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
 _DECIMAL = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|infinity|nan)", re.IGNORECASE)
 _HEX_FLOAT = re.compile(r"[+-]?0[xX]([0-9a-fA-F]+\.?[0-9a-fA-F]*|\.[0-9a-fA-F]+)([pP][+-]?\d+)?")
@@ -148,11 +149,11 @@ def _unsigned(text: str) -> int:
     match = _INTEGER.match(text)
     if match is None:
         return 0
-    digits = match.group().lstrip("+-")
-    if digits.lower().startswith("0x"):
-        value = int(digits, 16)
-    else:
-        value = int(digits, 8 if digits.startswith("0") else 10)
+    digits = match.group().lstrip("+-").lower()
+    base = 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10
+    digits = digits.removeprefix("0x").lstrip("0") or "0"
+    # More digits than 64 bits have in any base are not worked out: that would take long.
+    value = int(digits, base) if len(digits) <= 64 else _UINT64
     if value >= _UINT64:
         return _UINT64 - 1
     return -value % _UINT64 if match.group().startswith("-") else value
@@ -160,11 +161,11 @@ def _unsigned(text: str) -> int:
 
 def _double(text: str) -> float:
     """`strtod(text, nullptr)`."""
-    if _HEX_FLOAT.fullmatch(text):
-        return float.fromhex(text)
     try:
-        return float(text)
-    except (ValueError, OverflowError):
+        return float.fromhex(text) if _HEX_FLOAT.fullmatch(text) else float(text)
+    except OverflowError:
+        return -math.inf if text.startswith("-") else math.inf
+    except ValueError:
         return math.nan
 
 
@@ -199,7 +200,7 @@ class _Reader:
         if text is not None:
             self.found[field] = _unsigned(text) * unit % _UINT64
             if text != str(_unsigned(text)):
-                _warn(f"{key or field} = {text} is read as {_unsigned(text)}")
+                _warn(f"{key or field} = {text[:_TOLD]} is read as {_unsigned(text)}")
 
     def number(self, field: str, key: str = "", scenario: str | None = None, unit: float = 1.0) -> None:
         text = self.text(key or field, scenario)

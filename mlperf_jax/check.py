@@ -3,6 +3,7 @@
     python -m mlperf_jax.check results                       runs of your own, training and inference
     python -m mlperf_jax.check package                       what is to be submitted
     python -m mlperf_jax.check training_results_v4.0         a published round
+    python -m mlperf_jax.check result_0.txt                  one log
     python -m mlperf_jax.check results --json                for machines
 
 Each finding says where it is (file and line), the rule, what is wrong, and how to mend it.
@@ -44,19 +45,20 @@ def _command(arguments: list[str]) -> int:
     if overrides:
         raise UserError(f"{overrides[0]} is for runs, not for judging them; leave it out.")
     if len(folders) != 1:
-        raise UserError("Name one folder of results, as: python -m mlperf_jax.check results.")
+        raise UserError("Name one folder of results, or one log, as: python -m mlperf_jax.check results.")
     from mlperf_jax.judging import official
     from mlperf_jax.judging.findings import to_json, to_text
     from mlperf_jax.judging.tree import judge_tree
 
     root = Path(os.path.abspath(folders[0]))
-    if not root.is_dir():
-        raise UserError(f"{folders[0]} is no folder; name one that holds results.")
+    if not root.is_dir() and not root.is_file():
+        raise UserError(f"{folders[0]} is no folder and no log; name one that is there.")
     ruleset = official.check_ruleset(FLAGS.ruleset) if FLAGS.ruleset else None
     report = judge_tree(root, ruleset)
     if not report.training + report.inference:
-        raise UserError(f"{folders[0]} holds no results of training or inference; name a folder that does.")
-    print(json.dumps(to_json(report, root), indent=2) if FLAGS.json else to_text(report, root))
+        raise UserError(f"{folders[0]} holds no results of training or inference; name what does.")
+    below = root if root.is_dir() else root.parent
+    print(json.dumps(to_json(report, below), indent=2) if FLAGS.json else to_text(report, below))
     return int(report.errors > 0)
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
+from mlperf_jax import terminal
 from mlperf_jax.errors import Stopped, UserError
 
 _CONFIG = "--config."
@@ -70,6 +71,7 @@ class _Helped(Exception):
     """--help was asked for, and answered."""
 
 
+@terminal.command
 def run(
     name: str,
     command: Callable[[list[str]], int],
@@ -85,7 +87,7 @@ def run(
         command: takes the arguments, returns the status.
         argv: the arguments; None for the process's own.
         interrupted: what to know after Ctrl-C.
-        reader_gone: the status if who reads the output has gone, as `| head` does; None: that is an error.
+        reader_gone: the status if who reads the output has gone, as `| head` does; None: as `terminal.command`.
     """
     try:
         return command(list(sys.argv[1:] if argv is None else argv))
@@ -103,7 +105,6 @@ def run(
     except BrokenPipeError:
         if reader_gone is None:
             raise
-        sys.stderr.close()
         return reader_gone
 
 

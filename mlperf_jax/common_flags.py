@@ -14,6 +14,10 @@ MESH = cli.text(
     "mesh",
     "Sizes of mesh axes, as data:4,model:2, for strategies that have them; default from the devices.",
 )
+COMPILATION_CACHE = cli.text(
+    "compilation_cache",
+    "Where compiled programs are kept, or none; default $JAX_COMPILATION_CACHE_DIR or ~/.cache/mlperf_jax/xla.",
+)
 CPU_DEVICES = cli.integer("cpu_devices", "Show the CPU as so many virtual devices.")
 COORDINATOR = cli.text(
     "coordinator",

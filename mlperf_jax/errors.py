@@ -1,4 +1,4 @@
-"""The two ways in which a command ends early, and what each tells the user."""
+"""The ways in which a command ends early, and what each tells the user; and how a reader refuses a file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ class UserError(Exception):
 
     The commands print it without a traceback and exit with status 2.
     """
+
+
+class Refused(ValueError):
+    """Bytes that are damaged, hostile, or not what their reader reads; the text is a phrase that says why."""
 
 
 class Stopped(Exception):

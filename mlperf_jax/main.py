@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlperf_jax import cli, common_flags
+from mlperf_jax import cli, common_flags, compilation_cache
 from mlperf_jax import config as configs
 from mlperf_jax import platform as platforms
 from mlperf_jax.errors import UserError
@@ -42,7 +42,7 @@ FLAGS = cli.define(
     cli.text("org", "Who runs it, as logs and a submission name them.", "mlperf_jax"),
     cli.text(
         "sharding",
-        "dp, zero1, fsdp, tp, fsdp_tp, sequence, spatial, row_wise, column_wise, table_wise, or a file "
+        "dp, zero1, fsdp, tp, fsdp_tp, sequence, spatial, row_wise, column_wise, table_wise, or file "
         "mine.toml.",
         "dp",
     ),
@@ -66,6 +66,7 @@ FLAGS = cli.define(
         "visualize", "Draw what the trained model makes of so many examples, for the report.", most=64
     ),
     cli.integer("count", "Inference: use so many samples of the data set; 0 all."),
+    common_flags.COMPILATION_CACHE,
     common_flags.CPU_DEVICES,
     common_flags.NUM_PROCESSES,
     common_flags.PROCESS_ID,
@@ -139,6 +140,7 @@ def _train(overrides: list[str], arguments: list[str]) -> int:
     asked = mesh.parse_mesh(FLAGS.mesh) if FLAGS.mesh else {}
 
     common_flags.start(FLAGS)
+    compilation_cache.use(FLAGS.compilation_cache)
     layout = mesh.make_layout(strategy, asked)
     for key in {"batch_size", "eval_batch_size"} & set(recipe.config):
         layout.rows(recipe.config[key], key)
@@ -166,6 +168,7 @@ def _infer(overrides: list[str], arguments: list[str]) -> int:
         data_dir=_data_dir(),
         asked=Asked(FLAGS.time, FLAGS.qps, FLAGS.max_latency),
     )
+    compilation_cache.use(FLAGS.compilation_cache)
     return command.infer_command(options)
 
 

@@ -18,6 +18,7 @@ from mlperf_jax import cli, common_flags
 from mlperf_jax import config as configs
 from mlperf_jax import platform as platforms
 from mlperf_jax.errors import UserError
+from mlperf_jax.planning import topology
 
 FLAGS = cli.define(
     cli.text(
@@ -55,18 +56,18 @@ def _command(arguments: list[str]) -> int:
     for name in ("workload", "topology"):
         if FLAGS[name].value is None:
             raise UserError(f"--{name} is missing; as in --workload=resnet50 --topology=v5e:16x16.")
-    platforms.configure("cpu")  # Only compilers are wanted, no devices.
-    return _plan(overrides)
+    where = topology.parse(FLAGS.topology)
+    platforms.configure("cpu", compiles_for=where.platform)  # Only compilers are wanted, no devices.
+    return _plan(where, overrides)
 
 
-def _plan(overrides: list[str]) -> int:
+def _plan(where: topology.Topology, overrides: list[str]) -> int:
     """Everything from here on may import jax."""
     from mlperf_jax import making
     from mlperf_jax.parallel import mesh
-    from mlperf_jax.planning import compilation, plan, plan_report, topology
+    from mlperf_jax.planning import compilation, plan, plan_report
     from mlperf_jax.workload import ServedWorkload, TrainedWorkload, Workload
 
-    where = topology.parse(FLAGS.topology)
     strategies = [mesh.find_strategy(name) for name in FLAGS.sharding.split(",")]
     asked = mesh.asked_of(strategies, mesh.parse_mesh(FLAGS.mesh) if FLAGS.mesh else {})
     kind: type[Workload] = ServedWorkload if FLAGS.scenario else TrainedWorkload

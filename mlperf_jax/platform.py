@@ -1,7 +1,7 @@
 """What must be decided before jax is imported: the platform and XLA's flags.
 
 This is the only place that sets `XLA_FLAGS`. Ours are appended to the user's; where the user has
-set the same flag, the user's stands.
+set the same flag, the user's stands. XLA ends a process that sets a flag it does not know.
 """
 
 from __future__ import annotations
@@ -16,20 +16,24 @@ PLATFORMS = ("cpu", "gpu", "tpu")
 
 _JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 
+# What else is set elsewhere, and what it did here: benchmarks/NOTES.md, "Compiler flags".
 _XLA_FLAGS = {
     "cpu": (),
-    # Overlaps collectives with computation (JAX documentation, "GPU performance tips").
+    # Overlaps collectives with computation (JAX documentation, "GPU performance tips"); the one flag that
+    # NVIDIA's JAX-Toolbox sets in its images. Collectives are asynchronous without a flag.
     "gpu": ("--xla_gpu_enable_latency_hiding_scheduler=true",),
+    # What MaxText's flags for asynchronous collectives ask for is libtpu's default.
     "tpu": (),
 }
 
 
-def configure(platform: str, *, cpu_devices: int = 0) -> None:
+def configure(platform: str, *, cpu_devices: int = 0, compiles_for: str | None = None) -> None:
     """Points jax at `platform`; to be called before anything imports jax.
 
     Args:
         platform: one of `PLATFORMS`.
         cpu_devices: how many virtual devices the CPU shall show; 0 leaves it at one.
+        compiles_for: whose flags to set, where programs are compiled for another platform than runs them.
 
     Raises:
         UserError: the platform is not there or the flags contradict each other.
@@ -43,10 +47,22 @@ def configure(platform: str, *, cpu_devices: int = 0) -> None:
     if platform == "tpu":
         _require_tpu()
     os.environ.setdefault("JAX_PLATFORMS", _JAX_PLATFORMS[platform])
-    ours = list(_XLA_FLAGS[platform])
+    ours = list(_XLA_FLAGS[compiles_for or platform])
     if cpu_devices:
         ours.append(f"--xla_force_host_platform_device_count={cpu_devices}")
     _append_xla_flags(ours)
+
+
+def compiled_for() -> str:
+    """The platform of the layout in use, "cpu" or another, for code of which each wants its own form.
+
+    Known while functions are traced, for a topology that is not there too. Outside a layout (tests of one
+    layer) it is "", which stands for the form that holds everywhere.
+    """
+    from mlperf_jax.parallel import layout
+
+    in_use = layout.active()
+    return in_use.mesh.devices.flat[0].platform if in_use else ""
 
 
 def _append_xla_flags(ours: list[str]) -> None:

@@ -2,7 +2,7 @@
 
     python -m mlperf_jax.predict_moves --sgf_dir=games --platform=cpu
 
-Files (*.sgf, in folders below too) are read as untrusted input: what is no game of Go, is of another board
+Files (*.sgf, *.SGF, in folders below too) are read as untrusted input: what is no game of Go, is of another board
 than the network's, or holds an illegal move is left out from there on, and said.
 """
 

@@ -3,6 +3,8 @@
     python -m mlperf_jax.report results                                      tables in the terminal
     python -m mlperf_jax.report results --html=report.html --csv=report.csv
     python -m mlperf_jax.report results training_results_v0.7 --metric=speedup
+    python -m mlperf_jax.report results_a results_b                          and these two side by side
+    python -m mlperf_jax.report result_0.txt                                 one log
     python -m mlperf_jax.report results --serve                              the page, growing with the runs
 
 Exit status: 0 done, 2 something to mend (one sentence says what).
@@ -18,8 +20,8 @@ from pathlib import Path
 
 from mlperf_jax import cli
 from mlperf_jax.errors import UserError
-from mlperf_jax.reporting import details, page, tables
-from mlperf_jax.rounds import inference_logs, training_rules
+from mlperf_jax.reporting import page, runs, side_by_side, tables
+from mlperf_jax.rounds import training_rules
 from mlperf_jax.rounds.collect import Reader
 from mlperf_jax.rounds.objects import number
 
@@ -57,11 +59,14 @@ def _command(arguments: list[str]) -> int:
             return serve(roots, references, FLAGS.metric, FLAGS.port)
         except KeyboardInterrupt:  # the way to end it
             return 0
-    results, problems = Reader().read(roots)
-    inference, more_problems = inference_logs.read_inference(roots)
-    report = page.Report(results, inference, [*problems, *more_problems])
+    report = page.read_report(Reader(), roots)
+    if not (report.results or report.inference or report.problems):
+        raise UserError(
+            f"{', '.join(folders)} {'holds' if len(folders) == 1 else 'hold'} no results of training or inference; "
+            "name what does."
+        )
     if FLAGS.csv:
-        tables.write_text(Path(FLAGS.csv), tables.to_csv(results, references))
+        tables.write_text(Path(FLAGS.csv), tables.to_csv(report.results, references))
     if FLAGS.html:
         tables.write_text(Path(FLAGS.html), page.render(report, references, FLAGS.metric))
     _tell(report, references)
@@ -93,14 +98,15 @@ def _tell(report: page.Report, references: tables.References) -> None:
     if groups:
         unit = "speed-up over one Pascal P100" if FLAGS.metric == "speedup" else "minutes to train"
         print(f"{tables.to_text(groups, references, FLAGS.metric)}\n\nFigures are {unit}.")
-    for run in report.inference:
-        told = f"{run.model}  {run.scenario}  {run.mode}"
-        print(f"{told}  {details.inference_value(run)}  {details.verdict_of(run)}".rstrip())
+    if listed := runs.to_text(report.results):
+        print(f"\n{listed}")
+    if report.inference:
+        print(f"\n{runs.inference_text(report.inference)}")
+    if report.pairs:
+        print(f"\n{side_by_side.to_text(report.pairs, report.roots)}")
     labels = [found.labels for found in report.results] + [run.labels for run in report.inference]
     for label in sorted(set(itertools.chain(*labels))):
         print(f"Said of some of these: {label}.")
-    if not groups and not report.inference:
-        print("There are no results in these folders.")
     for problem in report.problems:
         print(f"not readable, or only in part: {problem.path}: {problem.reason}", file=sys.stderr)
     for path in filter(None, (FLAGS.csv, FLAGS.html)):

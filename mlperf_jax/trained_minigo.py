@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mlperf_jax import cli, common_flags
+from mlperf_jax import cli, common_flags, compilation_cache
 from mlperf_jax import platform as platforms
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ FLAGS = (
     cli.text("results_dir", "Where the newest trained network is looked for.", "results"),
     cli.text("checkpoint", "A training run's folder, instead of the newest one."),
     cli.text("weights", "A folder that import_weights wrote, instead."),
+    common_flags.COMPILATION_CACHE,
     cli.HELP,
 )
 
@@ -32,6 +33,7 @@ def load(values: flags.FlagValues, overrides: Sequence[str]) -> tuple[MiniGo, St
         UserError: there is none.
     """
     platforms.configure(values.platform)
+    compilation_cache.use(values.compilation_cache)
     from mlperf_jax.inference.options import InferOptions
     from mlperf_jax.inference.trained import open_model
     from mlperf_jax.parallel import mesh

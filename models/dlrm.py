@@ -21,6 +21,7 @@ from flax import nnx
 
 from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
+from models.products import product
 
 LayerInit = Callable[[jax.Array, int, int], tuple[jax.Array, jax.Array]]
 """(key, features in, features out) -> kernel [I, O] and bias [O], float32."""
@@ -108,7 +109,7 @@ class MLP(nnx.Module):
         """Maps [B, I] to [B, O] in the compute dtype."""
         x = x.astype(self.dtype)
         for i, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
-            x = x @ kernel[...].astype(self.dtype) + bias[...].astype(self.dtype)
+            x = product(x, kernel[...].astype(self.dtype)) + bias[...].astype(self.dtype)
             x = constrain(x, "batch", "mlp" if i % 2 == 0 else None)
             if self.activate_last or i < len(self.kernels) - 1:
                 x = jax.nn.relu(x)

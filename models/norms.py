@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
 from mlperf_jax.precision import Policy
+
+
+@jax.custom_vjp
+def _summed_apart(x: Any) -> Any:
+    """Its argument; whatever is made of its gradients stays apart from the sums that they are.
+
+    XLA would merge what follows beta's gradient of a group, the sum over groups and the rounding to bfloat16, into
+    the sum over the group: for TPUs it makes of it a second pass over the output's gradient, bfloat16 throughout.
+    Kept apart, the sums for gamma and beta are float32 and computed beside what else reads that array.
+    """
+    return x
+
+
+def _summed_apart_forward(x: Any) -> tuple[Any, None]:
+    return x, None
+
+
+def _summed_apart_backward(_: None, gradients: Any) -> tuple[Any]:
+    return (lax.optimization_barrier(gradients),)
+
+
+_summed_apart.defvjp(_summed_apart_forward, _summed_apart_backward)
 
 
 class BatchNorm(nnx.Module):
@@ -74,6 +98,7 @@ class BatchNorm(nnx.Module):
             gain = self.scale[...].astype(self.dtype) * gain
             shift = self.bias[...].astype(self.dtype)
         shift -= mean * gain
+        gain, shift = _summed_apart((gain, shift))
         # The multiply-add is in self.dtype inside one fused loop: bf16 would round x's mean away.
         return (x.astype(self.dtype) * gain + shift).astype(x.dtype)
 

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax import lax
 
 from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
 from models.layers import Conv, Dense, Padding, convolve
 from models.norms import BatchNorm
+from models.pooling import max_pool
 
 EXPANSION = 4
 """A bottleneck's output has this many times the channels of its 3x3 convolution."""
@@ -267,13 +266,6 @@ def _blocks(config: ResNetConfig) -> list[tuple[str, int, int]]:
 def pin(x: jax.Array) -> jax.Array:
     """Pins images of features [B, H, W, C] to the layout in use."""
     return constrain(x, "batch", "height", "width", "channels")
-
-
-def max_pool(x: jax.Array, padding: Padding) -> jax.Array:
-    """3x3/2 max-pool."""
-    if padding != "SAME":
-        padding = ((0, 0), *padding, (0, 0))
-    return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
 
 
 def flops_per_image(config: ResNetConfig, *, train: bool) -> int:

@@ -22,7 +22,8 @@ from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
 from models.layers import Conv, Dense
 from models.norms import BatchNorm
-from models.resnet import max_pool, pin
+from models.pooling import max_pool
+from models.resnet import pin
 
 _PADDING = ((1, 1), (1, 1))
 V1_WIDTHS = {

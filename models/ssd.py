@@ -26,7 +26,8 @@ from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
 from models.layers import Conv
 from models.norms import BatchNorm
-from models.resnet import BasicBlock, ResNetConfig, Stem, max_pool, pin, stage_blocks
+from models.pooling import max_pool
+from models.resnet import BasicBlock, ResNetConfig, Stem, pin, stage_blocks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,8 @@ if _flags_before is None:
     del os.environ["XLA_FLAGS"]
 else:
     os.environ["XLA_FLAGS"] = _flags_before
+# Nor do tests touch the programs that the user's own commands keep.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ[door.CACHE]
 
 # How long an example takes says more about the machine's load than about the code.
 hypothesis.settings.register_profile(

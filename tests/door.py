@@ -41,10 +41,10 @@ LIGHTLY = {"XLA_FLAGS": LIGHT_FLAGS}
 
 # Compiled programs are shared between the commands of a test session, of which most are compilation. The first
 # process to get here makes the folder and removes it; workers of pytest-xdist inherit its name.
-_CACHE = "MLPERF_JAX_TESTS_COMPILED"
-if _CACHE not in os.environ:
+CACHE = "MLPERF_JAX_TESTS_COMPILED"
+if CACHE not in os.environ:
     _folder = tempfile.TemporaryDirectory(prefix="mlperf_jax-compiled-")
-    os.environ[_CACHE] = _folder.name
+    os.environ[CACHE] = _folder.name
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -52,7 +52,7 @@ def environment(**changes: str) -> dict[str, str]:
     plain = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
     shared = {
         "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": os.environ[_CACHE],
+        "JAX_COMPILATION_CACHE_DIR": os.environ[CACHE],
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return plain | shared | changes

@@ -82,6 +82,29 @@ print(len(jax.devices()))
         assert done.stdout.split() == [str(seen)], done.stderr
 
 
+def test_a_plan_compiles_under_the_flags_of_a_run(bare):
+    """On the CPU, where jax must not look for the device that is compiled for."""
+    platform.configure("cpu", compiles_for="gpu")
+    planned = os.environ["XLA_FLAGS"], os.environ["JAX_PLATFORMS"]
+    bare.delenv("XLA_FLAGS")
+    platform.configure("gpu")
+    assert planned == (os.environ["XLA_FLAGS"], "cpu")
+
+
+def test_xla_knows_our_flags():
+    """It ends a process that sets one it does not know; those of GPUs are known without one."""
+    ours = " ".join(flag for flags in platform._XLA_FLAGS.values() for flag in flags)
+    for flags, status in ((ours, 0), (f"{ours} --xla_gpu_no_such_flag=true", 1)):
+        done = subprocess.run(
+            [sys.executable, "-c", "import jax; jax.devices()"],
+            env=door.environment(XLA_FLAGS=flags, JAX_PLATFORMS="cpu"),
+            capture_output=True,
+            text=True,
+        )
+        assert bool(done.returncode) == status, done.stderr
+    assert "no_such_flag" in done.stderr
+
+
 def test_a_tpu_is_looked_for_before_libtpu_waits_for_one(bare):
     bare.setattr(platform.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"needs libtpu; install it with: pip install -e '\.\[tpu\]'"):
@@ -125,3 +148,23 @@ for package in (configs, input_pipelines, loadgen_py, mlperf_jax, models):
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=door.ROOT, timeout=300
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_platform_of_a_topology_is_known_while_it_is_traced():
+    script = (
+        "import types; from mlperf_jax import platform; from mlperf_jax.parallel import layout; "
+        "from mlperf_jax.parallel.mesh import single_device_layout; "
+        "print([platform.compiled_for()], end=' ')\n"
+        "with layout.use(single_device_layout()): print(platform.compiled_for(), end=' ')\n"
+        "tpu = types.SimpleNamespace(flat=[types.SimpleNamespace(platform='tpu')])\n"
+        "there = types.SimpleNamespace(mesh=types.SimpleNamespace(devices=tpu))\n"
+        "with layout.use(there): print(platform.compiled_for())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["['']", "cpu", "tpu"]

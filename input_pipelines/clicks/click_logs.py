@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from input_pipelines import base, prepared, synthetic
+from input_pipelines import base, progress, synthetic
 from mlperf_jax.errors import UserError
 
 _VERIFIED_AT_ONCE = 2**18
@@ -254,16 +254,15 @@ def open_rows(
 
 
 def verify(dataset: MappedClicks) -> None:
-    """Reads every example once, saying every ten seconds how far it is.
+    """Reads every example once.
 
     Raises:
         UserError: an example is damaged.
     """
-    total, done, ticker = dataset.num_train + dataset.num_eval, 0, prepared.Ticker()
-    for rows in (dataset._train, dataset._eval):
-        for start in range(0, len(rows), _VERIFIED_AT_ONCE):
-            stop = min(start + _VERIFIED_AT_ONCE, len(rows))
-            dataset._read(rows, [(start, stop)], stop - start)
-            done += stop - start
-            if ticker.due() or done == total:
-                print(f"verified {done:,} of {total:,} examples", flush=True)
+    total = dataset.num_train + dataset.num_eval
+    with progress.step("verifying", total, "examples") as advance:
+        for rows in (dataset._train, dataset._eval):
+            for start in range(0, len(rows), _VERIFIED_AT_ONCE):
+                stop = min(start + _VERIFIED_AT_ONCE, len(rows))
+                dataset._read(rows, [(start, stop)], stop - start)
+                advance(stop - start)

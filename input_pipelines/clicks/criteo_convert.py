@@ -36,7 +36,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from input_pipelines import prepared
+from input_pipelines import prepared, progress
 from input_pipelines.clicks import criteo_format, criteo_text
 from input_pipelines.clicks.criteo_format import FILES, FIRST_TABLE, INTS, NUM_TABLES
 from input_pipelines.clicks.criteo_order import Plan, make_plan
@@ -204,8 +204,12 @@ def _parse_day(source: Path, work: Path, day: int, spec: Spec) -> None:
         return
     seen = np.zeros((NUM_TABLES, spec.modulus), np.bool_)
     found: list[list[np.ndarray]] = [[] for _ in range(NUM_TABLES)]
-    ticker, done = prepared.Ticker(), 0
-    with _whole(target) as partial, open(partial, "wb") as out:
+    done = 0
+    with (
+        progress.step(f"parsing day {day}", unit="examples") as advance,
+        _whole(target) as partial,
+        open(partial, "wb") as out,
+    ):
         for text in criteo_text.whole_lines(source, spec.chunk_bytes):
             try:
                 examples = criteo_text.parse(text, spec.modulus)
@@ -213,10 +217,9 @@ def _parse_day(source: Path, work: Path, day: int, spec: Spec) -> None:
                 raise UserError(f"{source}, after example {done:,}: {error}; get the day again.") from None
             out.write(examples.tobytes())
             done += len(examples)
+            advance(len(examples))
             for table, values in enumerate(examples[:, FIRST_TABLE:].T):
                 found[table].append(_first_seen(values, seen[table]))
-            if ticker.due():
-                print(f"parsed {done:,} examples of day {day}", flush=True)
         if not done:
             raise UserError(f"{source} is empty; get the day again.")
         categories = {str(table): np.concatenate(parts) for table, parts in enumerate(found)}
@@ -263,8 +266,8 @@ def _distribute_day(work: Path, day: int, plan: Plan, spec: Spec) -> None:
     num_days, last = len(plan.counts), day == len(plan.counts) - 1
     if not last:
         buckets, places = plan.buckets(day), plan.begins[day].copy()
-    ticker = prepared.Ticker()
     with contextlib.ExitStack() as stack:
+        advance = stack.enter_context(progress.step(f"distributing day {day}", len(examples), "examples"))
         names = [FILES["test"], FILES["val"]] if last else [f"bucket_{b}" for b in range(num_days - 1)]
         files = [stack.enter_context(open(_touched(work / name), "r+b")) for name in names]
         step = max(1, spec.chunk_bytes // _BYTES)
@@ -276,8 +279,7 @@ def _distribute_day(work: Path, day: int, plan: Plan, spec: Spec) -> None:
                 _write_halves(files, chunk, start, -(-len(examples) // 2))
             else:
                 _write_buckets(files, chunk, buckets[start : start + step], places)
-            if ticker.due():
-                print(f"distributed {start + len(chunk):,} examples of day {day}", flush=True)
+            advance(len(chunk))
         for file in files:
             file.flush()
             os.fsync(file.fileno())

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipelines import base, prepared
+from input_pipelines import base, prepared, progress
 from input_pipelines.clicks import click_logs
 from input_pipelines.clicks.criteo_format import NUM_EVAL, NUM_TRAIN
 from mlperf_jax.errors import UserError
@@ -127,8 +127,10 @@ class FirstHalf:
 def _open(path: Path, width: int, dtype: type) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); put a sound copy in its place.") from None
+    except prepared.NPY_DAMAGE as error:
+        raise UserError(
+            f"{path} cannot be read ({prepared.one_line(error)}); put a sound copy in its place."
+        ) from None
     return _checked(array, path, width, dtype)
 
 
@@ -149,8 +151,10 @@ def _open_tables(path: Path, widths: Sequence[int]) -> list[np.ndarray]:
             arrays = [_map_member(path, file, entry) for entry in entries]
     except KeyError as error:
         raise UserError(f"{path} lacks an array ({error.args[0]}); get it again.") from None
-    except (OSError, ValueError, zipfile.BadZipFile, struct.error) as error:
-        raise UserError(f"{path} cannot be read ({error}); put a sound copy in its place.") from None
+    except (*prepared.NPY_DAMAGE, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} cannot be read ({prepared.one_line(error)}); put a sound copy in its place."
+        ) from None
     return [
         _checked(array, f"{path}, table {table},", width, np.int32)
         for table, (array, width) in enumerate(zip(arrays, widths, strict=True))
@@ -292,8 +296,8 @@ def materialize(onehot: Path, folder: Path, days: Sequence[int], columns: click_
             for part in ("dense", "labels"):
                 _copy(onehot / f"day_{day}_{part}.npy", folder / f"day_{day}_{part}.npy")
             _require_rows(onehot / f"day_{day}_sparse.npy", sparse)
-            _write_day(folder / f"day_{day}_sparse_multi_hot.npz", sparse, tables)
-            print(f"made look-ups of day {day}, {len(sparse):,} examples", flush=True)
+            with progress.step(f"making the look-ups of day {day}, {len(sparse):,} examples"):
+                _write_day(folder / f"day_{day}_sparse_multi_hot.npz", sparse, tables)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

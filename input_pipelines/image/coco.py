@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipelines import prepared
+from input_pipelines import prepared, progress
 from input_pipelines.image import box_augmentation, coco_originals, detection, fake_images, preprocessing
 from mlperf_jax.errors import UserError
 
@@ -60,7 +60,8 @@ def _build(folder: Path, *, data_dir: Path, fake: int) -> dict[str, Any]:
         original = found
     else:
         raise UserError(f"COCO 2017 is not in {data_dir}; {_HOW_TO_GET_IT}")
-    listings = {split: original.images(split) for split in detection.SPLITS}
+    with progress.step("reading the annotations"):
+        listings = {split: original.images(split) for split in detection.SPLITS}
     with_objects = [image for image in listings["train"] if len(image.boxes)]
     if not fake:
         _check_counts(data_dir, len(listings["train"]), len(with_objects), len(listings["eval"]))
@@ -144,18 +145,16 @@ def _write_jpegs(
     from array_record.python import array_record_module
 
     shards = [listing[first : first + _SHARD] for first in range(0, len(listing), _SHARD)]
-    done, ticker = 0, prepared.Ticker()
-    for path, shard in zip(_shard_paths(folder, split, len(listing)), shards, strict=True):
-        # One image in a group: they are read at random. JPEGs do not shrink.
-        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-        for image in shard:
-            jpeg = original.jpeg(split, image)
-            _check_size(jpeg, split, image)
-            writer.write(jpeg)
-            done += 1
-            if ticker.due():
-                print(f"prepared {done:,} of {len(listing):,} {split} images", flush=True)
-        writer.close()
+    with progress.step(f"writing {split} images", len(listing)) as advance:
+        for path, shard in zip(_shard_paths(folder, split, len(listing)), shards, strict=True):
+            # One image in a group: they are read at random. JPEGs do not shrink.
+            writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+            for image in shard:
+                jpeg = original.jpeg(split, image)
+                _check_size(jpeg, split, image)
+                writer.write(jpeg)
+                advance(1)
+            writer.close()
 
 
 def _shard_paths(folder: Path, split: str, num_images: int) -> list[Path]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from input_pipelines.prepared import one_line
 from mlperf_jax.errors import UserError
+from mlperf_jax.regular import read_regular
 
 # Of the 91 ids that were planned, those of the 80 categories that were annotated.
 CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
@@ -89,6 +90,9 @@ def _archive(name: str) -> str:
     return "annotations_trainval2017.zip" if name == "annotations" else f"{name}.zip"
 
 
+_FARTHEST = 2.0**24  # pixels: single precision still tells them apart
+
+
 class _Files:
     """`annotations/instances_*2017.json` and `*2017/*.jpg`, each in a folder or in the archive of its name."""
 
@@ -111,7 +115,7 @@ class _Files:
             if unpacked.is_dir():
                 if path.stat().st_size > most:
                     raise ValueError(f"{path.stat().st_size:,} bytes are too many")
-                return path.read_bytes()
+                return read_regular(path)
             archive = self._opened(folder)
             member = archive.getinfo(f"{folder}/{name}")
             if member.file_size > most:
@@ -166,7 +170,7 @@ def _without_outlines(content: dict[str, Any]) -> dict[str, Any]:
 def _image(image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> Image:
     number, height, width, name = (image[key] for key in ("id", "height", "width", "file_name"))
     if not all(type(value) is int and 0 <= value < 2**31 for value in (number, height, width)):
-        raise ValueError(f"image {number!r} of {height!r}x{width!r}")
+        raise ValueError("an image whose id, height or width is no number of 31 bits")
     if not (height and width):
         raise ValueError(f"image {number} has no size")
     if Path(name).name != name:
@@ -194,6 +198,8 @@ def _require_boxes(image: Image) -> None:
     """
     if not (np.isfinite(image.boxes).all() and np.isfinite(image.areas).all()):
         raise ValueError(f"image {image.id} has a box that is not a number")
+    if (np.abs(image.boxes) > _FARTHEST).any() or (image.areas > _FARTHEST**2).any():
+        raise ValueError(f"image {image.id} has a box far beyond any image")
     if (image.boxes[:, 2:] < 0).any() or (image.areas < 0).any():
         raise ValueError(f"image {image.id} has a box of a negative size")
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from input_pipelines import base, fetch, prepared
+from input_pipelines import base, fetch, prepared, progress
 from input_pipelines.image import box_augmentation, detection, qt_resources
 from mlperf_jax.errors import UserError
 
@@ -93,7 +93,8 @@ def _build(folder: Path, *, manual: Path) -> dict[str, Any]:
     with prepared.scratch_folder(folder) as scratch:
         stamps = _fetched("Tux Paint's stamps", STAMPS, "tuxpaint-stamps-default", manual, scratch)
         bundles = _fetched("GCompris's pictures", PLACES, "gcompris-qt-data", manual, scratch)
-    objects, places = cut_outs(stamps), pictures(bundles)
+    with progress.step("cutting out objects"):
+        objects, places = cut_outs(stamps), pictures(bundles)
     for split, count in (("train", NUM_TRAIN), ("eval", NUM_EVAL)):
         scenes = _scenes(objects, places, split, count)
         _write(folder, split, scenes, count)
@@ -237,15 +238,17 @@ def _write(folder: Path, split: str, scenes: Iterator[Scene], count: int) -> Non
     """Writes a split's arrays, and for evaluation the ground truth as COCO has it."""
     arrays = {field: np.zeros((count, *shape), dtype) for field, (shape, dtype) in _SPEC.items()}
     truth: list[detection.TrueBox] = []
-    for index, drawn in enumerate(scenes):
-        arrays["image"][index] = drawn.image
-        arrays["boxes"][index, : len(drawn.boxes)] = drawn.boxes / SIZE
-        arrays["labels"][index, : len(drawn.labels)] = drawn.labels
-        for (left, top, right, bottom), label, area in zip(
-            drawn.boxes.tolist(), drawn.labels.tolist(), drawn.areas.tolist(), strict=True
-        ):
-            bbox = [left, top, right - left, bottom - top]
-            truth.append(detection.TrueBox(index, label, bbox, area, 0))
+    with progress.step(f"drawing {split} composites", count, "images") as advance:
+        for index, drawn in enumerate(scenes):
+            arrays["image"][index] = drawn.image
+            arrays["boxes"][index, : len(drawn.boxes)] = drawn.boxes / SIZE
+            arrays["labels"][index, : len(drawn.labels)] = drawn.labels
+            for (left, top, right, bottom), label, area in zip(
+                drawn.boxes.tolist(), drawn.labels.tolist(), drawn.areas.tolist(), strict=True
+            ):
+                bbox = [left, top, right - left, bottom - top]
+                truth.append(detection.TrueBox(index, label, bbox, area, 0))
+            advance(1)
     prepared.save_arrays(folder, split, arrays)
     if split == "eval":
         images = ((index, SIZE, SIZE) for index in range(count))

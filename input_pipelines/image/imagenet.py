@@ -11,14 +11,14 @@ from __future__ import annotations
 import bisect
 import itertools
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from concurrent import futures
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from input_pipelines import base, prepared, synthetic
+from input_pipelines import base, prepared, progress, synthetic
 from input_pipelines.image import fake_images, preprocessing
 from mlperf_jax.errors import UserError
 
@@ -75,15 +75,16 @@ class ClassFolders:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._classes = sorted(entry.name for entry in os.scandir(folder / "train") if entry.is_dir())
+        self._classes = self._class_folders("train")
         if len(self._classes) != NUM_CLASSES:
             raise UserError(
                 f"{folder / 'train'} has {len(self._classes)} class folders where ImageNet has "
-                f"{NUM_CLASSES}; unpack the whole archive there."
+                f"{NUM_CLASSES}; {self._unsorted('train') or 'unpack the whole archive there.'}"
             )
-        strangers = {entry.name for entry in os.scandir(folder / "val") if entry.is_dir()} - set(
-            self._classes
-        )
+        classes = self._class_folders("eval")
+        if not classes and (how := self._unsorted("eval")):
+            raise UserError(f"{folder / 'val'} has no class folders; {how}")
+        strangers = set(classes) - set(self._classes)
         if strangers:
             raise UserError(
                 f"{folder / 'val' / min(strangers)} is a class that {folder / 'train'} lacks; remove it."
@@ -96,14 +97,37 @@ class ClassFolders:
             self._names[split] = np.array([name for names in per_class for name in names], np.bytes_)
         self.counts = {split: len(names) for split, names in self._names.items()}
 
+    def _class_folders(self, split: str) -> list[str]:
+        """Names that begin with "." are other programs' notes, here and among images."""
+        with os.scandir(self.folder / self._FOLDERS[split]) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
+
+    def _unsorted(self, split: str) -> str:
+        """What to do where images, or classes still packed, lie where the classes' folders belong; else ""."""
+        place = self.folder / self._FOLDERS[split]
+        with os.scandir(place) as entries:
+            names = [entry.name for entry in entries if entry.name[0] != "." and entry.is_file()]
+        if packed := sum(name.endswith(".tar") for name in names):
+            return f"it has {packed:,} archives: unpack each <wnid>.tar into a folder {place}/<wnid>."
+        if images := sum(name.lower().endswith(self._SUFFIXES) for name in names):
+            return (
+                f"its {images:,} images lie there unsorted: move each into {place}/<wnid>, for val by the list "
+                "imagenet_2012_validation_synset_labels.txt as docs/data.md shows."
+            )
+        return ""
+
     def _list(self, split: str, class_name: str) -> list[bytes]:
         try:
             entries = os.scandir(self.folder / self._FOLDERS[split] / class_name)
         except FileNotFoundError:  # A class without eval images.
             return []
         with entries:
-            names = [entry.name for entry in entries]
-        return sorted(os.fsencode(name) for name in names if name.lower().endswith(self._SUFFIXES))
+            names = [
+                entry.name
+                for entry in entries
+                if entry.name.lower().endswith(self._SUFFIXES) and entry.name[0] != "." and entry.is_file()
+            ]
+        return sorted(map(os.fsencode, names))
 
     def read(self, split: str, index: int) -> tuple[bytes, int, str]:
         label = bisect.bisect_right(self._ends[split], index)
@@ -301,27 +325,26 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
         prepared.prepare_fake(_fake_folder(data_dir, fake), fake_images.write, fake, verify=verify)
     dataset = open_dataset(data_dir, {"fake": fake})
     if verify:
-        for done in _verified(dataset._source):
-            print(f"verified {done:,} of {dataset.num_train + dataset.num_eval:,} images", flush=True)
+        _verify(dataset._source)
     return f"{dataset.description}, in {dataset._source.folder}"
 
 
-def _verified(source: Source) -> Iterator[int]:
-    """Decodes every image and yields how many are done, every ten seconds and at the end."""
+def _verify(source: Source) -> None:
+    """Decodes every image."""
 
     def check(key: tuple[str, int]) -> None:
         data, _, where = source.read(*key)
         preprocessing.decode(data, where)
 
     keys = ((split, index) for split in SPLITS for index in range(source.counts[split]))
-    done, ticker = 0, prepared.Ticker()
-    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    total = sum(source.counts[split] for split in SPLITS)
+    with (
+        progress.step("decoding", total, "images") as advance,
+        futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
         while some := list(itertools.islice(keys, 1024)):
             for _ in pool.map(check, some):  # Raises what check raised.
-                done += 1
-            if ticker.due():
-                yield done
-    yield done
+                advance(1)
 
 
 def _fake_folder(data_dir: Path, num_train: int) -> Path:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from input_pipelines import fetch, prepared
+from input_pipelines import fetch, prepared, progress
 from input_pipelines.text import parallel_text, subwords
 from mlperf_jax.errors import UserError
 
@@ -68,10 +68,12 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
     def build(folder: Path) -> dict[str, Any]:
         with prepared.scratch_folder(folder) as scratch:
             train, evaluation = split(_fetch(data_dir, scratch))
-        vocabulary = subwords.learn(itertools.chain.from_iterable(pair[1:] for pair in train), VOCAB_SIZE)
-        encoded = [
-            parallel_text.encode(vocabulary, (pair[1:] for pair in part)) for part in (train, evaluation)
-        ]
+        with progress.step(f"learning {VOCAB_SIZE:,} subwords"):
+            vocabulary = subwords.learn(itertools.chain.from_iterable(pair[1:] for pair in train), VOCAB_SIZE)
+        with progress.step(f"encoding {len(train) + len(evaluation):,} pairs"):
+            encoded = [
+                parallel_text.encode(vocabulary, (pair[1:] for pair in part)) for part in (train, evaluation)
+            ]
         short = parallel_text.at_most(encoded[1], MAX_LENGTH)
         facts = parallel_text.write(folder, vocabulary, encoded[0], short, MAX_LENGTH)
         return {"name": "libreoffice_help", "fake": False, **facts}

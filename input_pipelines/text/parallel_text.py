@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipelines import prepared, synthetic
+from input_pipelines import prepared, progress, synthetic
 from input_pipelines.base import Field, InMemoryDataset, Spec
 from input_pipelines.text import packing, subwords
 from input_pipelines.text.packing import Ragged
@@ -104,6 +104,13 @@ def write(
     Raises:
         UserError: an evaluation sentence has more than `length` tokens.
     """
+    with progress.step(f"packing {len(train[0]):,} pairs"):
+        return _write(folder, vocabulary, train, evaluation, length)
+
+
+def _write(
+    folder: Path, vocabulary: subwords.Subwords, train: Pairs, evaluation: Pairs, length: int
+) -> dict[str, Any]:
     sources, targets = train
     fits = np.maximum(sources.lengths, targets.lengths) <= length
     kept = np.flatnonzero(fits)

@@ -83,7 +83,7 @@ def read(path: Path) -> Subwords:
     for number, line in enumerate(filter(None, lines), 1):
         if len(line) < 3 or line[0] not in "'\"" or line[-1] != line[0]:
             raise UserError(
-                f"{path}, subword {number}, is {line!r}, not a subword in quotes; use MLPerf's vocabulary file."
+                f"{path}, subword {number}, is {line[:40]!r}, not a subword in quotes; use MLPerf's vocabulary file."
             )
         subwords.append(line[1:-1])
     marks = {mark + ending for mark in RESERVED for ending in ("", "_")}

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipelines import prepared
+from input_pipelines import prepared, progress
 from input_pipelines.text import parallel_text, subwords
 from input_pipelines.text.packing import Ragged
 from mlperf_jax.errors import UserError
@@ -131,13 +131,13 @@ def _encoded(
     for language in ("en", "de"):
         paths = [where / f"{name}.{language}" for name in names]
         parts = []
-        with futures.ProcessPoolExecutor(os.cpu_count(), spawn, _use, (vocabulary.subwords,)) as pool:
-            for done, part in enumerate(pool.map(_encode, _chunks(paths)), 1):
+        with (
+            progress.step(f"encoding .{language}", count, "lines") as advance,
+            futures.ProcessPoolExecutor(os.cpu_count(), spawn, _use, (vocabulary.subwords,)) as pool,
+        ):
+            for part in pool.map(_encode, _chunks(paths)):
                 parts.append(part)
-                if done % 10 == 0:
-                    print(
-                        f"encoded {min(done * _LINES, count):,} of {count:,} lines of .{language}", flush=True
-                    )
+                advance(len(part))
         whole = _joined(parts)
         if len(whole) != count:
             raise UserError(
@@ -195,9 +195,10 @@ def _write_fake(folder: Path, *, num_train: int) -> dict[str, Any]:
             [[*random.integers(first, VOCAB_SIZE, n), subwords.END] for n in lengths], parallel_text.TOKEN
         )
 
-    train, evaluation = (
-        (sentences(count), sentences(count)) for count in (num_train, max(1, num_train // 8))
-    )
+    with progress.step(f"making up {num_train:,} pairs"):
+        train, evaluation = (
+            (sentences(count), sentences(count)) for count in (num_train, max(1, num_train // 8))
+        )
     return {
         "name": "wmt17",
         "fake": True,

@@ -134,8 +134,10 @@ class Tables:
         depth = self.rows // self.stripes
         row = place % depth * self.stripes + place // depth  # undoes the dealing
         row = jnp.arange(self.groups, dtype=jnp.int32)[:, None] * self.rows + row
-        found = (row[..., None] >= jnp.asarray(starts[order], jnp.int32)).sum(-1) - 1
-        bound = jnp.asarray(bounds[order], dtype)[found]
+        # A chain of choices compiles into what draws; looking the bounds up takes the TPU compiler twice as long.
+        bound = jnp.zeros(row.shape, dtype)
+        for start, value in zip(starts[order].tolist(), bounds[order].tolist(), strict=True):
+            bound = jnp.where(row >= start, jnp.asarray(value, dtype), bound)
         return bound[..., None] * jax.random.uniform(key, self.shape, dtype, minval=-1, maxval=1)
 
     def _loads(self) -> np.ndarray:

@@ -39,20 +39,22 @@ class Prediction:
 
 
 def read_folder(folder: Path, size: int) -> tuple[list[Record], list[str]]:
-    """The games on boards of one size, and what was left out, a phrase each, in the order of the paths."""
+    """The games on boards of one size, and what was left out, a phrase each, in the order of the paths.
+
+    Names that begin with "." are no records: other systems keep their own notes there.
+    """
     games, refused = [], []
-    for path in sorted(folder.rglob("*.sgf")):
+    found_paths = (path for path in folder.rglob("*") if path.suffix.lower() == ".sgf")
+    for path in sorted(path for path in found_paths if not path.name.startswith(".")):
         name = path.relative_to(folder)
         try:
             found = records.read(path)
         except (records.BadRecord, UserError) as error:
             refused.append(f"{name}: {error}")
             continue
-        for game in found:
-            if game.size != size:
-                refused.append(f"{name}: a board of size {game.size}")
-            elif game.moves:
-                games.append(game)
+        games += [game for game in found if game.size == size and game.moves]
+        others = sorted({game.size for game in found} - {size})
+        refused += [f"{name}: a board of size {other}" for other in others]
     return games, refused
 
 

@@ -26,11 +26,10 @@ def read_answers(path: Path, total_count: int) -> tuple[np.ndarray, list[bytes]]
     try:
         entries = json.loads(path.read_text())
         answers = {int(entry["qsl_idx"]): bytes.fromhex(entry["data"]) for entry in entries}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ArithmeticError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no accuracy log ({error}); run --mode=accuracy again.") from error
-    indices = np.array(sorted(answers), np.int64)
-    if not np.array_equal(indices, np.arange(total_count)):
+    if sorted(answers) != list(range(total_count)):
         raise UserError(
-            f"{path} has answers to {len(indices)} of {total_count} samples; run --mode=accuracy again."
+            f"{path} has answers to {len(answers)} of {total_count} samples; run --mode=accuracy again."
         )
-    return indices, [answers[index] for index in indices.tolist()]
+    return np.arange(total_count), [answers[index] for index in range(total_count)]

@@ -49,6 +49,8 @@ def infer_command(options: InferOptions) -> int:
     harness = _make_harness(options)
     say(f"measuring {harness.facts['model']}; compiling")
     harness.prepare(scenarios)
+    if programs := harness.facts.get("programs"):
+        say(f"{programs['cached']} of {programs['needed']} programs kept from before")
     patience = harness.numbers["sut_timeout_s"]
     say(
         f"measuring; a run is given up after {patience:g} s without an answer (config.inference.sut_timeout_s)"

@@ -18,6 +18,8 @@ from loadgen_py import TestMode, TestScenario, TestSettings
 from loadgen_py.jax_sut import BatchingSut, InlineSut
 from loadgen_py.official import run_official
 from loadgen_py.replica import Replica, Samples
+from loadgen_py.settings import resolve
+from mlperf_jax import compilation_cache
 from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Goal, figures, quality, reached, targets
 from mlperf_jax.inference import accuracy
@@ -82,14 +84,14 @@ class Harness:
         replicas: the model on the devices.
         samples: the library.
         options: what the user said.
-        facts: what every result records of model and machine.
+        facts: what every result records of model and machine; `prepare` adds how many programs were kept from before.
     """
 
     workload: ServedWorkload
     replicas: Sequence[Replica]
     samples: Samples
     options: InferOptions
-    facts: Mapping[str, Any]
+    facts: dict[str, Any]
 
     @property
     def numbers(self) -> Mapping[str, Any]:
@@ -119,10 +121,14 @@ class Harness:
             bucket: {size for scenario in scenarios for size in self._batch_sizes(scenario, bucket)}
             for bucket in self.samples.buckets
         }
+        found = compilation_cache.found()
         # XLA compiles without the interpreter's lock.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(lambda replica: replica.compile(sizes), self.replicas):
                 pass
+        if compilation_cache.is_used():
+            made = len(self.replicas) * sum(map(len, sizes.values()))
+            self.facts["programs"] = {"needed": made, "cached": compilation_cache.found() - found}
         self.samples.load(self.samples.firsts)
         for replica in self.replicas:
             replica.measure()
@@ -284,7 +290,15 @@ class Harness:
         trace = folder / "profile" if self.options.profile and kind == "performance" else None
         with self._system(settings) as sut:
             what = f"{settings.scenario.name} {kind}"
-            with Watch(sut, what, least_s=least_s, stream=sys.stderr, profile_dir=trace) as watched:
+            watch = Watch(
+                sut,
+                what,
+                least_s=least_s,
+                samples=self._known_samples(settings),
+                stream=sys.stderr,
+                profile_dir=trace,
+            )
+            with watch as watched:
                 result = lg.run(watched, self.samples, settings, log_settings, audit_config=audit_config)
             batches = dict(sorted(sut.batches.items())) if isinstance(sut, BatchingSut) else None
         measured = Measurement(kind, result, settings, folder, batches=batches)
@@ -292,6 +306,14 @@ class Harness:
             measured = self._judged(measured)
         self._write(measured)
         return measured
+
+    def _known_samples(self, settings: TestSettings) -> int:
+        """How many samples a run is over; 0 where its time decides."""
+        if settings.mode == TestMode.AccuracyOnly:
+            return self.samples.total_count
+        if settings.scenario != TestScenario.Offline:
+            return 0
+        return resolve(settings, self.samples.performance_count, self.samples.total_count).samples_per_query
 
     @contextlib.contextmanager
     def _system(self, settings: TestSettings) -> Iterator[InlineSut | BatchingSut]:

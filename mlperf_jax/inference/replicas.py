@@ -47,11 +47,11 @@ def make_replicas(
     replicas = []
     for place in places:
         here = jax.device_put(state, jax.tree.map(lambda x: x.sharding, workload.served_struct(place)))
-        replicas.append(_replica(workload, here, place, capacity, on_device))
+        replicas.append(replica(workload, here, place, capacity, on_device))
     return replicas
 
 
-def _replica(
+def replica(
     workload: ServedWorkload, state: State, layout: Layout, capacity: Mapping[str, int], on_device: bool
 ) -> Replica:
     def predict(variables: State, inputs: Any) -> jax.Array:

@@ -105,6 +105,8 @@ def make_settings(
     if asked.qps:
         settings.server_target_qps = asked.qps
     if scenario == TestScenario.Offline:
+        if asked.duration_s and asked.duration_s < config["min_duration_s"]:
+            settings.min_query_count = 1  # a trial, by its time: the official count can take minutes
         settings.offline_warmup_ms = min(round(_WARMUP_SHARE * settings.min_duration_ms), _MOST_WARMUP_MS)
     if scenario != TestScenario.Offline:
         settings.min_query_count = max(settings.min_query_count, _enough_evidence(settings))

@@ -23,16 +23,24 @@ class Watch:
         sut: to be handed through.
         what: what runs, "Server performance".
         least_s: how long it will take at least; 0 if nobody knows.
+        samples: how many will be answered; 0 if nobody knows.
         stream: where the line goes.
         profile_dir: where a trace of a second goes; None traces nothing. Figures suffer from it.
     """
 
     def __init__(
-        self, sut: Any, what: str, *, least_s: float, stream: TextIO, profile_dir: Path | None = None
+        self,
+        sut: Any,
+        what: str,
+        *,
+        least_s: float,
+        stream: TextIO,
+        samples: int = 0,
+        profile_dir: Path | None = None,
     ) -> None:
         self.name = sut.name
         self.issue, self.flush = sut.issue, sut.flush
-        self._sut, self._what, self._least_s = sut, what, least_s
+        self._sut, self._what, self._least_s, self._samples = sut, what, least_s, samples
         self._stream = stream
         self._in_place = stream.isatty()
         self._responses: Responses | None = None
@@ -59,19 +67,23 @@ class Watch:
     def _show(self) -> None:
         shown = False
         while not self._end.wait(_REWRITE_SECONDS if self._in_place else _LINE_SECONDS):
-            taken = time.monotonic() - self._began
-            left = self._least_s - taken
-            parts = [f"{self._what}: {taken:.0f} s so far"]
-            if self._responses is not None:
-                parts.append(f"{self._responses.completed:,} samples answered")
-            if left > 0:
-                parts.append(f"at least {left:.0f} s left")
-            line = " | ".join(parts)
+            line = self._line(time.monotonic() - self._began)
             end = "" if self._in_place else "\n"
             print(f"\r{line}\x1b[K" if self._in_place else line, end=end, file=self._stream, flush=True)
             shown = True
         if shown and self._in_place:
             print("\r\x1b[K", end="", file=self._stream, flush=True)
+
+    def _line(self, taken: float) -> str:
+        parts = [f"{self._what}: {taken:.0f} s so far"]
+        done = self._responses.completed if self._responses else 0
+        of = f" of {self._samples:,}" if self._samples else ""
+        parts.append(f"{done:,}{of} samples answered")
+        if done and self._samples:
+            parts.append(f"about {taken * max(self._samples - done, 0) / done:.0f} s left")
+        elif taken < self._least_s:
+            parts.append(f"at least {self._least_s - taken:.0f} s left")
+        return " | ".join(parts)
 
     def _trace(self, folder: Path) -> None:
         if self._end.wait(min(_PROFILE_SECONDS, self._least_s / 4)):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Quality
+from mlperf_jax.regular import open_regular, read_regular
 
 NAME = "mlperf_log_accuracy.json"
 _MOST_BYTES = 4 << 30
@@ -44,11 +45,11 @@ def read_answers(path: Path) -> Answers:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise UserError(f"{path} is larger than {_MOST_BYTES >> 30} GiB.")
-        entries = json.loads(path.read_bytes())
+        entries = json.loads(read_regular(path))
         rows = [(int(e["qsl_idx"]), str(e["data"]), int(e["seq_id"])) for e in entries]
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ArithmeticError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no accuracy log ({error}).") from None
     data: dict[int, str] = {}
     twice: dict[int, None] = {}
@@ -70,14 +71,14 @@ def read_answers(path: Path) -> Answers:
 
 def is_cut(path: Path) -> bool:
     """Whether only the ends of a log are left, as a submission has it."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return _MORE in file.read(20_000)
 
 
 def cut(path: Path, viewable: int) -> bytes:
     """The log as a submission has it: the first and the last `viewable` bytes, or all where it is shorter."""
     size = path.stat().st_size
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         if size < viewable:
             return file.read()
         start = file.read(viewable)
@@ -104,5 +105,5 @@ def accuracy_line(metric: str, quality: Quality, count: int, name: str) -> str:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

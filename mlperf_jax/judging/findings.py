@@ -12,6 +12,8 @@ from typing import Any
 SCHEMA_VERSION = 1
 ERROR, WARNING = "error", "warning"
 _LONGEST = 400  # characters of a text: logs of others may hold anything
+_FIGURE = re.compile(r"\d+([.,]\d+)*(e[-+]?\d+)?")
+_MOST_LINES, _MOST_FILES = 3, 4  # named where a finding repeats itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Finding:
         mend: what to do about it.
         severity: "error", or "warning" for what does not forbid a result.
         line: number of the line, from 1; None where it is about the whole file.
+        also: other lines of the file of which the same was found, but for its figures.
     """
 
     path: Path
@@ -33,6 +36,12 @@ class Finding:
     mend: str
     severity: str = ERROR
     line: int | None = None
+    also: tuple[int, ...] = ()
+
+    @property
+    def kind(self) -> tuple[str, str, str, str]:
+        """What findings have in common that repeat each other: all but the place and the figures."""
+        return self.rule, self.severity, _FIGURE.sub("#", self.text), self.mend
 
     @property
     def place(self) -> str:
@@ -69,24 +78,53 @@ class Report:
 
 
 def make_report(findings: Iterable[Finding], training: int, inference: int) -> Report:
-    """A report without repetition, in order of files and lines, errors of a line first."""
+    """A report in order of files and lines, errors of a line first; what repeats itself in a file is one finding."""
     unique = sorted(
         set(findings), key=lambda f: (str(f.path), f.line or 0, f.severity != ERROR, f.rule, f.text)
     )
-    return Report(tuple(unique), training, inference)
+    repeated: dict[tuple[Any, ...], list[Finding]] = {}
+    for finding in unique:
+        repeated.setdefault((finding.path, *finding.kind), []).append(finding)
+    return Report(tuple(_one(same) for same in repeated.values()), training, inference)
+
+
+def _one(same: Sequence[Finding]) -> Finding:
+    """The first of several findings in one file that differ by their figures, with the lines of the others."""
+    lines = dict.fromkeys(f.line for f in same[1:] if f.line is not None and f.line != same[0].line)
+    return dataclasses.replace(same[0], also=tuple(lines)) if lines else same[0]
 
 
 def to_text(report: Report, root: Path) -> str:
-    """The report for people, with paths below `root`, and at its end what it adds up to."""
+    """The report for people, with paths below `root`, and at its end what it adds up to.
+
+    What repeats itself in several files of a folder is told once, of the first, with the names of the others.
+    """
     lines = []
+    told: dict[tuple[Any, ...], list[Finding]] = {}
     for finding in report.findings:
-        lines.append(f"{_below(finding, root)}: {finding.severity} [{finding.rule}] {one_line(finding.text)}")
-        lines.append(f"    {one_line(finding.mend)}")
+        told.setdefault((finding.path.parent, *finding.kind), []).append(finding)
+    for first, *others in told.values():
+        lines.append(f"{_below(first, root)}: {first.severity} [{first.rule}] {one_line(first.text)}")
+        if first.also or others:
+            lines.append(f"    {_elsewhere(first, others)}")
+        lines.append(f"    {one_line(first.mend)}")
     checked = f"{report.training} training log(s) and {report.inference} LoadGen run(s) judged"
     rules = Counter(f.rule for f in report.findings if f.severity == ERROR)
     most = ", ".join(f"{rule} {count}" for rule, count in rules.most_common(6))
     verdict = f"{report.errors} error(s), {report.warnings} warning(s)" + (f" ({most})" if most else "")
     return "\n".join([*lines, f"{checked}: {verdict}."])
+
+
+def _elsewhere(first: Finding, others: Sequence[Finding]) -> str:
+    """Where else the same was found: lines of the same file, and files beside it."""
+    places = []
+    if first.also:
+        places.append(f"in line {listed(first.also, _MOST_LINES)}")
+    if others:
+        names = [one_line(f.path.name if f.line is None else f"{f.path.name}:{f.line}") for f in others]
+        places.append(f"in {listed(names, _MOST_FILES)}")
+    count = len(first.also) + sum(1 + len(f.also) for f in others)
+    return f"So it is at {plural(count, 'other place')}: {'; '.join(places)}."
 
 
 def to_json(report: Report, root: Path) -> dict[str, Any]:
@@ -98,11 +136,15 @@ def to_json(report: Report, root: Path) -> dict[str, Any]:
         "loadgen_runs": report.inference,
         "errors": report.errors,
         "warnings": report.warnings,
-        "findings": [
-            {**dataclasses.asdict(finding), "path": str(finding.path), "text": one_line(finding.text)}
-            for finding in report.findings
-        ],
+        "findings": [_to_json(finding) for finding in report.findings],
     }
+
+
+def _to_json(finding: Finding) -> dict[str, Any]:
+    told = {**dataclasses.asdict(finding), "path": str(finding.path), "text": one_line(finding.text)}
+    if not told["also"]:
+        del told["also"]
+    return told
 
 
 def _below(finding: Finding, root: Path) -> str:

@@ -12,7 +12,9 @@ from typing import Any
 from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Goal
 from mlperf_jax.judging import accuracy_log, compliance
+from mlperf_jax.judging.clock import out_of_order
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, made_up, one_line, plural
+from mlperf_jax.regular import open_regular
 from mlperf_jax.rounds import inference_rules as inference
 from mlperf_jax.rounds.inference_logs import BEGIN, DETAIL, SUMMARY, own_goals, own_reasons, own_record
 from mlperf_jax.rounds.log_lines import Event, read_events
@@ -142,13 +144,10 @@ def _errors(run: LoadGenRun) -> Iterator[Finding]:
 
 
 def _clock(run: LoadGenRun) -> Iterator[Finding]:
-    latest: Event | None = None
-    for event in run.events:
-        if latest and event.time_ms < latest.time_ms - _CLOCK_SLACK_MS:
-            text = f"{event.key} is {(latest.time_ms - event.time_ms) / 1e3:.1f} s before line {latest.line}."
-            yield Finding(run.path, "time-backwards", text, "Run again.", line=event.line)
-        elif latest is None or event.time_ms > latest.time_ms:
-            latest = event
+    told = list(out_of_order(run.events, _CLOCK_SLACK_MS))
+    others = f"; so are {len(told) - 1} other events out of order" if len(told) > 1 else ""
+    for event, text in told[:1]:
+        yield Finding(run.path, "time-backwards", f"{text}{others}.", "Run again.", line=event.line)
     named = [
         (m, e)
         for key, e in run.fields.items()
@@ -246,7 +245,7 @@ def _line_of(path: Path, sample: int) -> int | None:
     """Where a sample is answered for the second time."""
     pattern = re.compile(rb'"qsl_idx"\s*:\s*%d\b' % sample)
     seen = 0
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         for number_of, line in enumerate(file, 1):
             seen += len(pattern.findall(line))
             if seen > 1:
@@ -258,7 +257,7 @@ def _summary(run: LoadGenRun) -> Iterator[Finding]:
     """What people read must be what is judged."""
     path = run.folder / SUMMARY
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             lines = file.read(1 << 20).decode("utf-8", "replace").splitlines()
     except OSError:
         yield Finding(path, "missing-file", "the run has no summary.", "Restore it, or run again.")

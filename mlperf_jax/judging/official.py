@@ -7,15 +7,18 @@ is formed from a value of the log, so that a log is only given to it where these
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.judging.findings import Finding, one_line
+from mlperf_jax.regular import open_regular
 from mlperf_jax.rounds import training_rules
 
 # Of benchmarks whose name went on to mean something else, or whose later rulesets ask for another
@@ -74,21 +77,17 @@ def allowed_benchmarks(ruleset: str) -> list[str]:
 
 def check_log(path: Path, ruleset: str) -> list[Finding]:
     """What `compliance_checker` says of a log, each complaint at the line that it is about."""
-    from mlperf_logging.compliance_checker import mlp_parser
-
     rule = f"official-{ruleset}"
     if path.stat().st_size > _MOST_BYTES:
         return [Finding(path, rule, "the log is too large for the official checker.", "Log less.")]
     if at := _overlong(path):
         text = "the line is too long for the official checker, whose search takes the square of its length."
         return [Finding(path, rule, text, "Log shorter events.", line=at)]
-    with _quiet():
-        try:
-            lines, damaged = mlp_parser.parse_file(str(path), ruleset=ruleset)
-        except Exception as error:  # its parser takes much for granted
-            text = f"the official parser fails on this log ({type(error).__name__}: {error})."
-            return [Finding(path, rule, text, "Mend the damaged lines.")]
-    numbers = _line_numbers(path, ruleset)
+    try:
+        lines, numbers, damaged = parse(path, ruleset)
+    except Exception as error:  # its parser takes much for granted
+        text = f"the official parser fails on this log ({type(error).__name__}: {error})."
+        return [Finding(path, rule, text, "Mend the damaged lines.")]
     found = list(_damaged(path, damaged))
     if bad := _unsafe(lines):
         text = f"{bad} is no plain name, and the official checker would open a file called after it."
@@ -100,6 +99,31 @@ def check_log(path: Path, ruleset: str) -> list[Finding]:
         at = numbers[line.lineno] if line is not None and line.lineno < len(numbers) else None
         found.append(Finding(path, rule, text, _MEND, line=at))
     return found
+
+
+def parse(path: Path, ruleset: str) -> tuple[list[Any], list[int], list[tuple[int, str]]]:
+    """As `mlp_parser.parse_file`, whose way to cut prefixes off takes the square of a line's length.
+
+    Returns:
+        The events as the official parser has them; of the n-th event, as it counts, the number of its line;
+        the numbers of the lines that it cannot read, and why.
+    """
+    name = f"mlperf_logging.compliance_checker.mlp_parser.ruleset_{ruleset.replace('.', '')}"
+    parser = importlib.import_module(name)
+    lines: list[Any] = []
+    numbers: list[int] = []
+    damaged: list[tuple[int, str]] = []
+    with open(path, encoding="latin-1") as file:
+        for number, line in enumerate(file, 1):
+            at = line.rfind(parser.TOKEN)
+            if at < 0:
+                continue
+            try:
+                lines.append(parser.string_to_logline(len(numbers), line[at:].strip()))
+            except ValueError as error:
+                damaged.append((number, str(error)))
+            numbers.append(number)
+    return lines, numbers, damaged
 
 
 def check_system(path: Path, ruleset: str) -> list[Finding]:
@@ -133,36 +157,39 @@ def _unsafe(lines: Sequence[Any]) -> str:
     return ""
 
 
-def _line_numbers(path: Path, ruleset: str) -> list[int]:
-    """Of the n-th event, as the official parser counts, the number of its line."""
-    token = ":::MLL " if ruleset == "0.6.0" else ":::MLLOG "
-    with open(path, encoding="latin-1") as file:
-        return [number for number, line in enumerate(file, 1) if token in line]
-
-
 def _overlong(path: Path) -> int | None:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         lines = enumerate(file, 1)
         return next((at for at, line in lines if len(line) > _LONGEST_LINE and b":::ML" in line), None)
 
 
-def _damaged(path: Path, lines: Sequence[tuple[str, str]]) -> Iterator[Finding]:
+def _damaged(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[Finding]:
     """The lines that the official parser cannot read, the first of them by number."""
-    wanted = dict(lines[:_MOST_DAMAGED])
-    with open(path, encoding="latin-1") as file:
-        for number, line in enumerate(file, 1):
-            text = next((text for text in wanted if text and text in line), None)
-            if text is not None:
-                reason = one_line(wanted.pop(text))
-                mend = "Restore the line."
-                yield Finding(
-                    path, "damaged-line", f"the official parser cannot read it: {reason}.", mend, line=number
-                )
-            if not wanted:
-                break
+    mend = "Restore the line."
+    for number, reason in lines[:_MOST_DAMAGED]:
+        text = f"the official parser cannot read it: {one_line(reason)}."
+        yield Finding(path, "damaged-line", text, mend, line=number)
     if len(lines) > _MOST_DAMAGED:
         text = f"the official parser cannot read {len(lines)} lines."
         yield Finding(path, "damaged-line", text, "Restore the log.")
+
+
+class _Yaml:
+    """Stands for the checker's `yaml`: a ruleset's files are parsed once, not once for every log."""
+
+    BaseLoader = None
+
+    @staticmethod
+    def load(file: TextIO, Loader: None) -> Any:
+        return _rules(file.name)
+
+
+@functools.cache
+def _rules(path: str) -> Any:
+    import yaml
+
+    with open(path) as file:
+        return yaml.load(file, Loader=yaml.BaseLoader)
 
 
 class _Checker:
@@ -198,6 +225,7 @@ class _Checker:
 
     def run(self, lines: Sequence[Any]) -> None:
         self._module.enqueued_configs.clear()  # a failed run before this may have left some
+        yaml, self._module.yaml = self._module.yaml, _Yaml
         try:
             self._checker.check_loglines(lines, f"training_{self._ruleset}/common.yaml")
         except FileNotFoundError as error:
@@ -207,6 +235,7 @@ class _Checker:
             text = f"the official checker itself fails ({type(error).__name__}: {error})"
             self._kept.append((None, None, text))
         finally:
+            self._module.yaml = yaml
             self._module.enqueued_configs.clear()
 
     def complaints(self) -> Iterator[tuple[Any, str]]:

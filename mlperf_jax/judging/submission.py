@@ -20,6 +20,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.judging import accuracy_log, compliance
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, warning
 from mlperf_jax.judging.loadgen_run import LoadGenRun, compare, judge_run, read_loadgen_run
+from mlperf_jax.regular import open_regular
 from mlperf_jax.rounds import inference_rules as rules
 from mlperf_jax.rounds.inference_limits import KEPT_SAMPLES, TOKEN_LATENCIES, Limit
 from mlperf_jax.rounds.inference_logs import DETAIL, SUMMARY
@@ -338,7 +339,7 @@ def _kept_samples(entry: Entry, known: Model) -> Iterator[Finding]:
 def _lines(path: Path) -> list[str]:
     """Lines of a small text; none where it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return file.read(_MOST_TEXT).decode("utf-8", "replace").splitlines()
     except OSError:
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from mlperf_jax.judging.findings import Finding, listed, made_up
+from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, made_up
 from mlperf_jax.judging.training_log import EPOCHS_AHEAD, Judged
 from mlperf_jax.rounds.log_lines import Event
 from mlperf_jax.rounds.objects import number
@@ -114,9 +114,14 @@ def _data_sizes(log: Judged) -> Iterator[Finding]:
         return
     # Whoever pads or cuts his last batch logs a little more or less.
     batch = log.number("global_batch_size") or 0
+    # Most logs of Mask R-CNN, of v0.7 to v3.1, have 1 here, and as train_samples the most iterations that were allowed.
+    iterations = log.benchmark.key == "maskrcnn" and log.number("eval_samples") == 1
     for key, sizes in zip(("train_samples", "eval_samples"), _DATA[log.benchmark.key], strict=True):
         event = log.first(key)
         told = number(event.value) if event else None
         if told is not None and all(abs(told - size) > max(batch, 0.01 * size) for size in sizes):
             text = f"{key} is {told:,.0f}, and the benchmark's data set has {' or '.join(f'{s:,}' for s in sizes)}."
-            yield log.finding(event, "count", text, "Closed runs use the whole data set; log its size.")
+            severity = WARNING if iterations else ERROR
+            yield log.finding(
+                event, "count", text, "Closed runs use the whole data set; log its size.", severity
+            )

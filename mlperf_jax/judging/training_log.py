@@ -6,11 +6,15 @@ Here its times, evaluations and quality; `training_counts` has its samples and t
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlperf_jax.goals import Goal, reached
+from mlperf_jax.judging.clock import out_of_order
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, warning
 from mlperf_jax.results.own_runs import run_folder
 from mlperf_jax.rounds import evaluation_schedule
@@ -21,9 +25,12 @@ from mlperf_jax.rounds.training_rules import Benchmark
 
 # Between processes that write one log.
 _CLOCK_SLACK_MS = 1000
-_MOST_OF_A_KIND = 10  # findings told one by one
+_NO_DATE_MS = 4e12  # the year 2096
+_MOST_OF_A_KIND = 3  # events out of order that are told one by one
+_BACKWARDS = "Run again: a time that runs backwards measures nothing."
 # Evaluated after the run, from its checkpoints.
 _EVALUATED_LATER = ("minigo", "stable_diffusion")
+_OFFLINE = "bert"  # "The evaluation can be either offline or online" (its README)
 # (begin, end): intervals that may not end before they begin.
 _INTERVALS = (
     ("init_start", "init_stop"),
@@ -32,6 +39,7 @@ _INTERVALS = (
     ("block_start", "block_stop"),
     ("eval_start", "eval_stop"),
 )
+_TIMED = {key for interval in _INTERVALS for key in interval} | set(EVALS) | {"compile_time"}
 EPOCHS_AHEAD = {"dlrm": 1}  # its evaluations are called 1.05, 1.10 and so on
 _MOST_EPOCHS = 20_000  # what is logged as more than this counts samples, as 3D U-Net does under either name
 _SHARE = 0.03  # of the interval between two evaluations: what one may be off
@@ -61,8 +69,12 @@ class Judged:
     def all(self, *keys: str) -> list[Event]:
         return [event for event in self.events if event.key in keys]
 
+    @functools.cached_property
+    def _firsts(self) -> dict[str, Event]:
+        return {event.key: event for event in reversed(self.events)}
+
     def first(self, key: str) -> Event | None:
-        return next((event for event in self.events if event.key == key), None)
+        return self._firsts.get(key)
 
     def number(self, key: str) -> float | None:
         event = self.first(key)
@@ -101,37 +113,38 @@ def read_own(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _clock(log: Judged) -> Iterator[Finding]:
-    mend = "Run again: a time that runs backwards measures nothing."
-    latest: Event | None = None
+    """Times that run backwards, and evaluations after the end.
+
+    Others' hyperparameters and names may be logged whenever that suits: nothing hangs on their times.
+    """
+    timed = [e for e in log.events if log.ours or e.key in _TIMED or e.time_ms > _NO_DATE_MS]
+    # Begun by every process, when each got there.
+    timed = [e for e in timed if log.ours or e.key != "init_start" or e is log.first("init_start")]
     later = log.benchmark.key in _EVALUATED_LATER
-    count = 0
-    for event in log.events:
-        if later and event.key.startswith("eval_"):
-            continue
-        if latest and event.time_ms < latest.time_ms - _CLOCK_SLACK_MS:
-            count += 1
-            back = (latest.time_ms - event.time_ms) / 1e3
-            text = f"{event.key} is {back:.1f} s before {latest.key} in line {latest.line}."
-            if count <= _MOST_OF_A_KIND:
-                yield log.finding(event, "time-backwards", text, mend)
-        elif latest is None or event.time_ms > latest.time_ms:
-            latest = event
-    if count > _MOST_OF_A_KIND:
-        yield log.finding(
-            None, "time-backwards", f"{count} events of this log are before earlier lines.", mend
-        )
+    apart: list[Event] = []
+    if later or log.benchmark.key == _OFFLINE:
+        # "update the clock stopped time to the timestamp of the first passing checkpoint" (training_rules.adoc)
+        of_evaluation = [event.key.startswith("eval_") or event.key == "run_stop" for event in timed]
+        apart = list(itertools.compress(timed, of_evaluation)) if not later else []
+        timed = [event for event, of in zip(timed, of_evaluation, strict=True) if not of]
+    told = [*out_of_order(timed, _CLOCK_SLACK_MS), *out_of_order(apart, _CLOCK_SLACK_MS)]
+    more = f"; so are {len(told) - 1} other events out of order" if len(told) > _MOST_OF_A_KIND else ""
+    for event, text in told[: 1 if more else None]:
+        yield log.finding(event, "time-backwards", f"{text}{more}.", _BACKWARDS)
+    lines = {event.line for event, _ in told}
     for begin_key, end_key in _INTERVALS:
         begin: Event | None = None
         for event in log.all(begin_key, end_key):
             if event.key == begin_key:
                 begin = event
-            elif begin and event.time_ms < begin.time_ms:
+            elif begin and event.time_ms < begin.time_ms and not lines & {begin.line, event.line}:
                 text = f"{end_key} is {begin.time_ms - event.time_ms:g} ms before {begin_key} in line {begin.line}."
-                yield log.finding(event, "time-backwards", text, mend)
+                yield log.finding(event, "time-backwards", text, _BACKWARDS)
     stop = log.first("run_stop")
+    slack = 0 if log.ours else _CLOCK_SLACK_MS
     if stop and not later:
         for event in log.all(*EVALS):
-            if event.time_ms > stop.time_ms:
+            if event.time_ms > stop.time_ms + slack and event.line not in lines:
                 text = f"{event.key} is later than run_stop in line {stop.line}."
                 yield log.finding(
                     event, "evaluated-after-stop", text, "Stop the clock after the last evaluation."
@@ -145,25 +158,91 @@ def _done(event: Event) -> float | None:
 
 
 def _evaluations(log: Judged) -> Iterator[Finding]:
+    """Evaluations that are not where the rules have them."""
     batch = int(log.number("global_batch_size") or 0)
-    wanted = _own_schedule(log) or (
-        evaluation_schedule.find_schedule(log.benchmark.key, log.round_name, batch) if log.closed else None
-    )
-    evaluations = [(event, at) for event in log.all(*EVALS) if (at := _done(event)) is not None]
-    if wanted is None or not evaluations:
+    own = _own_schedule(log)
+    wanted: Sequence[evaluation_schedule.Schedule] = (own,) if own else ()
+    if not own and log.closed:
+        wanted = evaluation_schedule.find_schedules(log.benchmark.key, log.round_name, batch)
+    evaluated = _evaluated(log)
+    if not wanted or not evaluated:
         return
-    done = [at for _, at in evaluations]
+    done = [at for _, at in evaluated]
     train = log.number("train_samples") or 0
-    by_samples = log.ours and "samples_count" in evaluations[0][0].metadata
-    if wanted.unit == "epoch" and train and (by_samples or done[0] > _MOST_EPOCHS):
+    unit, per_sample = wanted[0].unit, wanted[0].per_sample
+    by_samples = log.ours and "samples_count" in evaluated[0][0].metadata
+    if unit == "epoch" and train and (by_samples or done[0] > _MOST_EPOCHS):
         done = [samples / train for samples in done]
-    # Several metrics or processes may log one evaluation each.
-    kept = [i for i, at in enumerate(done) if i == 0 or at != done[i - 1]]
-    step = batch * wanted.per_sample if wanted.unit == "samples" else batch / train if train else 0.0
-    slack = 1.5 * step + _SHARE * wanted.interval
-    for i, text in evaluation_schedule.breaches(wanted, [done[i] for i in kept], slack):
+    elif unit == "epoch":
+        # Where parts of an epoch are evaluated, 1, 2, 3 and so on are the evaluations' own numbers.
+        counted = wanted[0].interval < 1 and done == list(range(1, len(done) + 1))
+        done = [] if counted else _epochs_done(log, done)
+    elif len(set(done)) == 1 and done[0] < batch * per_sample:
+        done = _spread(log, evaluated, math.ceil(wanted[0].interval / batch) * batch)
+    # Several metrics or processes may log one evaluation each; before the first step anybody may evaluate.
+    kept = [i for i, at in enumerate(done) if at > 0 and (i == 0 or at != done[i - 1])]
+    step = batch * per_sample if unit == "samples" else batch / train if train else 0.0
+    found = evaluation_schedule.breaches(
+        wanted, [done[i] for i in kept], lambda schedule: 1.5 * step + _SHARE * schedule.interval, step
+    )
+    for i, text in found:
         mend = "Evaluate as the rules say, neither more nor less often."
-        yield log.finding(evaluations[kept[i]][0], "evaluation-schedule", f"{text}.", mend)
+        yield log.finding(evaluated[kept[i]][0], "evaluation-schedule", f"{text}.", mend)
+
+
+def _evaluated(log: Judged) -> list[tuple[Event, float]]:
+    """Every evaluation, and what was trained on at it as logged.
+
+    Others may evaluate beside training and log each as it is ready: then in order of what was trained on, and with those
+    that had begun and were not ready when the run stopped.
+    """
+    told, begun = _told(log, *EVALS), _told(log, "eval_start")
+    in_order = all(before <= after for (_, before), (_, after) in itertools.pairwise(told))
+    if in_order or log.ours or not {at for _, at in told} <= {at for _, at in begun}:
+        return told
+    last = max(at for _, at in told)
+    return sorted([*told, *(one for one in begun if one[1] <= last)], key=lambda one: one[1])
+
+
+def _told(log: Judged, *keys: str) -> list[tuple[Event, float]]:
+    return [(event, at) for event in log.all(*keys) if (at := _done(event)) is not None]
+
+
+def _epochs_done(log: Judged, numbers: list[float]) -> list[float]:
+    """Epochs trained, of epoch numbers: those of a log that counts from 1 may name the epoch that comes next."""
+    blocks = [
+        (first, count)
+        for event in log.all("block_start")
+        if (first := number(event.metadata.get("first_epoch_num"))) is not None
+        and (count := number(event.metadata.get("epoch_count"))) is not None
+    ]
+    ends = {first + count for first, count in blocks}
+    # Evaluated after the first block of epochs 1 to 40, and called epoch 41.
+    if (
+        not log.ours
+        and blocks
+        and blocks[0][0] == 1
+        and numbers[0] == sum(blocks[0])
+        and ends.issuperset(numbers)
+    ):
+        return [at - 1 for at in numbers]
+    return numbers
+
+
+def _spread(log: Judged, evaluated: Sequence[tuple[Event, float]], interval: float) -> list[float]:
+    """Samples trained at each evaluation of a log that calls all of them epoch 1, as if at equal distances.
+
+    Returns:
+        Nothing where the log does not say at its end how many samples were trained on, or where these make as many
+        evaluations, but for one: training may go on past the last.
+    """
+    total = log.first("train_samples")
+    samples = number(total.value) if total else None
+    if total is None or samples is None or any(event.line > total.line for event, _ in evaluated):
+        return []
+    if abs(samples / interval - len(evaluated)) < 1.5:
+        return []
+    return [samples * (i + 1) / len(evaluated) for i in range(len(evaluated))]
 
 
 def _own_schedule(log: Judged) -> evaluation_schedule.Every | None:
@@ -272,7 +351,7 @@ def _compilation(log: Judged) -> Iterator[Finding]:
         yield log.finding(
             event, "compile-time", text, "Compile before run_start; up to 30 minutes do not count."
         )
-    elif begin and seconds * 1e3 > event.time_ms - begin.time_ms + _CLOCK_SLACK_MS:
+    elif begin and event.time_ms >= begin.time_ms > event.time_ms + _CLOCK_SLACK_MS - seconds * 1e3:
         spent = (event.time_ms - begin.time_ms) / 1e3
         text = (
             f"{seconds:.1f} s of compilation are claimed and only {spent:.1f} s have passed since init_start."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mlperf_jax.judging import official, own_training, training_counts, training
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, plural, warning
 from mlperf_jax.judging.training_log import Judged
 from mlperf_jax.rounds import training_rules
-from mlperf_jax.rounds.collect import Reader, Result, find_description
+from mlperf_jax.rounds.collect import Reader, Result, find_description, named_round
 from mlperf_jax.rounds.log_lines import read_events
 from mlperf_jax.rounds.reference_points import judge_result
 from mlperf_jax.rounds.scoring import score_runs
@@ -29,6 +30,9 @@ _COMMON = (
     "opt_name",
     "quality_target",
 )
+# "From v4.1 onwards, the seeds should be logged" (training_rules.adoc, revision ad8c1ac); before, published rounds may
+# have none. Runs of our own always have.
+_SEEDS_OPTIONAL = training_rules.ROUNDS[: training_rules.ROUNDS.index("v4.1")]
 _COMMON_PREFIXES = ("opt_", "lars_", "sgd_", "lamb_", "adam_")
 
 
@@ -36,7 +40,7 @@ def judge_results(roots: Sequence[Path], ruleset: str | None) -> tuple[list[Find
     """All findings on the training results below `roots`.
 
     Args:
-        roots: folders of results of ours, packages, or published rounds.
+        roots: folders of results of ours, packages, or published rounds; or logs.
         ruleset: judge by this one, e.g. "4.0.0"; None takes that of the round or the benchmark.
 
     Returns:
@@ -46,14 +50,15 @@ def judge_results(roots: Sequence[Path], ruleset: str | None) -> tuple[list[Find
     found: list[Finding] = []
     count = 0
     for result in results:
-        found += _judge_result(result, ruleset)
+        alone = any(root.is_file() and Path(os.path.abspath(root)).parent == result.path for root in roots)
+        found += _judge_result(result, ruleset, alone=alone)
         count += len(result.logs)
     unread = [problem for problem in problems if "damaged MLPerf line" not in problem.reason]
     found += [training_log.unreadable(problem.path, f"{problem.reason}.") for problem in unread]
     return found, count + len({p.path for p in unread if p.path.name.startswith("result_")})
 
 
-def _judge_result(result: Result, asked: str | None) -> Iterator[Finding]:
+def _judge_result(result: Result, asked: str | None, *, alone: bool) -> Iterator[Finding]:
     benchmark = result.rules
     ruleset = asked or official.find_ruleset(benchmark.key, result.round)
     # Runs of our own go by the round whose rules they were made by.
@@ -80,18 +85,20 @@ def _judge_result(result: Result, asked: str | None) -> Iterator[Finding]:
         yield from own_training.judge(log)
         if ruleset and log.path.suffix == ".txt":
             yield from _forgiven(official.check_log(log.path, ruleset), log)
-    yield from _together(judged)
+    yield from _together(judged, seeds_count=named_round(result.path) not in _SEEDS_OPTIONAL)
     yield from _naming(result, judged)
-    yield from _number_of_runs(result, judged)
+    if not alone:  # a log that was named by itself is no result
+        yield from _number_of_runs(result, judged)
     yield from _convergence(result)
     yield from _system(result, ruleset)
 
 
 def _forgiven(found: Iterable[Finding], log: Judged) -> Iterator[Finding]:
     """The official checker's complaint that the target was not reached, where it forbids nothing: by a run
-    that says so, which the score judges; or in open, for which ruleset 0.7.0 has closed's targets."""
+    that says so ("aborted", "abort" in some), which the score judges; or in open, for which ruleset 0.7.0 has
+    closed's targets."""
     stop = log.first("run_stop")
-    missed = stop is not None and str(stop.metadata.get("status", "")).lower() == "aborted"
+    missed = stop is not None and str(stop.metadata.get("status", "")).lower() in ("aborted", "abort")
     own_target = not log.closed and log.first("quality_target") is not None
     for finding in found:
         if (missed or own_target) and finding.text.startswith(
@@ -101,20 +108,22 @@ def _forgiven(found: Iterable[Finding], log: Judged) -> Iterator[Finding]:
         yield finding
 
 
-def _together(logs: Sequence[Judged]) -> Iterator[Finding]:
-    """The runs of a result against each other."""
+def _together(logs: Sequence[Judged], seeds_count: bool) -> Iterator[Finding]:
+    """The runs of a result against each other; seeds_count: whether the rules want seeds that differ."""
     seeds: dict[object, Judged] = {}
     starts: dict[tuple, Judged] = {}
     for log in logs:
         mine = log.all("seed")
         if not mine:
             text = "no seed is logged, so that nothing tells this run from the others."
-            yield log.finding(None, "seed", text, "Log the seed of every run.", log.strict)
+            severity = log.strict if seeds_count else WARNING
+            yield log.finding(None, "seed", text, "Log the seed of every run.", severity)
         for value, event in {repr(event.value): event for event in mine}.items():
             other = seeds.setdefault(value, log)
             if other is not log:
                 text = f"seed {event.value} is that of {other.path.name} too."
-                yield log.finding(event, "seed", text, "Give every run a seed of its own.")
+                severity = ERROR if seeds_count else WARNING
+                yield log.finding(event, "seed", text, "Give every run a seed of its own.", severity)
         begin, end = log.first("run_start"), log.first("run_stop")
         if begin and end:
             other = starts.setdefault((begin.time_ms, end.time_ms), log)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from mlperf_jax.errors import UserError
+
 FIGURES = ("mAP", "mAP_50", "mAP_75", "mAP_small", "mAP_medium", "mAP_large")
 """Averages over IoU .5 to .95, at .5, at .75, and over objects of three sizes, as COCO numbers them."""
 
@@ -32,11 +34,24 @@ class GroundTruth:
 
     Args:
         source: a COCO file of instances, or its content.
+
+    Raises:
+        UserError: the file is damaged.
     """
 
     def __init__(self, source: Path | Mapping[str, Any]) -> None:
-        content = json.loads(Path(source).read_bytes()) if isinstance(source, str | Path) else source
-        self._coco = _index(content)
+        if not isinstance(source, str | Path):
+            self._coco = _index(source)
+            return
+        try:
+            content = json.loads(Path(source).read_bytes())
+            for annotation in content["annotations"]:
+                # A number that no float holds would end the judging much later.
+                _, _, _, _ = map(float, annotation["bbox"])
+            self._coco = _index(content)
+        except (ArithmeticError, LookupError, OSError, TypeError, ValueError, RecursionError) as error:
+            reason = " ".join(str(error)[:200].split())
+            raise UserError(f"{source} is no COCO file of true boxes ({reason}); prepare it again.") from None
 
     def boxes(self, image_id: int) -> list[tuple[list[float], int]]:
         """The objects of an image, crowds not among them: (left, top, width, height) in pixels, category."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
+import secrets
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mlperf_jax.errors import UserError
@@ -126,6 +129,32 @@ def agree(facts: Mapping[str, Any]) -> None:
                     f"The processes of one run differ: {name} is {first.get(name, 'not there')} in process 0 and "
                     f"{told.get(name, 'not there')} in process {index}; start all of them alike."
                 )
+
+
+def all_see(folder: Path | None) -> bool:
+    """Whether a folder is one and the same for all processes: whether they see what process 0 writes there.
+
+    Args:
+        folder: by the name that this process knows it under; None where it has none.
+    """
+    import jax
+
+    mark = f".seen-{secrets.token_hex(8)}"
+    if folder and jax.process_index() == 0:
+        with contextlib.suppress(OSError):  # which the others then do not see
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (folder / mark).touch()
+    try:
+        mark = _gather(mark.encode())[0].decode()
+        seen = folder is not None and (folder / mark).exists()
+        return all(answer == b"1" for answer in _gather(b"1" if seen else b"0"))
+    except jax.errors.JaxRuntimeError as error:
+        leave(error)
+        raise
+    finally:
+        if folder and jax.process_index() == 0:
+            with contextlib.suppress(OSError):
+                (folder / mark).unlink(missing_ok=True)
 
 
 def _gather(text: bytes) -> list[bytes]:

@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 
-from mlperf_jax.planning.compare import Measured
+from mlperf_jax.planning.compare import STEPS_PER_TURN, Measured
 from mlperf_jax.planning.plan_report import columns, save_figure, seconds, size, write_json
 from mlperf_jax.workload import TrainedWorkload
 
 SCHEMA_VERSION = 1
+LEAST_TURNS = 4  # for quartiles
 
 
 def facts(
@@ -53,7 +54,7 @@ def text(results: Sequence[Measured], about: dict[str, Any]) -> str:
                 r.strategy,
                 ",".join(f"{axis}:{n}" for axis, n in r.mesh.items()),
                 seconds(s["median"]),
-                f"{seconds(s['low'])} to {seconds(s['high'])}",
+                f"{seconds(s['low'])} to {seconds(s['high'])}" if has_quartiles(r) else "-",
                 f"{r.throughput:,.0f}",
                 size(r.memory["total"]),
                 size(r.memory["state"]),
@@ -64,7 +65,11 @@ def text(results: Sequence[Measured], about: dict[str, Any]) -> str:
                 "yes" if r.agreement["passed"] else "NO",
             )
         )
-    lines = [head, "", columns(rows), "", "Differences from dp are relative. Collectives a step:"]
+    lines = [head, "", columns(rows), ""]
+    if not all(map(has_quartiles, results)):
+        enough = LEAST_TURNS * STEPS_PER_TURN
+        lines.append(f"{about['steps']} steps are too few for quartiles; --steps={enough} has them.")
+    lines.append("Differences from dp are relative. Collectives a step:")
     for r in results:
         sent = [
             f"{c['count']} {c['kind']} over {'+'.join(c['axes'])}, {size(c['bytes'])}" for c in r.collectives
@@ -72,6 +77,11 @@ def text(results: Sequence[Measured], about: dict[str, Any]) -> str:
         lines.append(f"  {r.strategy}: {'; '.join(sent) or 'none'}")
     lines += [f"Repeated by {r.strategy}: {r.repeated}" for r in results if r.repeated]
     return "\n".join(lines)
+
+
+def has_quartiles(result: Measured) -> bool:
+    """Whether there are turns enough for quartiles to say something."""
+    return result.step_seconds["turns"] >= LEAST_TURNS
 
 
 def write(folder: Path, results: Sequence[Measured], about: dict[str, Any]) -> None:
@@ -89,8 +99,10 @@ def write(folder: Path, results: Sequence[Measured], about: dict[str, Any]) -> N
         [m - r.step_seconds["low"] * 1e3 for m, r in zip(middle, results, strict=True)],
         [r.step_seconds["high"] * 1e3 - m for m, r in zip(middle, results, strict=True)],
     ]
+    known = all(map(has_quartiles, results))
+    label = "measured, quartiles" if known else "measured"
     times.bar(
-        [p - 0.2 for p in places], middle, width=0.4, yerr=spread, capsize=3, label="measured, quartiles"
+        [p - 0.2 for p in places], middle, width=0.4, yerr=spread if known else None, capsize=3, label=label
     )
     predicted = [(r.predicted_step or 0.0) * 1e3 for r in results]
     times.bar([p + 0.2 for p in places], predicted, width=0.4, label="predicted")

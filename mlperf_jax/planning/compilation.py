@@ -17,12 +17,18 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
+from mlperf_jax.compilation_cache import user_folder
+
 SCHEMA_VERSION = 2
+
+_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+"""Variables of the environment that the compilers read their flags from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +79,13 @@ class Answer:
 
 
 def default_cache_dir() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "mlperf_jax" / "plan"
+    return user_folder() / "plan"
 
 
 def compile_program(
     lowered: jax.stages.Lowered, *, target: str, compiler: str, cache_dir: Path, label: str
 ) -> Answer:
-    """Compiles a lowered program, or returns what is kept of the last time.
+    """Compiles a lowered program, or returns what is kept of the last time under the same compiler flags.
 
     Args:
         lowered: the program.
@@ -89,7 +94,8 @@ def compile_program(
         cache_dir: where answers are kept.
         label: what the progress line calls it.
     """
-    key = hashlib.sha256("\0".join((target, compiler, lowered.as_text())).encode()).hexdigest()
+    flags = [os.environ[name] for name in _FLAGS if os.environ.get(name)]
+    key = hashlib.sha256("\0".join((target, compiler, lowered.as_text(), *flags)).encode()).hexdigest()
     path = cache_dir / f"{key}.json.gz"
     kept = _read(path)
     if kept is not None:
@@ -151,7 +157,7 @@ def _read(path: Path) -> Answer | None:
         return Answer(memory=Memory(**memory) if memory else None, cached=True, **record)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, RecursionError, zlib.error):
         return None  # A damaged entry is compiled again and replaced.
 
 

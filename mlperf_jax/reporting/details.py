@@ -10,6 +10,7 @@ from pathlib import Path
 from mlperf_jax.goals import Goal
 from mlperf_jax.reporting import figures
 from mlperf_jax.reporting.markup import Markup, join, tag
+from mlperf_jax.reporting.runs import ending, inference_value, verdict_of
 from mlperf_jax.reporting.tables import References, figure, times
 from mlperf_jax.reporting.timing import PHASES, TimeSplit, split_time
 from mlperf_jax.results.own_runs import OwnRun, read_own_run
@@ -17,7 +18,7 @@ from mlperf_jax.rounds.collect import Result
 from mlperf_jax.rounds.inference_logs import InferenceRun
 from mlperf_jax.rounds.reference_points import Verdict, judge_result, load_points
 from mlperf_jax.rounds.scoring import goals_of, reached
-from mlperf_jax.rounds.training_logs import Evaluation, RunLog
+from mlperf_jax.rounds.training_logs import Evaluation
 
 _NAMELESS = "not stated"
 
@@ -148,7 +149,7 @@ def _run_table(result: Result, splits: Sequence[TimeSplit], own: Mapping[Path, O
         last = log.evaluations[-1] if log.evaluations else None
         cells = [
             "" if log.minutes is None else figure(log.minutes),
-            _ending(log, result, own.get(log.path)),
+            ending(log, result, own.get(log.path)),
             "" if last is None else _figures_of(last),
             "" if last is None or last.epoch is None else f"{last.epoch:,.10g}",
             *("" if getattr(split, p) is None else f"{getattr(split, p):,.2f}" for p in phases),
@@ -178,15 +179,6 @@ def _pictures(own: Mapping[Path, OwnRun]) -> Markup:
         return Markup("")
     summary = tag("summary", f"Examples of the evaluation set ({len(shown)}; true green, predicted orange)")
     return tag("details", summary, tag("div", shown, class_="figures"), class_="more")
-
-
-def _ending(log: RunLog, result: Result, own: OwnRun | None) -> str:
-    if log.clock:
-        return log.clock
-    if log.minutes is None:
-        return own.state if own and own.state else "log ends early"
-    word = "converged" if reached(log, result.rules, result.round) else "did not converge"
-    return f"{word}, resumed" if log.resumed else word
 
 
 def _command(result: Result, own: Mapping[Path, OwnRun]) -> Markup:
@@ -254,22 +246,3 @@ def inference_details(run: InferenceRun, identifier: str) -> Markup:
         id=identifier,
         data_path=str(run.path),
     )
-
-
-def inference_value(run: InferenceRun) -> str:
-    if run.value is None:
-        return "accuracy only" if run.mode == "AccuracyOnly" else "none"
-    return f"{amount(run.value)} {run.unit}, {run.metric}"
-
-
-def amount(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-
-
-def verdict_of(run: InferenceRun) -> str:
-    if run.valid is None:
-        return ""
-    if run.valid and not run.errors:
-        return "VALID"
-    # LoadGen calls a run valid that logged errors, and its checker lets that pass; people should know.
-    return f"VALID, with {run.errors} error(s) in the log" if run.valid else f"INVALID {run.reason}".strip()

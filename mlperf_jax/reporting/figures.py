@@ -31,6 +31,7 @@ _INK = "#010203"  # stands for the page's own colour, put in at the end
 _BLUE, _ORANGE, _GREY = "#3b74b4", "#d0752a", "#9aa3ad"
 _PHASE_COLOURS = ("#b8c4d0", "#7f96ad", "#3b74b4", "#d0a54a", "#c25b4e")
 _SIZE = (4.6, 2.7)  # inches; the page scales them
+_LETTER, _LABEL = 0.08, 0.2  # inches: the width of a letter, the height of the label beside an axis
 _MOST_POINTS = 200  # of a line
 _MOST_MARKS = 150  # of a drawing
 _numbers = itertools.count()
@@ -211,14 +212,28 @@ def _figure(
     figure = Figure(figsize=(_SIZE[0], height))
     FigureCanvasSVG(figure)
     # Fixed margins: fitting them to the text would draw everything twice, and there are hundreds of drawings.
-    axes = figure.add_axes((0.13, 0.45 / height, 0.85, 1 - (0.45 + top) / height))
+    axes = figure.add_axes((0.13, 0.45 / height, 0.85, 1 - (0.45 + top) / height))  # the left end moves
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.margins(x=0.03)
     axes.grid(True, linewidth=0.4, alpha=0.25, color=_INK)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    return axes, lambda title: _svg(figure, title)
+
+    def finish(title: str) -> Markup:
+        _make_room(axes, height, top)
+        return _svg(figure, title)
+
+    return axes, finish
+
+
+def _make_room(axes: Axes, height: float, top: float) -> None:
+    """Moves the axes' left end to where the longest of its labels has room; the browser's letters are wider
+    than matplotlib's at most by a tenth."""
+    longest = max((len(label.get_text()) for label in axes.get_yticklabels()), default=0)
+    left = (_LABEL if axes.get_ylabel() else 0.0) + 0.12 + _LETTER * max(longest, 3)
+    share = min(left / _SIZE[0], 0.5)
+    axes.set_position((share, 0.45 / height, 0.98 - share, 1 - (0.45 + top) / height))
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import http.server
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -15,9 +16,9 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.reporting import page
 from mlperf_jax.reporting.tables import References
 from mlperf_jax.rounds.collect import Reader
-from mlperf_jax.rounds.inference_logs import read_inference
 
 HOST = "127.0.0.1"
+_PATIENCE_SECONDS = 10.0
 _LEAST_SECONDS = 2.0  # between two looks at the folders, however many pages ask
 
 
@@ -50,19 +51,27 @@ class Source:
             return self._shown
 
     def _look(self) -> None:
-        results, problems = self._reader.read(self._roots)
-        inference, more = read_inference(self._roots)
+        report = page.read_report(self._reader, self._roots)
         marks: list[tuple[object, ...]] = [
             (str(r.path), r.score, [(len(log.events), len(log.throughput.points)) for log in r.logs])
-            for r in results
+            for r in report.results
         ]
-        marks += [(str(run.path), run.fields, len(run.latencies)) for run in inference]
-        version = hashlib.sha256(repr((marks, problems, more)).encode("utf-8", "replace")).hexdigest()[:16]
+        marks += [(str(run.path), run.fields, len(run.latencies)) for run in report.inference]
+        version = hashlib.sha256(repr((marks, report.problems)).encode("utf-8", "replace")).hexdigest()[:16]
         if version != self._shown.version:
-            report = page.Report(results, inference, [*problems, *more])
             html = page.render(report, self._references, self._metric, live=version)
             self._shown = _Shown(version, html.encode())
         self._shown.looked = time.monotonic()
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    """Says nothing of clients that go away or fall silent; everything else that goes wrong in a word."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        error = sys.exception()
+        if not isinstance(error, ConnectionError | TimeoutError):
+            reason = str(error) or type(error).__name__
+            print(f"mlperf_jax: a page could not be shown ({reason}).", file=sys.stderr, flush=True)
 
 
 def make_server(source: Source, port: int) -> http.server.ThreadingHTTPServer:
@@ -73,6 +82,8 @@ def make_server(source: Source, port: int) -> http.server.ThreadingHTTPServer:
     """
 
     class Handler(http.server.BaseHTTPRequestHandler):
+        timeout = _PATIENCE_SECONDS  # with who connects and does not speak, or does not listen
+
         def do_GET(self) -> None:
             # A page from elsewhere can send its readers here under its own name; it learns nothing.
             name = self.headers.get("Host", "").rsplit(":", 1)[0]
@@ -98,7 +109,7 @@ def make_server(source: Source, port: int) -> http.server.ThreadingHTTPServer:
             """Says nothing: requests are nobody's news."""
 
     try:
-        return http.server.ThreadingHTTPServer((HOST, port), Handler)
+        return _Server((HOST, port), Handler)
     except OSError as error:
         raise UserError(
             f"Port {port} cannot be used ({error.strerror}); choose another with --port."

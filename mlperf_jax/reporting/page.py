@@ -6,34 +6,51 @@ import base64
 import dataclasses
 import datetime
 import hashlib
+import os
 from collections.abc import Sequence
 from importlib import resources
+from pathlib import Path
 
 from mlperf_jax.reporting import figures
 from mlperf_jax.reporting.details import (
     badges,
     drawing,
     inference_details,
-    inference_value,
     result_details,
-    verdict_of,
 )
 from mlperf_jax.reporting.markup import Markup, join, tag
-from mlperf_jax.reporting.tables import Group, References, Row, figure, group_results, times
-from mlperf_jax.rounds.collect import Problem, Result
+from mlperf_jax.reporting.runs import inference_value, verdict_of
+from mlperf_jax.reporting.side_by_side import Pair, pairs
+from mlperf_jax.reporting.tables import Group, References, Row, figure, group_results, times, without_score
+from mlperf_jax.rounds.collect import Problem, Reader, Result
 from mlperf_jax.rounds.descriptions import UNKNOWN
-from mlperf_jax.rounds.inference_logs import InferenceRun
+from mlperf_jax.rounds.inference_logs import InferenceRun, read_inference
 
 METRICS = ("speedup", "minutes")
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Everything that was found."""
+    """Everything that was found. pairs: what two folders have both, side by side. roots: as they were named."""
 
     results: Sequence[Result] = ()
     inference: Sequence[InferenceRun] = ()
     problems: Sequence[Problem] = ()
+    pairs: Sequence[Pair] = ()
+    roots: Sequence[str] = ()
+
+
+def read_report(reader: Reader, roots: Sequence[Path]) -> Report:
+    """Reads folders and logs; what `reader` has read before, only where it has changed.
+
+    Raises:
+        UserError: a root is not there.
+    """
+    results, problems = reader.read(roots)
+    inference, more = read_inference(roots)
+    places = [Path(os.path.abspath(root)) for root in roots]
+    found = pairs(places, results, inference)
+    return Report(results, inference, [*problems, *more], found, [str(root) for root in roots])
 
 
 def render(report: Report, references: References, metric: str, *, live: str | None = None) -> str:
@@ -46,6 +63,7 @@ def render(report: Report, references: References, metric: str, *, live: str | N
         _header(report, groups, metric),
         *(_group_section(group, i, identifiers, references) for i, group in enumerate(groups)),
         _inference_section(report.inference),
+        _pairs_section(report),
         _details_section(groups, identifiers, references, report.inference),
         _problems_section(report.problems),
         _notes(),
@@ -172,7 +190,7 @@ def _score_cell(result: Result, label: str, leading: dict, identifier: str, refe
         "data_speedup": "" if speedup is None else speedup,
     }
     if minutes is None:
-        content = tag("a", result.score.reason, href=f"#{identifier}", class_="none")
+        content = tag("a", without_score(result), href=f"#{identifier}", class_="none")
         return tag("td", content, class_="number none", data_label=label, **keys)
     shown = [tag("span", figure(minutes), class_="minutes")]
     shown.append(
@@ -244,6 +262,21 @@ def _server_runs(runs: Sequence[InferenceRun]) -> list[tuple[str, list[Inference
         for (model, system), those in found.items()
         if len({run.target_qps for run in those}) > 1
     ]
+
+
+def _pairs_section(report: Report) -> Markup:
+    if not report.pairs:
+        return Markup("")
+    names = ["Measured", *report.roots, "Second / first"]
+    heads = [tag("th", tag("button", name, type="button"), scope="col") for name in names]
+    rows = []
+    for pair in report.pairs:
+        cells = [pair.what, pair.first, pair.second, pair.change]
+        rows.append(
+            tag("tr", [tag("td", cell, data_label=name) for cell, name in zip(cells, names, strict=True)])
+        )
+    table = tag("table", tag("thead", tag("tr", heads)), tag("tbody", rows), class_="cards")
+    return tag("section", tag("h2", "Side by side"), tag("div", table, class_="wide"), id="side-by-side")
 
 
 def _details_section(

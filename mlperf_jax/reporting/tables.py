@@ -255,11 +255,19 @@ def _text_row(row: Row, group: Group, references: References, metric: str) -> li
 
 def _text_cell(result: Result, references: References, metric: str) -> str:
     if result.score.minutes is None:
-        return f"- ({result.score.reason})"
+        return without_score(result)
     if metric == "speedup":
         speedup = references.speedup(result)
         return "no reference" if speedup is None else times(speedup)
     return figure(result.score.minutes)
+
+
+def without_score(result: Result) -> str:
+    """What stands where a score would: the mean of the runs that converged, and why it is none."""
+    score = result.score
+    if score.mean_minutes is None:
+        return f"- ({score.reason})"
+    return f"{figure(score.mean_minutes)} min, no score: {score.reason}"
 
 
 def figure(minutes: float) -> str:
@@ -270,3 +278,8 @@ def figure(minutes: float) -> str:
 def times(speedup: float) -> str:
     """A speed-up as MLPerf writes it: 1.6×, 65.6×, 1,424.4×."""
     return f"{speedup:,.1f}×"
+
+
+def amount(value: float) -> str:
+    """A figure of inference: 14,577 or 0.2171."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from mlperf_jax.regular import open_regular
 from mlperf_jax.weights.protobuf import as_bytes, as_number, fields
 
 _MOST_BYTES = 256 << 20  # of all files: a run of days has less
@@ -37,7 +38,7 @@ def read_evaluations(folder: Path) -> list[Point]:
     left = _MOST_BYTES
     for path in sorted(folder.glob("events.out.tfevents.*"), key=_began):
         try:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 data = file.read(left)
         except OSError:
             continue

@@ -26,6 +26,7 @@ from typing import Any, Self
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.nested import flatten, plain
+from mlperf_jax.regular import read_regular
 from mlperf_jax.results.events import read_events
 
 PICTURES = "pictures"
@@ -93,7 +94,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         UserError: the file is missing or damaged, or of a schema that this version does not know.
     """
     with _naming(path):
-        raw = Path(path).read_bytes()
+        raw = read_regular(Path(path))
     try:
         obj = json.loads(raw)
     except (ValueError, RecursionError) as error:

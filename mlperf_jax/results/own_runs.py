@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from mlperf_jax.regular import open_regular
 from mlperf_jax.results.folders import PICTURES
 from mlperf_jax.rounds.objects import flat_texts, read_object
 from mlperf_jax.rounds.training_logs import RunLog
@@ -47,7 +48,7 @@ def read_own_run(log: RunLog) -> OwnRun | None:
 def _pictures(folder: Path) -> Iterator[bytes]:
     for path in sorted(folder.glob("*.png"))[:_MOST_PICTURES]:
         try:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 content = file.read(_MOST_PICTURE_BYTES + 1)
         except OSError:
             continue

@@ -32,6 +32,7 @@ class RunSummary:
         goals: what was to be reached, or where that is not logged the quality alone, with a target of NaN.
         time_to_train: run_start to run_stop, as the rules count.
         whole_time: first init_start (model building) to the last event.
+        cached: how many of its programs were kept from before, "" where none are kept.
         throughput: samples/s of training, evaluation not included.
         clock: what is wrong with the clock that it was timed by, "" if nothing is known to be.
         resumed: whether the run was continued after a stop, its downtime within its times.
@@ -48,6 +49,7 @@ class RunSummary:
     time_to_train: float | None
     whole_time: float | None
     compile_time: float | None
+    cached: str
     throughput: float | None
     clock: str
     resumed: bool
@@ -96,6 +98,7 @@ def summarize(path: str | os.PathLike[str]) -> RunSummary:
             time_to_train=None if run.minutes is None else 60 * run.minutes,
             whole_time=seconds("init_start", events[-1] if events else None),
             compile_time=None if value("compile_time") is None else float(value("compile_time")),
+            cached=_cached(first.get("compile_time")),
             throughput=_throughput([e.value for e in events if e.key == "tracked_stats"]),
             clock=run.clock,
             resumed="resumed" in first,
@@ -119,6 +122,11 @@ def _goals(target: Event | None, benchmark: str) -> tuple[Goal, ...]:
 def _figures(goals: Sequence[Goal], evaluation: Event) -> dict[str, float]:
     found = figures(goals, evaluation.value)
     return {goal.name: float(found[goal.name]) for goal in goals}
+
+
+def _cached(compiled: Event | None) -> str:
+    told = compiled.metadata if compiled else {}
+    return f"{len(told['cached'])} of {len(told['seconds'])}" if "cached" in told else ""
 
 
 def _throughput(stats: list[dict]) -> float | None:
@@ -170,6 +178,7 @@ def _run_lines(run: RunSummary) -> list[str]:
         lines.append(_line("time to train", f"{_time(run.time_to_train)} (run_start to run_stop{notes})"))
     if run.whole_time is not None:
         compiling = "" if run.compile_time is None else f", of which compilation {run.compile_time:.1f} s"
+        compiling += f" with {run.cached} programs kept from before" if run.cached else ""
         lines.append(_line("whole time", f"{_time(run.whole_time)} (model building to end{compiling})"))
     if run.throughput is not None:
         lines.append(_line("throughput", f"{run.throughput:.1f} samples/s in training"))

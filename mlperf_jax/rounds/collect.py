@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Self
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.regular import open_regular
 from mlperf_jax.rounds import training_rules
 from mlperf_jax.rounds.descriptions import UNKNOWN, System, category_of, division_of, read_system
 from mlperf_jax.rounds.objects import number
@@ -32,6 +33,7 @@ _OTHER_LOG = re.compile(r".*\.(log|txt|out)(\.gz)?")
 _ROUND_FOLDER = re.compile(
     r"(?:training_results_|submission_training_|training_)?v(\d+\.\d+)(?:\.0)?", re.IGNORECASE
 )
+_LOADGEN = "mlperf_log_"  # what LoadGen's own logs begin with
 _DEEPEST = 24
 # Folders beside the results in which nothing is a result, and which can be huge.
 NOT_RESULTS = {
@@ -123,17 +125,17 @@ class Reader:
         self._systems: dict[Path, System | Problem] = {}
 
     def read(self, roots: Iterable[Path]) -> tuple[list[Result], list[Problem]]:
-        """All training results below `roots`, in order of their paths.
+        """All training results below `roots`, or in them where they are logs, in order of their paths.
 
         Raises:
-            UserError: a root is no folder.
+            UserError: a root is not there.
         """
         results: list[Result] = []
         problems: dict[Path, Problem] = {}
         self._systems.clear()
         for root in roots:
-            if not root.is_dir():
-                raise UserError(f"{root} is no folder; name one that holds results.")
+            if not root.is_dir() and not root.is_file():
+                raise UserError(f"{root} is no folder and no log; name one that is there.")
             root = Path(os.path.abspath(root))
             results += self._results(root, problems)
         unique = {result.path: result for result in results}
@@ -253,8 +255,13 @@ def result_folders(root: Path) -> Iterator[tuple[Path, list[Path]]]:
     """Folders that hold runs, and the runs' files, in order.
 
     A folder of result_<i>.txt is one; a folder at RESULTS/SYSTEM/BENCHMARK without any is one if it has
-    other logs. What lies below such a folder (raw logs, say) is not looked at.
+    other logs. What lies below such a folder (raw logs, say) is not looked at. A root that is a log is that run
+    alone.
     """
+    if root.is_file():
+        if not root.name.startswith(_LOADGEN):
+            yield root.parent, [root]
+        return
     yield from _walk(root, root.parts[-1] == "results", 0, 0)
 
 
@@ -268,7 +275,7 @@ def _walk(
     names = [entry.name for entry in entries if _is(entry, os.DirEntry.is_file)]
     runs = [name for name in names if _RESULT_FILE.fullmatch(name)]
     if not runs and in_results and below_results == 2:
-        runs = [name for name in names if _OTHER_LOG.fullmatch(name) and not name.startswith("mlperf_log_")]
+        runs = [name for name in names if _OTHER_LOG.fullmatch(name) and not name.startswith(_LOADGEN)]
     if runs:
         yield folder, [folder / name for name in runs]
         return
@@ -309,6 +316,11 @@ def _place(folder: Path, root: Path) -> _Place:
         system_folder=Path(*parts[: at + 2]),
         results_folder=Path(*parts[: at + 1]),
     )
+
+
+def named_round(folder: Path) -> str:
+    """The published round of whose tree a folder is, by the tree's name; "" where none is named."""
+    return next((name for part in reversed(folder.parts) if (name := _round_name(part))), "")
 
 
 def _round_name(part: str) -> str:
@@ -365,7 +377,7 @@ def _normalization(folder: Path, problems: dict[Path, Problem]) -> float:
     scaling"); 1 where there is none."""
     path = folder / "scaling.json"
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             factor = number(json.loads(file.read(_MOST_BYTES))["scaling_factor"])
     except FileNotFoundError:
         return 1.0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.regular import open_regular
 from mlperf_jax.rounds.objects import flat_texts, text
 
 CATEGORIES = ("cloud", "on premise", "preview", "research")
@@ -60,7 +61,7 @@ def read_system(path: Path) -> System:
         UserError: it cannot be read or is no JSON object.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             raw = json.loads(file.read(_MOST_BYTES), strict=False)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None

@@ -18,6 +18,7 @@ import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Goal
+from mlperf_jax.regular import open_regular
 from mlperf_jax.rounds.collect import NOT_RESULTS, Problem
 from mlperf_jax.rounds.objects import command_in, flat_texts, number, read_ends, read_object
 from mlperf_jax.rounds.qualities import figures, told_goals
@@ -103,14 +104,16 @@ def read_inference(roots: Iterable[Path]) -> tuple[list[InferenceRun], list[Prob
         root = Path(os.path.abspath(root))
         for folder in run_folders(root):
             try:
-                runs.setdefault(folder, read_run(folder, root))
+                runs.setdefault(folder, read_run(folder, folder if root.is_file() else root))
             except UserError as error:
                 problems.append(Problem.of(folder / DETAIL, error))
     return list(runs.values()), problems
 
 
 def run_folders(root: Path) -> Iterator[Path]:
-    """Every folder below `root` that holds a run's detail log."""
+    """Every folder below `root` that holds a run's detail log; the one of `root` where it is such a log itself."""
+    if root.is_file() and root.name == DETAIL:
+        yield root.parent
     for folder, names, files in os.walk(root, followlinks=False):
         names[:] = sorted(name for name in names if name not in NOT_RESULTS)
         if DETAIL in files:
@@ -222,7 +225,7 @@ def _latencies(path: Path) -> np.ndarray:
     """Seconds of every sample of a trace, sorted; empty if there is none or it cannot be read."""
     found: list[int] = []
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             rest = b""
             while (chunk := file.read(_CHUNK)) and len(found) < _MOST_LATENCIES:
                 text = rest + chunk

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.regular import open_regular
 
 _CHUNK = 8 << 20
 _LONGEST_LINE = 1 << 20
@@ -98,9 +99,8 @@ def event_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _chunks(path: Path) -> Iterator[bytes]:
     """A file's bytes, unpacked."""
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rb") as file:
+        with open_regular(path) as raw, gzip.open(raw) if path.suffix == ".gz" else raw as file:
             total = 0
             while chunk := file.read(_CHUNK):
                 total += len(chunk)

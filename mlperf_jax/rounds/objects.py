@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlperf_jax.nested import flatten
+from mlperf_jax.regular import open_regular
 
 _MOST_BYTES = 64 << 20
 _MOST_ITEMS = 200  # told of one list or dict
@@ -23,7 +24,7 @@ _EMPTY = {"", "-", "n/a", "na", "none", "null", "not stated", "no", "tbd", "0", 
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if there is none, for a report is no place to fail on that."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             found = json.loads(file.read(_MOST_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
@@ -36,7 +37,7 @@ def read_ends(path: Path, most: int) -> bytes:
     Raises:
         OSError: it cannot be read.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         text = file.read(most + 1)
         if len(text) <= most:
             return text

@@ -19,6 +19,7 @@ from pathlib import Path
 from mlperf_jax.goals import Goal
 from mlperf_jax.goals import reached as goals_reached
 from mlperf_jax.rounds import training_rules
+from mlperf_jax.rounds.objects import number
 from mlperf_jax.rounds.qualities import figures
 from mlperf_jax.rounds.scoring import olympic_mean, reached
 from mlperf_jax.rounds.training_logs import RunLog
@@ -217,6 +218,10 @@ def epochs_to_converge(log: RunLog, benchmark: Benchmark, round_name: str) -> fl
         return _first_good_image_model(log, benchmark.goals(round_name))
     stop = log.minutes + 1e-9
     epochs = [e.epoch for e in log.evaluations if e.epoch is not None and e.minutes <= stop]
+    trained = number(log.value("train_samples"))
+    if benchmark.key == "bert" and epochs and trained and epochs[-1] < (log.batch_size or 0):
+        # All evaluations are called epoch 1: what the official checker has --bert_train_samples for.
+        return trained
     return round(epochs[-1], 3) if epochs else math.inf
 
 

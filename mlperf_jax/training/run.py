@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from mlperf_jax import compilation_cache
 from mlperf_jax.errors import Stopped, UserError
 from mlperf_jax.nested import flatten
 from mlperf_jax.parallel import distributed, unsplit
@@ -242,10 +243,11 @@ def _train(
     seconds = sum(engine.compile_seconds.values())
     with _progress(engine.workload, engine.layout, run, log, step) as progress:  # its imports take a second
         if not log.resumed:
-            log.event("compile_time", seconds, {"seconds": engine.compile_seconds})
+            kept = {"cached": engine.cached} if compilation_cache.is_used() else {}
+            log.event("compile_time", seconds, {"seconds": engine.compile_seconds} | kept)
             log.end("init_stop")
             log.start("run_start")
-        say(f"compiled in {seconds:.1f} s; training")
+        say(f"compiled in {seconds:.1f} s{_kept(engine)}; training")
         session = Session(engine, notes, progress, checkpoints, stop, profile, frozen)
         outcome = train(session, state, step, evaluated=position is None or position.evaluated)
         profile.close()
@@ -255,6 +257,13 @@ def _train(
         session.save(outcome.state, outcome.step)
     checkpoints.wait()
     return outcome
+
+
+def _kept(engine: Engine) -> str:
+    """What to say of the programs that were not compiled now."""
+    if not compilation_cache.is_used():
+        return ""
+    return f", {len(engine.cached)} of {len(engine.compile_seconds)} programs kept from before"
 
 
 def _note_frozen(

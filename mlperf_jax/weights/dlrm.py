@@ -6,14 +6,13 @@ of shards; a state dict gathered from it has the latter.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import numpy as np
 
 from mlperf_jax.embedding.tables import Tables
 from mlperf_jax.weights.lazy import Tensor
-from mlperf_jax.weights.source import TorchSource
+from mlperf_jax.weights.source import TorchSource, unwrapped
 from mlperf_jax.workload import State
 from models.dlrm import DLRMConfig
 
@@ -26,9 +25,7 @@ def from_state_dict(tensors: Mapping[str, Tensor], config: DLRMConfig, tables: T
     Raises:
         UserError: an array is missing, has another shape, or belongs to another model.
     """
-    source = TorchSource(
-        {re.sub(r"^(module\.|model\.)+", "", name): array for name, array in tensors.items()}
-    )
+    source = TorchSource({unwrapped(name): array for name, array in tensors.items()})
     bottom, top = (config.dense_features, *config.bottom), (config.interacted, *config.top)
     if config.interaction == "dot":
         rows = [f"emb_l.{t}.weight" for t in range(config.num_tables)]

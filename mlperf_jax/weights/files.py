@@ -15,12 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import Refused, UserError
 from mlperf_jax.nested import flatten
 from mlperf_jax.results.folders import read_json, write_json
-from mlperf_jax.weights import numpy_file, onnx_file, safetensors_file, tensorflow_file, torch_file
+from mlperf_jax.weights import budget, numpy_file, onnx_file, safetensors_file, tensorflow_file, torch_file
 from mlperf_jax.weights.lazy import LazyArray, finite, said_of
 from mlperf_jax.workload import State
+
+_DEEPEST = 64  # dicts within each other
 
 
 def read_tensors(path: Path) -> dict[str, LazyArray]:
@@ -39,21 +41,22 @@ def read_tensors(path: Path) -> dict[str, LazyArray]:
 
 
 def _read(path: Path) -> dict[str, LazyArray]:
+    size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(9)
-        file.seek(max(path.stat().st_size - 8, 0))
+        file.seek(max(size - 8, 0))
         end = file.read(8)
     if end == tensorflow_file.MAGIC:
-        return tensorflow_file.read(path)
+        return tensorflow_file.read(path)  # whose arrays lie in other files
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             is_numpy = all(name.endswith(".npy") for name in archive.namelist())
-        return numpy_file.read(path) if is_numpy else torch_file.read(path)
+        return budget.held(numpy_file.read(path) if is_numpy else torch_file.read(path), size)
     if start[8:9] == b"{":  # after the length of its JSON header
-        return safetensors_file.read(path)
+        return budget.held(safetensors_file.read(path), size)
     if start[:1] == b"\x80":  # the opcode that every pickle of PyTorch's begins with
-        return torch_file.read(path)
-    return onnx_file.read(path)
+        return budget.held(torch_file.read(path), size)
+    return budget.held(onnx_file.read(path), size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +122,25 @@ def load(folder: Path) -> Imported:
     path = folder / "weights.safetensors"
     if not path.is_file() or sha256(path) != record.get("sha256"):
         raise UserError(f"{path} is not what weights.json describes; import the weights again.")
+    with said_of(path):
+        arrays = budget.held(safetensors_file.read(path), path.stat().st_size)
+        state = _nested({name: finite(name, array) for name, array in arrays.items()})
+    try:
+        config = {key: tuple(v) if isinstance(v, list) else v for key, v in record["config"].items()}
+        return Imported(state, record["workload"], config, record["source"])
+    except (KeyError, AttributeError):
+        raise UserError(f"{folder / 'weights.json'} is damaged; import the weights again.") from None
+
+
+def _nested(arrays: Mapping[str, LazyArray]) -> State:
+    """Arrays by dotted names as dicts within dicts."""
     state: State = {}
-    for name, array in safetensors_file.read(path).items():
-        *place, last = name.split(".")
+    for name, array in arrays.items():
+        *place, last = name.split(".", _DEEPEST)
         part = state
         for key in place:
             part = part.setdefault(key, {})
-        part[last] = finite(name, array)
-    config = {key: tuple(v) if isinstance(v, list) else v for key, v in record["config"].items()}
-    return Imported(state, record["workload"], config, record["source"])
+            if not isinstance(part, dict):
+                raise Refused(f"its array {name!r} lies in another one")
+        part[last] = array
+    return state

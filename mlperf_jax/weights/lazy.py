@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import DTypeLike
 
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import Refused, UserError
 
 Index = tuple[slice, ...]
 """A part of an array: for each axis where it starts and stops, in steps of 1."""
 
+_TOLD = 300  # letters of what a file says, or a library of it
 _BLOCK = 4 * 2**20  # bytes that are read at once where only a part of them is wanted
 
 
@@ -118,6 +119,8 @@ def require_finite(name: str, array: np.ndarray) -> np.ndarray:
     """
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return array
+    if array.dtype.itemsize == 1:
+        array = array.astype(np.float16)  # eight bits have no least and greatest of their own
     # NaN is the least and the greatest of numbers that it is among; a mask would take memory.
     with np.errstate(invalid="ignore"):
         extremes = array.min(initial=0), array.max(initial=0)
@@ -187,14 +190,12 @@ def said_of(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        RuntimeError,
-        MemoryError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be read as weights: {reason}.") from None
+    except UserError:
+        raise
+    except Exception as error:  # whatever bytes of others make of a reader
+        told = isinstance(error, Refused | OSError | ValueError | EOFError | zipfile.BadZipFile | zlib.error)
+        if isinstance(error, MemoryError):
+            reason = "it needs more memory than there is"
+        else:
+            reason = str(error) if told and str(error) else f"it is damaged ({type(error).__name__})"
+        raise UserError(f"{path} cannot be read as weights: {reason.splitlines()[0][:_TOLD]}.") from None

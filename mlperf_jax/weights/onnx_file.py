@@ -14,18 +14,30 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from mlperf_jax.errors import Refused
+from mlperf_jax.weights import budget
 from mlperf_jax.weights.lazy import LazyArray
-from mlperf_jax.weights.protobuf import Refused, as_bytes, as_number, fields, varint
+from mlperf_jax.weights.protobuf import as_bytes, as_number, fields, varints
 
 # TensorProto.DataType -> dtype, and the field that holds the numbers where raw_data does not.
 _DTYPES = {
     1: (np.dtype(np.float32), 4),
+    2: (np.dtype(np.uint8), 5),
+    3: (np.dtype(np.int8), 5),
+    4: (np.dtype(np.uint16), 5),
+    5: (np.dtype(np.int16), 5),
     6: (np.dtype(np.int32), 5),
     7: (np.dtype(np.int64), 7),
-    10: (np.dtype(np.float16), 0),
+    9: (np.dtype(np.bool_), 5),
+    10: (np.dtype(np.float16), 5),
     11: (np.dtype(np.float64), 10),
-    16: (np.dtype(ml_dtypes.bfloat16), 0),
+    12: (np.dtype(np.uint32), 11),
+    13: (np.dtype(np.uint64), 11),
+    16: (np.dtype(ml_dtypes.bfloat16), 5),
+    17: (np.dtype(ml_dtypes.float8_e4m3fn), 5),
+    19: (np.dtype(ml_dtypes.float8_e5m2), 5),
 }
+_VARINTS = (5, 7, 11)
 _WITH_WEIGHTS = ("Conv", "Gemm", "MatMul")
 
 
@@ -40,11 +52,11 @@ def read(path: Path) -> dict[str, LazyArray]:
         with path.open("rb") as file:
             model = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         (graph,) = (value for field, value in fields(model) if field == 7)
-        tensors, nodes = {}, []
-        for field, value in fields(as_bytes(graph)):
+        tensors: dict[str, LazyArray] = {}
+        nodes = []
+        for field, value in budget.counted(fields(as_bytes(graph)), budget.ARRAYS, "nodes and tensors"):
             if field == 5:
-                name, array = _tensor(as_bytes(value))
-                tensors[name] = array
+                tensors |= _tensor(as_bytes(value))
             elif field == 1:
                 nodes.append(_node(as_bytes(value)))
     except (ValueError, IndexError, UnicodeDecodeError, TypeError) as error:
@@ -62,14 +74,17 @@ def read(path: Path) -> dict[str, LazyArray]:
     return tensors | named
 
 
-def _tensor(data: memoryview) -> tuple[str, LazyArray]:
+def _tensor(data: memoryview) -> dict[str, LazyArray]:
+    """The array by its name; nothing of texts and packed kinds, which are no weights."""
     shape: list[int] = []
     name, kind = "", 0
     raw: memoryview | None = None
-    lists: dict[int, bytes] = {}
-    for field, value in fields(data):
+    lists: dict[int, bytearray] = {}
+    for field, value in budget.counted(fields(data)):
         if field == 1:
-            shape += [value] if isinstance(value, int) else _varints(value)
+            shape += [value] if isinstance(value, int) else varints(value[: budget.AXES * 10 + 1]).tolist()
+            if len(shape) > budget.AXES:
+                raise Refused("it has a tensor with too many dimensions")
         elif field == 2:
             kind = as_number(value)
         elif field == 8:
@@ -79,27 +94,34 @@ def _tensor(data: memoryview) -> tuple[str, LazyArray]:
         elif field == 14 and value:
             raise Refused("its weights lie in other files; save it as one file")
         elif isinstance(value, memoryview):
-            lists[field] = lists.get(field, b"") + bytes(value)
+            lists.setdefault(field, bytearray()).extend(value)
+        elif field in _VARINTS:
+            lists.setdefault(field, bytearray()).extend(_varint(value))
     if kind not in _DTYPES:
-        return name, LazyArray.of(np.zeros(0, np.float32))  # text or flags, which are no weights
+        return {}
     dtype, field = _DTYPES[kind]
+    sizes = budget.shape(name, shape, dtype)
+    little = dtype.newbyteorder("<")
     if raw is not None:
-        array = np.frombuffer(raw, dtype.newbyteorder("<"))
-    elif field in (5, 7):
-        array = np.array(_varints(memoryview(lists.get(field, b""))), np.uint64).astype(dtype)
+        array = np.frombuffer(raw, little)
+    elif field in _VARINTS:
+        # Half a number of 32 bits, or a quarter: what it is in memory, whatever it means.
+        bits = np.dtype(f"u{dtype.itemsize}") if dtype.kind in "fV" else dtype
+        array = varints(bytes(lists.get(field, b""))).astype(bits).view(dtype)
     else:
-        array = np.frombuffer(lists.get(field, b""), dtype.newbyteorder("<"))
-    if array.size != math.prod(shape):
-        raise Refused(f"its tensor {name!r} has {array.size} numbers where its shape is {tuple(shape)}")
-    return name, LazyArray.of(array.reshape(shape))
+        array = np.frombuffer(lists.get(field, bytearray()), little)
+    if array.size != math.prod(sizes):
+        raise Refused(f"its tensor {name!r} has {array.size} numbers where its shape is {sizes}")
+    return {name: LazyArray.of(array.reshape(sizes))}
 
 
-def _varints(data: memoryview) -> list[int]:
-    values, position = [], 0
-    while position < len(data):
-        value, position = varint(data, position)
-        values.append(value)
-    return values
+def _varint(value: int) -> bytes:
+    """A number as it stands among others in a packed field."""
+    octets = bytearray()
+    while value > 127:
+        octets.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*octets, value])
 
 
 def _node(data: memoryview) -> tuple[str, str, list[str]]:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
+from mlperf_jax.errors import Refused
+
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
-
-
-class Refused(ValueError):
-    """The file is damaged, or holds its weights in a form that is not read."""
 
 
 def fields(data: bytes | memoryview) -> Iterator[tuple[int, int | memoryview]]:
@@ -68,3 +68,18 @@ def varint(data: memoryview, position: int) -> tuple[int, int]:
         if byte < 128:
             return value, position
     raise Refused("it has a number of more than 64 bits")
+
+
+def varints(data: bytes | memoryview) -> np.ndarray:
+    """The numbers that follow each other in a field, uint64."""
+    octets = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(octets < 128)
+    starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
+    lengths = ends - starts[: len(ends)] + 1
+    if (octets.size and (not ends.size or ends[-1] != octets.size - 1)) or (lengths > 10).any():
+        raise Refused("it has a number without an end, or of more than 64 bits")
+    values = np.zeros(len(ends), np.uint64)
+    for i in range(int(lengths.max(initial=0))):
+        longer = np.flatnonzero(lengths > i)
+        values[longer] |= (octets[starts[longer] + i] & 127).astype(np.uint64) << np.uint64(7 * i)
+    return values

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlperf_jax.weights.lazy import Tensor
-from mlperf_jax.weights.source import TorchSource
+from mlperf_jax.weights.source import TorchSource, unwrapped
 from mlperf_jax.workload import State
 from models.resnet import ResNetConfig
 
@@ -70,7 +70,7 @@ def from_torchvision(tensors: Mapping[str, Tensor], config: ResNetConfig) -> Sta
 def torchvision_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     named = {}
     for name, array in tensors.items():
-        name = name.removeprefix("module.")
+        name = unwrapped(name)
         for pattern, replacement in _HUGGING_FACE:
             name, changed = re.subn(f"^{pattern}(?=\\.)", replacement, name)
             if changed:

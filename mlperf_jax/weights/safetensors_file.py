@@ -13,6 +13,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from mlperf_jax.errors import Refused
+from mlperf_jax.weights import budget
 from mlperf_jax.weights.lazy import LazyArray, Tensor, in_file
 
 _DTYPES = {
@@ -40,25 +42,30 @@ def read(path: Path) -> dict[str, LazyArray]:
     """The arrays by name.
 
     Raises:
-        ValueError: it is damaged.
+        Refused: it is damaged.
     """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > budget.DESCRIPTION:
+        raise Refused("it is damaged, or its header too large")
     try:
         # The library holds the header against the file: every array lies in it, and none in another.
         with safetensors.safe_open(path, "numpy"):
             pass
     except safetensors.SafetensorError as error:
-        raise ValueError(f"it is damaged ({error})") from None
+        raise Refused(f"it is damaged ({error})") from None
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+        file.seek(8)
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
-    for name, entry in header.items():
+    arrays: dict[str, LazyArray] = {}
+    for name, entry in budget.counted(header.items(), budget.ARRAYS, "arrays"):
         if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{name} is of {entry['dtype']}, a dtype that is not read")
-    return {
-        name: in_file(path, 8 + length + entry["data_offsets"][0], entry["shape"], _DTYPES[entry["dtype"]])
-        for name, entry in header.items()
-    }
+            raise Refused(f"{name} is of {entry['dtype']}, a dtype that is not read")
+        dtype = _DTYPES[entry["dtype"]]
+        shape = budget.shape(name, entry["shape"], dtype)
+        arrays[name] = in_file(path, 8 + length + entry["data_offsets"][0], shape, dtype)
+    return arrays
 
 
 def write(path: Path, arrays: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.weights.lazy import LazyArray, Tensor, require_finite
 
 _EPSILON = 1e-5
+_TOLD, _LONGEST = 4, 80  # names, and characters of one, that a sentence has
 
 
 class Source:
@@ -34,7 +36,7 @@ class Source:
                 a lazy one the latter is told when it is read.
         """
         if name not in self._left:
-            raise UserError(f"The weights have no {name}; {self.hint}")
+            raise UserError(f"The weights have no {name}; they have {self._told(name)}; {self.hint}")
         array = self._left.pop(name)
         if array.shape != shape:
             raise UserError(f"The weights' {name} has shape {array.shape} where this model has {shape}.")
@@ -45,6 +47,18 @@ class Source:
         if isinstance(array, LazyArray):
             return LazyArray(shape, np.float32, lambda index: _narrowed(name, array[index]))
         return _narrowed(name, array)
+
+    def _told(self, wanted: str) -> str:
+        """Some of the names that there are: those that end alike before others."""
+        end = ".".join(wanted.split(".")[-2:])
+        names = sorted(self._left, key=lambda name: not name.endswith(end))
+        more = f" and {len(names) - _TOLD:,} more" if len(names) > _TOLD else ""
+        return (", ".join(name[:_LONGEST] for name in names[:_TOLD]) or "no others") + more
+
+
+def unwrapped(name: str) -> str:
+    """A name in a state dict without what torch.compile, parallel and other wrappers put before it or into it."""
+    return re.sub(r"^(?:_orig_mod\.|module\.|model\.)+", "", name).replace("._orig_mod.", ".")
 
 
 def _narrowed(name: str, array: np.ndarray) -> np.ndarray:

@@ -13,19 +13,20 @@ from typing import Any
 
 from mlperf_jax.weights import resnet
 from mlperf_jax.weights.lazy import Tensor
-from mlperf_jax.weights.source import TorchSource
+from mlperf_jax.weights.source import TorchSource, unwrapped
 from mlperf_jax.workload import State
 from models.ssd import SSDConfig
 
 CONFIG = {key: resnet.CONFIG[key] for key in ("data.mean", "data.std")}
 """The config that goes with such weights: what pixels are normalised by."""
 
+# What follows tells a part of nn.Sequential from a block of torchvision's.
 _SEQUENTIAL = (
-    (r"model\.layer1\.0", "conv1"),
-    (r"model\.layer1\.1", "bn1"),
-    (r"model\.layer1\.4", "layer1"),
-    (r"model\.layer1\.5", "layer2"),
-    (r"model\.layer2\.0", "layer3"),
+    (r"layer1\.0(?=\.\w+$)", "conv1"),
+    (r"layer1\.1(?=\.\w+$)", "bn1"),
+    (r"layer1\.4(?=\.\d+\.)", "layer1"),
+    (r"layer1\.5(?=\.\d+\.)", "layer2"),
+    (r"layer2\.0(?=\.\d+\.)", "layer3"),
 )
 
 
@@ -57,9 +58,11 @@ def from_reference(tensors: Mapping[str, Tensor], config: SSDConfig) -> State:
 
 
 def _plain(name: str) -> str:
-    name = name.removeprefix("module.")
+    name = unwrapped(name)
     for pattern, replacement in _SEQUENTIAL:
-        name = re.sub(f"^{pattern}(?=\\.)", replacement, name)
+        changed = re.sub(f"^{pattern}", replacement, name)
+        if changed != name:
+            return changed
     return name
 
 

@@ -15,14 +15,15 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from mlperf_jax.errors import Refused
+from mlperf_jax.weights import budget
 from mlperf_jax.weights.lazy import LazyArray, in_file
-from mlperf_jax.weights.protobuf import Refused, as_bytes, as_number, fields, varint
+from mlperf_jax.weights.protobuf import as_bytes, as_number, fields, varint
 
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 """The last eight bytes of an index."""
 
 _FOOTER, _TRAILER = 48, 5  # bytes: of the file's end, and after each block (how it is packed, checksum)
-_LARGEST_INDEX = 64 * 2**20
 
 # DataType of tensorflow/core/framework/types.proto.
 _DTYPES = {
@@ -58,16 +59,17 @@ def read(path: Path) -> dict[str, LazyArray]:
         Refused: it is damaged, or in a form that is not read.
         OSError: the data cannot be read.
     """
-    if path.stat().st_size > _LARGEST_INDEX:
+    if path.stat().st_size > budget.DESCRIPTION:
         raise Refused("its index is too large")
     try:
-        entries = dict(_entries(path.read_bytes()))
+        entries = dict(budget.counted(_entries(path.read_bytes()), budget.ARRAYS, "arrays"))
         shards = dict(fields(entries.pop("", b""))).get(1, 1)
         parts = [path.with_suffix(f".data-{i:05}-of-{shards:05}") for i in range(_shards(shards))]
         found = [(name, _entry(entry)) for name, entry in entries.items()]
     except (IndexError, struct.error, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise Refused(f"its index is damaged ({error})") from None
-    return {name: _array(name, entry, parts) for name, entry in found if entry.dtype in _DTYPES}
+    arrays = {name: _array(name, entry, parts) for name, entry in found if entry.dtype in _DTYPES}
+    return budget.held(arrays, sum(part.stat().st_size for part in parts if part.is_file()))
 
 
 def _shards(count: object) -> int:
@@ -84,9 +86,17 @@ def _entries(data: bytes) -> Iterator[tuple[str, memoryview]]:
     footer = view[-_FOOTER:-8]
     _, position = _handle(footer, 0)
     index, _ = _handle(footer, position)
+    # Blocks do not overlap, and names are not much longer than what tells of them.
+    blocks, names = 0, 0
     for _, value in _block(view, *index):
-        block, _ = _handle(value, 0)
-        for key, entry in _block(view, *block):
+        (offset, size), _ = _handle(value, 0)
+        blocks += size
+        if blocks > len(data):
+            raise Refused("its index is damaged (a block is told of twice)")
+        for key, entry in _block(view, offset, size):
+            names += len(key)
+            if names > budget.allowed(len(data)):
+                raise Refused("its index is damaged (its names unfold without end)")
             yield key.decode(), entry
 
 
@@ -124,14 +134,15 @@ def _entry(data: memoryview) -> _Entry:
     for number, value in fields(data):
         if number == 2:
             dims = (dict(fields(as_bytes(dim))) for n, dim in fields(as_bytes(value)) if n == 2)
-            shape = tuple(as_number(dim.get(1, 0)) for dim in dims)
+            shape = tuple(as_number(dim.get(1, 0)) for dim in budget.counted(dims, budget.AXES, "axes"))
         values[number] = value
     dtype, part, offset, size = (as_number(values.get(number, 0)) for number in (1, 3, 4, 5))
     return _Entry(dtype, shape, part, offset, size, is_sliced=7 in values)
 
 
 def _array(name: str, entry: _Entry, parts: list[Path]) -> LazyArray:
-    dtype, shape, size = _DTYPES[entry.dtype], entry.shape, entry.size
+    dtype, size = _DTYPES[entry.dtype], entry.size
+    shape = budget.shape(name, entry.shape, dtype)
     if entry.is_sliced:
         raise Refused(f"{name} is cut into slices")
     if entry.part >= len(parts) or size != dtype.itemsize * math.prod(shape):

@@ -1,8 +1,7 @@
 """Reads a PyTorch state dict without PyTorch, and without running anything that is in the file.
 
-`torch.save` writes a pickle: a program for a stack machine that may call any function by name. Here
-the program is decoded by `pickletools`, which runs nothing, and interpreted with a stack that knows
-dicts, lists, tuples, strings, numbers and tensors; any other name ends the reading.
+`torch.save` writes a pickle, which `mlperf_jax.pickles` takes apart. What a training left beside the tensors (options,
+an optimizer, whole objects) stays a note that is passed over.
 
 Two containers are known: a zip of `data.pkl` and one file per storage (since PyTorch 1.6), and the
 older one, in which pickles and storages follow each other.
@@ -14,18 +13,26 @@ import dataclasses
 import functools
 import io
 import math
-import pickletools
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from mlperf_jax import pickles
+from mlperf_jax.errors import Refused
+from mlperf_jax.pickles import Note
+from mlperf_jax.weights import budget
 from mlperf_jax.weights.lazy import Index, LazyArray, in_file
 
-_MOST_PICKLE_BYTES = 64 * 2**20
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+"""Under what a file may hold the state dict, besides other things."""
+
+_TOLD = 8  # entries of a file without one
+_MEND = f"save model.state_dict(), alone or under one of {', '.join(WRAPPERS)}"
+
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
@@ -40,11 +47,22 @@ _DTYPES = {
     "torch.CharStorage": np.dtype(np.int8),
     "torch.ByteStorage": np.dtype(np.uint8),
     "torch.BoolStorage": np.dtype(np.bool_),
+    "torch.ComplexFloatStorage": np.dtype(np.complex64),
+    "torch.ComplexDoubleStorage": np.dtype(np.complex128),
+    "torch.QInt8Storage": np.dtype(np.int8),
+    "torch.QUInt8Storage": np.dtype(np.uint8),
+    "torch.QInt32Storage": np.dtype(np.int32),
+    "torch.UntypedStorage": np.dtype(np.uint8),
+    "torch.storage.UntypedStorage": np.dtype(np.uint8),
 }
-
-
-class Refused(ValueError):
-    """The file is damaged, or asks for something that a state dict does not need."""
+# Of those that have no storage of their own.
+_NEW_DTYPES = {
+    "torch.uint16": np.dtype(np.uint16),
+    "torch.uint32": np.dtype(np.uint32),
+    "torch.uint64": np.dtype(np.uint64),
+    "torch.float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "torch.float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +74,10 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-    """A view of a storage: where it starts, its shape and strides, all in elements."""
+    """A view of a storage: where it starts, its shape and strides, all in elements of `dtype`."""
 
     storage: _Storage
+    dtype: np.dtype
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -69,7 +88,7 @@ class _Tensor:
         Raises:
             Refused: it reaches beyond them, or is larger than they are.
         """
-        dtype = self.storage.dtype.newbyteorder("<")
+        dtype = self.dtype.newbyteorder("<")
         if math.prod(self.shape) == 0:
             return LazyArray.of(np.zeros(self.shape, dtype))
         reach = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
@@ -104,36 +123,75 @@ class _Bytes(NamedTuple):
 def read(path: Path) -> dict[str, LazyArray]:
     """The tensors of a state dict by name, to be read one by one.
 
-    A dict that holds one under "state_dict" or "model" is looked into.
+    A dict that holds one under a name of `WRAPPERS` is looked into.
 
     Raises:
         Refused: see there.
     """
-    if zipfile.is_zipfile(path):
-        tree, storage = _read_zip(path)
-    else:
-        tree, storage = _read_legacy(path)
-    for wrapper in ("state_dict", "model"):
-        if isinstance(tree, dict) and isinstance(tree.get(wrapper), dict):
-            tree = tree[wrapper]
-    if not isinstance(tree, dict) or not any(isinstance(v, _Tensor) for v in tree.values()):
-        raise Refused("it holds no state dict")
-    return {str(name): t.array(storage(t.storage)) for name, t in tree.items() if isinstance(t, _Tensor)}
+    tree, storage = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+    arrays: dict[str, LazyArray] = {}
+    for name, note in budget.counted(_state_dict(tree).items(), budget.ARRAYS, "tensors"):
+        tensor = _tensor(name, note)
+        if tensor is not None:
+            arrays[name] = tensor.array(storage(tensor.storage))
+    return arrays
+
+
+def _state_dict(tree: Any) -> Mapping[str, Note]:
+    """Name -> what rebuilds a tensor, of the dict that wrappers hold, or of the outermost."""
+    if isinstance(tree, Note) and not tree.items:
+        raise Refused(f"it holds an object of {tree.name}, which a state dict does not need; {_MEND}")
+    outer = _entries(tree)
+    tensors = _wrapped(outer, len(WRAPPERS))
+    if not tensors:
+        listed = [f"{name[:40]!r} ({_kind(value)})" for name, value in list(outer.items())[:_TOLD]]
+        more = ", ..." if len(outer) > _TOLD else ""
+        raise Refused(
+            f"it holds no state dict, but {', '.join(listed) or 'no entry with a name'}{more}; {_MEND}"
+        )
+    return tensors
+
+
+def _wrapped(entries: Mapping[str, Any], depth: int) -> dict[str, Note]:
+    """The tensors under the first wrapper that holds some, or else those beside the wrappers."""
+    for wrapper in WRAPPERS if depth else ():
+        if wrapper in entries and (found := _wrapped(_entries(entries[wrapper]), depth - 1)):
+            return found
+    return {name: value for name, value in entries.items() if _is_tensor(value)}
+
+
+def _entries(value: Any) -> dict[str, Any]:
+    if isinstance(value, Note):
+        return value.items
+    return value if isinstance(value, dict) else {}
+
+
+def _kind(value: Any) -> str:
+    """What an entry is, for people."""
+    if isinstance(value, Note):
+        return "a tensor" if _is_tensor(value) else f"an object of {value.name}"
+    if isinstance(value, dict):
+        count = sum(map(_is_tensor, value.values()))
+        return f"a dict of {count} tensors" if count else "a dict without tensors"
+    return type(value).__name__
 
 
 def _read_zip(path: Path) -> tuple[Any, Callable[[_Storage], _Bytes]]:
     archive = zipfile.ZipFile(path)
     entries = {entry.filename: entry for entry in archive.infolist()}
-    pickles = [name for name in entries if name.endswith("/data.pkl")]
-    if len(pickles) != 1:
+    described = [name for name in entries if name.endswith("/data.pkl")]
+    if len(described) != 1:
         raise Refused("it is a zip without one data.pkl")
-    root = pickles[0].removesuffix("data.pkl")
+    root = described[0].removesuffix("data.pkl")
+    end = path.stat().st_size
 
     def entry(name: str, most: int) -> zipfile.ZipInfo:
         found = entries.get(root + name)
         # PyTorch stores and never compresses, so that a small file cannot unfold into a huge one.
         if found is None or found.compress_type != zipfile.ZIP_STORED or found.file_size > most:
             raise Refused(f"its entry {name} is missing, compressed or larger than it may be")
+        if found.compress_size != found.file_size or found.header_offset + found.file_size > end:
+            raise Refused(f"its entry {name} reaches beyond the file")
         return found
 
     def held(storage: _Storage) -> _Bytes:
@@ -142,7 +200,7 @@ def _read_zip(path: Path) -> tuple[Any, Callable[[_Storage], _Bytes]]:
 
     if root + "byteorder" in entries and archive.read(entry("byteorder", 16)) != b"little":
         raise Refused("its numbers are big-endian")
-    tree = _interpret(io.BytesIO(archive.read(entry("data.pkl", _MOST_PICKLE_BYTES))))
+    tree = _interpret(io.BytesIO(archive.read(entry("data.pkl", budget.DESCRIPTION))))
     return tree, held
 
 
@@ -158,7 +216,7 @@ def _read_legacy(path: Path) -> tuple[Any, Callable[[_Storage], _Bytes]]:
         keys = _interpret(file)
         held: dict[str, _Bytes] = {}
         for key in keys if isinstance(keys, list) else ():
-            if key not in storages:
+            if type(key) is not str or key not in storages:
                 raise Refused("it has a storage that no tensor uses")
             size, known = int.from_bytes(file.read(8), "little"), storages[key]
             length = size * known.dtype.itemsize
@@ -171,135 +229,68 @@ def _read_legacy(path: Path) -> tuple[Any, Callable[[_Storage], _Bytes]]:
     return tree, lambda storage: held[storage.key]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Name:
-    """A name that the pickle asks for; it stands for nothing but itself."""
-
-    name: str
-
-
-_MARK = object()
-_CALLS = ("collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter")
-_NUMBERS_AND_TEXT = {
-    "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG", "BINFLOAT", "FLOAT",
-    "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "BINSTRING", "SHORT_BINSTRING", "STRING",
-}  # fmt: skip
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-
-
 def _interpret(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> Any:
-    """Runs one pickle on a stack of plain values; `storages` collects those that tensors name."""
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
-    storages = {} if storages is None else storages
-    try:
-        for opcode, argument, _ in pickletools.genops(file):
-            if opcode.name == "STOP":
-                return stack.pop()
-            _step(opcode.name, argument, stack, memo, storages)
-    except Refused:
-        raise
-    except Exception as error:  # whatever a damaged file makes of the stack
-        raise Refused(f"its pickle is damaged ({error})") from None
-    raise Refused("its pickle has no end")
+    """What one pickle describes; `storages` collects those that tensors name."""
+
+    def stored(identity: Any) -> _Storage:
+        storage = _storage(identity)
+        if storages is not None:
+            storages[storage.key] = storage
+        return storage
+
+    return pickles.interpret(file, stored, most=budget.DESCRIPTION, steps=budget.STEPS)
 
 
-def _step(
-    name: str, argument: Any, stack: list[Any], memo: dict[int, Any], storages: dict[str, _Storage]
-) -> None:
-    if name in ("PROTO", "FRAME"):
-        return
-    if name in _NUMBERS_AND_TEXT:
-        stack.append(argument)
-    elif name in _CONSTANTS:
-        stack.append(_CONSTANTS[name])
-    elif name in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE"):
-        stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[name]())
-    elif name == "MARK":
-        stack.append(_MARK)
-    elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
-        memo[argument] = stack[-1]
-    elif name == "MEMOIZE":
-        memo[len(memo)] = stack[-1]
-    elif name in ("BINGET", "LONG_BINGET", "GET"):
-        stack.append(memo[argument])
-    elif name == "TUPLE":
-        stack.append(tuple(_since_mark(stack)))
-    elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-        count = int(name[-1])
-        stack[-count:] = [tuple(stack[-count:])]
-    elif name in ("APPEND", "APPENDS"):
-        values = [stack.pop()] if name == "APPEND" else _since_mark(stack)
-        _of(list, stack[-1]).extend(values)
-    elif name in ("SETITEM", "SETITEMS"):
-        values = [stack.pop(), stack.pop()][::-1] if name == "SETITEM" else _since_mark(stack)
-        _of(dict, stack[-1]).update(zip(values[::2], values[1::2], strict=True))
-    elif name == "GLOBAL":
-        stack.append(_allowed(argument.replace(" ", ".")))
-    elif name == "STACK_GLOBAL":
-        attribute, module = stack.pop(), stack.pop()
-        stack.append(_allowed(f"{module}.{attribute}"))
-    elif name == "BINPERSID":
-        storage = _storage(_of(tuple, stack.pop()))
-        storages[storage.key] = storage
-        stack.append(storage)
-    elif name == "REDUCE":
-        arguments = _of(tuple, stack.pop())
-        stack.append(_call(_of(_Name, stack.pop()).name, arguments))
-    elif name == "BUILD":
-        # Attributes of an OrderedDict: `_metadata`, versions of modules, which nothing here needs.
-        stack.pop()
-        _of(dict, stack[-1])
-    else:
-        raise Refused(f"its pickle uses {name}, which a state dict does not need")
-
-
-def _since_mark(stack: list[Any]) -> list[Any]:
-    position = len(stack) - 1 - stack[::-1].index(_MARK)
-    values = stack[position + 1 :]
-    del stack[position:]
-    return values
-
-
-def _of(kind: type, value: Any) -> Any:
-    if type(value) is not kind:
-        raise Refused(f"its pickle has a {type(value).__name__} where a {kind.__name__} belongs")
-    return value
-
-
-def _allowed(name: str) -> _Name:
-    if name not in _CALLS and name not in _DTYPES:
-        raise Refused(f"it asks for {name}, which a state dict does not need")
-    return _Name(name)
-
-
-def _storage(arguments: tuple[Any, ...]) -> _Storage:
+def _storage(identity: Any) -> _Storage:
     """("storage", type, key, place, elements) and in old files the description of a view, which is None."""
-    word, kind, key, _, size = arguments[:5]
-    if (
-        word != "storage"
-        or not isinstance(key, str)
-        or type(size) is not int
-        or size < 0
-        or any(arguments[5:])
-    ):
+    if not isinstance(identity, tuple) or not 5 <= len(identity) <= 6:
         raise Refused("it names a storage in a way that PyTorch does not")
-    return _Storage(key, _DTYPES[_of(_Name, kind).name], size)
+    word, kind, key, _, size = identity[:5]
+    known = type(word) is type(key) is str and type(size) is int and isinstance(kind, Note)
+    if not known or word != "storage" or not 0 <= size < 2**62 or any(x is not None for x in identity[5:]):
+        raise Refused("it names a storage in a way that PyTorch does not")
+    if kind.name not in _DTYPES:
+        raise Refused(f"it has a storage of {kind.name}, which is not read")
+    return _Storage(key, _DTYPES[kind.name], size)
 
 
-def _call(name: str, arguments: tuple[Any, ...]) -> Any:
-    if name == "collections.OrderedDict":
-        return dict(*arguments) if not arguments else _refuse_arguments(name)
-    if name == "torch._utils._rebuild_parameter":
-        return _of(_Tensor, arguments[0])
-    if name == "torch._utils._rebuild_tensor_v2":
-        storage, offset, shape, strides = arguments[:4]
-        numbers = (offset, *_of(tuple, shape), *_of(tuple, strides))
-        if not all(type(n) is int and n >= 0 for n in numbers) or len(shape) != len(strides):
-            raise Refused("it has a tensor with an impossible shape")
-        return _Tensor(_of(_Storage, storage), offset, shape, strides)
-    raise Refused(f"it calls {name}, which is no function")
+_REBUILD = "torch._utils._rebuild_"
+_WRAPS = {f"{_REBUILD}parameter", f"{_REBUILD}parameter_with_state", "torch._tensor._rebuild_from_type_v2"}
+_VIEWS = {f"{_REBUILD}tensor", f"{_REBUILD}tensor_v2", f"{_REBUILD}tensor_v3"}
 
 
-def _refuse_arguments(name: str) -> Any:
-    raise Refused(f"it calls {name} with arguments")
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Note) and value.arguments is not None and value.name in _WRAPS | _VIEWS
+
+
+def _tensor(name: str, note: Note) -> _Tensor | None:
+    """The view of a storage; None of another kind of tensor (sparse, quantized), which no model here has.
+
+    Raises:
+        Refused: it is none.
+    """
+    for _ in _WRAPS:
+        if note.name not in _WRAPS:
+            break
+        if note.name.endswith("_from_type_v2"):
+            function, _, arguments = note.arguments[:3]
+            note = Note(function.name, arguments)
+        else:
+            note = note.arguments[0]
+        if not isinstance(note, Note) or not isinstance(note.arguments, tuple):
+            raise Refused(f"its {name!r} is no tensor")
+    if note.name not in _VIEWS:
+        return None
+    storage, offset, shape, strides = note.arguments[:4]
+    if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
+        raise Refused(f"its {name!r} is no tensor")
+    dtype = storage.dtype
+    if note.name.endswith("_v3"):
+        kind = note.arguments[6].name
+        if kind not in _NEW_DTYPES:
+            return None
+        dtype = _NEW_DTYPES[kind]
+    sizes = budget.shape(name, shape, dtype)
+    if len(strides) != len(shape) or not all(type(n) is int and 0 <= n < 2**62 for n in (offset, *strides)):
+        raise Refused(f"its {name!r} has impossible strides")
+    return _Tensor(storage, dtype, offset, sizes, strides)

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from mlperf_jax.detection import boxes as box
 from mlperf_jax.detection.anchors import AnchorConfig, make_anchors
 from mlperf_jax.detection.suppression import Selection, detect, suppress
-from mlperf_jax.detection.training import match, multibox_loss
+from mlperf_jax.detection.training import largest, match, multibox_loss
+from mlperf_jax.parallel import layout as layouts
+from mlperf_jax.parallel.mesh import single_device_layout
 from tests.detection import reference
 
 ANCHORS = make_anchors(AnchorConfig(60, (12, 20, 60), (12, 24, 44, 60), (4, 6, 4)), (5, 3, 1))
@@ -49,6 +51,7 @@ def _tied(one):
 
 seeds = st.integers(0, 2**32 - 1)
 match_one = jax.jit(lambda boxes, labels: match(boxes, labels, jnp.asarray(ANCHORS)))
+largest_of = jax.jit(largest)
 loss_of = jax.jit(lambda *args: multibox_loss(*args, ANCHORS).mean())
 gradient = jax.jit(jax.grad(lambda *args: multibox_loss(*args, ANCHORS).mean(), (0, 1)))
 
@@ -75,6 +78,48 @@ def test_loss_is_that_of_plain_loops(batch, seed):
         [reference.loss(*one, ANCHORS) for one in zip(codes, logits, boxes, labels, strict=True)]
     )
     assert float(loss_of(codes, logits, boxes, labels)) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.sampled_from([1, 3, 1000]), st.sampled_from([np.float32, np.float64]), seeds)
+def test_the_largest_are_those_a_stable_sort_begins_with(length, kinds, dtype, seed):
+    random = np.random.default_rng(seed)
+    x = (random.integers(kinds, size=(4, length)) * random.exponential()).astype(dtype)
+    x[0, : length // 2] = -0.0
+    count = random.integers(-1, length + 3, 4).clip(0)
+    order = np.argsort(-x, axis=1, kind="stable")
+    expected = np.zeros(x.shape, bool)
+    for row, places, n in zip(expected, order, count, strict=True):
+        row[places[:n]] = True
+    found = np.asarray(largest_of(x, count))
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(np.sort(x * found, axis=1), np.sort(x * expected, axis=1))
+
+
+@pytest.mark.parametrize("spread", [0, 3])
+def test_loss_is_the_same_on_cpu_with_and_without_ties(spread):
+    """Where the largest are marked, and where they are sorted; without spread all anchors tie."""
+    random = np.random.default_rng(0)
+    codes = random.normal(size=(2, len(ANCHORS), 4))
+    logits = random.integers(-1, 2, size=(2, len(ANCHORS), CLASSES)) * float(spread)
+    boxes = np.tile([0.1, 0.1, 0.5, 0.6], (2, MOST, 1))
+    labels = np.tile([1, 0, 0, 0, 0, 0], (2, 1))
+
+    def values(codes, logits):
+        return multibox_loss(codes, logits, boxes, labels, ANCHORS).sum()
+
+    def both():
+        return jax.jit(lambda *args: jax.value_and_grad(values, (0, 1))(*args))(codes, logits)
+
+    sorted_ = both()
+    with layouts.use(single_device_layout()):
+        marked = both()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), marked, sorted_)
+
+
+def test_what_is_no_number_is_among_the_largest():
+    x = np.array([[1.0, np.nan, 3.0, np.inf]])
+    assert np.asarray(largest_of(x, np.array([2]))).tolist() == [[False, True, False, True]]
 
 
 def test_gradients_are_finite_where_there_is_nothing_to_predict():

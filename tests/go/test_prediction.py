@@ -26,10 +26,12 @@ def test_a_folder_of_games(tmp_path):
     illegal = Record(3, 0.5, (4, 4, 1))
     records.write(tmp_path / "below" / "two.sgf", games[:2])
     records.write(tmp_path / "more.sgf", [*games[2:], Record(5, 0.5, (3,)), illegal])
+    (tmp_path / "more.sgf").rename(tmp_path / "more.SGF")
     (tmp_path / "bad.sgf").write_text("no game")
+    (tmp_path / "._bad.sgf").write_text("another system's notes")
     found, refused = prediction.read_folder(tmp_path, 3)
     assert sorted(g.moves for g in found) == sorted(g.moves for g in [*games, illegal])
-    assert refused == ["bad.sgf: there is no game in it", "more.sgf: a board of size 5"]
+    assert refused == ["bad.sgf: there is no game in it", "more.SGF: a board of size 5"]
 
     workload = types.SimpleNamespace(rules=RULES, judge=linear, policy=POLICIES["float32"])
     result = prediction.predict(workload, 1.0, found)

@@ -244,6 +244,10 @@ def test_closed_settings_are_the_official_ones():
     assert (server.server_target_latency_ns, server.server_target_qps) == (15_000_000, 50)
     offline = make_settings(TestScenario.Offline, TestMode.PerformanceOnly, numbers, Asked(), timings, 1)
     assert offline.min_query_count == 24576 and offline.offline_warmup_ms == 2000
+    trial = make_settings(TestScenario.Offline, TestMode.PerformanceOnly, numbers, Asked(1.0), timings, 1)
+    assert (
+        trial.min_query_count == 1 and trial.min_duration_ms == 1000
+    )  # by its time, not by the official count
     multi = make_settings(TestScenario.MultiStream, TestMode.PerformanceOnly, numbers, Asked(), timings, 1)
     assert (multi.multi_stream_samples_per_query, multi.min_query_count) == (8, 662)
     assert multi.multi_stream_expected_latency_ns < 2e6

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -209,6 +210,16 @@ PLANTS = {
         True,
     ),
 }
+
+
+def test_one_time_that_is_far_ahead_is_one_finding(tmp_path, clean):
+    shutil.copytree(clean, tmp_path, dirs_exist_ok=True)
+    log = tmp_path / "closed/Acme/results/acme-1/resnet50/Offline/performance/run_1/mlperf_log_detail.txt"
+    lines = log.read_text().splitlines()
+    lines[3] = re.sub(r'"time_ms": [\d.]+', f'"time_ms": {2**64 / 1e6}', lines[3])
+    log.write_text("\n".join(lines) + "\n")
+    (found,) = [f for f in judge_tree(tmp_path).findings if f.rule == "time-backwards"]
+    assert (found.path, found.line) == (log, 4)
 
 
 @pytest.mark.parametrize("name", PLANTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 import subprocess
 import sys
@@ -220,3 +221,38 @@ def test_lines_that_are_read_are_no_warnings(tmp_path):
             assert lg.TestSettings().FromConfig(str(path), model, scenario, conf.AUDIT) == 0
             lg.TestSettings().FromConfig("", model, scenario, conf.BUILT_IN)
     assert not conf.take_pending_warnings() and not conf.take_pending_errors()
+
+
+BEFORE = {field.name: False for field in dataclasses.fields(lg.TestSettings)}
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        ("9" * 5000, 2**64 - 1), ("-" + "9" * 5000, 2**64 - 1), ("0x" + "f" * 5000, 2**64 - 1), ("0" * 5000 + "7", 7),
+        ("0" + "7" * 5000, 2**64 - 1), ("18446744073709551615", 2**64 - 1), ("-1", 2**64 - 1), ("0x1F", 31), ("010", 8),
+    ],
+)  # fmt: skip
+def test_integers_of_any_length(value, read, tmp_path, capsys):
+    """As strtoull reads them: what has more than 64 bits is the largest."""
+    (tmp_path / "user.conf").write_text(f"*.*.min_query_count = {value}\n")
+    found, status = conf.read_fields(str(tmp_path / "user.conf"), "m", "Offline", conf.AUDIT, BEFORE)
+    assert (status, found["min_query_count"]) == (0, read)
+    assert len(capsys.readouterr().err) < 400
+    conf.take_pending_warnings()
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        ("9" * 5000, math.inf),
+        ("-" + "9" * 5000, -math.inf),
+        ("0x1p99999", math.inf),
+        ("0." + "1" * 5000, 1 / 9),
+    ],
+)
+def test_decimals_of_any_length(value, read, tmp_path):
+    (tmp_path / "user.conf").write_text(f"*.Offline.target_qps = {value}\n")
+    found, status = conf.read_fields(str(tmp_path / "user.conf"), "m", "Offline", conf.AUDIT, BEFORE)
+    assert status == 0 and found["offline_expected_qps"] == pytest.approx(read)
+    conf.take_pending_warnings()

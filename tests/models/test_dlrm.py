@@ -41,7 +41,7 @@ def test_the_interaction_of_the_published_sizes():
 def test_values_and_gradients_equal_torchs(interaction):
     """Rows and multi-hot look-ups included: the tables are plain arrays here, differentiated by jax."""
     torch = pytest.importorskip("torch", reason="PyTorch is the independent judge")
-    from tests.models import torch_dlrm
+    from benchmarks.peers import dlrm as torch_dlrm
 
     config, sizes, hots = SMALL[interaction], (11, 3, 20, 7), (1, 4, 2, 1)
     torch.manual_seed(1)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.nn import initializers
 
 from mlperf_jax.precision import POLICIES
 from models.layers import Conv, ConvTranspose, Dense
@@ -140,3 +141,12 @@ def test_convolutions_give_the_compute_dtype():
     for layer in (Conv, ConvTranspose):
         made = layer(2, 3, (2, 2, 2), stride=2, bias=True, policy=policy, rngs=nnx.Rngs(0))
         assert made(x).dtype == jnp.bfloat16 and made.kernel.dtype == np.float32
+
+
+@pytest.mark.parametrize("size", [1, 3, (1, 7), (3, 3, 3)])
+@pytest.mark.parametrize("init", [None, initializers.glorot_uniform()])
+def test_a_kernel_is_drawn_as_its_shape_says(size, init):
+    """Bit for bit, though the window is drawn as one dimension."""
+    layer = Conv(4, 6, size, kernel_init=init, policy=POLICIES["float32"], rngs=nnx.Rngs(params=7))
+    drawn = (init or initializers.he_normal())(nnx.Rngs(params=7).params(), layer.kernel.shape, jnp.float32)
+    np.testing.assert_array_equal(layer.kernel[...], drawn)

@@ -29,7 +29,7 @@ def build(config):
 
 
 def transcription(config, variables):
-    from tests.models.torch_minigo import TorchMiniGo, copy_into
+    from benchmarks.peers.minigo import TorchMiniGo, copy_into
 
     model = TorchMiniGo(config.size, config.planes, config.conv_width, config.trunk_layers, config.fc_width)
     copy_into(model, jax.device_get(variables))
@@ -41,7 +41,7 @@ def transcription(config, variables):
     [(DualNetworkConfig(), 736_671), (DualNetworkConfig(size=9, trunk_layers=9), 692_343)],
 )
 def test_parameter_count(config, count):
-    from tests.models.torch_minigo import TorchMiniGo
+    from benchmarks.peers.minigo import TorchMiniGo
 
     model = nnx.eval_shape(lambda: DualNetwork(config, policy=POLICIES["float32"], rngs=nnx.Rngs(0)))
     params = nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[1])

@@ -1,5 +1,7 @@
 """Batch norm against PyTorch and against a loop over groups; group and instance norm against PyTorch."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,9 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlperf_jax.parallel import layout as layouts
+from mlperf_jax.parallel import mesh
+from mlperf_jax.planning import hlo, topology
 from mlperf_jax.precision import POLICIES
 from models.norms import BatchNorm, GroupNorm, InstanceNorm
 from tests.models.torch_layers import assert_equals_torchs
@@ -105,6 +110,34 @@ def test_statistics_of_bfloat16_activations_are_float32():
     assert (out.dtype, new_mean.dtype, new_var.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
     exact = np.asarray(x, np.float64).mean((0, 1, 2))
     np.testing.assert_allclose(new_mean, 0.9 * mean + 0.1 * exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.parametrize("span", [0, 4, 16, 32])
+def test_gradients_are_summed_in_float32_by_the_tpu_compiler(span):
+    """16 samples on each of 4 chips, in several groups, one, and half of one; and the whole batch as one."""
+    layout = mesh.make_layout(mesh.find_strategy("dp"), None, topology.devices(topology.parse("v5e:2x2")))
+    graph, params, rest = nnx.split(BatchNorm(128, span=span, policy=POLICIES["bfloat16"]), nnx.Param, ...)
+
+    def gradients(params, rest, x):
+        def loss(params, x):
+            norm = nnx.merge(graph, params, rest, copy=True)
+            return jnp.square(nnx.relu(norm(2 * x, train=True))).astype(jnp.float32).mean()
+
+        of_params, of_x = jax.grad(loss, (0, 1))(params, x)
+        # Gradients are reduced over devices in bfloat16, and XLA would sum over the batch in it, too.
+        return jax.tree.map(lambda g: g.astype(jnp.bfloat16), of_params), of_x
+
+    with layouts.use(layout):
+        x = layout.struct((64, 16, 16, 128), jnp.bfloat16, ("batch",))
+        text = jax.jit(gradients).lower(*struct((params, rest), layout), x).compile().as_text()
+    reductions = [(i, body) for i, body, _ in hlo.walk(hlo.parse(text)) if i.opcode == "reduce"]
+    dtypes = {shape.dtype for i, body in reductions for shape in (*i.shapes, *body[i.operands[0]].shapes)}
+    assert len(reductions) >= 4 and dtypes == {"f32"}
+
+
+def struct(tree, layout):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.replicated), tree)
 
 
 # Norms of every sample by itself.

@@ -17,8 +17,8 @@ from models.ssd import SSD, SSDConfig, flops_per_image
 
 torch = pytest.importorskip("torch", reason="PyTorch is the judge")
 
+from benchmarks.peers.ssd_resnet34 import TorchSSD, random_ssd  # noqa: E402  it needs torch
 from tests.detection import reference  # noqa: E402
-from tests.models.torch_ssd import TorchSSD, random_ssd  # noqa: E402  it needs torch
 
 SMALL = SSDConfig(
     image_size=67,

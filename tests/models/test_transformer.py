@@ -103,7 +103,7 @@ def test_the_big_model_has_the_references_parameters():
 
 def test_logits_and_gradients_are_pytorchs():
     torch = pytest.importorskip("torch", reason="PyTorch judges ours")
-    from tests.models.torch_transformer import TorchTransformer, loss_of, take_over
+    from benchmarks.peers.transformer import TorchTransformer, loss_of, take_over
 
     graph, params = small("float32")
     judge = TorchTransformer(**SIZES)

@@ -225,6 +225,7 @@ def test_killed_and_stopped_processes_end_together_and_the_same_command_resumes(
 
     with Pair(tmp_path) as pair:
         assert pair.wait() == [1, 1], pair.output(0) + pair.output(1)  # the toy's target is out of reach
+    assert re.search(r", (\d+) of \1 programs kept from before; training", pair.output(0))
     assert_same_state(tmp_path, engine, expected)
     assert_each_example_once(tmp_path)
     log = log_events(tmp_path)
@@ -277,3 +278,25 @@ def test_what_processes_agree_on(monkeypatch):
             agree_with(facts | {name: "other"})
         with pytest.raises(UserError, match=f"differ: {name} is .* in process 0 and not there in process 1"):
             agree_with({other: value for other, value in facts.items() if other != name})
+
+
+def test_whether_processes_see_the_same_folder(tmp_path, monkeypatch):
+    """Two processes in turn, of which the second sees what the first wrote, or is elsewhere."""
+
+    def second_in(folder, others):
+        told = []
+        monkeypatch.setattr(distributed, "_gather", lambda ours: told.append(ours) or [ours, *others])
+        monkeypatch.setattr(jax, "process_index", lambda: 0)
+        agreed = distributed.all_see(tmp_path / "first")
+        mark = told[0].decode()
+        (tmp_path / "first" / mark).touch()
+        monkeypatch.setattr(jax, "process_index", lambda: 1)
+        monkeypatch.setattr(distributed, "_gather", lambda ours: told.append(ours) or [mark.encode(), ours])
+        distributed.all_see(folder)
+        (tmp_path / "first" / mark).unlink()
+        return agreed, told[-1]
+
+    assert second_in(tmp_path / "first", [b"1"]) == (True, b"1")
+    assert second_in(tmp_path / "other", [b"0"]) == (False, b"0")
+    assert second_in(None, [b"0"]) == (False, b"0")
+    assert list((tmp_path / "first").iterdir()) == [] and not (tmp_path / "other").exists()

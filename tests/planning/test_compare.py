@@ -63,6 +63,7 @@ def test_strategies_agree_in_float64(tmp_path):
     assert state["fsdp_tp"] < state["fsdp"] < state["dp"]
     assert "Not reviewed by MLCommons" in done.stdout
     assert (tmp_path / "compare.svg").exists()
+    assert "2 steps are too few for quartiles; --steps=20 has them." in done.stdout
 
 
 def test_a_strategy_that_disagrees_is_found():

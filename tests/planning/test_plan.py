@@ -145,6 +145,15 @@ def test_out_of_memory_is_an_answer_and_is_kept(tmp_path):
         _compile(Refusing("INTERNAL: something else"), tmp_path)
 
 
+def test_answers_are_kept_by_the_compilers_flags(monkeypatch, tmp_path):
+    lowered = Refusing("RESOURCE_EXHAUSTED: hbm")
+    cached = []
+    for flags in ("", "--xla_tpu_x=1", "--xla_tpu_x=2", "--xla_tpu_x=1"):
+        monkeypatch.setenv("LIBTPU_INIT_ARGS", flags)
+        cached.append(_compile(lowered, tmp_path).cached)
+    assert cached == [False, False, False, True]
+
+
 def test_a_damaged_cache_entry_is_made_again(tmp_path):
     lowered = Refusing("RESOURCE_EXHAUSTED: hbm")
     _compile(lowered, tmp_path)

@@ -84,7 +84,7 @@ def test_labels_and_unreadable_files_are_told(tmp_path, capsys):
     ("arguments", "message"),
     [
         ([], "Name at least one folder"),
-        (["nowhere"], "is no folder"),
+        (["nowhere"], "is no folder and no log"),
         (["--metric=hours"], "metric"),
         (["--nothing"], "nothing"),
         ([".", "--html=/proc/none/page.html"], "cannot be written"),
@@ -94,6 +94,7 @@ def test_labels_and_unreadable_files_are_told(tmp_path, capsys):
 )
 def test_a_mistake_gets_one_sentence(tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    trees.published(tmp_path)
     trees.write(tmp_path / "odd.json", '{"resnet": "fast"}')
     assert report.main(arguments) == 2
     error = capsys.readouterr().err
@@ -106,10 +107,10 @@ def test_help_names_every_flag(capsys):
     assert all(f"--{name}" in out for name in ("csv", "html", "metric", "reference_minutes", "serve", "port"))
 
 
-def test_an_empty_folder_is_no_error(tmp_path, capsys):
-    assert report.main([str(tmp_path), f"--html={tmp_path}/page.html"]) == 0
-    assert "There are no results" in capsys.readouterr().out
-    assert "No results yet" in (tmp_path / "page.html").read_text()
+def test_an_empty_folder_is_a_mistake_but_not_for_the_live_page(tmp_path, capsys):
+    assert report.main([str(tmp_path), f"--html={tmp_path}/page.html"]) == 2
+    assert "holds no results" in capsys.readouterr().err and not (tmp_path / "page.html").exists()
+    assert b"No results yet" in live.Source([tmp_path], References(), "minutes").html()
 
 
 class _Collector(html.parser.HTMLParser):

@@ -16,7 +16,7 @@ WORKLOADS = {"dot": SmallDLRM, "cross": SmallDCNv2}
 
 def published(interaction):
     """A random model, and its arrays under the published names."""
-    from tests.models.torch_dlrm import TorchDLRM
+    from benchmarks.peers.dlrm import TorchDLRM
 
     torch.manual_seed(3)
     model = toys.make(WORKLOADS[interaction]).model_config

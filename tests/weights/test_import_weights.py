@@ -1,6 +1,9 @@
 """Published weights: parity with PyTorch's forward through every file format, and what bad files get."""
 
+import argparse
+import collections
 import contextlib
+import datetime
 import io
 import os
 import pickle
@@ -340,6 +343,81 @@ def test_damage_anywhere_in_a_pickle_ends_in_a_sentence(data):
         pickled[data.draw(st.integers(0, len(pickled) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(torch_file.Refused):
         torch_file._interpret(io.BytesIO(bytes(pickled)))
+
+
+class Unknown:
+    """What a training pickles beside its weights, by a class that only it has."""
+
+    def __init__(self):
+        self.rate, self.schedule = 0.1, [1, 2]
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("place", torch_file.WRAPPERS)
+def test_what_lies_beside_the_weights_is_passed_over(place, old, model, tmp_path):
+    path, state = tmp_path / "x.pth", model.state_dict()
+    beside = {
+        "args": argparse.Namespace(lr=0.1, out=Path("out")),
+        "optimizer": torch.optim.SGD(model.parameters(), 0.1, momentum=0.9).state_dict(),
+        "numbers": np.arange(3),
+        "best": np.float64(0.5),
+        "device": torch.device("cpu"),
+        "shape": torch.Size([1]),
+        "dtype": torch.float32,
+        "when": datetime.datetime(2020, 1, 1),
+        "counts": collections.Counter("aab"),
+        "queue": collections.deque([1, 2]),
+        "names": {"a", "b"},
+        "kinds": {(1, 2): 3, 4: 5},
+        "own": Unknown(),
+        "rng_state": torch.get_rng_state(),
+        "epoch": 3,
+    }
+    for protocol in (2, 4):
+        torch.save(
+            beside | {place: state}, path, _use_new_zipfile_serialization=not old, pickle_protocol=protocol
+        )
+        read = files.read_tensors(path)
+        assert read.keys() == state.keys()
+        np.testing.assert_array_equal(np.asarray(read["fc.weight"]), state["fc.weight"].numpy())
+    torch.save(beside | {place: {"net": state}}, path, _use_new_zipfile_serialization=not old)
+    assert files.read_tensors(path).keys() == state.keys()
+
+
+def test_where_there_is_no_state_dict_the_names_are_told(model, tmp_path):
+    torch.save({"generator": model.state_dict(), "epoch": 3, "own": Unknown()}, tmp_path / "x.pth")
+    with pytest.raises(UserError) as caught:
+        files.read_tensors(tmp_path / "x.pth")
+    assert f"'generator' (a dict of {len(model.state_dict())} tensors), 'epoch' (int)" in str(caught.value)
+    assert "under one of state_dict, model_state_dict, model, net" in str(caught.value)
+    tensors = {f"generator.{name}": t.numpy() for name, t in model.state_dict().items()}
+    with pytest.raises(UserError, match=r"no conv1.weight; they have generator\.\S*conv1.weight, .* more; "):
+        from_torchvision(tensors, OURS)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module.", "model.", "model._orig_mod.module.", "module.model."]
+)
+def test_wrappers_in_any_order(prefix, model, forward):
+    images = np.random.default_rng(1).normal(size=(1, SIZE, SIZE, 3)).astype(np.float32)
+    plain = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    wrapped = {prefix + name.replace("layer1.", "layer1._orig_mod."): a for name, a in plain.items()}
+    np.testing.assert_array_equal(forward(wrapped, images), forward(plain, images))
+
+
+def test_tensors_that_have_no_storage_of_their_own_kind(tmp_path):
+    state = {
+        "eight": torch.tensor([[1.5, -2], [0, 4]]).to(torch.float8_e4m3fn).T,
+        "short": torch.tensor([1, 60_000], dtype=torch.uint16),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "complex": torch.ones(2, dtype=torch.complex64),
+        "sparse": torch.eye(2).to_sparse(),
+    }
+    torch.save(state, tmp_path / "x.pth")
+    read = files.read_tensors(tmp_path / "x.pth")
+    assert read.keys() == state.keys() - {"sparse"}
+    assert np.asarray(read["eight"]).astype(float).tolist() == [[1.5, 0], [-2, 4]]
+    assert np.asarray(read["short"]).tolist() == [1, 60_000]
 
 
 def test_other_models_are_refused(model):

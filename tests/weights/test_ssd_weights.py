@@ -93,9 +93,10 @@ def test_a_backbone_is_a_classifiers_first_stages():
     assert "conv_shortcut" not in params["blocks"]["stage1_block1"] and len(params["blocks"]) == 4
 
 
-def test_a_whole_detector_has_the_same_backbone():
+@pytest.mark.parametrize("prefix", ["module.", "", "model._orig_mod.", "_orig_mod.module.model."])
+def test_a_whole_detector_has_the_same_backbone(prefix):
     tensors = drawn(reference_shapes(CONFIG))
-    wrapped = {f"module.{name}": array for name, array in tensors.items()}
+    wrapped = {f"{prefix}{name}": array for name, array in tensors.items()}
     found = from_reference(wrapped, CONFIG)
     assert sum(a.size for a in jax.tree.leaves(found["params"])) == sum(
         a.size for name, a in tensors.items() if name.endswith(("weight", "bias"))
@@ -117,6 +118,21 @@ def test_weights_of_another_detector_are_refused(change, said):
     tensors = drawn({name: shape for name, shape in shapes.items() if shape is not None})
     with pytest.raises(UserError, match=said):
         from_reference(tensors, CONFIG)
+
+
+def test_a_detector_with_torchvisions_names_in_a_wrapper():
+    rest = {name: shape for name, shape in reference_shapes(CONFIG).items() if not name.startswith("model.")}
+    stages = {
+        name: shape
+        for name, shape in torchvision_shapes(CONFIG).items()
+        if not name.startswith(("layer4", "fc"))
+    }
+    tensors = drawn(stages | rest)
+    found = from_reference({f"model.{name}": array for name, array in tensors.items()}, CONFIG)
+    np.testing.assert_array_equal(
+        found["params"]["backbone"]["blocks"]["stage1_block1"]["conv1"]["kernel"],
+        tensors["layer1.0.conv1.weight"].transpose(2, 3, 1, 0),
+    )
 
 
 def test_weights_of_a_bottleneck_resnet_are_refused():

@@ -3,7 +3,10 @@
 import contextlib
 import itertools
 import os
+import re
 import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -367,3 +370,57 @@ def test_eval_examples_are_read_one_by_one_as_in_batches(fake_dir):
     for name, values in read.items():
         np.testing.assert_array_equal(values, whole[name][indices])
     assert dataset.read_eval(indices, ("label",)).keys() == {"label"}
+
+
+def bare(folder, classes=1000):
+    """A train/ of empty classes and a val/ with nothing."""
+    for i in range(classes):
+        (folder / "train" / f"n{i:08}").mkdir(parents=True)
+    (folder / "val").mkdir()
+    return folder
+
+
+def test_unsorted_images_are_told_with_how_to_sort_them(tmp_path):
+    folder = bare(tmp_path / "imagenet")
+    for i in range(3):
+        (folder / "val" / f"ILSVRC2012_val_{i:08}.JPEG").write_bytes(b"")
+    (folder / "val" / ".DS_Store").write_bytes(b"")
+    said = r"val has no class folders; its 3 images lie there unsorted: move each into .*val/<wnid>.*docs/data.md"
+    with pytest.raises(UserError, match=said):
+        imagenet.open_dataset(tmp_path, {})
+
+
+def test_classes_that_are_still_packed_are_told(tmp_path):
+    folder = bare(tmp_path / "imagenet", classes=2)
+    (folder / "train" / "n00000003.tar").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"2 class folders where ImageNet has 1000; it has 1 archives: unpack each"
+    ):
+        imagenet.open_dataset(tmp_path, {})
+
+
+def test_what_docs_show_sorts_them(tmp_path):
+    """The shell's lines of docs/data.md, on three images."""
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    (script,) = re.findall(r"```\n(paste .*?)```", text, re.DOTALL)
+    (tmp_path / "imagenet_2012_validation_synset_labels.txt").write_text("n02\nn01\nn02\n")
+    for i in range(1, 4):
+        (tmp_path / f"ILSVRC2012_val_{i:08}.JPEG").write_bytes(b"")
+    subprocess.run(["bash", "-ec", script], cwd=tmp_path, check=True)
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*"))
+    assert found == [f"n0{c}/ILSVRC2012_val_{i:08}.JPEG" for c, i in ((1, 2), (2, 1), (2, 3))]
+
+
+def test_names_that_begin_with_a_dot_and_pipes_are_no_images(fake_copy):
+    before = opened(fake_copy)
+    folder = fake_copy / f"imagenet_fake_{NUM_FAKE}"
+    for split in ("train", "val"):
+        image = image_paths(fake_copy, split)[0]
+        (image.parent / f"._{image.name}").write_bytes(b"another system's notes")
+        os.mkfifo(image.parent / "a.JPEG")
+        (image.parent / "folder.JPEG").mkdir()
+        (folder / split / ".ipynb_checkpoints").mkdir()
+    after = opened(fake_copy)
+    assert (after.num_train, after.num_eval) == (before.num_train, before.num_eval)
+    one, other = ({k: v for k, v in data.read_train(0, 9, 3).items()} for data in (before, after))
+    assert all(np.array_equal(one[name], other[name]) for name in one)

@@ -1,11 +1,18 @@
-"""ResNet v1.5 written once more, in PyTorch's own layers: the judge of `models.resnet`."""
+"""ResNet v1.5 written once more, in PyTorch's own layers: the judge of `models.resnet`, and its peer in speed."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from benchmarks.speed import peer, torch_optimizers
+from benchmarks.speed.torch_optimizers import Optimizer
+from models.resnet import ResNetConfig
 
 
 class SamePad(nn.Module):
@@ -45,7 +52,7 @@ class Block(nn.Module):
         return F.relu(self.branch(x) + self.shortcut(x))
 
 
-def build(config) -> nn.Module:
+def build(config: ResNetConfig) -> nn.Sequential:
     if config.stem == "imagenet":
         layers = [
             nn.Conv2d(config.channels_in, config.width, 7, 2, 3, bias=False),
@@ -87,39 +94,81 @@ def randomise(model: nn.Module, seed: int) -> None:
             fill(m.bias, rng.normal(0, 0.1, m.bias.shape))
 
 
-def to_tree(model: nn.Module, config, of=lambda tensor: tensor) -> tuple[dict, dict]:
-    """(parameters, running statistics) as our trees; `of` picks what is read, e.g. a parameter's gradient."""
-
-    def array(tensor):
-        return of(tensor).detach().numpy().copy()
-
-    def conv(m):
-        return {"kernel": array(m.weight).transpose(2, 3, 1, 0)}
-
-    def bn(m):
-        return {"scale": array(m.weight), "bias": array(m.bias)}, {
-            "mean": m.running_mean.numpy().copy(),
-            "var": m.running_var.numpy().copy(),
-        }
-
-    stem = next(m for m in model if isinstance(m, nn.Conv2d))
-    first = next(m for m in model if isinstance(m, nn.BatchNorm2d))
-    linear = model[-1]
-    params = {"stem": {"conv": conv(stem)}, "blocks": {}}
-    stats = {"blocks": {}}
-    params["norm"], stats["norm"] = bn(first)
-    params["head"] = {"kernel": array(linear.weight).T, "bias": array(linear.bias)}
+def layers(model: nn.Sequential, config: ResNetConfig) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
+    """Every layer that holds arrays, and where ours has them."""
+    yield ("stem", "conv"), next(m for m in model if isinstance(m, nn.Conv2d))
+    yield ("norm",), next(m for m in model if isinstance(m, nn.BatchNorm2d))
     names = [f"stage{s + 1}_block{b + 1}" for s, n in enumerate(config.stages) for b in range(n)]
     for name, block in zip(names, (m for m in model if isinstance(m, Block)), strict=True):
-        p, s = params["blocks"].setdefault(name, {}), stats["blocks"].setdefault(name, {})
         parts = [m for m in block.branch if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
         keys = ["conv1", "norm1", "conv2", "norm2", "conv3", "norm3"]
         if isinstance(block.shortcut, nn.Sequential):
             parts += list(block.shortcut)
             keys += ["conv_shortcut", "norm_shortcut"]
         for key, part in zip(keys, parts, strict=True):
-            if isinstance(part, nn.Conv2d):
-                p[key] = conv(part)
-            else:
-                p[key], s[key] = bn(part)
+            yield ("blocks", name, key), part
+    yield ("head",), model[-1]
+
+
+def to_tree(model: nn.Sequential, config: ResNetConfig, of: Any = lambda tensor: tensor) -> tuple[dict, dict]:
+    """(parameters, running statistics) as our trees; `of` picks what is read, e.g. a parameter's gradient."""
+
+    def array(tensor):
+        return of(tensor).detach().numpy().copy()
+
+    params: dict = {}
+    stats: dict = {}
+    for path, layer in layers(model, config):
+        if isinstance(layer, nn.Conv2d):
+            values = {"kernel": array(layer.weight).transpose(2, 3, 1, 0)}
+        elif isinstance(layer, nn.Linear):
+            values = {"kernel": array(layer.weight).T, "bias": array(layer.bias)}
+        else:
+            values = {"scale": array(layer.weight), "bias": array(layer.bias)}
+            running = {"mean": layer.running_mean, "var": layer.running_var}
+            _put(stats, path, {name: x.numpy().copy() for name, x in running.items()})
+        _put(params, path, values)
     return params, stats
+
+
+def _put(tree: dict, path: tuple[str, ...], values: dict) -> None:
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = values
+
+
+def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any]:
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+class Peer(peer.Peer):
+    # A batch that one accelerator holds, normalised whole.
+    on_a_chip = ("--config.batch_size=256", "--config.model.bn_span=0")
+
+    def build(self) -> nn.Module:
+        return build(self.workload.model_config)
+
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        for path, layer in layers(self.model, self.workload.model_config):
+            stats = _at(state["model_state"], path) if isinstance(layer, nn.BatchNorm2d) else None
+            peer.copy_layer(layer, _at(state["params"], path), stats)
+
+    def make_optimizer(self) -> Optimizer:
+        numbers = self.config.optimizer.to_dict()
+        name = numbers.pop("name")
+        del numbers["base_lr"]
+        if name == "lars":
+            return torch_optimizers.lars(self.model, **numbers)
+        decays = torch_optimizers.is_matrix
+        return torch_optimizers.momentum(
+            self.model, decays=decays, rate_inside=True, fused=self.fast, **numbers
+        )
+
+    def loss(self, batch: peer.Tensors) -> torch.Tensor:
+        logits = self.model(self.images(batch["image"]))
+        return F.cross_entropy(logits, batch["label"].long(), label_smoothing=self.config.label_smoothing)
+
+    def answer(self, inputs: peer.Tensors) -> torch.Tensor:
+        return self.model(self.images(inputs["image"])).argmax(1).int()

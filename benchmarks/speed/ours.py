@@ -1,0 +1,151 @@
+"""Our side: the train step that the loop calls, and the predict program that is served, as they are compiled there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.speed import handed, roofline
+from benchmarks.speed.side import MANY, ONE, TRAIN, Side
+from loadgen_py.replica import Replica
+from mlperf_jax import making
+from mlperf_jax import platform as platforms
+from mlperf_jax.errors import UserError
+from mlperf_jax.inference import replicas
+from mlperf_jax.inference.settings import ladder
+from mlperf_jax.parallel import mesh
+from mlperf_jax.parallel.chips import find_chip
+from mlperf_jax.planning import compare, compilation, cost, cost_time, hlo
+from mlperf_jax.results import system
+from mlperf_jax.supervised import GradientWorkload
+from mlperf_jax.training.engine import Engine, named, tracing
+from mlperf_jax.workload import ServedWorkload, State
+
+_RATES = 4096  # learning rates that peers are told
+_MOST_BYTES = 8 << 30  # of a state that is handed to peers
+
+
+class Ours(Side):
+    """A workload on one device, on synthetic data."""
+
+    def prepare(self) -> dict[str, Any]:
+        spec = self.spec
+        platforms.require_devices(spec["platform"])
+        recipe = making.choose(
+            spec["workload"], spec["preset"], spec["platform"], spec["overrides"], kind=GradientWorkload
+        )
+        self.workload = recipe.make(self.folder, synthetic=True)
+        self.layout = mesh.single_device_layout()
+        self.engine = Engine(self.workload, self.layout)
+        held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.engine.state))
+        if held > _MOST_BYTES:
+            raise UserError(
+                f"Its state takes {held / 2**30:.0f} GiB; make the model smaller by --config flags."
+            )
+        self.engine.compile("init")
+        self.state: State = self.engine.init(spec["seed"])
+        batch = compare.first_batch(self.engine, spec["seed"])
+        self.bucket = batch.bucket
+        self.batch = self.engine.place(batch.batch, self.engine.buckets[batch.bucket])
+        handed.write(
+            self.folder / "state.npz", _named({k: v for k, v in self.state.items() if k != "opt_state"})
+        )
+        handed.write(self.folder / "batch.npz", _named(batch.batch))
+        handed.write(self.folder / "rates.npz", {"rates": self._rates()})
+        return (
+            {"unit": self.workload.unit, "precision": self.workload.policy.compute} | self._serve() | _here()
+        )
+
+    def _rates(self) -> np.ndarray:
+        """Learning rates of the first steps."""
+        return np.asarray(jax.jit(jax.vmap(self.workload.schedule()))(jnp.arange(_RATES)), np.float64)
+
+    def _serve(self) -> dict[str, Any]:
+        """The model as it is served, with as many samples as the largest batch has."""
+        self.served = jax.tree.map(jnp.copy, self.workload.served_state(self.state))
+        self.served_bucket = next(iter(self.workload.sample_specs()))
+        self.many = min(
+            max(ladder(self.workload.config.inference, self.served_bucket)), self.workload.num_samples
+        )
+        self.samples = self._samples(self.many)
+        handed.write(self.folder / "samples.npz", _named(self.samples))
+        self.replica: Replica = replicas.replica(
+            self.workload, self.served, self.layout, {self.served_bucket: self.many}, on_device=False
+        )
+        self.replica.hold({self.served_bucket: self.samples})
+        return {"sizes": {TRAIN: self.workload.batch_size, ONE: 1, MANY: self.many}}
+
+    def _samples(self, count: int) -> dict[str, np.ndarray]:
+        """Samples of the data; of a workload that has the model make them, by games say, any of that shape."""
+        if type(self.workload).make_samples is ServedWorkload.make_samples:
+            return self.workload.read_samples(np.arange(count))
+        random = np.random.default_rng(self.spec["seed"])
+        spec = self.workload.sample_specs()[self.served_bucket]
+        return {
+            name: random.integers(0, 2, (count, *shape)).astype(dtype)
+            for name, (shape, dtype) in spec.items()
+        }
+
+    def compile(self, program: str) -> None:
+        if program == TRAIN:
+            self.engine.compile(named("train_step", self.bucket))
+            handed.write(self.folder / "loss.npz", {"first": np.asarray(self._steps(1)["loss"])})
+            self.runs[TRAIN] = self._train
+            return
+        slots = np.arange(1 if program == ONE else self.many, dtype=np.int32)
+        self.replica.compile({self.served_bucket: [len(slots)]})
+        answers = self.replica.answer(self.served_bucket, slots)
+        handed.write(self.folder / f"{program}.npz", {"answers": answers})
+
+        def run(calls: int) -> None:
+            for _ in range(calls):
+                self.replica.answer(self.served_bucket, slots)
+
+        self.runs[program] = run
+
+    def _steps(self, count: int) -> Any:
+        for _ in range(count):
+            self.state, metrics = self.engine.train(self.state, self.batch, steps=1, bucket=self.bucket)
+        return metrics
+
+    def _train(self, calls: int) -> None:
+        self._steps(calls)
+        jax.block_until_ready(self.state)
+
+    @property
+    def device_peak(self) -> int:
+        return int((jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0))
+
+    def costs(self) -> dict[str, Any]:
+        """What the train step costs by the project's own counting, what the device reaches, what `plan` expects."""
+        name = named("train_step", self.bucket)
+        program = self.engine.programs[name]
+        with tracing(self.layout, self.workload.policy):
+            counted = cost.jaxpr_flops(jax.make_jaxpr(lambda *args: program.function(*args))(*program.args))
+        text, memory = compilation.text_and_memory(self.engine.compiled(name))
+        module = hlo.parse(text)
+        chip = find_chip(jax.devices()[0].device_kind)
+        model = self.workload.train_flops_per_example() * self.workload.batch_size
+        return {
+            "flops": {"model": model, "program": counted.total},
+            "moved_bytes": cost.hlo_bytes(module),
+            "planned_bytes": memory.total,
+            "reached": roofline.measure(self.workload.policy),
+            "peak_flops": chip.bf16 if chip else None,
+            "predicted_step": cost_time.timeline(module, chip, []).seconds if chip else None,
+        }
+
+
+def _here() -> dict[str, Any]:
+    devices = jax.devices()[:1]
+    return {"system": system.default_system_name(devices), "device": devices[0].device_kind}
+
+
+def _named(tree: Any) -> dict[str, np.ndarray]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(x)
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }

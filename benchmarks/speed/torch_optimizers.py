@@ -1,0 +1,137 @@
+"""Our optimizers by PyTorch's own, step by step equal: what differs is said to them anew before each step.
+
+`fused` asks for PyTorch's kernels that do all of a step at once, which it does not use by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+_NO_RATE = 1e-30  # in place of a rate of 0, by which nothing can be divided
+
+
+class Optimizer:
+    """One of `torch.optim`, with the numbers of its next step.
+
+    Args:
+        inner: PyTorch's.
+        say: (group, rate, step from 1) puts a step's numbers into a group of parameters.
+    """
+
+    def __init__(self, inner: Any, say: Callable[[dict[str, Any], float, int], None]) -> None:
+        self.inner, self._say, self._steps = inner, say, 0
+
+    def step(self, rate: float) -> None:
+        """Moves the parameters by their gradients, and forgets these."""
+        self._steps += 1
+        for group in self.inner.param_groups:
+            self._say(group, rate, self._steps)
+        self.inner.step()
+        self.inner.zero_grad(set_to_none=True)
+
+
+def _rate_alone(group: dict[str, Any], rate: float, _: int) -> None:
+    group["lr"] = rate
+
+
+def _groups(
+    model: nn.Module, weight_decay: float, decays: Callable[[str, nn.Parameter], bool]
+) -> list[dict[str, Any]]:
+    parts: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        parts[decays(name, parameter)].append(parameter)
+    decay = {True: weight_decay, False: 0.0}
+    return [{"params": parts[yes], "weight_decay": decay[yes]} for yes in parts if parts[yes]]
+
+
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is neither a bias nor of a norm."""
+    return parameter.ndim > 1
+
+
+def every(name: str, parameter: nn.Parameter) -> bool:
+    return True
+
+
+def momentum(
+    model: nn.Module,
+    *,
+    momentum: float,
+    weight_decay: float,
+    decays: Callable[[str, nn.Parameter], bool],
+    rate_inside: bool,
+    fused: bool,
+) -> Optimizer:
+    """`torch.optim.SGD`, whose momentum M holds no rate: w <- w - lr * M.
+
+    With `rate_inside`, m <- momentum * m - lr * d, w <- w + m: the same with m = -lr * M if at each step the momentum is
+    taken times the last rate over this one.
+    """
+
+    def say(group: dict[str, Any], rate: float, _: int) -> None:
+        if rate_inside:
+            rate = rate or _NO_RATE
+            group["momentum"] = momentum * group["lr"] / rate
+        group["lr"] = rate
+
+    groups = _groups(model, weight_decay, decays)
+    return Optimizer(torch.optim.SGD(groups, lr=_NO_RATE, momentum=momentum, fused=fused), say)
+
+
+def adam(model: nn.Module, *, beta1: float, beta2: float, epsilon: float, fused: bool) -> Optimizer:
+    """`torch.optim.Adam`, which adds epsilon to the corrected root where ours adds it to the root."""
+
+    def say(group: dict[str, Any], rate: float, step: int) -> None:
+        group["lr"], group["eps"] = rate, epsilon / (1 - beta2**step) ** 0.5
+
+    return Optimizer(torch.optim.Adam(model.parameters(), betas=(beta1, beta2), fused=fused), say)
+
+
+def sgd(parameters: Iterable[nn.Parameter], *, fused: bool) -> Optimizer:
+    return Optimizer(torch.optim.SGD(parameters, fused=fused), _rate_alone)
+
+
+def adagrad(
+    parameters: Iterable[nn.Parameter], *, epsilon: float, initial_accumulator: float, fused: bool
+) -> Optimizer:
+    inner = torch.optim.Adagrad(
+        parameters, eps=epsilon, initial_accumulator_value=initial_accumulator, fused=fused
+    )
+    return Optimizer(inner, _rate_alone)
+
+
+class _Lars(torch.optim.Optimizer):
+    """LARS as `mlperf_jax.training.momentum.lars` states it, all parameters of a group at once."""
+
+    def __init__(self, groups: list[dict[str, Any]], **numbers: float) -> None:
+        super().__init__(groups, {"lr": _NO_RATE, **numbers})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            weights = group["params"]
+            grads = [w.grad for w in weights]
+            moments = [self.state[w].setdefault("m", torch.zeros_like(w)) for w in weights]
+            decay = group["weight_decay"]
+            torch._foreach_mul_(moments, group["momentum"])
+            if decay:
+                directions = torch._foreach_add(grads, weights, alpha=decay)
+                w_norms, g_norms = torch._foreach_norm(weights), torch._foreach_norm(grads)
+                trust = [
+                    torch.where((w > 0) & (g > 0), group["trust"] * w / (g + decay * w + group["eps"]), 1.0)
+                    for w, g in zip(w_norms, g_norms, strict=True)
+                ]
+                grads = torch._foreach_mul(directions, trust)
+            torch._foreach_add_(moments, grads, alpha=-group["lr"])
+            torch._foreach_add_(weights, moments)
+
+
+def lars(
+    model: nn.Module, *, momentum: float, weight_decay: float, trust_coefficient: float, epsilon: float
+) -> Optimizer:
+    groups = _groups(model, weight_decay, is_matrix)
+    return Optimizer(_Lars(groups, momentum=momentum, trust=trust_coefficient, eps=epsilon), _rate_alone)

@@ -1,0 +1,135 @@
+"""The peers of `benchmarks.run` do our work: the same losses, the same steps, the same answers, from the same weights."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import peers
+from mlperf_jax import making
+from mlperf_jax import workload as registry
+from mlperf_jax.parallel import mesh
+from mlperf_jax.planning import compare
+from mlperf_jax.training.engine import Engine, named
+from mlperf_jax.workload import TrainedWorkload
+
+torch = pytest.importorskip("torch", reason="PyTorch is the peer")
+
+STEPS = 3
+# The minis, with fewer layers and examples where that leaves every kind of layer in.
+SMALL = {
+    "resnet50": ["model.stages=(1,1)", "batch_size=16", "schedule.warmup_epochs=0.01"],
+    "transformer": ["batch_size=4", "data.max_length=24", "model.num_layers=1", "decode.extra_length=8"],
+    "ssd_resnet34": ["batch_size=4"],
+    "dlrm": ["batch_size=64"],
+    # Of gradients that are rounding, Adagrad's first step would else be their sign.
+    "dlrm_dcnv2": ["batch_size=64", "optimizer.epsilon=1e-4"],
+    "minigo": ["batch_size=16", "model.trunk_layers=1", "self_play.lanes=16", "self_play.rows=8"],
+}
+SAMPLES = 3
+
+
+def small(name):
+    overrides = [f"--config.{change}" for change in SMALL.get(name, [])]
+    return making.choose(name, "mini", "cpu", overrides, kind=TrainedWorkload).make(synthetic=True)
+
+
+def drawn(struct):
+    """A state of these shapes: weights and statistics from which mistakes would show, no optimizer's past."""
+    random = np.random.default_rng(4)
+
+    def draw(path, leaf):
+        names = [str(getattr(part, "key", getattr(part, "name", ""))) for part in path]
+        if names[0] == "played" and names[1] == "window":
+            if names[2] == "planes":
+                return random.integers(0, 256, leaf.shape).astype(leaf.dtype)
+            if names[2] == "outcome":
+                return random.choice([-1, 1], leaf.shape).astype(leaf.dtype)
+            return random.dirichlet(np.ones(leaf.shape[-1]), leaf.shape[:-1]).astype(leaf.dtype)
+        if names[0] not in ("params", "model_state"):
+            return np.zeros(leaf.shape, leaf.dtype)
+        if names[-1] in ("scale", "var"):
+            return random.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
+        scale = 0.1 if leaf.ndim == 1 else np.prod(leaf.shape[:-1]) ** -0.5
+        return (random.normal(size=leaf.shape) * scale).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, struct)
+
+
+def nested(tree):
+    """Named tuples and lists of a state as the dicts in which it is handed over; numbers as texts."""
+    if hasattr(tree, "_asdict"):
+        tree = tree._asdict()
+    return {str(k): nested(v) for k, v in tree.items()} if isinstance(tree, dict) else np.asarray(tree)
+
+
+@functools.cache
+def ours(name):
+    """Our workload, its first state and batch, and what `STEPS` steps of it come to."""
+    work = small(name)
+    engine = Engine(work, mesh.single_device_layout())
+    first = drawn(engine.state)
+    found = compare.first_batch(engine, 0)
+    engine.compile(named("train_step", found.bucket))
+    state = jax.device_put(first, jax.tree.map(lambda x: x.sharding, engine.state))
+    batch = engine.place(found.batch, engine.buckets[found.bucket])
+    losses = []
+    for _ in range(STEPS):
+        state, metrics = engine.train(state, batch, steps=1, bucket=found.bucket)
+        losses.append(float(metrics["loss"]))
+    return work, first, found.batch, losses, jax.device_get({k: state[k] for k in ("params", "model_state")})
+
+
+def in_torch(name):
+    work, first, *_ = ours(name)
+    return peers.find(name)(work, nested({k: v for k, v in first.items() if k != "opt_state"}))
+
+
+def test_every_workload_has_a_peer():
+    assert peers.names() == registry.names()
+
+
+@pytest.mark.parametrize("name", peers.names())
+def test_losses_and_steps_are_ours(name):
+    """Three steps of the schedule, whose first changes nothing in some: gradients and the optimizer take part."""
+    work, first, batch, losses, after = ours(name)
+    peer = in_torch(name)
+    peer.model.train()
+    before = {n: p.detach().clone() for n, p in peer.model.named_parameters()}
+    tensors = {key: torch.from_numpy(np.array(x)) for key, x in batch.items()}
+    for step in range(STEPS):
+        if name == "minigo":
+            key = jax.random.fold_in(jax.random.key(0), step)
+            tensors["turned"] = torch.from_numpy(
+                np.array(jax.random.randint(key, batch["index"].shape, 0, 8))
+            )
+        loss = float(peer.train_step(tensors, float(work.schedule()(step))))
+        assert abs(loss - losses[step]) <= 1e-4 * abs(losses[step]), step
+    holder = peers.find(name)(work, nested({k: first[k] for k in first if k != "opt_state"} | after))
+    changes = wrong = 0.0
+    for (n, theirs), our in zip(peer.model.named_parameters(), holder.model.parameters(), strict=True):
+        changes += float((theirs - before[n]).detach().double().square().sum())
+        wrong += float((theirs - our).detach().double().square().sum())
+    assert changes > 0 and (wrong / changes) ** 0.5 < 1e-4
+    for theirs, our in zip(peer.model.buffers(), holder.model.buffers(), strict=True):
+        if theirs.is_floating_point():
+            torch.testing.assert_close(theirs, our, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", peers.names())
+def test_answers_are_ours(name):
+    work, first, *_ = ours(name)
+    random = np.random.default_rng(2)
+    if name == "minigo":  # samples are made by games, which take long
+        shape, _ = work.sample_spec()["planes"]
+        samples = {"planes": random.integers(0, 2, (SAMPLES, *shape)).astype(bool)}
+    else:
+        samples = work.read_samples(np.arange(SAMPLES))
+    with jax.default_matmul_precision("highest"):
+        expected = np.asarray(jax.jit(work.predict)(work.served_state(first), samples))
+    peer = in_torch(name)
+    peer.model.eval()
+    found = peer.predict({key: torch.from_numpy(np.array(x)) for key, x in samples.items()}).numpy()
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
