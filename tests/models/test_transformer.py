@@ -178,7 +178,7 @@ def test_remat_changes_no_gradient(remat):
 
 
 def test_dropout_falls_at_its_rate_and_keeps_the_mean():
-    from models.attention import dropout
+    from models.random_bits import dropout
 
     x = jnp.ones((200, 500))
     y = np.asarray(dropout(x, 0.1, jax.random.key(0)))
@@ -246,3 +246,29 @@ def test_configs_that_cannot_be():
                 TransformerConfig(**SIZES | {"num_heads": 3}), policy=POLICIES["float32"], rngs=nnx.Rngs(0)
             )
         )
+
+
+def test_layer_norm_is_its_formula_and_so_is_its_gradient():
+    from models.attention import LayerNorm
+
+    random = np.random.default_rng(4)
+    x, gradient = random.normal(size=(2, 3, 5, 16))
+    scale, bias = random.normal(size=(2, 16))
+
+    def formula(x, scale, bias):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * scale + bias
+
+    def ours(x, scale, bias):
+        norm = LayerNorm(16, policy=POLICIES["float64"])
+        norm.scale[...], norm.bias[...] = scale, bias
+        return norm(x)
+
+    with jax.enable_x64(True):
+        results = []
+        for function in (ours, formula):
+            y, back = jax.vjp(function, x, scale, bias)
+            results.append([y, *back(gradient)])
+        for a, b in zip(*results, strict=True):
+            assert a.dtype == np.float64
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
