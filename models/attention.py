@@ -107,7 +107,7 @@ class Attention(nnx.Module):
             num_heads: H.
             to_self: whether queries and keys come from the same sequence.
             dropout_rate: of attention weights.
-            choice: one of `models.attention_function.CHOICES`.
+            choice: one of `models.attention_function.CHOICES`, for training.
             policy: dtypes.
             rngs: holds the stream "params".
 
@@ -167,7 +167,8 @@ class Attention(nnx.Module):
         self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, key: jax.Array | None = None
     ) -> jax.Array:
         """What scaled queries [B, L, H, K] find in values [B, M, H, K] under a mask: [B, L, D]."""
-        found = attend(q, k, v, mask, scale=1, rate=self.dropout_rate, key=key, choice=self.choice)
+        choice = "auto" if key is None else self.choice  # evaluation and decoding have rows of every length
+        found = attend(q, k, v, mask, scale=1, rate=self.dropout_rate, key=key, choice=choice)
         return self.combine(found)
 
     def combine(self, heads: jax.Array) -> jax.Array:

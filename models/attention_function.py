@@ -36,7 +36,7 @@ from models.attention_mask import EVERYTHING, MASKED, Mask
 CHOICES = ("auto", "plain", "blockwise", "kernel", "splash", "cudnn")
 
 BLOCKWISE_FROM = 256
-"""Keys from which on "auto" computes blockwise where no kernel can: on CPU in 0.6 of the time, and of 2,048 in 0.3."""
+"""Queries and keys from which on "auto" computes blockwise where no kernel can: on CPU in 0.6 of the time, and of 2,048 in 0.3."""
 
 BLOCK = 256
 """Keys of a block."""
@@ -72,7 +72,7 @@ def choose(
         raise ValueError(f"attention {choice!r} is none of {', '.join(CHOICES)}")
     platform = platform or platform_in_use()
     fast = {"tpu": ("kernel", "splash"), "gpu": ("cudnn",)}.get(platform, ())
-    slow = "blockwise" if keys >= BLOCKWISE_FROM else "plain"
+    slow = "blockwise" if min(queries, keys) >= BLOCKWISE_FROM else "plain"
     for name in (*fast, slow) if choice == "auto" else (choice,):
         refusal = _refusal(
             name, queries, keys, width, jnp.dtype(dtype), dropout=dropout, mask=mask, platform=platform

@@ -42,7 +42,7 @@ class TransformerConfig:
         dropout: of embeddings and of what sublayers add.
         attention_dropout: of attention weights.
         relu_dropout: inside feed-forward layers.
-        attention: a name of `models.attention_function.CHOICES`.
+        attention: a name of `models.attention_function.CHOICES`, for training; without a key for dropout "auto".
         remat: a name of `models.stack.LAYER_REMAT`.
     """
 
