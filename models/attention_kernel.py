@@ -110,9 +110,11 @@ class _Call:
         key_heads = k.shape[2] // options.width
         self.key_heads = _heads_together(key_heads, options, self.num_keys * k.dtype.itemsize)
         self.grid = (self.batch, key_heads // self.key_heads, self.length // self.block)
-        key_width = self.key_heads * options.width
-        self.queries = pl.BlockSpec((1, self.block, key_width * options.group), lambda b, h, i, *_: (b, i, h))
-        self.keys = pl.BlockSpec((1, self.num_keys, key_width), lambda b, h, i, *_: (b, 0, h))
+        self.key_width = self.key_heads * options.width
+        self.queries = pl.BlockSpec(
+            (1, self.block, self.key_width * options.group), lambda b, h, i, *_: (b, i, h)
+        )
+        self.keys = pl.BlockSpec((1, self.num_keys, self.key_width), lambda b, h, i, *_: (b, 0, h))
 
     @property
     def block(self) -> int:
@@ -149,7 +151,7 @@ class _Call:
                 grid=self.grid,
                 in_specs=inputs + ([self.queries] if gradient else []),
                 out_specs=outputs,
-                scratch_shapes=[pltpu.VMEM(self.keys.block_shape[1:], jnp.float32)] * 2 * gradient,
+                scratch_shapes=[pltpu.VMEM((self.num_keys, self.key_width), jnp.float32)] * 2 * gradient,
             ),
             out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like],
             compiler_params=pltpu.CompilerParams(

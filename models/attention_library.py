@@ -29,10 +29,11 @@ def splash(
     shape = q.shape[1], k.shape[1]
     block = math.gcd(math.gcd(*shape), BLOCK)
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
+    sizes: dict[str, Any] = dict.fromkeys(names, block)
     with jax.ensure_compile_time_eval():
         function = kernels.make_splash_mha(
             mask=masks.MultiHeadMask([_positions(shape, mask)] * q.shape[2]),
-            block_sizes=kernels.BlockSizes(**dict.fromkeys(names, block), use_fused_bwd_kernel=True),
+            block_sizes=kernels.BlockSizes(**sizes, use_fused_bwd_kernel=True),
             head_shards=1,
             q_seq_shards=1,
             interpret=interpret,
