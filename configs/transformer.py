@@ -52,6 +52,7 @@ def _closed() -> Numbers:
         ),
         data=dict(name="wmt", max_length=256, **made_up()),  # `fake` counts pairs, `num_train` packed rows
         batch_size=16,  # packed rows
+        attention="auto",  # by the platform, see `models.attention_function`
         eval_batch_size=64,
         label_smoothing=0.1,
         optimizer=dict(name="lazy_adam", base_lr=2.0, beta1=0.9, beta2=0.997, epsilon=1e-9),
@@ -94,6 +95,7 @@ def _mini() -> Numbers:
         ),
         data=dict(name="libreoffice_help", max_length=64, num_train=0, num_eval=0),
         batch_size=16,
+        attention="auto",
         eval_batch_size=64,
         label_smoothing=0.1,
         optimizer=dict(name="adam", base_lr=1.0, beta1=0.9, beta2=0.98, epsilon=1e-9),

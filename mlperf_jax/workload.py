@@ -164,6 +164,10 @@ class Workload(abc.ABC):
         """Model FLOPs (2 per multiply-add) of forward and backward for one example; 0 if unknown."""
         return 0.0
 
+    def implementations(self, platform: str) -> dict[str, Any]:
+        """What is computed by one of several means on cpu, gpu or tpu, and by which: for logs."""
+        return {}
+
     @property
     def frozen_entries(self) -> tuple[str, ...]:
         """Entries of the state that no step changes: in no checkpoint, but made by `frozen_state`."""

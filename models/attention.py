@@ -7,18 +7,20 @@ split heads over devices. Scores and norms are at least float32, whatever the co
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.nn import initializers
+from jax.typing import DTypeLike
 
 from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
-
-MASKED = -1e9
-"""Added to scores that must not count. Finite: a row without any key becomes a mean, not NaN."""
+from models.attention_function import attend
+from models.attention_mask import MASKED, Mask
+from models.random_bits import dropped_relu
 
 
 def position_encoding(length: int, width: int) -> np.ndarray:
@@ -29,14 +31,6 @@ def position_encoding(length: int, width: int) -> np.ndarray:
     scales = np.exp(np.arange(width // 2) * -(np.log(1e4) / max(width // 2 - 1, 1)))
     angles = np.arange(length)[:, None] * scales
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes elements with probability `rate` and scales up the others; without a key it changes nothing."""
-    if key is None or rate == 0:
-        return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
 
 
 def split(key: jax.Array | None, count: int) -> list[jax.Array | None]:
@@ -55,18 +49,44 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., D] to [..., D] of the same dtype."""
-        y = x.astype(self.dtype)
-        centred = y - y.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + self.epsilon)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        return _normed(self.dtype, self.epsilon, x, self.scale[...], self.bias[...])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _normed(dtype: DTypeLike, epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    return _normed_forward(dtype, epsilon, x, scale, bias)[0]
+
+
+def _normed_forward(
+    dtype: DTypeLike, epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, Any]:
+    y = x.astype(dtype)
+    mean = y.mean(-1, keepdims=True)
+    centred = y - mean
+    inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
+    return (centred * inverse * scale + bias).astype(x.dtype), (x, scale, mean, inverse)
+
+
+def _normed_backward(dtype: DTypeLike, epsilon: float, kept: Any, gradient: jax.Array) -> Any:
+    """Of what went in, which is narrower than what is in between, and of two numbers a row."""
+    x, scale, mean, inverse = kept
+    y = (x.astype(dtype) - mean) * inverse
+    gradient = gradient.astype(dtype)
+    rows = tuple(range(x.ndim - 1))
+    of_scale, of_bias = (gradient * y).sum(rows), gradient.sum(rows)
+    inner = gradient * scale
+    dx = inverse * (inner - inner.mean(-1, keepdims=True) - y * (inner * y).mean(-1, keepdims=True))
+    return dx.astype(x.dtype), of_scale.astype(scale.dtype), of_bias.astype(scale.dtype)
+
+
+_normed.defvjp(_normed_forward, _normed_backward)
 
 
 class Attention(nnx.Module):
     """Multi-head attention without biases (arXiv:1706.03762, section 3.2).
 
-    Queries, keys and values of self-attention are one product, keys and values of attention to
-    another sequence likewise: few large products rather than many small ones.
+    Queries, keys and values of self-attention are one parameter, keys and values of attention to
+    another sequence likewise.
     """
 
     def __init__(
@@ -76,6 +96,7 @@ class Attention(nnx.Module):
         *,
         to_self: bool,
         dropout_rate: float,
+        choice: str = "auto",
         policy: Policy,
         rngs: nnx.Rngs,
     ) -> None:
@@ -86,6 +107,7 @@ class Attention(nnx.Module):
             num_heads: H.
             to_self: whether queries and keys come from the same sequence.
             dropout_rate: of attention weights.
+            choice: one of `models.attention_function.CHOICES`, for training.
             policy: dtypes.
             rngs: holds the stream "params".
 
@@ -95,7 +117,7 @@ class Attention(nnx.Module):
         if width % num_heads:
             raise ValueError(f"{num_heads} heads do not divide a width of {width}")
         self.head_width = width // num_heads
-        self.dropout_rate = dropout_rate
+        self.dropout_rate, self.choice = dropout_rate, choice
         self.dtype = policy.compute_dtype
         self.score_dtype = jnp.promote_types(policy.compute_dtype, jnp.float32)
 
@@ -114,8 +136,11 @@ class Attention(nnx.Module):
 
     def _project(self, kernel: nnx.Param, x: jax.Array) -> list[jax.Array]:
         """[B, L, D] to as many [B, L, H, K] as the kernel holds."""
-        y = jnp.einsum("bld,dchk->cblhk", x.astype(self.dtype), kernel[...].astype(self.dtype))
-        return [constrain(part, "batch", None, "heads", None) for part in y]
+        x, kernels = x.astype(self.dtype), kernel[...].astype(self.dtype)
+        # Heads side by side while they are multiplied: apart, a TPU lays them out at twice the size.
+        parts = [jnp.dot(x, kernels[:, n].reshape(x.shape[-1], -1)) for n in range(kernels.shape[1])]
+        parts = [part.reshape(*x.shape[:-1], *kernels.shape[2:]) for part in parts]
+        return [constrain(part, "batch", None, "heads", None) for part in parts]
 
     def queries_keys_values(self, x: jax.Array) -> list[jax.Array]:
         """Of self-attention: [B, L, D] to three [B, L, H, K], the queries scaled."""
@@ -139,17 +164,18 @@ class Attention(nnx.Module):
         return jnp.where(mask[:, None], scores, MASKED)
 
     def attend(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, key: jax.Array | None = None
+        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, key: jax.Array | None = None
     ) -> jax.Array:
-        """What queries [B, L, H, K] find in values [B, M, H, K] under `mask` [B, L, M] bool: [B, L, D]."""
-        weights = jax.nn.softmax(self.scores(q, k, mask)).astype(self.dtype)
-        weights = dropout(weights, self.dropout_rate, key)
-        return self.combine(jnp.einsum("bhlm,bmhk->blhk", weights, v))
+        """What scaled queries [B, L, H, K] find in values [B, M, H, K] under a mask: [B, L, D]."""
+        choice = "auto" if key is None else self.choice  # evaluation and decoding have rows of every length
+        found = attend(q, k, v, mask, scale=1, rate=self.dropout_rate, key=key, choice=choice)
+        return self.combine(found)
 
     def combine(self, heads: jax.Array) -> jax.Array:
         """[B, L, H, K] to [B, L, D]."""
         heads = constrain(heads, "batch", None, "heads", None)
-        return jnp.einsum("blhk,hkd->bld", heads, self.out[...].astype(self.dtype))
+        out = self.out[...].astype(self.dtype)
+        return jnp.dot(heads.reshape(*heads.shape[:2], -1), out.reshape(-1, out.shape[-1]))
 
 
 class FeedForward(nnx.Module):
@@ -169,8 +195,7 @@ class FeedForward(nnx.Module):
         """Maps [B, L, D] to [B, L, D]."""
         cast = functools.partial(jnp.asarray, dtype=self.dtype)
         y = jnp.dot(cast(x), cast(self.kernel_in[...])) + cast(self.bias_in[...])
-        y = constrain(nnx.relu(y), "batch", None, "mlp")
-        y = dropout(y, self.dropout_rate, key)
+        y = constrain(dropped_relu(y, self.dropout_rate, key), "batch", None, "mlp")
         return jnp.dot(y, cast(self.kernel_out[...])) + cast(self.bias_out[...])
 
 

@@ -22,7 +22,10 @@ from jax.nn import initializers
 
 from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
-from models.attention import Attention, FeedForward, LayerNorm, dropout, position_encoding, split
+from models.attention import Attention, FeedForward, LayerNorm, position_encoding, split
+from models.attention_function import CHOICES
+from models.attention_mask import Mask
+from models.random_bits import dropout
 from models.stack import LAYER_REMAT, scan, stacked, unstacked
 
 
@@ -39,6 +42,7 @@ class TransformerConfig:
         dropout: of embeddings and of what sublayers add.
         attention_dropout: of attention weights.
         relu_dropout: inside feed-forward layers.
+        attention: a name of `models.attention_function.CHOICES`, for training; without a key for dropout "auto".
         remat: a name of `models.stack.LAYER_REMAT`.
     """
 
@@ -50,9 +54,12 @@ class TransformerConfig:
     dropout: float = 0.1
     attention_dropout: float = 0.1
     relu_dropout: float = 0.1
+    attention: str = "auto"
     remat: str = "none"
 
     def __post_init__(self) -> None:
+        if self.attention not in CHOICES:
+            raise ValueError(f"attention {self.attention!r} is none of {', '.join(CHOICES)}")
         if self.remat not in LAYER_REMAT:
             raise ValueError(f"remat {self.remat!r} is none of {', '.join(LAYER_REMAT)}")
 
@@ -72,8 +79,8 @@ class EncoderLayer(nnx.Module):
         self.mlp = _feed_forward(config, policy=policy, rngs=rngs)
         self.dropout_rate = config.dropout
 
-    def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
-        """Maps [B, L, D] to [B, L, D] under `mask` [B, L, L]."""
+    def __call__(self, x: jax.Array, mask: Mask, key: jax.Array | None) -> jax.Array:
+        """Maps [B, L, D] to [B, L, D] under a mask."""
         keys = split(key, 4)
         q, k, v = self.attention.queries_keys_values(self.attention_norm(x))
         x = x + dropout(_pin(self.attention.attend(q, k, v, mask, keys[0])), self.dropout_rate, keys[1])
@@ -94,9 +101,9 @@ class DecoderLayer(nnx.Module):
         self.dropout_rate = config.dropout
 
     def __call__(
-        self, x: jax.Array, source: jax.Array, mask: jax.Array, source_mask: jax.Array, key: jax.Array | None
+        self, x: jax.Array, source: jax.Array, mask: Mask, source_mask: Mask, key: jax.Array | None
     ) -> jax.Array:
-        """Maps [B, L, D] to [B, L, D], under masks [B, L, L] and [B, L, M] of a source [B, M, D]."""
+        """Maps [B, L, D] to [B, L, D], under masks of itself and of a source [B, M, D]."""
         keys = split(key, 6)
         q, k, v = self.attention.queries_keys_values(self.attention_norm(x))
         x = x + dropout(_pin(self.attention.attend(q, k, v, mask, keys[0])), self.dropout_rate, keys[1])
@@ -114,7 +121,7 @@ class DecoderLayer(nnx.Module):
         self,
         x: jax.Array,
         source_keys_values: Sequence[jax.Array],
-        source_mask: jax.Array,
+        source_mask: Mask,
         past: Sequence[jax.Array],
         past_mask: jax.Array,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -123,7 +130,7 @@ class DecoderLayer(nnx.Module):
         Args:
             x: [B, K, D].
             source_keys_values: two [B, M, H, W], the same for all beams.
-            source_mask: [B, K, M] bool.
+            source_mask: of K queries and M keys.
             past: keys and values [B, P, H, W] of what beams decoded so far.
             past_mask: [B, K, P] bool, what of it belongs to a beam's own past.
 
@@ -193,9 +200,8 @@ class Transformer(nnx.Module):
         positions = segment_positions(target_segment)
         before = jnp.pad(target, ((0, 0), (1, 0)))[:, :-1]
         before = jnp.where(positions == 0, 0, before)  # token 0 stands for "nothing yet"
-        causal = jnp.tril(jnp.ones((target.shape[1],) * 2, bool))
-        mask = _same(target_segment, target_segment) & causal
-        source_mask = _same(target_segment, source_segment)
+        mask = Mask(target_segment, target_segment, causal=True)
+        source_mask = Mask(target_segment, source_segment)
         keys = split(decoder_key, 2)
         x = dropout(self._embed(before, positions), self.config.dropout, keys[0])
 
@@ -209,7 +215,7 @@ class Transformer(nnx.Module):
         """Encodes source tokens [B, M] with segments [B, M]: [B, M, D]."""
         keys = split(key, 2)
         x = dropout(self._embed(source, segment_positions(segment)), self.config.dropout, keys[0])
-        mask = _same(segment, segment)
+        mask = Mask(segment, segment)
 
         def layer(module: EncoderLayer, x: jax.Array, key: jax.Array | None) -> jax.Array:
             return module(x, mask, key)
@@ -232,7 +238,7 @@ class Transformer(nnx.Module):
         layers = [unstacked(self.decoder, n) for n in range(self.config.num_layers)]
         of_source = [layer.source_attention.keys_values(encoded) for layer in layers]
         batch, width = source.shape[0], layers[0].attention.head_width
-        source_mask = jnp.broadcast_to(segment[:, None] > 0, (batch, beams, source.shape[1]))
+        source_mask = Mask(jnp.ones((batch, beams), jnp.int32), segment)
         empty = jnp.zeros((batch, length, beams, self.config.num_heads, width), self.dtype)
         empty = constrain(empty, "batch", None, None, "heads", None)
         cache = [(empty, empty) for _ in layers]
@@ -282,11 +288,6 @@ def segment_positions(segment: jax.Array) -> jax.Array:
     return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
 
 
-def _same(queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """[B, L] and [B, M] segments to [B, L, M] bool: whether a query may see a key."""
-    return queries[:, :, None] == keys[:, None]
-
-
 def _pin(x: jax.Array) -> jax.Array:
     """Between sublayers a layout may split the length, where tensor parallelism has no axis to split."""
     return constrain(x, "batch", "length", "embed")
@@ -298,6 +299,7 @@ def _attention(config: TransformerConfig, *, to_self: bool, policy: Policy, rngs
         config.num_heads,
         to_self=to_self,
         dropout_rate=config.attention_dropout,
+        choice=config.attention,
         policy=policy,
         rngs=rngs,
     )

@@ -161,6 +161,7 @@ def _facts(
         "inputs": {name: str(rows.dtype) for name, rows in workload.read_samples(np.arange(1)).items()},
         "trained_quality": _reference_quality(workload, model),
         "precision": dataclasses.asdict(workload.policy),
+        **workload.implementations(devices[0].platform),
         "sharding": options.sharding,
         "replicas": replicas,
         "samples_on_device": numbers.samples_on_device,

@@ -48,22 +48,24 @@ def _count(jaxpr: Any, *, again: bool) -> tuple[int, int]:
             part = max(_count(branch.jaxpr, again=here) for branch in equation.params["branches"])
         else:
             times = _repeats(equation)
-            counts = [_count(inner, again=here) for inner in _inner(equation.params.values())]
+            counts = [_count(inner, again=here) for inner in inner_jaxprs(equation.params.values())]
             part = times * sum(c[0] for c in counts), times * sum(c[1] for c in counts)
         total, repeated = total + part[0], repeated + part[1]
     return total, repeated
 
 
 def _repeats(equation: Any) -> int:
-    """How often what is in an equation runs: a scan's length, and once on every device of a shard_map."""
+    """How often what is in an equation runs: a scan's length, a kernel's grid, and once on every device of a shard_map."""
     params = equation.params
     if equation.primitive.name == "shard_map":
         axes = next(value for name, value in params.items() if name.endswith("manual_axes"))
         return math.prod(params["mesh"].shape[axis] for axis in axes)
+    if equation.primitive.name == "pallas_call":
+        return math.prod(params["grid_mapping"].grid)
     return params["length"] if equation.primitive.name == "scan" else 1
 
 
-def _inner(values: Iterable[Any]) -> list[Any]:
+def inner_jaxprs(values: Iterable[Any]) -> list[Any]:
     """The jaxprs among an equation's parameters."""
     found = []
     for value in values:
@@ -134,7 +136,8 @@ def instruction_flops(instruction: Instruction, computation: Computation) -> int
         config = instruction.backend_config.get("gemm_backend_config", {})
         contracted = config.get("dot_dimension_numbers", {}).get("lhs_contracting_dimensions", [])
     else:
-        return 0
+        estimate = instruction.backend_config.get("custom_call_config", {}).get("cost_estimate", {})
+        return int(estimate.get("flops", 0))  # a Pallas kernel's own
     left = computation[instruction.operands[0]].shapes[0]
     return 2 * instruction.shapes[0].size * math.prod(left.dims[int(d)] for d in contracted)
 

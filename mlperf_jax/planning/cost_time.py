@@ -3,7 +3,7 @@
 The TPU compiler writes an estimate in cycles at most operations. Those over the clock, in the order
 of the schedule, with collectives and prefetches running beside where the schedule lets them, are a
 better prediction than a roofline. An operation without an estimate, as all on GPUs, takes what its
-own FLOPs and bytes need at the chip's peaks.
+own FLOPs and bytes need at the chip's peaks; a Pallas kernel what `cost_kernels` counts in it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 
 from mlperf_jax.parallel.chips import Chip
-from mlperf_jax.planning import cost
+from mlperf_jax.planning import cost, cost_kernels
 from mlperf_jax.planning.cost_network import Collective, collective_kind
 from mlperf_jax.planning.hlo import Computation, Instruction, Module
 
@@ -60,8 +60,15 @@ class Timeline:
 
 
 class _Player:
-    def __init__(self, module: Module, chip: Chip, collectives: list[Collective]) -> None:
+    def __init__(
+        self,
+        module: Module,
+        chip: Chip,
+        collectives: list[Collective],
+        kernels: dict[cost_kernels.Key, cost_kernels.Kernel],
+    ) -> None:
         self.module = module
+        self.kernels = kernels
         self.chip = chip
         self.network = {name: c for c in collectives for name in (c.name, *c.copies)}
         self.operations: dict[str, Operation] = {}
@@ -138,6 +145,8 @@ class _Player:
             moved = cost.instruction_bytes(instruction, computation, self.module)
             flops = self._flops(instruction, computation)
             length = max(flops / self.chip.bf16, moved / self.chip.hbm_bandwidth)
+            if kernel := cost_kernels.of_instruction(instruction, self.kernels):
+                length = max(kernel.seconds(self.chip), moved / self.chip.hbm_bandwidth)
             if length and self.chip.platform == "gpu":
                 length += GPU_LAUNCH_SECONDS
         if length:
@@ -159,15 +168,21 @@ class _Player:
         self.operations.setdefault(name, operation).seconds += seconds
 
 
-def timeline(module: Module, chip: Chip, collectives: list[Collective]) -> Timeline:
+def timeline(
+    module: Module,
+    chip: Chip,
+    collectives: list[Collective],
+    kernels: dict[cost_kernels.Key, cost_kernels.Kernel] | None = None,
+) -> Timeline:
     """Plays one run of a program through.
 
     Args:
         module: the compiled program of one device.
         chip: what it runs on.
         collectives: the module's, with their times.
+        kernels: the Pallas kernels that it calls, as `cost_kernels.kernels` counts them.
     """
-    player = _Player(module, chip, collectives)
+    player = _Player(module, chip, collectives, kernels or {})
     seconds = player.play(module.entry, 1)
     dearest = sorted(player.operations.values(), key=lambda o: -o.seconds)
     return Timeline(seconds, player.compute, player.waiting, player.cycles, dearest)

@@ -18,7 +18,16 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.inference.settings import ladder
 from mlperf_jax.parallel import mesh, unsplit
 from mlperf_jax.parallel.layout import Layout, Strategy
-from mlperf_jax.planning import compilation, cost, cost_network, cost_time, hlo, reference_epochs, topology
+from mlperf_jax.planning import (
+    compilation,
+    cost,
+    cost_kernels,
+    cost_network,
+    cost_time,
+    hlo,
+    reference_epochs,
+    topology,
+)
 from mlperf_jax.planning.compilation import Memory
 from mlperf_jax.planning.topology import Topology
 from mlperf_jax.training.engine import Engine, lower, named, tracing
@@ -101,7 +110,7 @@ def plan_strategy(
     plan = Plan(strategy.name, dict(layout.mesh.shape))
     try:
         subject = _subject(workload, layout, scenario)
-        _shapes(plan, subject, workload, layout, where)
+        kernels = _shapes(plan, subject, workload, layout, where)
     except ValueError as error:  # what a model says while it is traced
         reason = str(error).splitlines()[0]
         raise UserError(f"{reason}; change the --config flags that this speaks of, or --batch.") from error
@@ -128,7 +137,7 @@ def plan_strategy(
         plan.verdict, plan.reason = "does not fit", answer.does_not_fit or ""
         return plan
     plan.verdict = "fits"
-    _compiled(plan, answer.hlo, answer.memory, subject, layout, where)
+    _compiled(plan, answer.hlo, answer.memory, subject, layout, where, kernels)
     _judge(plan)
     reference = workload.config.get("preset") == "closed" and plan.verdict == "fits"
     if reference and isinstance(workload, TrainedWorkload) and not scenario:
@@ -200,16 +209,19 @@ def _inputs(spec: Spec, size: int, layout: Layout) -> Batch:
     }
 
 
-def _shapes(plan: Plan, subject: _Subject, workload: Workload, layout: Layout, where: Topology) -> None:
-    """What follows from shapes and shardings: no compiler."""
+def _shapes(
+    plan: Plan, subject: _Subject, workload: Workload, layout: Layout, where: Topology
+) -> dict[cost_kernels.Key, cost_kernels.Kernel]:
+    """What follows from shapes and shardings: no compiler. Returns what Pallas kernels the program has."""
     held = {name: _bytes(part) for name, part in subject.state.items()}
     plan.hbm = {"parameters": held.pop("params", 0), "optimizer": held.pop("opt_state", 0)}
     if workload.frozen_entries:
         plan.hbm["frozen"] = sum(held.pop(name, 0) for name in workload.frozen_entries)
     plan.hbm |= {"other_state": sum(held.values()), "batch": _bytes(subject.batch)}
     plan.hbm |= {"held": sum(plan.hbm.values()), "capacity": where.chip.hbm_bytes}
-    with jax.default_matmul_precision(workload.policy.matmul):
-        counted = cost.jaxpr_flops(jax.make_jaxpr(subject.program.function)(*subject.program.args))
+    with tracing(layout, workload.policy):  # a function of its own, as in `lower`
+        jaxpr = jax.make_jaxpr(lambda *args: subject.program.function(*args))(*subject.program.args)
+    counted = cost.jaxpr_flops(jaxpr)
     devices = where.num_devices
     model = subject.model_flops or counted.total - counted.rematerialised
     plan.flops = {
@@ -218,6 +230,7 @@ def _shapes(plan: Plan, subject: _Subject, workload: Workload, layout: Layout, w
         "rematerialised": counted.rematerialised / devices,
     }
     plan.replicated = unsplit.stayed_whole(subject.state, layout.strategy)
+    return cost_kernels.kernels(jaxpr)
 
 
 def _bytes(tree: Any) -> int:
@@ -226,7 +239,13 @@ def _bytes(tree: Any) -> int:
 
 
 def _compiled(
-    plan: Plan, text: str, memory: Memory, subject: _Subject, layout: Layout, where: Topology
+    plan: Plan,
+    text: str,
+    memory: Memory,
+    subject: _Subject,
+    layout: Layout,
+    where: Topology,
+    kernels: dict[cost_kernels.Key, cost_kernels.Kernel],
 ) -> None:
     """What the compiled program says."""
     unread = max(plan.hbm["held"] - memory.arguments, 0)  # the compiler drops arguments that nothing reads
@@ -240,7 +259,7 @@ def _compiled(
     }
     module = hlo.parse(text)
     collectives = cost_network.collectives(module, cost_network.Network(where, layout.mesh))
-    played = cost_time.timeline(module, where.chip, collectives)
+    played = cost_time.timeline(module, where.chip, collectives, kernels)
     plan.flops["executed"] = cost.hlo_flops(module)
     plan.collectives = cost_network.by_kind_and_axis(collectives)
     plan.compiler["unknown_loops"] = list(module.unknown_loops)

@@ -357,6 +357,8 @@ def _log_facts(
     for name in workload.initialized_tensors():
         log.event("weights_initialization", metadata={"tensor": name})
     log.event("precision", dataclasses.asdict(workload.policy))
+    for key, value in workload.implementations(layout.mesh.devices.flat[0].platform).items():
+        log.event(key, value)
     log.event("layout", {"strategy": layout.strategy.name, "mesh": dict(layout.mesh.shape)})
     facts = disclosed(
         workload.policy,

@@ -23,9 +23,12 @@ from mlperf_jax.supervised import Loss, SupervisedWorkload
 from mlperf_jax.training import schedules
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.workload import NO_NOTES, Batch, Evaluation, Notes, Program, State
+from models import random_bits
+from models.attention_function import choose
 from models.transformer import Transformer, TransformerConfig, train_flops_per_row
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def smoothed_cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
     """Cross-entropy with label smoothing, less the least value it can have, as the reference has it.
 
@@ -39,14 +42,35 @@ def smoothed_cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: floa
     Returns:
         [...] in the dtype of the logits.
     """
+    return _cross_entropy(logits, labels, smoothing)[0]
+
+
+def _cross_entropy(
+    logits: jax.Array, labels: jax.Array, smoothing: float
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
     vocab_size = logits.shape[-1]
     low = smoothing / (vocab_size - 1)
     # A mask and sums rather than a gather: they fuse, and stay on the devices that hold their part of V.
     hot = labels[..., None] == jnp.arange(vocab_size)
     of_label = jnp.where(hot, logits, 0).sum(-1)
-    loss = jax.nn.logsumexp(logits, axis=-1) - (1 - smoothing - low) * of_label - low * logits.sum(-1)
+    total = jax.nn.logsumexp(logits, axis=-1)
+    loss = total - (1 - smoothing - low) * of_label - low * logits.sum(-1)
     least = -((1 - smoothing) * np.log(1 - smoothing) + smoothing * np.log(low + 1e-20))
-    return loss - least
+    return loss - least, (logits, labels, total)
+
+
+def _cross_entropy_gradient(
+    smoothing: float, kept: tuple[jax.Array, jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, None]:
+    """Softmax less what it should be, in one pass over the logits: nothing else of their size is kept."""
+    logits, labels, total = kept
+    low = smoothing / (logits.shape[-1] - 1)
+    hot = labels[..., None] == jnp.arange(logits.shape[-1])
+    wanted = jnp.where(hot, 1 - smoothing, low).astype(logits.dtype)
+    return gradient[..., None] * (jnp.exp(logits - total[..., None]) - wanted), None
+
+
+smoothed_cross_entropy.defvjp(_cross_entropy, _cross_entropy_gradient)
 
 
 class Translation(SupervisedWorkload[Transformer, TranslationDataset]):
@@ -183,7 +207,24 @@ class TransformerTranslation(Translation):
 
     @functools.cached_property
     def model_config(self) -> TransformerConfig:
-        return TransformerConfig(**self.config.model.to_dict(), remat=self.config.get("remat", "none"))
+        return TransformerConfig(
+            **self.config.model.to_dict(),
+            attention=self.config.get("attention", "auto"),
+            remat=self.config.get("remat", "none"),
+        )
+
+    def implementations(self, platform: str) -> dict[str, Any]:
+        model, length = self.model_config, self.config.data.max_length
+        attention = choose(
+            model.attention,
+            queries=length,
+            keys=length,
+            width=model.width // model.num_heads,
+            dtype=self.policy.compute_dtype,
+            dropout=model.attention_dropout > 0,
+            platform=platform,
+        )
+        return {"attention": attention, "dropout_bits": random_bits.NAME}
 
     # The model computes layer by layer again what it does not keep, which the whole loss could not.
     loss_remat = "none"

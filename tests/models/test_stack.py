@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from mlperf_jax.precision import POLICIES
+from models.attention_mask import Mask
 from models.stack import scan_cached, unstacked
 from models.transformer import Transformer, TransformerConfig
 
@@ -26,7 +27,7 @@ def scanned_step(model, source):
     """As `Transformer.decoder_step`, with one cache for all layers: the empty cache, and one token further."""
     layers, heads = model.config.num_layers, (model.config.num_heads, 4)
     encoded = model.encode(source, (source > 0).astype(jnp.int32))
-    source_mask = jnp.broadcast_to((source > 0)[:, None], (BATCH, BEAMS, SOURCE))
+    source_mask = Mask(jnp.ones((BATCH, BEAMS), jnp.int32), (source > 0).astype(jnp.int32))
     _, of_source = scan_cached(
         model.decoder, lambda layer, x, _: (x, layer.source_attention.keys_values(x)), encoded, None
     )
@@ -54,7 +55,7 @@ def scanned_step(model, source):
 def looped_step(model, source):
     """The same, layer after layer, each with a cache of its own."""
     encoded = model.encode(source, (source > 0).astype(jnp.int32))
-    source_mask = jnp.broadcast_to((source > 0)[:, None], (BATCH, BEAMS, SOURCE))
+    source_mask = Mask(jnp.ones((BATCH, BEAMS), jnp.int32), (source > 0).astype(jnp.int32))
     layers = [unstacked(model.decoder, n) for n in range(model.config.num_layers)]
 
     def step(x, position, cache):

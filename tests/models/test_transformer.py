@@ -178,7 +178,7 @@ def test_remat_changes_no_gradient(remat):
 
 
 def test_dropout_falls_at_its_rate_and_keeps_the_mean():
-    from models.attention import dropout
+    from models.random_bits import dropout
 
     x = jnp.ones((200, 500))
     y = np.asarray(dropout(x, 0.1, jax.random.key(0)))
@@ -245,4 +245,61 @@ def test_configs_that_cannot_be():
             lambda: Transformer(
                 TransformerConfig(**SIZES | {"num_heads": 3}), policy=POLICIES["float32"], rngs=nnx.Rngs(0)
             )
+        )
+
+
+def test_layer_norm_is_its_formula_and_so_is_its_gradient():
+    from models.attention import LayerNorm
+
+    random = np.random.default_rng(4)
+    x, gradient = random.normal(size=(2, 3, 5, 16))
+    scale, bias = random.normal(size=(2, 16))
+
+    def formula(x, scale, bias):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * scale + bias
+
+    def ours(x, scale, bias):
+        norm = LayerNorm(16, policy=POLICIES["float64"])
+        norm.scale[...], norm.bias[...] = scale, bias
+        return norm(x)
+
+    with jax.enable_x64(True):
+        results = []
+        for function in (ours, formula):
+            y, back = jax.vjp(function, x, scale, bias)
+            results.append([y, *back(gradient)])
+        for a, b in zip(*results, strict=True):
+            assert a.dtype == np.float64
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_the_choice_of_attention_is_for_training():
+    """Dropout falls alike in two implementations; evaluation and decoding take rows that the choice would refuse."""
+    batch = apart(sentences(2, 3, 60), 128)
+
+    def model(choice):
+        config = TransformerConfig(**SIZES | {"num_layers": 1}, attention=choice)
+        return Transformer(config, policy=POLICIES["float32"], rngs=nnx.Rngs(3))
+
+    _, state = nnx.split(nnx.jit(lambda: model("auto"))())
+
+    def of(choice):
+        return nnx.split(nnx.eval_shape(lambda: model(choice)))[0]
+
+    def logits(choice):
+        function = jax.jit(lambda state: nnx.merge(of(choice), state)(**batch, key=jax.random.key(1)))
+        return np.asarray(function(state))[batch["target"] > 0]
+
+    np.testing.assert_allclose(logits("kernel"), logits("plain"), rtol=1e-4, atol=1e-4)
+    source = batch["source"][:, :70]
+
+    def decoded(state):
+        cache, step = nnx.merge(of("kernel"), state).decoder_step(source, 5, 2)
+        return step(jnp.zeros((3, 2), jnp.int32), 0, jnp.zeros((3, 2, 5), jnp.int32), cache)[0]
+
+    assert jax.eval_shape(decoded, state).shape == (3, 2, SIZES["vocab_size"])
+    with pytest.raises(ValueError, match="takes multiples of 128 queries and keys, not 70 and 70"):
+        jax.eval_shape(
+            lambda state: nnx.merge(of("kernel"), state).encode(source, source, key=jax.random.key(0)), state
         )

@@ -1,0 +1,113 @@
+"""What Pallas kernels cost: the TPU compiler estimates no cycles for them, so the jaxpr of each is counted.
+
+A program of a kernel's grid works on small arrays in on-chip memory, and its time is that of the matrix
+units and of the vector units. Both are counted, and added up rather than laid side by side: of the
+attention kernels here, whose schedules libtpu can be made to write (LIBTPU_INIT_ARGS=--xla_jf_dump_to=...),
+the sum is within a fifth of the bundles scheduled (benchmarks/NOTES.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from mlperf_jax.parallel.chips import Chip
+from mlperf_jax.planning.cost import inner_jaxprs
+from mlperf_jax.planning.hlo import Instruction
+
+TILE = 128
+"""Rows and columns of a matrix unit, to whose multiples a product's contraction and columns are filled up."""
+
+VECTOR_LANES = 4 * 8 * 128
+"""Elements that one device's vector units work on in a cycle: four of 8 x 128 in libtpu's schedules for v5e."""
+
+# Views, and what is read or written beside the work.
+_FREE = frozenset(
+    ["get", "swap", "addupdate", "broadcast_in_dim", "iota", "reshape", "squeeze", "slice", "program_id"]
+    + ["num_programs", "bitcast_convert_type", "masked_load", "masked_swap"]
+)
+
+Key = tuple[str, tuple[tuple[int, ...], ...]]
+"""A kernel's name, and the shapes of its results."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """What one run of a kernel does on one device.
+
+    Attributes:
+        matrix: FLOPs of its products, filled up to whole tiles.
+        vector: elements that its other operations give, or take where they sum them up.
+    """
+
+    matrix: int = 0
+    vector: int = 0
+
+    def __add__(self, other: Kernel) -> Kernel:
+        return Kernel(self.matrix + other.matrix, self.vector + other.vector)
+
+    def times(self, count: int) -> Kernel:
+        return Kernel(self.matrix * count, self.vector * count)
+
+    def seconds(self, chip: Chip) -> float:
+        """On a TPU."""
+        return self.matrix / chip.bf16 + self.vector / (VECTOR_LANES * chip.clock)
+
+
+def kernels(jaxpr: Any) -> dict[Key, Kernel]:
+    """The kernels of a (closed) jaxpr; of several with one name and one shape of results the dearest."""
+    found: dict[Key, Kernel] = {}
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        if equation.primitive.name == "pallas_call":
+            params = equation.params
+            key = params["name"] or "", tuple(tuple(x.shape) for x in params["out_avals"])
+            one = {key: _work(params["jaxpr"]).times(math.prod(params["grid_mapping"].grid))}
+        else:
+            inner = [kernels(jaxpr) for jaxpr in inner_jaxprs(equation.params.values())]
+            one = {key: kernel for part in inner for key, kernel in part.items()}
+        for key, kernel in one.items():
+            found[key] = max(found.get(key, kernel), kernel, key=lambda k: k.matrix + k.vector)
+    return found
+
+
+def _work(jaxpr: Any) -> Kernel:
+    """Of one program; of branches the dearest, and of loops whose length is not known one round."""
+    total = Kernel()
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name == "dot_general":
+            total += Kernel(matrix=_product(equation))
+        elif name == "cond":
+            branches = [_work(branch.jaxpr) for branch in equation.params["branches"]]
+            total += max(branches, key=lambda k: k.matrix + k.vector)
+        elif inner := inner_jaxprs(equation.params.values()):
+            rounds = equation.params["length"] if name == "scan" else 1
+            for one in inner:
+                total += _work(one).times(rounds)
+        elif name not in _FREE:
+            sizes = [math.prod(v.aval.shape) for v in (*equation.invars, *equation.outvars)]
+            total += Kernel(vector=max(sizes, default=0))
+    return total
+
+
+def _product(equation: Any) -> int:
+    (contracted, _), (batch, _) = equation.params["dimension_numbers"]
+    left, right = (v.aval.shape for v in equation.invars)
+    depth = math.prod(left[d] for d in contracted)
+    rows = math.prod(left) // depth
+    columns = math.prod(right) // (depth * math.prod(left[d] for d in batch))
+    return 2 * rows * _filled(depth) * _filled(columns)
+
+
+def _filled(size: int) -> int:
+    return -(-size // TILE) * TILE
+
+
+def of_instruction(instruction: Instruction, found: dict[Key, Kernel]) -> Kernel | None:
+    """What a custom call of a compiled program runs, by its kernel's name and its results; None for anything else."""
+    if instruction.opcode != "custom-call" or "tpu_custom_call" not in instruction.attributes:
+        return None
+    shapes = tuple(shape.dims for shape in instruction.shapes)
+    named = (kernel for (name, of), kernel in found.items() if of == shapes and name in instruction.op_name)
+    return next(named, None)
