@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from mlperf_jax.errors import Stopped, UserError
+from mlperf_jax import aborts
+from mlperf_jax.errors import Stopped, UserError, shortage
 
 _CONFIG = "--config."
 Record = TypeVar("Record")
@@ -71,7 +72,6 @@ class _Helped(Exception):
 
 
 def run(
-    name: str,
     command: Callable[[list[str]], int],
     argv: Sequence[str] | None,
     *,
@@ -81,30 +81,35 @@ def run(
     """Runs a command and returns its exit status.
 
     Args:
-        name: what its sentences begin with.
         command: takes the arguments, returns the status.
         argv: the arguments; None for the process's own.
         interrupted: what to know after Ctrl-C.
         reader_gone: the status if who reads the output has gone, as `| head` does; None: that is an error.
     """
     try:
-        return command(list(sys.argv[1:] if argv is None else argv))
+        with aborts.explained():
+            return command(list(sys.argv[1:] if argv is None else argv))
     except _Helped:
         return 0
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"mlperf_jax: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(f"{name}: {stopped}", file=sys.stderr)
+        print(f"mlperf_jax: {stopped}", file=sys.stderr)
         return stopped.status
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; {interrupted}.", file=sys.stderr)
+        print(f"mlperf_jax: interrupted; {interrupted}.", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
         if reader_gone is None:
             raise
         sys.stderr.close()
         return reader_gone
+    except Exception as error:
+        if not (sentence := shortage(error)):
+            raise
+        print(f"mlperf_jax: {sentence}", file=sys.stderr)
+        return 2
 
 
 def parse(values: flags.FlagValues, arguments: list[str]) -> tuple[list[str], list[str]]:

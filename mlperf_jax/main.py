@@ -104,7 +104,7 @@ FLAGS = cli.define(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     again = "the same command continues from the last checkpoint"
-    return cli.run("mlperf_jax", _command, argv, interrupted=again)
+    return cli.run(_command, argv, interrupted=again)
 
 
 def _command(arguments: list[str]) -> int:
@@ -129,7 +129,7 @@ def _command(arguments: list[str]) -> int:
 def _train(overrides: list[str], arguments: list[str]) -> int:
     """Everything from here on may import jax: platform and XLA flags are decided."""
     from mlperf_jax import making
-    from mlperf_jax.parallel import mesh
+    from mlperf_jax.parallel import distributed, mesh
     from mlperf_jax.training import run
     from mlperf_jax.workload import TrainedWorkload
 
@@ -139,11 +139,12 @@ def _train(overrides: list[str], arguments: list[str]) -> int:
     asked = mesh.parse_mesh(FLAGS.mesh) if FLAGS.mesh else {}
 
     common_flags.start(FLAGS)
-    layout = mesh.make_layout(strategy, asked)
-    for key in {"batch_size", "eval_batch_size"} & set(recipe.config):
-        layout.rows(recipe.config[key], key)
-    workload = recipe.make_with_data(_data_dir(), synthetic=FLAGS.synthetic_data, prepare=FLAGS.prepare)
-    return run.train_command(workload, layout, options)
+    with distributed.together():
+        layout = mesh.make_layout(strategy, asked)
+        for key in {"batch_size", "eval_batch_size"} & set(recipe.config):
+            layout.rows(recipe.config[key], key)
+        workload = recipe.make_with_data(_data_dir(), synthetic=FLAGS.synthetic_data, prepare=FLAGS.prepare)
+        return run.train_command(workload, layout, options)
 
 
 def _infer(overrides: list[str], arguments: list[str]) -> int:

@@ -52,7 +52,7 @@ FLAGS = cli.define(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status: 0, or 2 if there is something to mend."""
     # What was half done is not under its name; the next call clears it away.
-    return cli.run("mlperf_jax.prepare", _command, argv)
+    return cli.run(_command, argv)
 
 
 def _command(arguments: list[str]) -> int:

@@ -55,7 +55,7 @@ def test_data_dir_comes_from_the_environment(tmp_path, monkeypatch):
 def test_mistakes_get_one_sentence_and_status_2(tmp_path, capsys, arguments, message):
     assert prepare.main([f"--data_dir={tmp_path}", *arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("mlperf_jax.prepare: ") and error.count("\n") == 1 and message in error
+    assert error.startswith("mlperf_jax: ") and error.count("\n") == 1 and message in error
 
 
 def test_help_as_a_command():

@@ -27,6 +27,7 @@ import jax
 import numpy as np
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.parallel import distributed
 from mlperf_jax.training import digests
 from mlperf_jax.trees import named_leaves
 from mlperf_jax.workload import State
@@ -190,7 +191,9 @@ class Checkpoints:
                 self._sealing.result()
 
     def close(self) -> None:
-        self._manager.close()
+        """Ends the threads. Whoever wants to know that everything is on disk calls `wait` before."""
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            self._manager.close()
         self._leaving.set()
         self._sealer.shutdown()
 
@@ -253,7 +256,11 @@ class Checkpoints:
         """Turns a failure into a sentence. What was half written is under no step's name and not read again."""
         try:
             yield
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
+            if told := distributed.without_partner(error):
+                raise UserError(told) from error
+            if isinstance(error, RuntimeError):
+                raise
             raise UserError(
                 f"A checkpoint in {self.folder} could not be written ({_reason(error)}); "
                 "free space or mend the folder and run the same command again."

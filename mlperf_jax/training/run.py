@@ -287,7 +287,8 @@ def _failures_recorded(run: Run) -> Iterator[None]:
     except BaseException as error:
         if jax.process_index() == 0:
             state = "stopped" if isinstance(error, (Stopped, KeyboardInterrupt)) else "failed"
-            run.update(state, reason=str(error))
+            with contextlib.suppress(UserError):  # the disk that `error` found full, say
+                run.update(state, reason=str(error))
         if not isinstance(error, Stopped):  # those who were asked to stop do so together
             distributed.leave(error)
         raise
