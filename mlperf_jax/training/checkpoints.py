@@ -308,8 +308,12 @@ def _names(path: Path) -> Iterator[Path]:
 
 
 def _raised_by_orbax(record: logging.LogRecord) -> bool:
-    frames = traceback.walk_tb(record.exc_info[2]) if record.exc_info else ()
-    return any("/orbax/" in frame.f_code.co_filename for frame, _ in frames)
+    if not record.exc_info:
+        return False
+    frames = traceback.walk_tb(record.exc_info[2])
+    # What Orbax awaits of tensorstore fails in C++, with no frame at all.
+    of_tensorstore = "tensorstore_spec" in str(record.exc_info[1])
+    return of_tensorstore or any("/orbax/" in frame.f_code.co_filename for frame, _ in frames)
 
 
 def _reason(error: Exception) -> str:

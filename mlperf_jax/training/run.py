@@ -20,6 +20,7 @@ from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.results import events, summary, system
 from mlperf_jax.results.disclosure import disclosed
 from mlperf_jax.results.folders import PICTURES, Run, Runs, write_bytes
+from mlperf_jax.training import room
 from mlperf_jax.training.checkpoints import Checkpoints, Position
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.frozen import fingerprint
@@ -197,12 +198,14 @@ def _one_run(
         metadata={"step": position.step if position else 0},
         writes=first,
     )
-    with contextlib.closing(checkpoints), log, _failures_recorded(run):
+    with contextlib.closing(checkpoints), log, _failures_recorded(run), room.explained(workload) as compiled:
         if not log.resumed:
             log.start("init_start")
             _log_facts(log, workload, layout, run, options, system_name)
         say("compiling")
         engine = _compile(workload, layout)
+        compiled.append(engine)
+        room.require(engine)
         whole = unsplit.stayed_whole(engine.state, layout.strategy)
         for text in (unsplit.sentence(whole, layout.strategy), unsplit.repeated(layout, engine.state)):
             if text:
