@@ -14,7 +14,7 @@ MESH = cli.text(
     "mesh",
     "Sizes of mesh axes, as data:4,model:2, for strategies that have them; default from the devices.",
 )
-CPU_DEVICES = cli.integer("cpu_devices", "Show the CPU as so many virtual devices.")
+CPU_DEVICES = cli.integer("cpu_devices", "Show the CPU as so many virtual devices.", most=1024)
 COORDINATOR = cli.text(
     "coordinator",
     "Several processes: host:port of process 0. TPU pods, SLURM and Kubernetes need none.",

@@ -7,6 +7,7 @@
     python -m mlperf_jax.main --workload=resnet50 --platform=cpu --scenario=all
                                         latency and throughput of the trained model, and its accuracy
     python -m mlperf_jax.main --list                                        workloads, presets, targets
+    python -m mlperf_jax                                                    the other commands
 
 The same command again continues an unfinished run; a finished one is kept and the next begins.
 Exit status: 0 the target was reached (inference: VALID, and accurate enough), 1 it was not,

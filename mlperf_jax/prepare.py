@@ -22,18 +22,18 @@ from mlperf_jax.errors import UserError
 
 
 def prepare(workload: str, preset: str, data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
-    """Prepares the data set that a workload's config names, and says in a phrase what lies where.
+    """Prepares the data set that a workload's config names, and says in a sentence what lies where.
 
     Raises:
-        UserError: there is no such workload, it has no data set, or as `input_pipelines.prepare`.
+        UserError: there is no such workload, or as `input_pipelines.prepare`.
     """
-    registry.find(workload, registry.Workload)
+    cls = registry.find(workload, registry.Workload)
     data = configs.base_config(workload, preset).get("data", {})
-    if "name" not in data:
-        raise UserError(
-            f"The workload {workload} names no data set in its config, so there is nothing to prepare."
-        )
-    return input_pipelines.prepare(data["name"], data_dir, fake=fake, verify=verify)
+    if "name" not in data or cls.prepare.__func__ is registry.Workload.prepare.__func__:
+        if fake:
+            raise UserError(f"The workload {workload} makes its own data; leave --fake out.")
+        return f"Nothing is to be prepared: {workload} makes its own data."
+    return f"Ready: {input_pipelines.prepare(data['name'], data_dir, fake=fake, verify=verify)}."
 
 
 FLAGS = cli.define(
@@ -65,7 +65,7 @@ def _command(arguments: list[str]) -> int:
         raise UserError(f"--workload is missing; there are {', '.join(registry.names())}.")
     preset = FLAGS.preset or ("closed" if FLAGS.fake else configs.default_preset(FLAGS.platform))
     data_dir = Path(FLAGS.data_dir).expanduser() if FLAGS.data_dir else input_pipelines.default_data_dir()
-    print(f"Ready: {prepare(FLAGS.workload, preset, data_dir, fake=FLAGS.fake, verify=FLAGS.verify)}.")
+    print(prepare(FLAGS.workload, preset, data_dir, fake=FLAGS.fake, verify=FLAGS.verify))
     return 0
 
 
