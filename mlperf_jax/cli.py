@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import math
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -159,6 +160,9 @@ def parse(
         rest = values(["mlperf_jax", *(a for a in arguments if not a.startswith(_CONFIG))])
     except flags.Error as error:
         raise UserError(f"{_mistake(values, error, config)}; --help shows all flags.") from error
+    for name in values:
+        if isinstance(value := values[name].value, float) and not math.isfinite(value):
+            raise UserError(f"--{name}={value} is no finite number; give one.")
     return overrides, rest[1:]
 
 

@@ -87,7 +87,7 @@ def explained(workload: TrainedWorkload) -> Iterator[list[Engine]]:
     try:
         yield compiled
     except (RuntimeError, MemoryError, OSError) as error:
-        if not ran_out_of_memory(error):
+        if not ran_out_of_memory(error) or "thread" in str(error):  # a smaller batch takes no fewer threads
             raise
         mend = _smaller(workload)
         if compiled:
@@ -182,4 +182,4 @@ def _what(workload: TrainedWorkload, name: str) -> str:
 
 
 def _gib(size: int) -> str:
-    return f"{size / _GIB:,.1f} GiB"
+    return f"{size / _GIB:,.1f} GiB" if size >= _GIB else f"{size / 2**20:,.1f} MiB"
