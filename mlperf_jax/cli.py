@@ -115,7 +115,9 @@ def run(
     """
     try:
         with aborts.explained():
-            return command(list(sys.argv[1:] if argv is None else argv))
+            status = command(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()  # a full disk is told here, not when the interpreter ends
+            return status
     except _Helped:
         return 0
     except UserError as error:
