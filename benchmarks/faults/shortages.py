@@ -11,7 +11,10 @@ from pathlib import Path
 from benchmarks.faults.fault import TINY, Fault, qualities, refusal, run
 
 _FILE_SIZES = (0, 300, 1_000, 2_500, 4_000, 8_000, 12_000, 16_000, 24_000)
-_ADDRESS_SPACES = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)  # GB
+_ADDRESS_SPACES = (0.6, 1.2, 1.8, 2.05, 2.2, 2.5, 3.0)  # GB
+
+# More than any of these holds, though not more than the compiler counts for the larger ones.
+_LARGE = ("--config.batch_size=2000", "--config.data.num_train=8000", "--config.model.width=64")
 
 
 def disk(folder: Path, random: random.Random) -> Iterator[Fault]:
@@ -81,7 +84,7 @@ def memory(folder: Path, random: random.Random) -> Iterator[Fault]:
     for gigabytes in _ADDRESS_SPACES:
         limits = (f"--as={round(gigabytes * 1e9)}",)
         what = f"training within an address space of {gigabytes} GB"
-        flags = (*TINY, f"--results_dir={results}_{gigabytes}")
+        flags = (*TINY, *_LARGE, f"--results_dir={results}_{gigabytes}")
         yield Fault("memory", what, functools.partial(_short, folder, flags, limits))
     for override in (
         "--config.batch_size=3000000",

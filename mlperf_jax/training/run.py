@@ -313,7 +313,7 @@ def _compile(workload: TrainedWorkload, layout: Layout) -> Engine:
     try:
         engine = Engine(workload, layout, steps_per_dispatch=workload.config.steps_per_dispatch)
         engine.compile()
-    except (ValueError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         where = [frame for frame in frames if "site-packages" not in frame.filename][-1]
         raise UserError(
