@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(arguments: list[str]) -> int:
     if arguments and arguments[0] in COMMANDS:
         rest = " ".join(arguments[1:])
-        raise UserError(f"Commands are modules; write: python -m mlperf_jax.{arguments[0]} {rest}".rstrip() + ".")
+        raise UserError(
+            f"Commands are modules; write: python -m mlperf_jax.{arguments[0]} {rest}".rstrip() + "."
+        )
     if arguments and not arguments[0].startswith("-"):
         raise UserError(f"There is no command {arguments[0]!r}; there are {', '.join(COMMANDS)}.")
     cli.parse_flags(FLAGS, arguments)

@@ -19,13 +19,34 @@ from mlperf_jax.errors import Stopped, UserError, shortage
 
 _CONFIG = "--config."
 _MEANT = {
-    "--config.batch_size": ("batch_size", "batchsize", "batch", "bs", "global_batch_size", "train_batch_size"),
+    "--config.batch_size": (
+        "batch_size",
+        "batchsize",
+        "batch",
+        "bs",
+        "global_batch_size",
+        "train_batch_size",
+    ),
     "--config.max_epochs": ("epochs", "epoch", "num_epochs", "max_epochs", "n_epochs"),
     "--config.optimizer.base_lr": ("lr", "learning_rate", "base_lr"),
-    "--config.gradient_accumulation_steps": ("accumulation", "gradient_accumulation", "grad_accum", "accum_steps"),
+    "--config.gradient_accumulation_steps": (
+        "accumulation",
+        "gradient_accumulation",
+        "grad_accum",
+        "accum_steps",
+    ),
     "--config.precision": ("precision", "dtype", "fp16", "bf16", "fp32", "amp"),
     "--config.target": ("target", "quality_target", "target_accuracy"),
-    "--results_dir": ("output", "output_dir", "out", "outdir", "log_dir", "logdir", "checkpoint_dir", "save_dir"),
+    "--results_dir": (
+        "output",
+        "output_dir",
+        "out",
+        "outdir",
+        "log_dir",
+        "logdir",
+        "checkpoint_dir",
+        "save_dir",
+    ),
     "--data_dir": ("data", "dataset", "dataset_path", "data_path"),
     "--workload": ("model", "benchmark", "arch", "network"),
     "--platform": ("device", "backend", "accelerator"),
@@ -36,9 +57,23 @@ _MEANT = {
 """Flags of this project: what other programs call them."""
 
 _SAID = {
-    ("gpus", "gpu", "num_gpus", "ngpus", "devices", "num_devices", "n_gpus"): "all devices that --platform=gpu (or "
+    (
+        "gpus",
+        "gpu",
+        "num_gpus",
+        "ngpus",
+        "devices",
+        "num_devices",
+        "n_gpus",
+    ): "all devices that --platform=gpu (or "
     "tpu) shows are used; fewer with --mesh=data:N or CUDA_VISIBLE_DEVICES, and --cpu_devices=N shows a CPU as several",
-    ("resume", "resume_from", "restart", "continue", "load"): "the same command again continues an unfinished run",
+    (
+        "resume",
+        "resume_from",
+        "restart",
+        "continue",
+        "load",
+    ): "the same command again continues an unfinished run",
 }
 """What other programs have a flag for and this one does by itself."""
 

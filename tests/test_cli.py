@@ -20,11 +20,17 @@ class JaxRuntimeError(RuntimeError):
     [
         (MemoryError("Unable to allocate 73.0 GiB"), "Memory ran out (Unable to allocate 73.0 GiB); "),
         (MemoryError(), "Memory ran out (MemoryError); "),
-        (JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\n at x"), "ran out (RESOURCE_EXHAUSTED: Out of memory);"),
+        (
+            JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\n at x"),
+            "ran out (RESOURCE_EXHAUSTED: Out of memory);",
+        ),
         (RuntimeError("can't start new thread"), "Memory ran out (can't start new thread); "),
         (ImportError("libx.so: failed to map segment from shared object"), "Memory ran out (libx.so: "),
         (OSError(12, "Cannot allocate memory"), "Memory ran out ("),
-        (OSError(28, "No space left on device", "here/x"), "here/x cannot be written (No space left on device); "),
+        (
+            OSError(28, "No space left on device", "here/x"),
+            "here/x cannot be written (No space left on device); ",
+        ),
         (OSError(27, "File too large"), "A file cannot be written (File too large); free space"),
     ],
 )
@@ -44,12 +50,16 @@ def test_other_errors_keep_their_traceback():
 
 def test_a_process_that_a_library_aborts_ends_in_a_sentence():
     script = "import os; from mlperf_jax import cli; cli.run(lambda a: os.abort(), [])"
-    done = subprocess.run([sys.executable, "-c", script], env=door.environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=door.environment(), capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("mlperf_jax: a library ended this process") and "ulimit -v" in done.stderr
     # Afterwards all is as it was.
     script = "import os; from mlperf_jax import cli; cli.run(lambda a: 0, []); os.abort()"
-    done = subprocess.run([sys.executable, "-c", script], env=door.environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=door.environment(), capture_output=True, text=True
+    )
     assert done.returncode == -6 and done.stderr == ""
 
 

@@ -70,7 +70,9 @@ def test_minigo_needs_nothing(tmp_path, capsys):
 def test_more_than_any_disk_holds_is_refused_before_the_first_file(tmp_path, capsys, workload):
     arguments = [f"--workload={workload}", f"--data_dir={tmp_path / 'data'}", "--fake=99999999999999"]
     assert prepare.main(arguments) == 2
-    assert re.search(r"--fake=9+ would take at least .* GB .*; give at most --fake=\d+", capsys.readouterr().err)
+    assert re.search(
+        r"--fake=9+ would take at least .* GB .*; give at most --fake=\d+", capsys.readouterr().err
+    )
     assert not list(tmp_path.iterdir())
 
 

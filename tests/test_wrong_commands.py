@@ -24,7 +24,11 @@ CASES = [
     ("compare", "--epochs=3", "did you mean --config.max_epochs?"),
     ("plan", "--lr=3", "did you mean --config.optimizer.base_lr?"),
     # Numbers that nothing can hold.
-    ("main", RUN + "--cpu_devices=100000", "--cpu_devices=100000: 100000 is not an integer in the range [0, 1024]"),
+    (
+        "main",
+        RUN + "--cpu_devices=100000",
+        "--cpu_devices=100000: 100000 is not an integer in the range [0, 1024]",
+    ),
     ("compare", "--workload=resnet50 --cpu_devices=100000", "in the range [0, 1024]"),
     ("main", RUN + "--seed=99999999999999999999", "--seed=99999999999999999999: "),
     ("main", RUN + "--config.batch_size=" + "9" * 400, "--config.batch_size="),
@@ -38,7 +42,11 @@ CASES = [
     ("main", RUN + "--coordinator=foo:bar --num_processes=2 --process_id=0", "is not of the form host:port"),
     ("main", RUN + "--coordinator=foo --num_processes=2 --process_id=0", "is not of the form host:port"),
     ("main", RUN + "--coordinator=foo:99999 --num_processes=2 --process_id=1", "ports go from 1 to 65535"),
-    ("main", RUN + "--coordinator=127.0.0.1:9 --num_processes=2 --process_id=5", "--process_id=5 of --num_processes=2"),
+    (
+        "main",
+        RUN + "--coordinator=127.0.0.1:9 --num_processes=2 --process_id=5",
+        "--process_id=5 of --num_processes=2",
+    ),
     ("main", RUN + "--num_processes=2", "--coordinator, --num_processes and --process_id go together"),
     ("compare", "--workload=resnet50 --coordinator=foo:bar --num_processes=2 --process_id=1", "host:port"),
     # Names and places.

@@ -14,6 +14,7 @@ a run of the load generator is INVALID or refused. Exit status: 0 all were survi
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 import tempfile
@@ -58,28 +59,37 @@ def _command(arguments: list[str]) -> int:
     kinds = FLAGS.kinds.split(",") if FLAGS.kinds else list(KINDS)
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise UserError(f"There is no kind {unknown[0]!r} of faults; there are {', '.join(KINDS)}.")
-    rows, lost = [], []
+    rows = []
     for kind in kinds:
         with tempfile.TemporaryDirectory(prefix=f"faults-{kind}-") as folder:
-            row, missed = _try_kind(kind, Path(folder))
+            row = _try_kind(kind, Path(folder))
         rows.append(row)
-        lost += missed
-        print(f"{kind:9} {row['tried']:5} tried {row['survived']:5} survived {row['seconds']:7.0f} s", flush=True)
+        print(
+            f"{kind:9} {row['tried']:5} tried {row['survived']:5} survived {row['seconds']:7.0f} s",
+            flush=True,
+        )
     total = {name: sum(row[name] for row in rows) for name in ("tried", "survived", "seconds")}
     print(f"{'all':9} {total['tried']:5} tried {total['survived']:5} survived {total['seconds']:7.0f} s")
-    record = {
+    if FLAGS.record:
+        _record(Path(FLAGS.record), rows)
+    return int(total["survived"] < total["tried"])
+
+
+def _record(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes the rows, each with what it was found by; kinds that were tried apart keep theirs."""
+    found_by = {
         "command": records.command("faults"),
         "machine": records.machine() | {"processor": records.machine_in_words()},
         "versions": records.versions("jax", "jaxlib", "orbax-checkpoint", "numpy"),
-        "kinds": rows,
-        "total": total,
-        "not_survived": lost,
     }
-    records.write(FLAGS.record, record)
-    return int(bool(lost))
+    known = json.loads(path.read_text())["kinds"] if path.exists() else []
+    by_kind = {row["kind"]: row for row in known} | {row["kind"]: {**row, **found_by} for row in rows}
+    kinds = [by_kind[kind] for kind in KINDS if kind in by_kind]
+    total = {name: sum(row[name] for row in kinds) for name in ("tried", "survived")}
+    records.write(path, {"kinds": kinds, "total": total})
 
 
-def _try_kind(kind: str, folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
+def _try_kind(kind: str, folder: Path) -> dict[str, Any]:
     begin, tried, lost = time.monotonic(), 0, []
     drawn = random.Random(f"{kind} {FLAGS.seed}")
     for fault in KINDS[kind](folder / "work", drawn):
@@ -89,10 +99,16 @@ def _try_kind(kind: str, folder: Path) -> tuple[dict[str, Any], list[dict[str, s
         except Exception as error:  # of the attempt: what it brought about went further than it looks
             why = f"{type(error).__name__}: {error}"
         if why:
-            lost.append({"kind": kind, "what": fault.what, "why": why[:400]})
+            lost.append({"what": fault.what, "why": why[:400]})
             print(f"  not survived: {kind}, {fault.what}: {why[:400]}", file=sys.stderr, flush=True)
     seconds = round(time.monotonic() - begin, 1)
-    return {"kind": kind, "tried": tried, "survived": tried - len(lost), "seconds": seconds}, lost
+    return {
+        "kind": kind,
+        "tried": tried,
+        "survived": tried - len(lost),
+        "seconds": seconds,
+        "not_survived": lost,
+    }
 
 
 if __name__ == "__main__":

@@ -81,12 +81,13 @@ def kills(folder: Path, random: random.Random) -> Iterator[Fault]:
     """All in one results folder, which each start continues; then the run is finished, and held against another."""
     killed = folder / "killed"
     killed.mkdir(parents=True)
-    for n in range(KILLS):
+    for _ in range(KILLS):
         victim, moment = random.randrange(PROCESSES), random.uniform(0, _LATEST_SECONDS)
         what = f"process {victim} of {PROCESSES} killed {moment:.1f} s after all were connected"
         yield Fault("kills", what, functools.partial(_kill, killed, victim, moment))
-        del n
-    yield Fault("kills", "the same command after them: the figures", functools.partial(_finish, folder, killed))
+    yield Fault(
+        "kills", "the same command after them: the figures", functools.partial(_finish, folder, killed)
+    )
 
 
 def _kill(folder: Path, victim: int, moment: float) -> str:
@@ -137,7 +138,9 @@ def partners(folder: Path, random: random.Random) -> Iterator[Fault]:
     for n, (what, flags) in enumerate(cases.items()):
         place = folder / f"case_{n}"
         yield Fault("partners", what, functools.partial(_refused, place, flags))
-    yield Fault("partners", "strangers at the port first", functools.partial(_strangers, folder / "strangers"))
+    yield Fault(
+        "partners", "strangers at the port first", functools.partial(_strangers, folder / "strangers")
+    )
 
 
 def _refused(folder: Path, flags: list[list[str]]) -> str:

@@ -50,7 +50,11 @@ def parsers(folder: Path, random: random.Random) -> Iterator[Fault]:
 def _lazily(what: str, count: int, random: random.Random, happens: Callable[[int], str]) -> Iterator[Fault]:
     for _ in range(count):
         seed = random.randrange(2**32)
-        yield Fault("flips" if count == FLIPS_EACH else "parsers", f"{what}, seed {seed}", functools.partial(happens, seed))
+        yield Fault(
+            "flips" if count == FLIPS_EACH else "parsers",
+            f"{what}, seed {seed}",
+            functools.partial(happens, seed),
+        )
 
 
 def _train(folder: Path) -> str:
@@ -73,8 +77,12 @@ def _flip_checkpoint(run_folder: Path, seed: int) -> str:
     copy = run_folder.parent / "flipped"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(run_folder, copy)
-    newest, older = sorted((int(p.name) for p in (copy / "checkpoints").iterdir() if p.name.isdigit()), reverse=True)[:2]
-    files = [p for p in sorted((copy / "checkpoints" / str(newest)).rglob("*")) if p.is_file() and p.stat().st_size]
+    newest, older = sorted(
+        (int(p.name) for p in (copy / "checkpoints").iterdir() if p.name.isdigit()), reverse=True
+    )[:2]
+    files = [
+        p for p in sorted((copy / "checkpoints" / str(newest)).rglob("*")) if p.is_file() and p.stat().st_size
+    ]
     flip(drawn.choice(files), drawn)
     checkpoints = Checkpoints(copy / "checkpoints")
     found = checkpoints.newest
@@ -110,7 +118,19 @@ def _read(path: Path, promised: type[Exception], reader: Reader) -> str:
     return "" if seconds < _SECONDS else f"{seconds:.1f} s"
 
 
-_SPECIAL = (b"", b"\x00", b"\xff" * 8, b"9" * 400, b"-1", b"1e999", b"NaN", b'"', b"(" * 500, b"{" * 500, b"\n" * 50)
+_SPECIAL = (
+    b"",
+    b"\x00",
+    b"\xff" * 8,
+    b"9" * 400,
+    b"-1",
+    b"1e999",
+    b"NaN",
+    b'"',
+    b"(" * 500,
+    b"{" * 500,
+    b"\n" * 50,
+)
 
 
 def mutant(data: bytes, random: random.Random) -> bytes:
@@ -136,7 +156,6 @@ def samples(folder: Path) -> dict[str, tuple[Path, type[Exception], Reader]]:
     """Of each format a file, the error that its reader promises, and the reader."""
     from mlperf_jax.go import records
     from mlperf_jax.results import events
-    from mlperf_jax.weights import files
 
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {"fc.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "fc.bias": np.zeros(3, np.float32)}
@@ -154,7 +173,11 @@ def samples(folder: Path) -> dict[str, tuple[Path, type[Exception], Reader]]:
             _answers,
         ),
         "user.conf": (b"*.Server.target_qps = 50\nresnet50.*.min_duration = 600\n# x\n", UserError, _conf),
-        "mesh.toml": (b'shard_params = "fsdp"\n[mesh]\nfsdp = 4\n[rules]\nbatch = [["fsdp"]]\n', UserError, _strategy),
+        "mesh.toml": (
+            b'shard_params = "fsdp"\n[mesh]\nfsdp = 4\n[rules]\nbatch = [["fsdp"]]\n',
+            UserError,
+            _strategy,
+        ),
         "weights.npz": (None, UserError, _tensors),
         "weights.safetensors": (None, UserError, _tensors),
     }
@@ -169,7 +192,9 @@ def samples(folder: Path) -> dict[str, tuple[Path, type[Exception], Reader]]:
 
 
 def _events() -> bytes:
-    line = ':::MLLOG {"namespace": "", "time_ms": 1700000000000, "event_type": "POINT_IN_TIME", "key": "seed", '
+    line = (
+        ':::MLLOG {"namespace": "", "time_ms": 1700000000000, "event_type": "POINT_IN_TIME", "key": "seed", '
+    )
     return (line + '"value": 1, "metadata": {"file": "a.py", "lineno": 3}}\n').encode() * 4
 
 

@@ -32,9 +32,15 @@ def disk(folder: Path, random: random.Random) -> Iterator[Fault]:
                 f"{name}, files of {size} bytes at most",
                 functools.partial(_writes, place, size, module, arguments),
             )
-    for module, argument in (("main", "--list"), ("main", "--help"), ("report", str(folder / "whole" / "results"))):
+    for module, argument in (
+        ("main", "--list"),
+        ("main", "--help"),
+        ("report", str(folder / "whole" / "results")),
+    ):
         yield Fault(
-            "disk", f"{module} {argument.split('/')[-1]} into a full device", functools.partial(_to_full, folder, module, argument)
+            "disk",
+            f"{module} {argument.split('/')[-1]} into a full device",
+            functools.partial(_to_full, folder, module, argument),
         )
 
 

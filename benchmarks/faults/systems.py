@@ -72,7 +72,9 @@ MISBEHAVIOURS: dict[str, Answer] = {
     "answers an unknown query": lambda responses, ids, indices: responses.complete([10**9]),
     "answers a negative query": lambda responses, ids, indices: responses.complete([-5]),
     "answers with text for ids": lambda responses, ids, indices: responses.complete(["one"]),
-    "answers with objects for bytes": lambda responses, ids, indices: responses.complete(ids, [object()] * len(ids)),
+    "answers with objects for bytes": lambda responses, ids, indices: responses.complete(
+        ids, [object()] * len(ids)
+    ),
     "answers with too few": lambda responses, ids, indices: responses.complete(ids, []),
     "answers nothing at all": lambda responses, ids, indices: responses.complete(None),
     "raises": _raise,
@@ -86,7 +88,9 @@ def systems(folder: Path, random: random.Random) -> Iterator[Fault]:
         for mode in (lg.TestMode.PerformanceOnly, lg.TestMode.AccuracyOnly):
             for what in (*MISBEHAVIOURS, _CRASHING_FLUSH):
                 yield Fault(
-                    "systems", f"{scenario.name} {mode.name}: {what}", functools.partial(_judge, folder, what, scenario, mode)
+                    "systems",
+                    f"{scenario.name} {mode.name}: {what}",
+                    functools.partial(_judge, folder, what, scenario, mode),
                 )
 
 

@@ -32,7 +32,9 @@ _OWN_WORDS_SECONDS = 5
 _FOUND_SECONDS = 1
 """How much later than an error it may be known which process is gone."""
 
-_together: list[partners.Partners] = []  # the others of this process, where they were joined by their addresses
+_together: list[
+    partners.Partners
+] = []  # the others of this process, where they were joined by their addresses
 _leaving = threading.Lock()  # whoever holds it has the last word
 
 # Number of tasks as told by SLURM, Open MPI and Kubernetes (indexed jobs).

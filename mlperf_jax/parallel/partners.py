@@ -209,7 +209,9 @@ def _welcome(connection: _Connection, found: dict[int, _Connection], count: int)
     if theirs != count:
         reason = f"Process {index} was started with --num_processes={theirs} and process 0 with {count}; start all of them alike."
     elif not 0 < index < count or index in found:
-        reason = f"Two processes were started with --process_id={index}; give each its own, from 0 to {count - 1}."
+        reason = (
+            f"Two processes were started with --process_id={index}; give each its own, from 0 to {count - 1}."
+        )
     else:
         found[index] = connection
         return

@@ -362,9 +362,7 @@ def _differences(run: Run, asked: Mapping[str, Any], may_differ: Collection[str]
 
 
 def _refuse(run: Run, differences: Sequence[str]) -> NoReturn:
-    shown = ", ".join(differences[:8]) + (
-        f" and {len(differences) - 8} more" if len(differences) > 8 else ""
-    )
+    shown = ", ".join(differences[:8]) + (f" and {len(differences) - 8} more" if len(differences) > 8 else "")
     raise UserError(
         f"{run.folder} holds an unfinished run of another configuration ({shown}); "
         "finish it with its own flags, or use another --results_dir."

@@ -129,7 +129,9 @@ def _other_ways(engine: Engine, wanted: Need, usable: int) -> list[str]:
     parts, rows = _accumulation(workload), workload.batch_size // _rows_unit(engine)
     room = usable - wanted.fixed - wanted.batch
     if "gradient_accumulation_steps" in workload.config and room > 0:
-        least = max(math.ceil(parts * wanted.activations / room), 2 * parts if wanted.total <= usable else parts + 1)
+        least = max(
+            math.ceil(parts * wanted.activations / room), 2 * parts if wanted.total <= usable else parts + 1
+        )
         more = next((k for k in range(least, rows + 1) if rows % k == 0), None)
         if more:
             ways.append(f"--config.gradient_accumulation_steps={more} with this batch")

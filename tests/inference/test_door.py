@@ -13,7 +13,7 @@ from mlperf_jax import import_weights, main
 from mlperf_jax.errors import UserError
 from mlperf_jax.inference import trained
 from mlperf_jax.inference.accuracy import read_answers
-from mlperf_jax.inference.settings import in_flags, Asked, Timing, make_settings
+from mlperf_jax.inference.settings import Asked, Timing, in_flags, make_settings
 from mlperf_jax.parallel import mesh
 from mlperf_jax.precision import POLICIES
 from mlperf_jax.results.folders import read_json
@@ -273,7 +273,9 @@ def test_advice_is_given_in_flags_that_the_command_has():
     def said(text, **try_next):
         return in_flags(Reason("condition", text, try_next))
 
-    assert said("p99 is over. Try server_target_qps=90.", server_target_qps=90.0) == "p99 is over. Try --qps=90."
+    assert (
+        said("p99 is over. Try server_target_qps=90.", server_target_qps=90.0) == "p99 is over. Try --qps=90."
+    )
     assert said("Too few. Try min_duration_ms=1500.", min_duration_ms=1500) == "Too few. Try --time=2."
     assert said("Too few. Try min_query_count=70.", min_query_count=70) == "Too few. Try a longer --time."
     for name in ("offline_expected_qps", "single_stream_expected_latency_ns"):

@@ -35,7 +35,21 @@ def join(port, *processes, seconds=5.0):
 
 
 @pytest.mark.parametrize(
-    "address", ["foo:bar", "foo", ":12", "foo:", "foo:-1", "::1", "fe80::1:2", "foo bar:1", "foo:1:2", "f/o:1", "foo:1e3", ""]
+    "address",
+    [
+        "foo:bar",
+        "foo",
+        ":12",
+        "foo:",
+        "foo:-1",
+        "::1",
+        "fe80::1:2",
+        "foo bar:1",
+        "foo:1:2",
+        "f/o:1",
+        "foo:1e3",
+        "",
+    ],
 )
 def test_an_address_is_host_and_port(address):
     with pytest.raises(UserError, match="is not of the form host:port"):

@@ -251,7 +251,9 @@ def test_of_four_processes_any_may_be_killed(tmp_path):
             assert [four.processes[i].wait(DEADLINE) for i in others] == [2, 2, 2], four.output(others[0])
             assert time.monotonic() - killed < 30
         for i in others:
-            said = re.findall(r"^mlperf_jax: the work with the other processes failed.*", four.output(i), re.M)
+            said = re.findall(
+                r"^mlperf_jax: the work with the other processes failed.*", four.output(i), re.M
+            )
             assert len(said) == 1 and f"in process {i} (process {victim} ended or was killed)" in said[0]
             assert "the same command in all of them" in said[0] and "Traceback" not in four.output(i)
     with Pair(tmp_path, count=4) as four:
@@ -290,8 +292,16 @@ def test_a_partner_that_dies_during_a_save_is_told_as_such(monkeypatch, tmp_path
     checkpoints = Checkpoints(tmp_path / "c")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for error, gone, said in (
-        (ValueError("UNAVAILABLE: barrier failed"), "", r"failed in process 0 \(UNAVAILABLE: barrier failed\)"),
-        (OSError(5, "Input/output error"), "process 1 ended or was killed", r"\(process 1 ended or was killed\)"),
+        (
+            ValueError("UNAVAILABLE: barrier failed"),
+            "",
+            r"failed in process 0 \(UNAVAILABLE: barrier failed\)",
+        ),
+        (
+            OSError(5, "Input/output error"),
+            "process 1 ended or was killed",
+            r"\(process 1 ended or was killed\)",
+        ),
         (OSError(28, "No space left on device"), "", "could not be written .*free space"),
     ):
         monkeypatch.setattr(distributed, "_gone", lambda wait=0.0, gone=gone: gone)

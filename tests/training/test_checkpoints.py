@@ -261,8 +261,10 @@ def test_what_cannot_be_written_does_not_speak_over_what_ended_the_run(tmp_path,
 
 def test_what_tensorstore_could_not_write_goes_unsaid(two):
     opened(two, Checkpoints.position)
-    record = logging.LogRecord("asyncio", logging.ERROR, "", 0, "Future exception was never retrieved", None, None)
-    record.exc_info = (ValueError, ValueError('RESOURCE_EXHAUSTED: ... [tensorstore_spec=\'{"x":1}\']'), None)
+    record = logging.LogRecord(
+        "asyncio", logging.ERROR, "", 0, "Future exception was never retrieved", None, None
+    )
+    record.exc_info = (ValueError, ValueError("RESOURCE_EXHAUSTED: ... [tensorstore_spec='{\"x\":1}']"), None)
     assert not logging.getLogger("asyncio").filter(record)
     record.exc_info = (ValueError, ValueError("another"), None)
     assert logging.getLogger("asyncio").filter(record)

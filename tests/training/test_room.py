@@ -46,16 +46,23 @@ def test_a_state_that_is_too_large_is_not_mended_by_a_batch(monkeypatch):
 
 def test_an_error_of_the_device_becomes_a_sentence(monkeypatch):
     engine = compiled()
-    said = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 68719476736 bytes.\nat ...")
+    said = jax.errors.JaxRuntimeError(
+        "RESOURCE_EXHAUSTED: Out of memory allocating 68719476736 bytes.\nat ..."
+    )
     with (
-        pytest.raises(UserError, match=r"with a batch of 64 \(RESOURCE_EXHAUSTED.*--config.batch_size=32") as one,
+        pytest.raises(
+            UserError, match=r"with a batch of 64 \(RESOURCE_EXHAUSTED.*--config.batch_size=32"
+        ) as one,
         room.explained(engine.workload) as known,
     ):
         known.append(engine)
         raise said
     assert "\n" not in str(one.value)
     # Before anything is compiled nothing is counted.
-    with pytest.raises(UserError, match="try half of it, --config.batch_size=32"), room.explained(engine.workload):
+    with (
+        pytest.raises(UserError, match="try half of it, --config.batch_size=32"),
+        room.explained(engine.workload),
+    ):
         raise MemoryError
     for other in (jax.errors.JaxRuntimeError("INTERNAL: x"), OSError(28, "No space left on device")):
         with pytest.raises(type(other)), room.explained(engine.workload):
