@@ -45,7 +45,8 @@ class Together:
 
     def wait(self, seconds: float = PATIENCE_SECONDS) -> list[int | None]:
         """The statuses; None of one that has not ended in time, and is killed."""
-        end, statuses = time.monotonic() + seconds, []
+        end = time.monotonic() + seconds
+        statuses: list[int | None] = []
         for process in self.processes:
             try:
                 statuses.append(process.wait(max(end - time.monotonic(), 0.01)))

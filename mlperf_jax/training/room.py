@@ -7,6 +7,7 @@ import dataclasses
 import math
 import resource
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -52,12 +53,19 @@ def need(engine: Engine, name: str) -> Need | None:
 
 
 def capacity(device: Any) -> int:
-    """Bytes that a device has; the devices of a CPU share the machine's, or what its limit leaves of it."""
+    """Bytes that a device has; the devices of a CPU share the machine's, or what limits leave of it."""
     if device.platform == "cpu":
-        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-        total = psutil.virtual_memory().total
-        return (total if limit < 0 else min(total, limit)) // jax.local_device_count()
+        return min([psutil.virtual_memory().total, *_limits()]) // jax.local_device_count()
     return (device.memory_stats() or {}).get("bytes_limit", 0)
+
+
+def _limits() -> Iterator[int]:
+    """Of this process's address space, and of the container that it is in (cgroup v2)."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit >= 0:
+        yield limit
+    with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+        yield int(Path("/sys/fs/cgroup/memory.max").read_text())
 
 
 def require(engine: Engine) -> None:

@@ -11,7 +11,7 @@ from configs.resnet50 import get_config
 from loadgen_py import Reason, TestMode, TestScenario
 from mlperf_jax import import_weights, main
 from mlperf_jax.errors import UserError
-from mlperf_jax.inference import trained
+from mlperf_jax.inference import command, trained
 from mlperf_jax.inference.accuracy import read_answers
 from mlperf_jax.inference.settings import Asked, Timing, in_flags, make_settings
 from mlperf_jax.parallel import mesh
@@ -267,6 +267,17 @@ def test_the_official_package_is_looked_for_before_anything_is_measured(results,
         "mlperf_jax: The official LoadGen is not installed; run `pip install mlcommons-loadgen`, or leave "
         "--loadgen=official out."
     ]
+
+
+def test_memory_that_runs_out_is_a_sentence(results, capsys, monkeypatch):
+    def full(options, scenarios):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.")
+
+    monkeypatch.setattr(command, "_measure", full)
+    assert main.main([*WORKLOAD, f"--results_dir={results}", "--scenario=Offline"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("mlperf_jax: Memory ran out (RESOURCE_EXHAUSTED: Out of memory")
+    assert "--config.inference.batch_sizes" in said and "--count" in said
 
 
 def test_advice_is_given_in_flags_that_the_command_has():
