@@ -215,7 +215,11 @@ def test_mistakes_get_a_sentence_and_status_2(results, tmp_path, capsys):
             ["--scenario=Server", "--qps=5", "--max_latency=1e-7", "--mode=performance", *ONE_SIZE],
             "longer than Server's bound",
         ),
-        (results, ["--scenario=Server", "--qps=1e9"], "--qps=1e+09 for 10 s asks for 10,000,000,000 samples"),
+        (
+            results,
+            ["--scenario=Server", "--qps=1e9", "--time=60"],
+            "for 60 s asks for 60,000,000,000 samples",
+        ),
         (results, ["--scenario=Offline", "--time=1e14", *ONE_SIZE], "a shorter --time"),
     ):
         assert main.main([*WORKLOAD, f"--results_dir={folder}", *arguments]) == 2

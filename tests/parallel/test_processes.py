@@ -55,7 +55,10 @@ class Pair:
             *(f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", "--config.precision=float64"),
             *("--config.model.stages=(1,)", "--config.model.width=8", *overrides),
         ]
-        environment = door.environment(TOY_RECORD=f"{folder}/record", TOY_STEP_SECONDS=str(step_seconds))
+        lightly = door.LIGHTLY if count > 2 else {}
+        environment = door.environment(
+            TOY_RECORD=f"{folder}/record", TOY_STEP_SECONDS=str(step_seconds), **lightly
+        )
         self.processes = [
             self._start([*command, f"--process_id={i}", *more], environment, i)
             for i, more in enumerate(((), second, (), ())[:count])
@@ -239,8 +242,8 @@ def test_of_four_processes_any_may_be_killed(tmp_path):
     """While they compile, and process 0 while they train: the others say who is gone, and all resumes."""
     engine, expected, evaluation = alone(1)
     moments = {
-        2: lambda pair: "compiling" in pair.output(0),
-        0: lambda pair: (run_folder(tmp_path) / "checkpoints" / "4").exists(),
+        2: lambda four: "compiling" in four.output(0),
+        0: lambda _: (run_folder(tmp_path) / "checkpoints" / "4").exists(),
     }
     for victim, moment in moments.items():
         with Pair(tmp_path, step_seconds=0.2, count=4) as four:
