@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import input_pipelines
 from mlperf_jax import cli
@@ -29,11 +30,16 @@ def prepare(workload: str, preset: str, data_dir: Path, *, fake: int = 0, verify
     """
     cls = registry.find(workload, registry.Workload)
     data = configs.base_config(workload, preset).get("data", {})
-    if "name" not in data or cls.prepare.__func__ is registry.Workload.prepare.__func__:
+    if "name" not in data or _function(cls.prepare) is _function(registry.Workload.prepare):
         if fake:
             raise UserError(f"The workload {workload} makes its own data; leave --fake out.")
         return f"Nothing is to be prepared: {workload} makes its own data."
     return f"Ready: {input_pipelines.prepare(data['name'], data_dir, fake=fake, verify=verify)}."
+
+
+def _function(method: Any) -> Any:
+    """Of a class method, the same whichever class it is looked up in."""
+    return method.__func__
 
 
 FLAGS = cli.define(

@@ -158,7 +158,10 @@ def samples(folder: Path) -> dict[str, tuple[Path, type[Exception], Reader]]:
     from mlperf_jax.results import events
 
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {"fc.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "fc.bias": np.zeros(3, np.float32)}
+    arrays: dict[str, Any] = {
+        "fc.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
+        "fc.bias": np.zeros(3, np.float32),
+    }
     made: dict[str, tuple[bytes | None, type[Exception], Reader]] = {
         "events.txt": (_events(), UserError, events.read_events),
         "facts.json": (b'{"schema_version": 1, "a": [1, 2.5, "x"], "b": {"c": null}}', UserError, _json),
