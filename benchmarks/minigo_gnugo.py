@@ -137,7 +137,7 @@ def play(player: Player, gnugo: GnuGo, count: int, *, black: bool, seed: int) ->
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    return cli.run("benchmarks.minigo_gnugo", _command, argv)
+    return cli.run(_command, argv)
 
 
 def _command(arguments: list[str]) -> int:

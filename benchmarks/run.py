@@ -53,7 +53,7 @@ FLAGS = cli.define(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return cli.run("benchmarks.run", _command, arguments, interrupted="rows that were measured are kept")
+    return cli.run(_command, arguments, interrupted="rows that were measured are kept")
 
 
 def _command(arguments: list[str]) -> int:

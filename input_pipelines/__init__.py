@@ -4,12 +4,14 @@ A data set's module is imported when it is asked for, and provides:
     prepare(data_dir, *, fake, verify) -> str
     open_dataset(data_dir, options) -> Dataset
     open_synthetic(options) -> Dataset, random data of its shapes.
+    FAKE_BYTES, the least that an example of its made-up set takes on disk, where it has such a set.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -49,9 +51,22 @@ def prepare(name: str, data_dir: Path, *, fake: int = 0, verify: bool = False) -
         One phrase saying what lies where.
 
     Raises:
-        UserError: the data cannot be had, is damaged, or the disk is full.
+        UserError: the data cannot be had, is damaged, or the disk is full, or too small for so many made-up ones.
     """
-    return _module(name).prepare(Path(data_dir), fake=fake, verify=verify)
+    module = _module(name)
+    _require_space(Path(data_dir), fake, getattr(module, "FAKE_BYTES", 0))
+    return module.prepare(Path(data_dir), fake=fake, verify=verify)
+
+
+def _require_space(data_dir: Path, fake: int, each: int) -> None:
+    """Refuses before the first file what no disk here could hold."""
+    there = next((path for path in (data_dir, *data_dir.absolute().parents) if path.is_dir()), Path("/"))
+    free = shutil.disk_usage(there).free
+    if fake * each > free:
+        raise UserError(
+            f"--fake={fake} would take at least {fake * each / 1e9:,.0f} GB and {there} has {free / 1e9:,.0f} GB free; "
+            f"give at most --fake={free // each}, or another --data_dir."
+        )
 
 
 def open_dataset(name: str, data_dir: Path, options: Mapping[str, Any]) -> Dataset:

@@ -98,6 +98,15 @@ def side_by_side(ours: Result, theirs: Result) -> list[str]:
     return lines
 
 
+def require_official() -> None:
+    """Finds out before anything is measured whether the official package is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    _official_module()
+
+
 def _official_module() -> ModuleType:
     try:
         import mlperf_loadgen

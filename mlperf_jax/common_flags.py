@@ -18,7 +18,7 @@ COMPILATION_CACHE = cli.text(
     "compilation_cache",
     "Where compiled programs are kept, or none; default $JAX_COMPILATION_CACHE_DIR or ~/.cache/mlperf_jax/xla.",
 )
-CPU_DEVICES = cli.integer("cpu_devices", "Show the CPU as so many virtual devices.")
+CPU_DEVICES = cli.integer("cpu_devices", "Show the CPU as so many virtual devices.", most=1024)
 COORDINATOR = cli.text(
     "coordinator",
     "Several processes: host:port of process 0. TPU pods, SLURM and Kubernetes need none.",

@@ -45,7 +45,7 @@ FLAGS = cli.define(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    return cli.run("mlperf_jax", _command, argv)
+    return cli.run(_command, argv)
 
 
 def _command(arguments: list[str]) -> int:
@@ -58,14 +58,21 @@ def _command(arguments: list[str]) -> int:
 
 def _compare(overrides: list[str]) -> int:
     """Everything from here on may import jax."""
+    from mlperf_jax.parallel import distributed
+
+    common_flags.start(FLAGS)
+    with distributed.together():
+        return _compare_together(overrides)
+
+
+def _compare_together(overrides: list[str]) -> int:
     import jax
 
     from mlperf_jax import making
-    from mlperf_jax.parallel import distributed, mesh
+    from mlperf_jax.parallel import mesh
     from mlperf_jax.planning import compare, compare_report
     from mlperf_jax.workload import TrainedWorkload
 
-    common_flags.start(FLAGS)
     names = list(dict.fromkeys(["dp", *FLAGS.sharding.split(",")]))
     strategies = [mesh.find_strategy(name) for name in names]
     preset = common_flags.preset(FLAGS)
@@ -86,13 +93,9 @@ def _compare(overrides: list[str]) -> int:
         if first:
             print(text, file=sys.stderr, flush=True)
 
-    try:
-        results = compare.compare(
-            workload, check, strategies, steps=FLAGS.steps, seed=FLAGS.seed, asked=asked, say=say
-        )
-    except BaseException as error:
-        distributed.leave(error)
-        raise
+    results = compare.compare(
+        workload, check, strategies, steps=FLAGS.steps, seed=FLAGS.seed, asked=asked, say=say
+    )
     wrong = [r.strategy for r in results if not r.agreement["passed"]]
     if first:
         facts = compare_report.facts(FLAGS.workload, preset, workload, FLAGS.steps, overrides)

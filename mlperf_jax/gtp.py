@@ -24,7 +24,7 @@ FLAGS = cli.define(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    return cli.run("mlperf_jax.gtp", _command, argv, interrupted="the game is lost")
+    return cli.run(_command, argv, interrupted="the game is lost")
 
 
 def _command(arguments: list[str]) -> int:

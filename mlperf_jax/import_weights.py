@@ -29,7 +29,7 @@ FLAGS = cli.define(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status: 0, or 2 where there is something to mend."""
-    return cli.run("mlperf_jax.import_weights", _command, argv)
+    return cli.run(_command, argv)
 
 
 def _command(arguments: list[str]) -> int:

@@ -7,6 +7,7 @@
     python -m mlperf_jax.main --workload=resnet50 --platform=cpu --scenario=all
                                         latency and throughput of the trained model, and its accuracy
     python -m mlperf_jax.main --list                                        workloads, presets, targets
+    python -m mlperf_jax                                                    the other commands
 
 The same command again continues an unfinished run; a finished one is kept and the next begins.
 Exit status: 0 the target was reached (inference: VALID, and accurate enough), 1 it was not,
@@ -105,7 +106,7 @@ FLAGS = cli.define(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     again = "the same command continues from the last checkpoint"
-    return cli.run("mlperf_jax", _command, argv, interrupted=again)
+    return cli.run(_command, argv, interrupted=again)
 
 
 def _command(arguments: list[str]) -> int:
@@ -130,7 +131,7 @@ def _command(arguments: list[str]) -> int:
 def _train(overrides: list[str], arguments: list[str]) -> int:
     """Everything from here on may import jax: platform and XLA flags are decided."""
     from mlperf_jax import making
-    from mlperf_jax.parallel import mesh
+    from mlperf_jax.parallel import distributed, mesh
     from mlperf_jax.training import run
     from mlperf_jax.workload import TrainedWorkload
 
@@ -140,12 +141,13 @@ def _train(overrides: list[str], arguments: list[str]) -> int:
     asked = mesh.parse_mesh(FLAGS.mesh) if FLAGS.mesh else {}
 
     common_flags.start(FLAGS)
-    compilation_cache.use(FLAGS.compilation_cache)
-    layout = mesh.make_layout(strategy, asked)
-    for key in {"batch_size", "eval_batch_size"} & set(recipe.config):
-        layout.rows(recipe.config[key], key)
-    workload = recipe.make_with_data(_data_dir(), synthetic=FLAGS.synthetic_data, prepare=FLAGS.prepare)
-    return run.train_command(workload, layout, options)
+    with distributed.together():
+        compilation_cache.use(FLAGS.compilation_cache)
+        layout = mesh.make_layout(strategy, asked)
+        for key in {"batch_size", "eval_batch_size"} & set(recipe.config):
+            layout.rows(recipe.config[key], key)
+        workload = recipe.make_with_data(_data_dir(), synthetic=FLAGS.synthetic_data, prepare=FLAGS.prepare)
+        return run.train_command(workload, layout, options)
 
 
 def _infer(overrides: list[str], arguments: list[str]) -> int:

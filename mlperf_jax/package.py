@@ -30,7 +30,7 @@ FLAGS = cli.define(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    return cli.run("mlperf_jax", _command, argv, interrupted="nothing half done is left")
+    return cli.run(_command, argv, interrupted="nothing half done is left")
 
 
 def _command(arguments: list[str]) -> int:

@@ -48,7 +48,7 @@ FLAGS = cli.define(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    return cli.run("mlperf_jax", _command, argv, interrupted="strategies that were compiled are kept")
+    return cli.run(_command, argv, interrupted="strategies that were compiled are kept")
 
 
 def _command(arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import importlib.util
 import os
+import resource
 
 from mlperf_jax.errors import UserError
 
@@ -25,6 +26,10 @@ _XLA_FLAGS = {
     # What MaxText's flags for asynchronous collectives ask for is libtpu's default.
     "tpu": (),
 }
+
+
+# Address space that jax takes for itself, measured with prlimit --as: the libraries, and for each core threads.
+_LIBRARIES_BYTES, _CORE_BYTES = 1_500_000_000, 250_000_000
 
 
 def configure(platform: str, *, cpu_devices: int = 0, compiles_for: str | None = None) -> None:
@@ -44,6 +49,7 @@ def configure(platform: str, *, cpu_devices: int = 0, compiles_for: str | None =
         raise UserError(f"--cpu_devices={cpu_devices} goes with --platform=cpu, not {platform}.")
     if cpu_devices < 0:
         raise UserError(f"--cpu_devices={cpu_devices} is negative; leave it out for one device.")
+    _require_address_space()
     if platform == "tpu":
         _require_tpu()
     os.environ.setdefault("JAX_PLATFORMS", _JAX_PLATFORMS[platform])
@@ -69,6 +75,17 @@ def _append_xla_flags(ours: list[str]) -> None:
     users = os.environ.get("XLA_FLAGS", "").split()
     named = {flag.split("=")[0] for flag in users}
     os.environ["XLA_FLAGS"] = " ".join(users + [flag for flag in ours if flag.split("=")[0] not in named])
+
+
+def _require_address_space() -> None:
+    """Looks at the limit before jax does, which would abort the process in a thread of its own, without a word."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    least = _LIBRARIES_BYTES + _CORE_BYTES * (os.cpu_count() or 1)
+    if 0 <= limit < least:
+        raise UserError(
+            f"The address space is limited to {limit / 1e9:.2g} GB (ulimit -v), and jax's libraries and threads alone "
+            f"want {least / 1e9:.2g} GB here; raise it, as with ulimit -v unlimited."
+        )
 
 
 def _require_tpu() -> None:

@@ -22,7 +22,7 @@ _SHOWN = 5  # files that were left out
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    return cli.run("mlperf_jax.predict_moves", _command, argv)
+    return cli.run(_command, argv)
 
 
 def _command(arguments: list[str]) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import input_pipelines
 from mlperf_jax import cli
@@ -22,18 +23,23 @@ from mlperf_jax.errors import UserError
 
 
 def prepare(workload: str, preset: str, data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
-    """Prepares the data set that a workload's config names, and says in a phrase what lies where.
+    """Prepares the data set that a workload's config names, and says in a sentence what lies where.
 
     Raises:
-        UserError: there is no such workload, it has no data set, or as `input_pipelines.prepare`.
+        UserError: there is no such workload, or as `input_pipelines.prepare`.
     """
-    registry.find(workload, registry.Workload)
+    cls = registry.find(workload, registry.Workload)
     data = configs.base_config(workload, preset).get("data", {})
-    if "name" not in data:
-        raise UserError(
-            f"The workload {workload} names no data set in its config, so there is nothing to prepare."
-        )
-    return input_pipelines.prepare(data["name"], data_dir, fake=fake, verify=verify)
+    if "name" not in data or _function(cls.prepare) is _function(registry.Workload.prepare):
+        if fake:
+            raise UserError(f"The workload {workload} makes its own data; leave --fake out.")
+        return f"Nothing is to be prepared: {workload} makes its own data."
+    return f"Ready: {input_pipelines.prepare(data['name'], data_dir, fake=fake, verify=verify)}."
+
+
+def _function(method: Any) -> Any:
+    """Of a class method, the same whichever class it is looked up in."""
+    return method.__func__
 
 
 FLAGS = cli.define(
@@ -52,7 +58,7 @@ FLAGS = cli.define(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status: 0, or 2 if there is something to mend."""
     # What was half done is not under its name; the next call clears it away.
-    return cli.run("mlperf_jax.prepare", _command, argv)
+    return cli.run(_command, argv)
 
 
 def _command(arguments: list[str]) -> int:
@@ -65,7 +71,7 @@ def _command(arguments: list[str]) -> int:
         raise UserError(f"--workload is missing; there are {', '.join(registry.names())}.")
     preset = FLAGS.preset or ("closed" if FLAGS.fake else configs.default_preset(FLAGS.platform))
     data_dir = Path(FLAGS.data_dir).expanduser() if FLAGS.data_dir else input_pipelines.default_data_dir()
-    print(f"Ready: {prepare(FLAGS.workload, preset, data_dir, fake=FLAGS.fake, verify=FLAGS.verify)}.")
+    print(prepare(FLAGS.workload, preset, data_dir, fake=FLAGS.fake, verify=FLAGS.verify))
     return 0
 
 

@@ -38,7 +38,7 @@ FLAGS = cli.define(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    return cli.run("mlperf_jax", _command, argv, interrupted="nothing half written is left", reader_gone=0)
+    return cli.run(_command, argv, interrupted="nothing half written is left", reader_gone=0)
 
 
 def _command(arguments: list[str]) -> int:

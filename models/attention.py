@@ -20,6 +20,7 @@ from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
 from models.attention_function import attend
 from models.attention_mask import MASKED, Mask
+from models.products import product
 from models.random_bits import dropped_relu
 
 
@@ -138,7 +139,7 @@ class Attention(nnx.Module):
         """[B, L, D] to as many [B, L, H, K] as the kernel holds."""
         x, kernels = x.astype(self.dtype), kernel[...].astype(self.dtype)
         # Heads side by side while they are multiplied: apart, a TPU lays them out at twice the size.
-        parts = [jnp.dot(x, kernels[:, n].reshape(x.shape[-1], -1)) for n in range(kernels.shape[1])]
+        parts = [product(x, kernels[:, n].reshape(x.shape[-1], -1)) for n in range(kernels.shape[1])]
         parts = [part.reshape(*x.shape[:-1], *kernels.shape[2:]) for part in parts]
         return [constrain(part, "batch", None, "heads", None) for part in parts]
 
@@ -175,7 +176,7 @@ class Attention(nnx.Module):
         """[B, L, H, K] to [B, L, D]."""
         heads = constrain(heads, "batch", None, "heads", None)
         out = self.out[...].astype(self.dtype)
-        return jnp.dot(heads.reshape(*heads.shape[:2], -1), out.reshape(-1, out.shape[-1]))
+        return product(heads.reshape(*heads.shape[:2], -1), out.reshape(-1, out.shape[-1]))
 
 
 class FeedForward(nnx.Module):
@@ -194,9 +195,9 @@ class FeedForward(nnx.Module):
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Maps [B, L, D] to [B, L, D]."""
         cast = functools.partial(jnp.asarray, dtype=self.dtype)
-        y = jnp.dot(cast(x), cast(self.kernel_in[...])) + cast(self.bias_in[...])
+        y = product(cast(x), cast(self.kernel_in[...])) + cast(self.bias_in[...])
         y = constrain(dropped_relu(y, self.dropout_rate, key), "batch", None, "mlp")
-        return jnp.dot(y, cast(self.kernel_out[...])) + cast(self.bias_out[...])
+        return product(y, cast(self.kernel_out[...])) + cast(self.bias_out[...])
 
 
 def _glorot(rngs: nnx.Rngs, shape: tuple[int, int], policy: Policy) -> jax.Array:

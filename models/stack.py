@@ -46,7 +46,11 @@ def scan(
     *,
     remat: str,
 ) -> jax.Array:
-    """Applies stacked layers one after the other: the compiler sees one.
+    """Applies stacked layers one after the other.
+
+    With rematerialisation the compiler sees one layer, in a loop. Without it the layers are unrolled: a loop keeps what
+    its backward pass needs in arrays of all layers, which it begins as zeros and writes a part at a time, and on TPUs
+    that took a third of the Transformer's step (benchmarks/NOTES.md).
 
     Args:
         layers: as `stacked` made them.
@@ -56,7 +60,14 @@ def scan(
         remat: one of `LAYER_REMAT`.
     """
     keys = None if key is None else jax.random.split(key, len(jax.tree.leaves(nnx.state(layers))[0]))
-    return scan_cached(layers, lambda layer, x, key: (apply(layer, x, key), None), x, keys, remat=remat)[0]
+    return scan_cached(
+        layers,
+        lambda layer, x, key: (apply(layer, x, key), None),
+        x,
+        keys,
+        remat=remat,
+        unroll=remat == "none",
+    )[0]
 
 
 def scan_cached(
@@ -66,6 +77,7 @@ def scan_cached(
     entries: Any,
     *,
     remat: str = "none",
+    unroll: bool = False,
 ) -> tuple[jax.Array, Any]:
     """Applies stacked layers one after the other, each with what was kept for it: for decoding token by token.
 
@@ -75,6 +87,7 @@ def scan_cached(
         x: what the first gets.
         entries: arrays [layers, ...], as the caches of keys and values; they are read only.
         remat: one of `LAYER_REMAT`.
+        unroll: whether the compiler sees every layer, rather than one in a loop.
 
     Returns:
         What the last gives, and what is to be kept of each, [layers, ...]: of one token its own keys and
@@ -88,4 +101,4 @@ def scan_cached(
 
     if remat != "none":
         body = jax.checkpoint(body, policy=LAYER_REMAT[remat], prevent_cse=False)
-    return jax.lax.scan(body, x, (state, entries))
+    return jax.lax.scan(body, x, (state, entries), unroll=unroll)

@@ -25,6 +25,7 @@ from mlperf_jax.precision import Policy
 from models.attention import Attention, FeedForward, LayerNorm, position_encoding, split
 from models.attention_function import CHOICES
 from models.attention_mask import Mask
+from models.products import product
 from models.random_bits import dropout
 from models.stack import LAYER_REMAT, scan, stacked, unstacked
 
@@ -277,7 +278,10 @@ class Transformer(nnx.Module):
     def _logits(self, x: jax.Array) -> jax.Array:
         """[B, L, D] to [B, L, V]."""
         table = self.embedding[...].astype(self.dtype)
-        logits = jnp.einsum("bld,vd->blv", x, table, preferred_element_type=self.output_dtype)
+        if self.output_dtype == self.dtype:
+            logits = product(x, table.T)
+        else:
+            logits = jnp.einsum("bld,vd->blv", x, table, preferred_element_type=self.output_dtype)
         return constrain(logits, "batch", None, "vocab")
 
 

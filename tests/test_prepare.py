@@ -1,5 +1,6 @@
 """The prepare command: what it makes, what it prints, and its exit status."""
 
+import re
 import subprocess
 import sys
 
@@ -55,7 +56,24 @@ def test_data_dir_comes_from_the_environment(tmp_path, monkeypatch):
 def test_mistakes_get_one_sentence_and_status_2(tmp_path, capsys, arguments, message):
     assert prepare.main([f"--data_dir={tmp_path}", *arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("mlperf_jax.prepare: ") and error.count("\n") == 1 and message in error
+    assert error.startswith("mlperf_jax: ") and error.count("\n") == 1 and message in error
+
+
+def test_minigo_needs_nothing(tmp_path, capsys):
+    for preset in ("mini", "closed"):
+        assert prepare.main(["--workload=minigo", f"--preset={preset}", f"--data_dir={tmp_path}"]) == 0
+        assert capsys.readouterr().out == "Nothing is to be prepared: minigo makes its own data.\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("workload", ["resnet50", "ssd_resnet34", "transformer", "dlrm", "dlrm_dcnv2"])
+def test_more_than_any_disk_holds_is_refused_before_the_first_file(tmp_path, capsys, workload):
+    arguments = [f"--workload={workload}", f"--data_dir={tmp_path / 'data'}", "--fake=99999999999999"]
+    assert prepare.main(arguments) == 2
+    assert re.search(
+        r"--fake=9+ would take at least .* GB .*; give at most --fake=\d+", capsys.readouterr().err
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_as_a_command():

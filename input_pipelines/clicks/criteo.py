@@ -25,6 +25,8 @@ from mlperf_jax.errors import UserError
 _SPLITS = {"train": ("train", NUM_TRAIN), "test": ("eval", NUM_EVAL)}
 _BLOCK = 2048
 
+FAKE_BYTES = 150
+
 
 class BinaryRows:
     """`click_logs.Rows` in the reference's binary format.

@@ -46,6 +46,8 @@ COLUMNS = click_logs.Columns(
 _FAKE_DAYS = 3
 _ROWS_AT_ONCE = 2**18
 
+FAKE_BYTES = 700
+
 
 class DayRows:
     """`click_logs.Rows` of a day in the reference's layout.

@@ -31,6 +31,8 @@ CATEGORY_IDS = coco_originals.CATEGORY_IDS
 
 _SHARD = 8192  # images in a file
 
+FAKE_BYTES = 100_000
+
 
 def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
     """Makes DATA_DIR/coco2017, or a made-up set in its form, unless it is there, and says what it is.

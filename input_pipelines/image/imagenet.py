@@ -28,6 +28,8 @@ SPLITS = ("train", "eval")
 
 IMAGE_SIZE = 224
 
+FAKE_BYTES = 100_000
+
 
 def open_synthetic(options: Mapping[str, Any]) -> base.InMemoryDataset:
     """What `--synthetic_data` makes up; see `open_dataset` for the options."""

@@ -38,6 +38,8 @@ _LINES = 50_000  # encoded by a process at once
 _NUM_ROWS = 500_000  # of --synthetic_data, about those of the real set
 _FAKE_WORDS = 30  # of a made-up sentence, at most
 
+FAKE_BYTES = 100
+
 
 def open_synthetic(options: Mapping[str, Any]) -> parallel_text.TranslationDataset:
     """What `--synthetic_data` makes up; see `open_dataset` for the options."""

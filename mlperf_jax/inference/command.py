@@ -13,15 +13,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from loadgen_py import TestScenario
-from loadgen_py.official import side_by_side
+from loadgen_py.official import require_official, side_by_side
 from loadgen_py.replica import Samples
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, first_line, ran_out_of_memory
 from mlperf_jax.goals import Quality, targets
 from mlperf_jax.inference import compliance, summary
 from mlperf_jax.inference.measure import Harness, Measurement, say
 from mlperf_jax.inference.options import InferOptions
 from mlperf_jax.inference.replicas import make_replicas
-from mlperf_jax.inference.settings import SCENARIOS, defaults
+from mlperf_jax.inference.settings import SCENARIOS, defaults, require_room
 from mlperf_jax.inference.trained import Trained, open_model
 from mlperf_jax.parallel import mesh
 from mlperf_jax.results import system
@@ -46,6 +46,21 @@ def infer_command(options: InferOptions) -> int:
         raise UserError(
             f"--loadgen=official compares performance; it does not go with --mode={options.mode}."
         )
+    if options.loadgen == "official":
+        require_official()
+    try:
+        return _measure(options, scenarios)
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise UserError(
+            f"Memory ran out ({first_line(error)[:200]}); give the largest batches less, as with "
+            "--config.inference.batch_sizes='(1, 8)', keep the samples with --config.inference.samples_on_device=false "
+            "on the host, or use fewer with --count."
+        ) from error
+
+
+def _measure(options: InferOptions, scenarios: Sequence[TestScenario]) -> int:
     harness = _make_harness(options)
     say(f"measuring {harness.facts['model']}; compiling")
     harness.prepare(scenarios)
@@ -53,7 +68,7 @@ def infer_command(options: InferOptions) -> int:
         say(f"{programs['cached']} of {programs['needed']} programs kept from before")
     patience = harness.numbers["sut_timeout_s"]
     say(
-        f"measuring; a run is given up after {patience:g} s without an answer (config.inference.sut_timeout_s)"
+        f"measuring; a run is given up after {patience:g} s without an answer (--config.inference.sut_timeout_s)"
     )
     if options.profile:
         say("performance runs are traced for a second, and their figures suffer from that")
@@ -107,6 +122,7 @@ def _make_harness(options: InferOptions) -> Harness:
         UserError: there is no such model, or not its data, or not so many samples.
     """
     workload, model = open_model(options)
+    require_room(workload.config.inference, options.asked)
     if (own := workload.make_samples(lambda layout: model.load(workload, layout))) is not None:
         model = dataclasses.replace(model, quality=own)
     total = options.count or workload.num_samples

@@ -24,7 +24,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Goal, figures, quality, reached, targets
 from mlperf_jax.inference import accuracy
 from mlperf_jax.inference.options import InferOptions
-from mlperf_jax.inference.settings import Timing, capacity, defaults, ladder, make_settings
+from mlperf_jax.inference.settings import Timing, capacity, defaults, in_flags, ladder, make_settings
 from mlperf_jax.inference.watch import Watch
 from mlperf_jax.judging.compliance import Verdict
 from mlperf_jax.results.folders import write_json
@@ -164,7 +164,9 @@ class Harness:
         yield from self._with_rate(settings, "submission", "submission")
 
     def _with_rate(self, settings: TestSettings, kind: str, place: str) -> Iterator[Measurement]:
-        if settings.scenario == TestScenario.Server and not self.options.asked.qps:
+        if settings.scenario == TestScenario.Server and self.options.asked.qps:
+            self._require_possible_bound(settings)
+        elif settings.scenario == TestScenario.Server:
             found = yield from self.find_peak()
             if not found:
                 return
@@ -187,17 +189,25 @@ class Harness:
             UserError: no rate can be low enough.
         """
         settings = self._settings(TestScenario.Server, TestMode.FindPeakPerformance)
+        self._require_possible_bound(settings)
+        measured = self._run(settings, "find_peak", "find_peak")
+        yield measured
+        return measured.result.metrics["result_scheduled_samples_per_sec"] if measured.result.valid else 0.0
+
+    def _require_possible_bound(self, settings: TestSettings) -> None:
+        """Refuses a bound on Server's latency that no rate could meet.
+
+        Raises:
+            UserError: the fastest call takes longer.
+        """
         bound_s = settings.server_target_latency_ns / 1e9
         slow = [timing for timing in self.timings(TestScenario.Server) if timing.fastest > bound_s]
         if sum(timing.share for timing in slow) > 1 - settings.server_target_latency_percentile:
             alone_s = max(timing.fastest for timing in slow)
             raise UserError(
                 f"A sample alone takes {1000 * alone_s:.3g} ms, longer than Server's bound of "
-                f"{1000 * bound_s:g} ms, so no rate can be found; give a --max_latency above {alone_s:.2g}."
+                f"{1000 * bound_s:g} ms, so no rate can meet it; give a --max_latency above {alone_s:.2g}."
             )
-        measured = self._run(settings, "find_peak", "find_peak")
-        yield measured
-        return measured.result.metrics["result_scheduled_samples_per_sec"] if measured.result.valid else 0.0
 
     def run_audited(self, settings: TestSettings, test: str, audit_config: str) -> Measurement:
         """A performance run under a compliance test's audit.config.
@@ -244,9 +254,8 @@ class Harness:
             if measured.result.valid or measured.result.errors or not changes or attempt == _ATTEMPTS - 1:
                 break
             shown = ", ".join(f"{name}={value:g}" for name, value in changes.items())
-            say(
-                f"{settings.scenario.name} was INVALID: {measured.result.reasons[0].text} Once more with {shown}."
-            )
+            missed = in_flags(dataclasses.replace(measured.result.reasons[0], try_next={}))
+            say(f"{settings.scenario.name} was INVALID: {missed} Once more with LoadGen's {shown}.")
             settings = dataclasses.replace(settings)  # the measured keeps those it was made with
             for name, value in changes.items():
                 setattr(settings, name, value)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import psutil
 from ml_collections import ConfigDict
 
-from loadgen_py import TestMode, TestScenario, TestSettings, conf
+from loadgen_py import Reason, TestMode, TestScenario, TestSettings, conf
 from loadgen_py.early_stopping import fast_queries_needed
+from mlperf_jax.errors import UserError
 
 SCENARIOS = tuple(scenario.name for scenario in TestScenario)
 
@@ -30,6 +34,7 @@ _MOST_PROBE_MS = 2000
 _BOUNDS_IN_A_PROBE = 10
 _FIRST_PROBE_SHARE = 0.1
 _PEAK_PRECISION = 0.05
+_SAMPLE_BYTES = 100  # that LoadGen holds of each sample: which it is, when it is due, asked for and answered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +98,9 @@ def make_settings(
         asked: what the user said.
         timings: of each bucket.
         replicas: how many there are.
+
+    Raises:
+        UserError: memory would not hold so many queries.
     """
     settings = defaults(config["loadgen_model"], scenario)
     settings.mode = mode
@@ -110,12 +118,66 @@ def make_settings(
         settings.offline_warmup_ms = min(round(_WARMUP_SHARE * settings.min_duration_ms), _MOST_WARMUP_MS)
     if scenario != TestScenario.Offline:
         settings.min_query_count = max(settings.min_query_count, _enough_evidence(settings))
+    _require_room(settings, asked)
     if mode == TestMode.FindPeakPerformance:
         bounds_ms = _BOUNDS_IN_A_PROBE * settings.server_target_latency_ns // 1_000_000
         settings.min_duration_ms = max(min(settings.min_duration_ms, _MOST_PROBE_MS), bounds_ms)
         settings.server_find_peak_early_stopping = True
         settings.server_find_peak_relative_precision = _PEAK_PRECISION
     return settings
+
+
+def in_flags(reason: Reason) -> str:
+    """What LoadGen says of a condition that was missed, with advice in terms of the command's own flags."""
+    missed = re.split(r" Try | Raise or remove ", reason.text)[0]
+    advice = [_advice(name, value) for name, value in reason.try_next.items()]
+    return " ".join([missed, *dict.fromkeys(advice)])
+
+
+def _advice(name: str, value: float) -> str:
+    if name == "server_target_qps":
+        return f"Try --qps={value:g}."
+    if name == "min_duration_ms":
+        return f"Try --time={math.ceil(value / 1000)}."
+    if name == "min_query_count":
+        return "Try a longer --time."
+    return "The run's size follows from calls that were timed before it; repeat the command when the machine is quiet."
+
+
+def require_room(config: Mapping[str, Any], asked: Asked) -> None:
+    """Looks at what the user asked for before anything is measured.
+
+    Raises:
+        UserError: memory would not hold so many queries.
+    """
+    seconds = asked.duration_s or config["min_duration_s"]
+    _require_held(seconds * (asked.qps or 0), f"--qps={asked.qps:g} for {seconds:g} s" if asked.qps else "")
+
+
+def _require_room(settings: TestSettings, asked: Asked) -> None:
+    """As `require_room`, by the rates that were measured."""
+    rate = {
+        TestScenario.SingleStream: 1e9 / settings.single_stream_expected_latency_ns,
+        TestScenario.MultiStream: settings.multi_stream_samples_per_query
+        * 1e9
+        / settings.multi_stream_expected_latency_ns,
+        TestScenario.Server: settings.server_target_qps,
+        TestScenario.Offline: settings.offline_expected_qps,
+    }[settings.scenario]
+    seconds = settings.min_duration_ms / 1000
+    what = f"{settings.scenario.name} of {seconds:g} s at the measured {rate:,.0f} samples/s"
+    if settings.scenario == TestScenario.Server and asked.qps:
+        what = f"--qps={rate:g} for {seconds:g} s"
+    _require_held(seconds * rate, what)
+
+
+def _require_held(samples: float, what: str) -> None:
+    there = psutil.virtual_memory().available
+    if samples * _SAMPLE_BYTES > there:
+        raise UserError(
+            f"{what} asks for {samples:,.0f} samples, and the memory here holds the records of about "
+            f"{there // _SAMPLE_BYTES:,}; give a lower --qps or a shorter --time."
+        )
 
 
 def capacity(timings: Sequence[Timing], replicas: int) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from loadgen_py import TestScenario
 from mlperf_jax.inference.measure import Measurement
+from mlperf_jax.inference.settings import in_flags
 
 _MS = 1e6
 
@@ -18,7 +19,7 @@ def lines(measured: Measurement) -> list[str]:
     told = [head + _headline(measured)]
     if result.metrics:
         told += _figures(measured)
-    told += [f"  {reason.text}" for reason in result.reasons]
+    told += [f"  {in_flags(reason)}" for reason in result.reasons]
     for goal in measured.goals:
         figure = (measured.figures or {})[goal.name]
         word = "reached" if goal.reached(figure) else "NOT REACHED"

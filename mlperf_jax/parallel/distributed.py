@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import ctypes
 import json
 import os
 import secrets
-import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlperf_jax.errors import UserError
+from mlperf_jax import aborts
+from mlperf_jax.errors import Stopped, UserError, first_line, shortage
+from mlperf_jax.parallel import partners
+
+JOIN_SECONDS = 120
+"""So long do processes wait for each other before they begin."""
 
 HEARTBEAT_SECONDS = 30
 """A process that has not been heard of for so long is taken for dead, and the others end."""
@@ -23,7 +28,15 @@ HEARTBEAT_SECONDS = 30
 _GRACE_SECONDS = 2
 """How much later process 0 leaves, so that the others can say what befell them."""
 
-_kept: list[object] = []  # What C holds a pointer to must not be collected.
+_OWN_WORDS_SECONDS = 5
+"""So long has a process that lost a partner to notice that by itself, and to record it, before it is ended."""
+
+_FOUND_SECONDS = 1
+"""How much later than an error it may be known which process is gone."""
+
+_together: list[partners.Partners] = []
+"""The others of this process, where they were joined by their addresses."""
+_leaving = threading.Lock()  # whoever holds it has the last word
 
 # Number of tasks as told by SLURM, Open MPI and Kubernetes (indexed jobs).
 _CLUSTER_HINTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JOB_COMPLETIONS")
@@ -51,6 +64,9 @@ def start(platform: str, *, coordinator: str | None, num_processes: int, process
         )
     if not any(given) and not _in_cluster(platform):
         return
+    if coordinator is not None:
+        _together.append(partners.join(coordinator, num_processes, process_id, JOIN_SECONDS))
+        _together[0].watch(lambda: _end_without(process_id))
     import jax
 
     if platform == "cpu":
@@ -62,16 +78,23 @@ def start(platform: str, *, coordinator: str | None, num_processes: int, process
             process_id if all(given) else None,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
-            initialization_timeout=120,
+            initialization_timeout=JOIN_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
         if platform == "tpu" and isinstance(error, ValueError):
             return  # A TPU outside of any cluster that jax knows: one host, which runs alone.
         raise UserError(
-            f"The processes could not join each other ({str(error).splitlines()[0]}); "
+            f"The processes could not join each other ({first_line(error)}); "
             "start all of them with the same --coordinator=HOST:PORT and --num_processes."
         ) from error
-    _speak_when_aborted()
+    # jax aborts all others when process 0 dies, and gives no say in it: its callback passes a C++ status that
+    # has no Python form.
+    aborts.explain(lambda: _failed(f"in process {process_id}" if all(given) else "here", _gone() or _ABORTED))
+    for others in _together:
+        atexit.register(others.bye)  # before jax waits for all of them, as it does last
+
+
+_ABORTED = "jax ended it, most likely because process 0 died or the way to it was lost"
 
 
 def _in_cluster(platform: str) -> bool:
@@ -80,25 +103,35 @@ def _in_cluster(platform: str) -> bool:
     return any(int(os.environ.get(name, "1") or 1) > 1 for name in _CLUSTER_HINTS)
 
 
-def _speak_when_aborted() -> None:
-    """Lets a process that jax aborts, as it does all others when process 0 dies, end with a sentence and status 2.
-
-    jax's client gives no say in it: its callback passes a C++ status that has no Python form. Python's
-    own signal handlers run between bytecodes, too late for `abort`, so this one is C's.
-    """
-    text = (
-        b"mlperf_jax: jax ended this process, most likely because process 0 died or the way to it was lost: what "
-        b"jax wrote above and the output of process 0 say why. "
-        b"Repeat the same command in all of them; training continues from its last checkpoint.\n"
+def _failed(where: str, reason: str) -> str:
+    return (
+        f"the work with the other processes failed {where} ({reason}). "
+        "If one of them died, its own output says why. "
+        "Repeat the same command in all of them; training continues from its last checkpoint."
     )
 
-    def speak(_: int) -> None:
-        os.write(2, text)
-        os._exit(2)
 
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(speak)
-    _kept.append(handler)
-    ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+def _gone(wait: float = 0.0) -> str:
+    """Which of the others is gone, in a phrase; "" where none is known to be."""
+    return _together[0].find_lost(wait) if _together else ""
+
+
+def _end_without(index: int) -> None:
+    """Ends this process, which lost a partner; the main thread, if it noticed too, has its own way out."""
+    time.sleep(_OWN_WORDS_SECONDS)
+    _end(_failed(f"in process {index}", _gone()), index)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Within it an error of one process ends the others too; see `leave`."""
+    try:
+        yield
+    except Stopped:  # those who were asked to stop do so together
+        raise
+    except BaseException as error:
+        leave(error)
+        raise
 
 
 def agree(facts: Mapping[str, Any]) -> None:
@@ -116,11 +149,7 @@ def agree(facts: Mapping[str, Any]) -> None:
     if jax.process_count() == 1:
         return
     ours = {name: json.dumps(value, sort_keys=True, default=str) for name, value in facts.items()}
-    try:
-        everyone = _gather(json.dumps(ours).encode())
-    except jax.errors.JaxRuntimeError as error:
-        leave(error)
-        raise
+    everyone = _gather(json.dumps(ours).encode())
     first, *others = (json.loads(told) for told in everyone)
     for index, told in enumerate(others, 1):
         for name in sorted(first.keys() | told.keys()):
@@ -169,6 +198,21 @@ def _gather(text: bytes) -> list[bytes]:
     return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
 
 
+_OF_PARTNERS = ("barrier", "Gloo", "coordination", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat")
+
+
+def without_partner(error: BaseException) -> str:
+    """A sentence, if what failed in common work failed because a partner is gone; "" else."""
+    import jax
+
+    if jax.process_count() == 1:
+        return ""
+    gone = _gone(_FOUND_SECONDS)
+    if not gone and not any(word in str(error) for word in _OF_PARTNERS):
+        return ""
+    return _failed(f"in process {jax.process_index()}", gone or first_line(error))
+
+
 def leave(error: BaseException) -> None:
     """Ends this process at once, with status 2, if it is one of several and `error` befell it.
 
@@ -180,23 +224,27 @@ def leave(error: BaseException) -> None:
 
     if jax.process_count() == 1:
         return
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        text = (
-            f"the work with the other processes failed in process {jax.process_index()} ({reason}). "
-            "If one of them died, its own output says why. "
-            "Repeat the same command in all of them; training continues from its last checkpoint."
-        )
-    elif isinstance(error, UserError):
+    reason, status = first_line(error), 2
+    if isinstance(error, UserError):
         text = reason
-    else:
+    elif isinstance(error, KeyboardInterrupt):
+        text, status = "interrupted, and with this process the others; the same command continues.", 130
+    elif isinstance(error, jax.errors.JaxRuntimeError) and not shortage(error):
+        text = _failed(f"in process {jax.process_index()}", _gone(_FOUND_SECONDS) or reason)
+    elif not (text := without_partner(error) or shortage(error)):
         traceback.print_exception(error)
         text = (
             f"process {jax.process_index()} ends, and with it the others ({type(error).__name__}: {reason})."
         )
-    print(f"mlperf_jax: {text}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    if jax.process_index() == 0:
-        # It holds the coordination service, without which jax aborts the others in mid-sentence.
-        time.sleep(_GRACE_SECONDS)
-    os._exit(2)
+    _end(text, jax.process_index(), status)
+
+
+def _end(text: str, index: int, status: int = 2) -> None:
+    """The last word of process `index`."""
+    with _leaving:
+        print(f"mlperf_jax: {text}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        if index == 0:
+            # It holds the coordination service, without which jax aborts the others in mid-sentence.
+            time.sleep(_GRACE_SECONDS)
+        os._exit(status)

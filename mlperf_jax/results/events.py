@@ -227,7 +227,7 @@ def open_log(
             "restore it, or use another --results_dir."
         )
     events = _parse(path, kept)
-    lost_file = _move_lost(path, lost, position, Path(lost_dir))
+    lost_file = move_lost(path, lost, position, Path(lost_dir))
     log = EventLog(path, kept=events, echo=echo)
     if log.time_of("run_start") is not None:
         where = {"lost_bytes": len(lost), "lost_file": lost_file}
@@ -245,7 +245,7 @@ def _after_run_start(text: bytes) -> int:
     return 0
 
 
-def _move_lost(path: Path, lost: bytes, position: int, folder: Path) -> str | None:
+def move_lost(path: Path, lost: bytes, position: int, folder: Path) -> str | None:
     """Moves the end of the log into its own file, first written, then cut: nothing can be lost."""
     if not lost:
         return None

@@ -20,14 +20,14 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.nested import flatten, plain
 from mlperf_jax.regular import read_regular
-from mlperf_jax.results.events import read_events
+from mlperf_jax.results.events import move_lost, read_events
 
 PICTURES = "pictures"
 """The folder of a run's drawn examples, PNG files, inside its own."""
@@ -226,8 +226,9 @@ class Runs:
         Takes the folder's lock, which lasts until `close` or the end of the process.
 
         Args:
-            config: the resolved config. An unfinished run is continued only under the same; one whose
-                clock never started (a config that could not be compiled) takes over the new one.
+            config: the resolved config. An unfinished run is continued only under the same; one that has
+                nothing to continue from (its config could not be compiled, or it failed before its first
+                checkpoint) takes over the new one.
             seed: the seed asked for (None: any).
             versions, devices: what the run's folder records of software and machine.
             may_differ: dotted keys (with all below them) that a continued run may have otherwise,
@@ -241,9 +242,13 @@ class Runs:
         for run in self.all():
             _settle(run)
             if not run.finished:
-                if _has_started(run):
-                    _refuse_other_config(run, {"config": plain(config), "seed": seed}, may_differ)
-                else:
+                asked = {"config": plain(config), "seed": seed}
+                differences = _differences(run, asked, may_differ) if _has_started(run) else []
+                if differences and not _failed_at_once(run):
+                    _refuse(run, differences)
+                if differences:
+                    move_lost(run.log_path, run.log_path.read_bytes(), 0, run.folder)
+                if not _has_started(run):
                     self._replace_config(run, config, seed)
                 run.update("running", starts=run.status.get("starts", 1) + 1)
                 break
@@ -338,24 +343,31 @@ def _has_started(run: Run) -> bool:
     return run.log_path.exists() and b'"key": "run_start"' in run.log_path.read_bytes()
 
 
-def _refuse_other_config(run: Run, asked: Mapping[str, Any], may_differ: Collection[str]) -> None:
+def _failed_at_once(run: Run) -> bool:
+    """Whether a run failed and left no checkpoint, so that there is nothing to lose but its log."""
+    steps = run.checkpoint_dir.iterdir() if run.checkpoint_dir.is_dir() else ()
+    return run.status["state"] == "failed" and not any(step.name.isdigit() for step in steps)
+
+
+def _differences(run: Run, asked: Mapping[str, Any], may_differ: Collection[str]) -> list[str]:
+    """Where the config that a run was begun with is not the one asked for."""
     stored = read_json(run.folder / "config.json")
     old = flatten({"config": stored.get("config"), "seed": stored.get("seed")})
     new = flatten(asked)
-    differences = [
+    return [
         f"{key.removeprefix('config.')} is {new.get(key, 'not set')!r} and was {old.get(key, 'not set')!r}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key, _ABSENT) != new.get(key, _ABSENT)
         and not any(f"{key}.".startswith(f"config.{free}.") for free in may_differ)
     ]
-    if differences:
-        shown = ", ".join(differences[:8]) + (
-            f" and {len(differences) - 8} more" if len(differences) > 8 else ""
-        )
-        raise UserError(
-            f"{run.folder} holds an unfinished run of another configuration ({shown}); "
-            "finish it with its own flags, or use another --results_dir."
-        )
+
+
+def _refuse(run: Run, differences: Sequence[str]) -> NoReturn:
+    shown = ", ".join(differences[:8]) + (f" and {len(differences) - 8} more" if len(differences) > 8 else "")
+    raise UserError(
+        f"{run.folder} holds an unfinished run of another configuration ({shown}); "
+        "finish it with its own flags, or use another --results_dir."
+    )
 
 
 _ABSENT = object()

@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,7 @@ import jax
 import numpy as np
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.parallel import distributed
 from mlperf_jax.training import digests
 from mlperf_jax.trees import named_leaves
 from mlperf_jax.workload import State
@@ -190,7 +192,9 @@ class Checkpoints:
                 self._sealing.result()
 
     def close(self) -> None:
-        self._manager.close()
+        """Ends the threads. Whoever wants to know that everything is on disk calls `wait` before."""
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            self._manager.close()
         self._leaving.set()
         self._sealer.shutdown()
 
@@ -253,7 +257,11 @@ class Checkpoints:
         """Turns a failure into a sentence. What was half written is under no step's name and not read again."""
         try:
             yield
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
+            if told := distributed.without_partner(error):
+                raise UserError(told) from error
+            if isinstance(error, RuntimeError):
+                raise
             raise UserError(
                 f"A checkpoint in {self.folder} could not be written ({_reason(error)}); "
                 "free space or mend the folder and run the same command again."
@@ -285,6 +293,7 @@ def _hush() -> None:
     """
     logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
     logging.getLogger("asyncio").addFilter(lambda record: not _raised_by_orbax(record))
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     show = sys.unraisablehook
 
     def show_others(unraisable: Any) -> None:
@@ -301,8 +310,12 @@ def _names(path: Path) -> Iterator[Path]:
 
 
 def _raised_by_orbax(record: logging.LogRecord) -> bool:
-    frames = traceback.walk_tb(record.exc_info[2]) if record.exc_info else ()
-    return any("/orbax/" in frame.f_code.co_filename for frame, _ in frames)
+    if not record.exc_info:
+        return False
+    frames = traceback.walk_tb(record.exc_info[2])
+    # What Orbax awaits of tensorstore fails in C++, with no frame at all.
+    of_tensorstore = "tensorstore_spec" in str(record.exc_info[1])
+    return of_tensorstore or any("/orbax/" in frame.f_code.co_filename for frame, _ in frames)
 
 
 def _reason(error: Exception) -> str:

@@ -103,8 +103,10 @@ class Session:
         self.checkpoints.save(self.engine.saved(state), position)
 
     def stop_here(self, state: State, step: int) -> NoReturn:
-        """Saves a checkpoint and ends the run."""
+        """Saves a checkpoint and ends the run, when it is on disk."""
         self.save(state, step)
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
         raise Stopped(f"Stopped at step {step}; the same command continues from there.", self.stop.status)
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Self, TextIO
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self, TextIO
 
 from mlperf_jax.goals import Goal, shown
-
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
 
 
 def model_flops_utilization(
@@ -95,28 +93,24 @@ class Progress:
         self._next_point = _Every(_CURVE_SECONDS)
         self._open = False  # whether the line on the terminal still lacks its end
         self._figures: Mapping[str, float] | None = None
-        self._writer = None
+        self._curves: _Curves | None = None
         if tensorboard_dir is not None:
-            # The suffix keeps apart the files of two processes that start within one second.
-            self._writer = _summary_writer()(
-                str(tensorboard_dir),
-                purge_step=first_step + 1,
-                filename_suffix=f".{os.getpid()}.{first_step}",
-            )
+            with self._until_full():
+                self._curves = _Curves(tensorboard_dir, first_step)
 
     def step(self, step: int, loss: float) -> None:
         """Tells that `step` steps are done, and the loss of the last."""
         now = time.time()
         self._recent.append((now, step))
         line = self._stream is not None and self._next_line.due(now)
-        point = self._writer is not None and self._next_point.due(now)
+        point = self._curves is not None and self._next_point.due(now)
         if not line and not point:
             return
         throughput = self._throughput()
         mfu = None if throughput is None else model_flops_utilization(throughput, *self._flops)
         if point:
             curves = {"train/loss": loss, "train/throughput": throughput, "train/mfu": mfu}
-            self._scalars(step, {tag: value for tag, value in curves.items() if value is not None})
+            self._draw(step, {tag: value for tag, value in curves.items() if value is not None})
         if line:
             parts = [
                 *self._where(step),
@@ -133,9 +127,7 @@ class Progress:
         """Tells what an evaluation found; its line stays. Figures become curves of their names."""
         now = time.time()
         self._figures = figures
-        self._scalars(step, {f"eval/{tag}": value for tag, value in figures.items()})
-        if self._writer is not None:
-            self._writer.flush()
+        self._draw(step, {f"eval/{tag}": value for tag, value in figures.items()}, flush=True)
         parts = [*self._where(step), f"eval {shown(self._goals, figures)}", *self._times(step, now)]
         if self._stream is not None:
             self._show(" | ".join(parts), lasting=True)
@@ -147,9 +139,10 @@ class Progress:
         if self._open and self._stream is not None:
             print(file=self._stream, flush=True)
             self._open = False
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._curves is not None:
+            with contextlib.suppress(OSError):
+                self._curves.flush()
+            self._curves = None
 
     def __enter__(self) -> Self:
         return self
@@ -174,10 +167,23 @@ class Progress:
             parts.append(f"at most {_duration(left)} left")
         return parts
 
-    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
-        if self._writer is not None:
-            for tag, value in values.items():
-                self._writer.add_scalar(tag, float(value), step)
+    def _draw(self, step: int, values: Mapping[str, float], *, flush: bool = False) -> None:
+        if self._curves is None:
+            return
+        with self._until_full():
+            self._curves.add(step, values)
+            if flush:
+                self._curves.flush()
+
+    @contextlib.contextmanager
+    def _until_full(self) -> Iterator[None]:
+        """Goes on without curves where the disk is full: the log and the checkpoints are what counts."""
+        try:
+            yield
+        except OSError as error:
+            self._curves = None
+            if self._stream is not None:
+                self._show(f"TensorBoard's curves end here ({error.strerror})", lasting=True)
 
     def _show(self, line: str, *, lasting: bool) -> None:
         if self._in_place:
@@ -194,17 +200,52 @@ _REWRITE_SECONDS = 0.2
 _CURVE_SECONDS = 1.0
 
 
-def _summary_writer() -> type[SummaryWriter]:
-    """tensorboardX's class, without PyTorch, which it imports where it can: seconds, for tensors we have not."""
+class _Curves:
+    """A file of TensorBoard's events.
+
+    tensorboardX's own `SummaryWriter` has a thread that ends where the disk is full, and whoever draws then
+    waits for ever.
+
+    Args:
+        folder: where the file goes.
+        first_step: what an earlier process drew after it is purged.
+
+    Raises:
+        OSError: nothing can be written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], first_step: int = 0) -> None:
+        self._events, self._summary, writer = _tensorboard()
+        os.makedirs(folder, exist_ok=True)
+        # The suffix keeps apart the files of two processes that start within one second.
+        self._writer = writer(os.path.join(folder, "events"), filename_suffix=f".{os.getpid()}.{first_step}")
+        session = self._events.SessionLog(status=self._events.SessionLog.START)
+        self._writer.write_event(self._events.Event(step=first_step + 1, session_log=session))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a point to each curve."""
+        points = [self._summary.Value(tag=tag, simple_value=float(value)) for tag, value in values.items()]
+        summary = self._summary(value=points)
+        self._writer.write_event(self._events.Event(wall_time=time.time(), step=step, summary=summary))
+
+    def flush(self) -> None:
+        """Puts what was added on the disk."""
+        self._writer.flush()
+
+
+def _tensorboard() -> tuple[Any, Any, Any]:
+    """tensorboardX's events, summaries and writer of them, without PyTorch, which it imports where it can."""
     absent = "torch" not in sys.modules
     if absent:
         sys.modules["torch"] = None  # type: ignore[assignment]  # what makes an import fail
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.proto.summary_pb2 import Summary
     finally:
         if absent:
             del sys.modules["torch"]
-    return SummaryWriter
+    return event_pb2, Summary, EventsWriter
 
 
 class _Every:

@@ -21,6 +21,7 @@ from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.results import events, summary, system
 from mlperf_jax.results.disclosure import disclosed
 from mlperf_jax.results.folders import PICTURES, Run, Runs, write_bytes
+from mlperf_jax.training import room
 from mlperf_jax.training.checkpoints import Checkpoints, Position
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.frozen import fingerprint
@@ -198,12 +199,14 @@ def _one_run(
         metadata={"step": position.step if position else 0},
         writes=first,
     )
-    with contextlib.closing(checkpoints), log, _failures_recorded(run):
+    with contextlib.closing(checkpoints), log, _failures_recorded(run), room.explained(workload) as compiled:
         if not log.resumed:
             log.start("init_start")
             _log_facts(log, workload, layout, run, options, system_name)
         say("compiling")
         engine = _compile(workload, layout)
+        compiled.append(engine)
+        room.require(engine)
         whole = unsplit.stayed_whole(engine.state, layout.strategy)
         for text in (unsplit.sentence(whole, layout.strategy), unsplit.repeated(layout, engine.state)):
             if text:
@@ -296,7 +299,8 @@ def _failures_recorded(run: Run) -> Iterator[None]:
     except BaseException as error:
         if jax.process_index() == 0:
             state = "stopped" if isinstance(error, (Stopped, KeyboardInterrupt)) else "failed"
-            run.update(state, reason=str(error))
+            with contextlib.suppress(UserError):  # the disk that `error` found full, say
+                run.update(state, reason=str(error))
         if not isinstance(error, Stopped):  # those who were asked to stop do so together
             distributed.leave(error)
         raise
@@ -318,7 +322,7 @@ def _compile(workload: TrainedWorkload, layout: Layout) -> Engine:
     try:
         engine = Engine(workload, layout, steps_per_dispatch=workload.config.steps_per_dispatch)
         engine.compile()
-    except (ValueError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         where = [frame for frame in frames if "site-packages" not in frame.filename][-1]
         raise UserError(

@@ -185,6 +185,9 @@ class Translation(SupervisedWorkload[Transformer, TranslationDataset]):
         return bleu([self._text(answer) for answer in answers], [self._text(tokens) for tokens in references])
 
     def _text(self, tokens: np.ndarray) -> str:
+        tokens = np.trim_zeros(
+            tokens, "b"
+        )  # an answer that was cut at its limit has no end before its padding
         vocabulary = self.dataset.vocabulary
         if vocabulary is None:  # of random tokens
             return " ".join(map(str, tokens.tolist()))

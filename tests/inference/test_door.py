@@ -1,18 +1,19 @@
 """Inference through the door: what training left is served in four scenarios, and mistakes get a sentence."""
 
 import json
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from configs.resnet50 import get_config
-from loadgen_py import TestMode, TestScenario
+from loadgen_py import Reason, TestMode, TestScenario
 from mlperf_jax import import_weights, main
 from mlperf_jax.errors import UserError
-from mlperf_jax.inference import trained
+from mlperf_jax.inference import command, trained
 from mlperf_jax.inference.accuracy import read_answers
-from mlperf_jax.inference.settings import Asked, Timing, make_settings
+from mlperf_jax.inference.settings import Asked, Timing, in_flags, make_settings
 from mlperf_jax.parallel import mesh
 from mlperf_jax.precision import POLICIES
 from mlperf_jax.results.folders import read_json
@@ -208,6 +209,18 @@ def test_mistakes_get_a_sentence_and_status_2(results, tmp_path, capsys):
         (results, ["--scenario=Offline", "--config.model.width=8"], "holds another model: "),
         (results, ["--scenario=Offline", "--loadgen=official", "--mode=accuracy"], "compares performance"),
         (results, ["--scenario=Server", "--max_latency=1e-7", *ONE_SIZE], "longer than Server's bound"),
+        # With a rate of the user's, too: none can be low enough.
+        (
+            results,
+            ["--scenario=Server", "--qps=5", "--max_latency=1e-7", "--mode=performance", *ONE_SIZE],
+            "longer than Server's bound",
+        ),
+        (
+            results,
+            ["--scenario=Server", "--qps=1e9", "--time=60"],
+            "for 60 s asks for 60,000,000,000 samples",
+        ),
+        (results, ["--scenario=Offline", "--time=1e14", *ONE_SIZE], "a shorter --time"),
     ):
         assert main.main([*WORKLOAD, f"--results_dir={folder}", *arguments]) == 2
         assert said in capsys.readouterr().err
@@ -251,3 +264,39 @@ def test_closed_settings_are_the_official_ones():
     multi = make_settings(TestScenario.MultiStream, TestMode.PerformanceOnly, numbers, Asked(), timings, 1)
     assert (multi.multi_stream_samples_per_query, multi.min_query_count) == (8, 662)
     assert multi.multi_stream_expected_latency_ns < 2e6
+
+
+def test_the_official_package_is_looked_for_before_anything_is_measured(results, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)  # what makes an import fail
+    arguments = [*WORKLOAD, f"--results_dir={results}", "--scenario=Offline", "--loadgen=official"]
+    assert main.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines() == [
+        "mlperf_jax: The official LoadGen is not installed; run `pip install mlcommons-loadgen`, or leave "
+        "--loadgen=official out."
+    ]
+
+
+def test_memory_that_runs_out_is_a_sentence(results, capsys, monkeypatch):
+    def full(options, scenarios):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.")
+
+    monkeypatch.setattr(command, "_measure", full)
+    assert main.main([*WORKLOAD, f"--results_dir={results}", "--scenario=Offline"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("mlperf_jax: Memory ran out (RESOURCE_EXHAUSTED: Out of memory")
+    assert "--config.inference.batch_sizes" in said and "--count" in said
+
+
+def test_advice_is_given_in_flags_that_the_command_has():
+    def said(text, **try_next):
+        return in_flags(Reason("condition", text, try_next))
+
+    assert (
+        said("p99 is over. Try server_target_qps=90.", server_target_qps=90.0) == "p99 is over. Try --qps=90."
+    )
+    assert said("Too few. Try min_duration_ms=1500.", min_duration_ms=1500) == "Too few. Try --time=2."
+    assert said("Too few. Try min_query_count=70.", min_query_count=70) == "Too few. Try a longer --time."
+    for name in ("offline_expected_qps", "single_stream_expected_latency_ns"):
+        assert "repeat the command" in said(f"Too short. Try {name}=5.", **{name: 5})
+    assert said("Cut short. Raise or remove max_query_count.") == "Cut short."

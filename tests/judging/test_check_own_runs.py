@@ -14,7 +14,7 @@ from mlperf_jax.judging import own_training
 from mlperf_jax.judging.tree import judge_tree
 from mlperf_jax.results.events import run_labels
 from mlperf_jax.rounds.collect import Reader
-from mlperf_jax.training.progress import _summary_writer
+from mlperf_jax.training.progress import _tensorboard
 from tests.judging import planted_training as planted
 from tests.judging.planted_training import index, of
 
@@ -103,16 +103,22 @@ def test_clean_runs_of_ours_are_clean(tmp_path):
 
 def draw(root: Path, logs: dict[str, list[dict]]) -> None:
     """TensorBoard's curves of the evaluations in `logs`."""
+    proto, summary, writer_of = _tensorboard()
     for i, events in enumerate(logs.values()):
-        writer = _summary_writer()(
-            str(root / "mini" / "runs" / "acme-1" / "resnet" / f"run_{i}" / "tensorboard")
-        )
+        folder = root / "mini" / "runs" / "acme-1" / "resnet" / f"run_{i}" / "tensorboard"
+        folder.mkdir(parents=True)
+        writer = writer_of(str(folder / "events"))
         for event in events:
             if event["key"] == "eval_accuracy":
-                step = round(10 * event["metadata"]["epoch_num"])
-                writer.add_scalar("eval/loss", 0.5, step, walltime=event["time_ms"] / 1e3)
-                writer.add_scalar("eval/quality", event["value"], step, walltime=event["time_ms"] / 1e3)
-        writer.close()
+                for tag, value in (("eval/loss", 0.5), ("eval/quality", event["value"])):
+                    writer.write_event(
+                        proto.Event(
+                            step=round(10 * event["metadata"]["epoch_num"]),
+                            wall_time=event["time_ms"] / 1e3,
+                            summary=summary(value=[summary.Value(tag=tag, simple_value=value)]),
+                        )
+                    )
+        writer.flush()
 
 
 def found_in(root: Path, rule: str) -> set[str]:

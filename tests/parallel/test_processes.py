@@ -1,4 +1,4 @@
-"""Two processes of four devices through the real door: against one of eight, killed, and stopped."""
+"""Two processes of four devices, or four of two, through the real door: against one of eight, killed, and stopped."""
 
 import functools
 import json
@@ -30,9 +30,9 @@ DEADLINE = 240  # seconds for anything, on a machine that is busy with other tes
 
 
 class Pair:
-    """Two processes of one run, of which the second may get flags of its own."""
+    """Two processes of one run, or more, of which the second may get flags of its own."""
 
-    def __init__(self, folder, *overrides, step_seconds=0.0, sharding="fsdp", second=()):
+    def __init__(self, folder, *overrides, step_seconds=0.0, sharding="fsdp", second=(), count=2):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -46,19 +46,22 @@ class Pair:
                 "--platform=cpu",
             ),
             *(
-                "--cpu_devices=4",
+                f"--cpu_devices={8 // count}",
                 f"--sharding={sharding}",
                 "--seed=1",
                 "--system=box",
                 f"--results_dir={folder}",
             ),
-            *(f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--config.precision=float64"),
+            *(f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", "--config.precision=float64"),
             *("--config.model.stages=(1,)", "--config.model.width=8", *overrides),
         ]
-        environment = door.environment(TOY_RECORD=f"{folder}/record", TOY_STEP_SECONDS=str(step_seconds))
+        lightly = door.LIGHTLY if count > 2 else {}
+        environment = door.environment(
+            TOY_RECORD=f"{folder}/record", TOY_STEP_SECONDS=str(step_seconds), **lightly
+        )
         self.processes = [
             self._start([*command, f"--process_id={i}", *more], environment, i)
-            for i, more in enumerate(((), second))
+            for i, more in enumerate(((), second, (), ())[:count])
         ]
 
     def _start(self, command, environment, i):
@@ -234,6 +237,82 @@ def test_killed_and_stopped_processes_end_together_and_the_same_command_resumes(
     assert keys.count("resumed") == 2  # what came after the last checkpoint is lost, in the log too
     qualities = [event.value for event in log if event.key == "eval_accuracy"]
     assert len(qualities) == 3 and qualities[-1] == evaluation["accuracy"]
+
+
+def test_of_four_processes_any_may_be_killed(tmp_path):
+    """While they compile, and process 0 while they train: the others say who is gone, and all resumes."""
+    engine, expected, evaluation = alone(1)
+    moments = {
+        2: lambda four: "compiling" in four.output(0),
+        0: lambda _: (run_folder(tmp_path) / "checkpoints" / "4").exists(),
+    }
+    for victim, moment in moments.items():
+        with Pair(tmp_path, step_seconds=0.2, count=4) as four:
+            four.wait_for(functools.partial(moment, four))
+            four.processes[victim].send_signal(signal.SIGKILL)
+            killed = time.monotonic()
+            others = [i for i in range(4) if i != victim]
+            assert [four.processes[i].wait(DEADLINE) for i in others] == [2, 2, 2], four.output(others[0])
+            assert time.monotonic() - killed < 30
+        for i in others:
+            said = re.findall(
+                r"^mlperf_jax: the work with the other processes failed.*", four.output(i), re.M
+            )
+            assert len(said) == 1 and f"in process {i} (process {victim} ended or was killed)" in said[0]
+            assert "the same command in all of them" in said[0] and "Traceback" not in four.output(i)
+    with Pair(tmp_path, count=4) as four:
+        assert four.wait() == [1] * 4, four.output(0)  # the toy's target is out of reach
+    assert_same_state(tmp_path, engine, expected)
+    assert [e.value for e in log_events(tmp_path) if e.key == "eval_accuracy"][-1] == evaluation["accuracy"]
+
+
+def test_a_partner_that_does_not_come_is_named_in_time(tmp_path):
+    script = (
+        "import sys; from mlperf_jax.parallel import distributed; distributed.JOIN_SECONDS = 2; "
+        "from mlperf_jax.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    flags = ["--workload=resnet50", "--synthetic_data", "--coordinator=127.0.0.1:{}", "--num_processes=3"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        flags[2] = flags[2].format(probe.getsockname()[1])
+    ended = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *flags, f"--process_id={i}"],
+            cwd=tmp_path,
+            env=door.environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in (0, 2)
+    ]
+    for process in ended:
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 2 and said.count("\n") == 1, said
+        assert said.startswith("mlperf_jax: Process 1 did not come to 127.0.0.1:") and "within 2 s" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_partner_that_dies_during_a_save_is_told_as_such(monkeypatch, tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for error, gone, said in (
+        (
+            ValueError("UNAVAILABLE: barrier failed"),
+            "",
+            r"failed in process 0 \(UNAVAILABLE: barrier failed\)",
+        ),
+        (
+            OSError(5, "Input/output error"),
+            "process 1 ended or was killed",
+            r"\(process 1 ended or was killed\)",
+        ),
+        (OSError(28, "No space left on device"), "", "could not be written .*free space"),
+    ):
+        monkeypatch.setattr(distributed, "_gone", lambda wait=0.0, gone=gone: gone)
+        with pytest.raises(UserError, match=said), checkpoints._writing():
+            raise error
+    monkeypatch.undo()
+    checkpoints.close()
 
 
 def test_one_process_alone_starts_nothing_and_half_an_address_is_refused():

@@ -54,6 +54,30 @@ def test_an_unfinished_run_continues_with_its_seed(tmp_path, state):
     assert second.status["state"] == "running" and second.status["step"] == 3
 
 
+def test_a_run_that_failed_before_its_first_checkpoint_does_not_bind_another_configuration(tmp_path):
+    log = '{"key": "run_start"}\n'
+    for first_log, config in ((log, {"batch": 1}), (log + log, {"batch": 2})):
+        run = begin(tmp_path, config | {"lr": 0.1})
+        assert run.index == 0 and run.config == config | {"lr": 0.1}
+        run.log_path.write_text(first_log)
+        run.update("failed", reason="memory ran out")
+    again = begin(tmp_path, {"batch": 2, "lr": 0.1})  # the same goes on
+    assert again.index == 0 and again.log_path.read_text() == log + log
+    # Nothing is lost: what the first logged lies beside it.
+    assert (run.folder / "lost_0.txt").read_text() == log and not (run.folder / "lost_1.txt").exists()
+
+
+@pytest.mark.parametrize(("state", "saved"), [("failed", True), ("stopped", False), ("running", False)])
+def test_a_run_with_something_to_continue_from_binds_the_next(tmp_path, state, saved):
+    run = begin(tmp_path, {"batch": 1})
+    run.log_path.write_text('{"key": "run_start"}\n')
+    if saved:
+        (run.checkpoint_dir / "20").mkdir(parents=True)
+    run.update(state)
+    with pytest.raises(UserError, match="unfinished run of another configuration .batch is 2 and was 1"):
+        begin(tmp_path, {"batch": 2})
+
+
 @pytest.mark.parametrize("state", folders.FINISHED)
 def test_a_finished_run_is_kept_and_the_next_index_used(tmp_path, state):
     first = begin(tmp_path)

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import shutil
 import subprocess
 import sys
@@ -243,6 +244,30 @@ print("whole")
     )
     assert "free space" in sentence and whole == "whole"
     assert "Traceback" not in done.stderr  # Orbax logs pages of it
+
+
+def test_what_cannot_be_written_does_not_speak_over_what_ended_the_run(tmp_path, monkeypatch):
+    """A run that ends early closes its checkpoints while the newest is being written, and fails."""
+
+    def full():
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr(checkpoints._manager, "close", full)
+    checkpoints._sealing = checkpoints._sealer.submit(checkpoints._seal, 4)  # waits for what never comes
+    checkpoints.close()
+    assert checkpoints._sealing.done()
+
+
+def test_what_tensorstore_could_not_write_goes_unsaid(two):
+    opened(two, Checkpoints.position)
+    record = logging.LogRecord(
+        "asyncio", logging.ERROR, "", 0, "Future exception was never retrieved", None, None
+    )
+    record.exc_info = (ValueError, ValueError("RESOURCE_EXHAUSTED: ... [tensorstore_spec='{\"x\":1}']"), None)
+    assert not logging.getLogger("asyncio").filter(record)
+    record.exc_info = (ValueError, ValueError("another"), None)
+    assert logging.getLogger("asyncio").filter(record)
 
 
 def test_only_what_orbax_left_unawaited_goes_unsaid(two, caplog):

@@ -239,6 +239,10 @@ class Kept:
     def save(self, state, position):
         self.steps.append(position.step)
         self.state = jax.device_get(state)
+        self.on_disk = False
+
+    def wait(self):
+        self.on_disk = True
 
 
 @pytest.mark.parametrize(("nth", "step"), [(1, 3), (2, 4), (3, 7)])
@@ -252,6 +256,7 @@ def test_stop_is_heeded_between_dispatches_and_between_blocks(resnet, monkeypatc
         train(stopped, resnet.init(1), 0)
     assert caught.value.status == 143
     assert stopped.checkpoints.steps[-1] == step
+    assert stopped.checkpoints.on_disk  # what is told to continue from there can
     state = jax.device_put(stopped.checkpoints.state, jax.tree.map(lambda x: x.sharding, resnet.state))
     outcome = train(session(resnet), state, step)
     assert outcome.quality == whole.quality

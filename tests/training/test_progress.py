@@ -150,6 +150,29 @@ def events_of(folder):
             data = data[16 + length :]
 
 
+@pytest.mark.parametrize("fails", ["write_event", "flush"])
+def test_where_the_disk_is_full_the_curves_end_and_the_run_goes_on(tmp_path, clock, monkeypatch, fails):
+    events, summary, writer = progress._tensorboard()
+
+    class Full(writer):
+        pass
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    stream = io.StringIO()
+    with make(stream, tensorboard_dir=tmp_path) as line:
+        line.step(1, 2.0)
+        setattr(Full, fails, full)
+        line._curves._writer.__class__ = Full
+        for step in range(2, 40):  # more than any queue would hold
+            clock.now += 20
+            line.step(step, 2.0)
+        line.evaluated(40, {"quality": 0.5})
+    assert stream.getvalue().count("TensorBoard's curves end here (No space left on device)") == 1
+    assert "step 39/100" in stream.getvalue()
+
+
 def test_tensorboard_gets_the_curves(tmp_path, clock):
     with make(None, tensorboard_dir=tmp_path, flops_per_sample=1e9, peak_flops=1e12) as line:
         for step, loss in ((1, 2.5), (2, 9.0), (3, math.nan)):

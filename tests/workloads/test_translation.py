@@ -52,7 +52,7 @@ def running(tmp_path_factory):
             **door.LIGHTLY,
         ),
         toy: door.start(
-            door.ROOT, *TOY, f"--results_dir={toy}", "--seed=1", "--config.max_epochs=8", **door.LIGHTLY
+            door.ROOT, *TOY, f"--results_dir={toy}", "--seed=2", "--config.max_epochs=8", **door.LIGHTLY
         ),
     }
     yield started
@@ -215,6 +215,12 @@ def test_closed_on_made_up_data_lacks_nothing_but_the_target(runs):
     events = {event.key: event for event in read_events(log)}
     assert events["max_sequence_length"].value == 256
     assert events["max_sequence_length"].metadata["method"] == "discard"
+
+
+def test_padding_is_no_part_of_an_answer_that_was_cut_at_its_limit():
+    workload = toys_translation.make("float32")
+    answers = [np.pad(np.full(6, 8, np.int32), (0, zeros)) for zeros in (0, 2, 10)]
+    assert len({workload._text(answer) for answer in answers}) == 1
 
 
 def test_the_trained_model_serves_in_four_scenarios(runs):
