@@ -83,13 +83,14 @@ def test_impossible_sizes_are_refused():
 def judged(config):
     """(PyTorch's model, its arrays under published names, what reads them)."""
     pytest.importorskip("torch", reason="PyTorch is the independent judge")
-    from tests.models import torch_mobile
+    from benchmarks.peers import mobilenet as judge
+    from benchmarks.peers import shufflenet as judge_of_shuffle
 
     if isinstance(config, MobileNetConfig):
-        model = torch_mobile.MobileNet(config.stem, config.blocks, config.num_classes)
-        torch_mobile.randomise(model, 1)
+        model = judge.MobileNet(config.stem, config.blocks, config.num_classes)
+        judge.randomise(model, 1)
         return model, model.tensorflow_names(), mobilenet_weights.from_tensorflow
-    model = torch_mobile.ShuffleNet(
+    model = judge_of_shuffle.ShuffleNet(
         config.version,
         config.widths,
         config.repeats,
@@ -99,7 +100,7 @@ def judged(config):
         config.num_classes,
         pool=True,
     )
-    torch_mobile.randomise(model, 1)
+    judge.randomise(model, 1)
     named = {name: array.numpy() for name, array in model.state_dict().items()}
     return model, named, shufflenet_weights.from_torch
 

@@ -1,68 +1,21 @@
-"""MobileNet v1 and ShuffleNet v1, v2 written once more, in PyTorch's own layers, named as published files name them."""
+"""ShuffleNet v1 and v2 written once more, in PyTorch's own layers: the judge of `models.shufflenet`, and its peer in speed."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.models.torch_resnet import SamePad
+from benchmarks.peers.mobilenet import momentum
+from benchmarks.speed import peer
+from benchmarks.speed.torch_optimizers import Optimizer
 
 
 def conv(inputs, outputs, size, stride=1, groups=1):
     return nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
-
-
-class MobileNet(nn.Module):
-    """With TensorFlow's padding, and epsilon 1e-3."""
-
-    def __init__(self, stem, blocks, classes, channels_in=3):
-        super().__init__()
-
-        def layer(inputs, outputs, size, stride=1, groups=1):
-            return nn.Sequential(
-                SamePad(size, stride),
-                nn.Conv2d(inputs, outputs, size, stride, groups=groups, bias=False),
-                nn.BatchNorm2d(outputs, eps=1e-3),
-                nn.ReLU6(),
-            )
-
-        layers, features = [layer(channels_in, stem, 3, 2)], stem
-        for outputs, stride in blocks:
-            layers += [layer(features, features, 3, stride, features), layer(features, outputs, 1)]
-            features = outputs
-        self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(features, classes)
-
-    def forward(self, x):
-        return self.head(self.layers(x).mean((2, 3)))
-
-    def tensorflow_names(self):
-        """The arrays as TensorFlow's checkpoint has them, with the class that is none before the others."""
-        names = ["Conv2d_0"]
-        for i in range(1, len(self.layers) // 2 + 1):
-            names += [f"Conv2d_{i}_depthwise", f"Conv2d_{i}_pointwise"]
-        found = {}
-        for name, (_, kernel, norm, _) in zip(names, self.layers, strict=True):
-            place = f"MobilenetV1/{name}"
-            weights = kernel.weight.detach().numpy()
-            if name.endswith("depthwise"):
-                found[f"{place}/depthwise_weights"] = weights.transpose(2, 3, 0, 1)
-            else:
-                found[f"{place}/weights"] = weights.transpose(2, 3, 1, 0)
-            for theirs, array in (
-                ("gamma", norm.weight),
-                ("beta", norm.bias),
-                ("moving_mean", norm.running_mean),
-                ("moving_variance", norm.running_var),
-            ):
-                found[f"{place}/BatchNorm/{theirs}"] = array.detach().numpy()
-        place, (outputs, inputs) = "MobilenetV1/Logits/Conv2d_1c_1x1", self.head.weight.shape
-        weights, biases = np.ones((1, 1, inputs, outputs + 1), np.float32), np.ones(outputs + 1, np.float32)
-        weights[0, 0, :, 1:] = self.head.weight.detach().numpy().T
-        biases[1:] = self.head.bias.detach().numpy()
-        return found | {f"{place}/weights": weights, f"{place}/biases": biases, "global_step": np.zeros(())}
 
 
 def shuffle(x, groups):
@@ -155,26 +108,51 @@ class ShuffleNet(nn.Module):
         return self.fc(self.conv5(x).mean((2, 3)))
 
 
-def randomise(model, seed):
-    """Gives every array a value from which a mistake in it would show, running statistics too."""
-    generator = torch.Generator().manual_seed(seed)
+class Peer(peer.Peer):
+    # A batch that one accelerator holds, normalised whole.
+    on_a_chip = ("--config.batch_size=256", "--config.model.bn_span=0")
 
-    def fill(tensor, mean, deviation):
-        tensor.data.copy_(
-            mean + deviation * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+    def build(self) -> nn.Module:
+        config = self.workload.model_config
+        return ShuffleNet(
+            config.version,
+            config.widths,
+            config.repeats,
+            config.groups,
+            config.stem_width,
+            config.last,
+            config.num_classes,
+            pool=config.stem == "imagenet",
+            channels_in=config.channels_in,
         )
 
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            fill(module.weight, 0.0, (2 / module.weight[0].numel()) ** 0.5)
-            if module.bias is not None:
-                fill(module.bias, 0.0, 0.5)
-        elif isinstance(module, nn.BatchNorm2d):
-            fill(module.weight, 1.0, 0.1)
-            fill(module.bias, 0.0, 0.1)
-            fill(module.running_mean, 0.0, 0.1)
-            module.running_var.data.copy_(
-                torch.rand(module.running_var.shape, generator=generator, dtype=module.running_var.dtype)
-                + 0.5
-            )
-    return model
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        params, stats = state["params"], state["model_state"]
+        for name, layers in self.places().items():
+            for part, (conv, norm) in layers.items():
+                ours, seen = (tree["units"][name] if name else tree for tree in (params, stats))
+                peer.copy_layer(conv, ours[part]["conv"])
+                peer.copy_layer(norm, ours[part]["norm"], seen[part]["norm"])
+        peer.copy_layer(self.model.fc, params["head"])
+
+    def places(self) -> dict[str, dict[str, tuple[nn.Module, nn.Module]]]:
+        """Convolutions and norms by unit, "" for those outside of units, and by their name in it; of version 2."""
+        found = {"": {"stem": self.model.conv1[:2], "last": self.model.conv5[:2]}}
+        for stage in self.model.stages:
+            for n, unit in enumerate(getattr(self.model, stage), 1):
+                side, main = list(unit.branch1), list(unit.branch2)
+                layers = {"pointwise1": main[0:2], "depthwise": main[3:5], "pointwise2": main[5:7]}
+                if side:
+                    layers |= {"side_depthwise": side[0:2], "side_pointwise": side[2:4]}
+                found[f"{stage}_unit{n}"] = layers
+        return {name: {part: tuple(pair) for part, pair in parts.items()} for name, parts in found.items()}
+
+    def make_optimizer(self) -> Optimizer:
+        return momentum(self)
+
+    def loss(self, batch: peer.Tensors) -> torch.Tensor:
+        logits = self.model(self.images(batch["image"]))
+        return F.cross_entropy(logits, batch["label"].long(), label_smoothing=self.config.label_smoothing)
+
+    def answer(self, inputs: peer.Tensors) -> torch.Tensor:
+        return self.model(self.images(inputs["image"])).argmax(1).int()
