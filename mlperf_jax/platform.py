@@ -63,12 +63,16 @@ def compiled_for() -> str:
     """The platform of the layout in use, "cpu" or another, for code of which each wants its own form.
 
     Known while functions are traced, for a topology that is not there too. Outside a layout (tests of one
-    layer) it is "", which stands for the form that holds everywhere.
+    layer), and where only shapes are asked for, it is "", which stands for the form that holds everywhere.
     """
+    from jax.sharding import AbstractMesh
+
     from mlperf_jax.parallel import layout
 
     in_use = layout.active()
-    return in_use.mesh.devices.flat[0].platform if in_use else ""
+    if in_use is None or isinstance(in_use.mesh, AbstractMesh):
+        return ""
+    return in_use.mesh.devices.flat[0].platform
 
 
 def _append_xla_flags(ours: list[str]) -> None:

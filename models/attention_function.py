@@ -23,11 +23,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel.layout import Layout
+from mlperf_jax.platform import compiled_for
 from models import attention_kernel, attention_library, random_bits
 from models.attention_blockwise import blockwise
 from models.attention_kernel import LANES
@@ -70,7 +71,7 @@ def choose(
     """
     if choice not in CHOICES:
         raise ValueError(f"attention {choice!r} is none of {', '.join(CHOICES)}")
-    platform = platform or platform_in_use()
+    platform = platform or compiled_for() or jax.default_backend()
     fast = {"tpu": ("kernel", "splash"), "gpu": ("cudnn",)}.get(platform, ())
     slow = "blockwise" if min(queries, keys) >= BLOCKWISE_FROM else "plain"
     for name in (*fast, slow) if choice == "auto" else (choice,):
@@ -120,14 +121,6 @@ def _say(sentence: str) -> None:
     _log.warning("%s", sentence)
 
 
-def platform_in_use() -> str:
-    """That of the layout in use while functions are traced, else jax's own: cpu, gpu or tpu."""
-    layout = layouts.active()
-    if layout is not None and isinstance(layout.mesh, Mesh):
-        return layout.mesh.devices.flat[0].platform
-    return jax.default_backend()
-
-
 def attend(
     q: jax.Array,
     k: jax.Array,
@@ -172,7 +165,7 @@ def attend(
         return _plain(q, k, v, mask, scale=scale, rate=rate, seed=seed)
     if name == "blockwise":
         return blockwise(q, k, v, mask, scale=scale, rate=rate, seed=seed, block=BLOCK)
-    interpret = platform_in_use() != "tpu"
+    interpret = (compiled_for() or jax.default_backend()) != "tpu"
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, *seed_and_first: jax.Array) -> jax.Array:
         if name == "splash":
