@@ -78,7 +78,8 @@ class ShuffleNet(nn.Module):
             return nn.Sequential(conv(inputs, outputs, size, stride), nn.BatchNorm2d(outputs), nn.ReLU())
 
         first = layer(channels_in, stem, 3, 2)
-        features, units = stem, []
+        features = stem
+        units: list[nn.Module] = []
         for stage, (width, count) in enumerate(zip(widths, repeats, strict=True), 2):
             made = []
             for unit in range(count):
