@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 SPINE = "spine"  # what all workloads share
 WORKLOADS = {
     "ssd_resnet34": ("ssd", "coco", "composites", "box", "detection", "average_precision"),
+    "mobilenet, shufflenet": ("mobile", "grouped"),
     "resnet50": ("resnet", "imagenet", "preprocessing", "classification"),
     "transformer": ("transformer", "translation", ".text.", "beam_search", "bleu"),
     "dlrm, dlrm_dcnv2": ("dlrm", "recommendation", "click", "embedding", "sparse", "auc"),

@@ -433,7 +433,9 @@ _REGISTRY = {
     "dlrm": "mlperf_jax.workloads.recommendation:DLRMv1",
     "dlrm_dcnv2": "mlperf_jax.workloads.recommendation:DLRMDCNv2",
     "minigo": "mlperf_jax.workloads.reinforcement_learning:MiniGo",
+    "mobilenet": "mlperf_jax.workloads.image_classification:MobileNet",
     "resnet50": "mlperf_jax.workloads.image_classification:ResNet50",
+    "shufflenet": "mlperf_jax.workloads.image_classification:ShuffleNet",
     "ssd_resnet34": "mlperf_jax.workloads.object_detection:SSDResNet34",
     "transformer": "mlperf_jax.workloads.translation:TransformerTranslation",
 }

@@ -19,16 +19,15 @@ from jax.typing import DTypeLike
 
 from mlperf_jax.platform import compiled_for
 from mlperf_jax.precision import Policy
+from models.grouped import convolve_groups
 from models.products import product
 
 Padding = str | Sequence[tuple[int, int]]
 """lax's "SAME" or "VALID", or what is added before and after, dimension by dimension."""
 
 
-def convolve(
-    x: jax.Array, kernel: jax.Array, stride: int | Sequence[int], padding: Padding, groups: int = 1
-) -> jax.Array:
-    """Convolves `x` [B, ..., I] with `kernel` [..., I / groups, O]; returns [B, ..., O].
+def convolve(x: jax.Array, kernel: jax.Array, stride: int | Sequence[int], padding: Padding) -> jax.Array:
+    """Convolves `x` [B, ..., I] with `kernel` [..., I, O]; returns [B, ..., O].
 
     The dimensions between are height and width, or as many as the kernel has.
     """
@@ -39,7 +38,6 @@ def convolve(
         _each(stride, dims),
         padding,
         dimension_numbers=_numbers(dims),
-        feature_group_count=groups,
     )
 
 
@@ -150,8 +148,10 @@ class Conv(_Convolution):
             # A product of two matrices says the same, and XLA:CPU runs it and its gradients faster.
             x = lax.slice(x, (0,) * x.ndim, x.shape, (1, *strides, 1))
             y = product(x.reshape(-1, x.shape[-1]), kernel[(0,) * dims]).reshape(*x.shape[:-1], -1)
+        elif self.groups > 1:
+            y = convolve_groups(x, kernel, strides, self.padding, self.groups)
         else:
-            y = convolve(x, kernel, self.stride, self.padding, self.groups)
+            y = convolve(x, kernel, self.stride, self.padding)
         return self._with_bias(y)
 
 

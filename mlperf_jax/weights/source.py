@@ -76,9 +76,14 @@ class TorchSource(Source):
         biases = {"bias": self.take(f"{name}.bias", (features_out,))} if bias else {}
         return {"kernel": kernel.transpose(2, 3, 1, 0)} | biases
 
-    def dense(self, name: str, features_in: int, features_out: int) -> dict[str, Tensor]:
+    def dense(
+        self, name: str, features_in: int, features_out: int, *, bias: bool = True
+    ) -> dict[str, Tensor]:
+        """Where the published layer has no bias, ours is zero."""
         kernel = self.take(f"{name}.weight", (features_out, features_in))
-        return {"kernel": kernel.T, "bias": self.take(f"{name}.bias", (features_out,))}
+        shape = (features_out,)
+        biases = self.take(f"{name}.bias", shape) if bias else np.zeros(shape, np.float32)
+        return {"kernel": kernel.T, "bias": biases}
 
     def norm(self, name: str, conv: str, features: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(parameters, statistics)

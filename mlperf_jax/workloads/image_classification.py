@@ -16,17 +16,20 @@ from input_pipelines.base import Dataset
 from mlperf_jax.metrics import classification
 from mlperf_jax.supervised import Loss, mean_of
 from mlperf_jax.training import schedules
-from mlperf_jax.weights import resnet as weights
+from mlperf_jax.weights import mobilenet as mobilenet_weights
+from mlperf_jax.weights import resnet as resnet_weights
+from mlperf_jax.weights import shufflenet as shufflenet_weights
 from mlperf_jax.weights.lazy import Tensor
 from mlperf_jax.workload import Batch, Evaluation, State
 from mlperf_jax.workloads.images import ImageWorkload
-from models.resnet import ResNet, ResNetConfig, flops_per_image
+from models import mobilenet, resnet, shufflenet
 
 
 class ImageClassification(ImageWorkload[nnx.Module, Dataset]):
     """Label-smoothed cross-entropy on uint8 images [B, H, W, C], top-1 over all of the evaluation set.
 
-    Trained as MLPerf trains on ImageNet: LARS or SGD, a rate that warms up and falls as a polynomial.
+    Trained as MLPerf trains on ImageNet: LARS or SGD, a rate that warms up and falls as a polynomial; or, as
+    others do, at given epochs (`config.schedule.boundary_epochs`).
     """
 
     metric = "top-1 accuracy"
@@ -65,6 +68,13 @@ class ImageClassification(ImageWorkload[nnx.Module, Dataset]):
     def schedule(self) -> optax.Schedule:
         """Learning rate by step."""
         config = self.config.schedule
+        if "boundary_epochs" in config:
+            return schedules.step_decay_with_warmup(
+                self.config.optimizer.base_lr,
+                self._steps(config.warmup_epochs),
+                [self._steps(epoch) for epoch in config.boundary_epochs],
+                decay_factor=config.decay_factor,
+            )
         return schedules.polynomial_with_warmup(
             self.config.optimizer.base_lr,
             self._steps(config.warmup_epochs),
@@ -85,11 +95,20 @@ class ImageClassification(ImageWorkload[nnx.Module, Dataset]):
     def hyperparameters(self) -> dict[str, Any]:
         optimizer, schedule = self.config.optimizer, self.config.schedule
         name = optimizer.name
+        if "boundary_epochs" in schedule:
+            decay = {
+                "opt_learning_rate_decay_boundary_epochs": list(schedule.boundary_epochs),
+                "opt_learning_rate_decay_factor": schedule.decay_factor,
+            }
+        else:
+            decay = {
+                "opt_end_learning_rate": schedule.end_lr,
+                "opt_learning_rate_decay_poly_power": schedule.power,
+                "opt_learning_rate_decay_steps": self.decay_steps,
+            }
         numbers = {
             "opt_base_learning_rate": optimizer.base_lr,
-            "opt_end_learning_rate": schedule.end_lr,
-            "opt_learning_rate_decay_poly_power": schedule.power,
-            "opt_learning_rate_decay_steps": self.decay_steps,
+            **decay,
             "opt_momentum": optimizer.momentum,
             "opt_weight_decay": optimizer.weight_decay,
         }
@@ -111,14 +130,53 @@ class ResNet50(ImageClassification):
     benchmark = "resnet"
 
     @functools.cached_property
-    def model_config(self) -> ResNetConfig:
-        return ResNetConfig(**self.model_numbers())
+    def model_config(self) -> resnet.ResNetConfig:
+        return resnet.ResNetConfig(**self.model_numbers())
 
     def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
-        return ResNet(self.model_config, policy=self.policy, rngs=rngs)
+        return resnet.ResNet(self.model_config, policy=self.policy, rngs=rngs)
 
     def import_weights(self, tensors: Mapping[str, Tensor]) -> tuple[State, dict[str, Any]]:
-        return weights.from_torchvision(tensors, self.model_config), dict(weights.CONFIG)
+        return resnet_weights.from_torchvision(tensors, self.model_config), dict(resnet_weights.CONFIG)
 
     def train_flops_per_example(self) -> float:
-        return flops_per_image(self.model_config, train=True)
+        return resnet.flops_per_image(self.model_config, train=True)
+
+
+class MobileNet(ImageClassification):
+    """MobileNet v1 on ImageNet (closed), and a small one of its family on Fashion-MNIST (mini)."""
+
+    benchmark = "mobilenet"
+
+    @functools.cached_property
+    def model_config(self) -> mobilenet.MobileNetConfig:
+        return mobilenet.MobileNetConfig(**self.model_numbers())
+
+    def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
+        return mobilenet.MobileNet(self.model_config, policy=self.policy, rngs=rngs)
+
+    def import_weights(self, tensors: Mapping[str, Tensor]) -> tuple[State, dict[str, Any]]:
+        return mobilenet_weights.from_tensorflow(tensors, self.model_config), dict(mobilenet_weights.CONFIG)
+
+    def train_flops_per_example(self) -> float:
+        return mobilenet.flops_per_image(self.model_config, train=True)
+
+
+class ShuffleNet(ImageClassification):
+    """ShuffleNet v2 (v1 as a variant) on ImageNet (closed), and a small one on Fashion-MNIST (mini)."""
+
+    benchmark = "shufflenet"
+
+    @functools.cached_property
+    def model_config(self) -> shufflenet.ShuffleNetConfig:
+        return shufflenet.ShuffleNetConfig(**self.model_numbers())
+
+    def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
+        return shufflenet.ShuffleNet(self.model_config, policy=self.policy, rngs=rngs)
+
+    def import_weights(self, tensors: Mapping[str, Tensor]) -> tuple[State, dict[str, Any]]:
+        config = shufflenet_weights.CONFIG | {"variant": self.config.get("variant", "")}
+        return shufflenet_weights.from_torch(tensors, self.model_config), config
+
+    def train_flops_per_example(self) -> float:
+        return shufflenet.flops_per_image(self.model_config, train=True)

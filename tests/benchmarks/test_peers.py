@@ -20,6 +20,8 @@ STEPS = 3
 # The minis, with fewer layers and examples where that leaves every kind of layer in.
 SMALL = {
     "resnet50": ["model.stages=(1,1)", "batch_size=16", "schedule.warmup_epochs=0.01"],
+    "mobilenet": ["batch_size=16", "model.blocks=((32,1),(64,2))", "schedule.warmup_epochs=0.01"],
+    "shufflenet": ["batch_size=16", "model.repeats=(2,1)", "schedule.warmup_epochs=0.01"],
     "transformer": ["batch_size=4", "data.max_length=24", "model.num_layers=1", "decode.extra_length=8"],
     "ssd_resnet34": ["batch_size=4"],
     "dlrm": ["batch_size=64"],

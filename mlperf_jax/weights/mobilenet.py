@@ -1,0 +1,100 @@
+"""MobileNet v1 as TensorFlow's checkpoint names it (MobilenetV1/Conv2d_1_depthwise/depthwise_weights, ...), into
+`models.mobilenet`.
+
+That checkpoint (tensorflow/models, mobilenet_v1_1.0_224; MLPerf Inference v0.5 measured it) has 1,001 classes, of
+which the first is no class of ImageNet's: it is left out, so that a picture for which it was the likeliest gets
+the next. Slots of its optimizer and running averages of its weights are left out too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mlperf_jax.weights.lazy import LazyArray, Tensor
+from mlperf_jax.weights.source import Source
+from mlperf_jax.workload import State
+from models.mobilenet import MobileNetConfig
+
+CONFIG = {
+    "model.padding": "tf",
+    "model.epsilon": 1e-3,
+    "data.mean": (127.5, 127.5, 127.5),
+    "data.std": (127.5, 127.5, 127.5),
+}
+"""What goes with such weights: pixels from -1 to 1, TensorFlow's padding."""
+
+
+def from_tensorflow(tensors: Mapping[str, Tensor], config: MobileNetConfig) -> State:
+    """Parameters and batch statistics, float32.
+
+    Raises:
+        UserError: an array is missing, has another shape, or belongs to another model.
+    """
+    source = _Checkpoint(tensors)
+    features = config.channels(config.stem)
+    params: dict[str, Any] = {"blocks": {}}
+    stats: dict[str, Any] = {"blocks": {}}
+    params["stem"] = source.conv("Conv2d_0", 3, config.channels_in, features)
+    params["norm"], stats["norm"] = source.norm("Conv2d_0", features)
+    for i, (at_width_one, _) in enumerate(config.blocks, 1):
+        features_out = config.channels(at_width_one)
+        depthwise, pointwise = f"Conv2d_{i}_depthwise", f"Conv2d_{i}_pointwise"
+        norm1, seen1 = source.norm(depthwise, features)
+        norm2, seen2 = source.norm(pointwise, features_out)
+        params["blocks"][f"block{i}"] = {
+            "depthwise": source.depthwise(depthwise, 3, features),
+            "norm1": norm1,
+            "pointwise": source.conv(pointwise, 1, features, features_out),
+            "norm2": norm2,
+        }
+        stats["blocks"][f"block{i}"] = {"norm1": seen1, "norm2": seen2}
+        features = features_out
+    head = source.classifier("Logits/Conv2d_1c_1x1", features, config.num_classes)
+    return {"params": {"trunk": params, "head": head}, "model_state": {"trunk": stats}}
+
+
+class _Checkpoint(Source):
+    """The variables of a checkpoint, by layer."""
+
+    hint = "this model's are those of TensorFlow's mobilenet_v1 checkpoints."
+
+    def _take(self, name: str, *shape: int) -> Tensor:
+        return self.take(f"MobilenetV1/{name}", shape)
+
+    def conv(self, name: str, size: int, features_in: int, features_out: int) -> dict[str, Tensor]:
+        return {"kernel": self._take(f"{name}/weights", size, size, features_in, features_out)}
+
+    def depthwise(self, name: str, size: int, features: int) -> dict[str, Tensor]:
+        return {
+            "kernel": self._take(f"{name}/depthwise_weights", size, size, features, 1).transpose(0, 1, 3, 2)
+        }
+
+    def norm(self, name: str, features: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(parameters, statistics)"""
+        place = f"{name}/BatchNorm"
+        params = {
+            "scale": self._take(f"{place}/gamma", features),
+            "bias": self._take(f"{place}/beta", features),
+        }
+        stats = {
+            "mean": self._take(f"{place}/moving_mean", features),
+            "var": self._take(f"{place}/moving_variance", features),
+        }
+        return params, stats
+
+    def classifier(self, name: str, features: int, classes: int) -> dict[str, Tensor]:
+        """A 1x1 convolution of the mean, [1, 1, I, 1 + O], as a dense layer of the last O."""
+        kernel = self._take(f"{name}/weights", 1, 1, features, classes + 1)
+        bias = self._take(f"{name}/biases", classes + 1)
+        return {
+            "kernel": _part(kernel, (0, 0, slice(None), slice(1, None)), (features, classes)),
+            "bias": _part(bias, (slice(1, None),), (classes,)),
+        }
+
+
+def _part(tensor: Tensor, part: Any, shape: tuple[int, ...]) -> LazyArray:
+    """A part of an array, read when it is asked for."""
+    return LazyArray(shape, np.float32, lambda index: np.array(np.asarray(tensor)[part][index]))

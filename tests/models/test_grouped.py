@@ -1,0 +1,78 @@
+"""Shifted products against lax's own grouped convolution on one device, values and gradients; and on a mesh of two axes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from models.grouped import convolve_groups
+
+
+def judge(x, kernel, stride, padding, groups):
+    numbers = ("NHWC", "HWIO", "NHWC") if x.ndim == 4 else ("NDHWC", "DHWIO", "NDHWC")
+    return lax.conv_general_dilated(
+        x, kernel, stride, padding, dimension_numbers=numbers, feature_group_count=groups
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    window=st.sampled_from([(1, 1), (3, 3), (5, 3)]),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.sampled_from(["SAME", ((1, 1), (1, 1)), ((2, 0), (1, 3))]),
+    channels=st.sampled_from([(4, 4, 4), (4, 4, 8), (2, 4, 6), (3, 6, 3)]),
+    seed=st.integers(0, 99),
+)
+def test_it_is_the_grouped_convolution(size, window, stride, padding, channels, seed):
+    if not isinstance(padding, str):
+        padded = [n + sum(pads) for n, pads in zip(size, padding, strict=True)]
+        if any(n < w for n, w in zip(padded, window, strict=True)):
+            return
+    groups, inputs, outputs = channels
+    random = np.random.default_rng(seed)
+    with jax.enable_x64(True):
+        x = jnp.asarray(random.normal(size=(2, *size, inputs)))
+        kernel = jnp.asarray(random.normal(size=(*window, inputs // groups, outputs)))
+        found, pull = jax.vjp(lambda *a: convolve_groups(*a, stride, padding, groups), x, kernel)
+        expected, judged = jax.vjp(lambda *a: judge(*a, stride, padding, groups), x, kernel)
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+        weights = jnp.asarray(random.normal(size=expected.shape))
+        for a, b in zip(pull(weights), judged(weights), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
+
+
+def test_volumes_have_one_dimension_more():
+    random = np.random.default_rng(0)
+    x, kernel = random.normal(size=(2, 5, 4, 6, 3)), random.normal(size=(3, 3, 3, 1, 3))
+    arguments = (x, kernel, (2, 1, 1), "SAME", 3)
+    np.testing.assert_allclose(convolve_groups(*arguments), judge(*arguments), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "split", [(P("data"), P()), (P("data", None, None, "model"), P(None, None, None, "model"))]
+)
+@pytest.mark.parametrize(("groups", "inputs", "outputs"), [(8, 8, 8), (2, 8, 8), (4, 8, 16)])
+def test_a_mesh_of_two_axes_gives_the_numbers_of_one_device(groups, inputs, outputs, split):
+    random = np.random.default_rng(1)
+    axes = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=axes)
+    with jax.enable_x64(True):
+        x = random.normal(size=(8, 5, 5, inputs))
+        kernel = random.normal(size=(3, 3, inputs // groups, outputs))
+
+        def loss(form):
+            return lambda x, kernel: jnp.square(form(x, kernel, (1, 1), "SAME", groups)).sum()
+
+        expected = jax.jit(jax.value_and_grad(loss(judge), (0, 1)))(jnp.asarray(x), jnp.asarray(kernel))
+        placed = [
+            jax.device_put(array, NamedSharding(mesh, spec))
+            for array, spec in zip((x, kernel), split, strict=True)
+        ]
+        found = jax.jit(jax.value_and_grad(loss(convolve_groups), (0, 1)))(*placed)
+        jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-11), found, expected)
