@@ -3,9 +3,9 @@
 k x k products of shifted images say the same as a grouped convolution: element by element where every channel is a
 group (depthwise), else a product of matrices for each group. Two reasons not to take lax's own:
 
-- XLA's partitioner gives wrong numbers for it (jaxlib 0.10.2, any platform): on a mesh of two axes with the batch split
+- XLA's partitioner gives wrong numbers for it (jaxlib 0.10.2): on a mesh of two axes with the batch split
   over one of them its kernel's gradient, and with channels split over the other its values too.
-- XLA:CPU takes 4 to 11 times as long for a depthwise one, and up to 20 times for its gradients .
+- XLA:CPU takes 4 to 11 times as long for a depthwise one, and up to 20 times for its gradients (benchmarks/NOTES.md).
 """
 
 from __future__ import annotations
