@@ -17,6 +17,7 @@ mini: five of the same blocks on Fashion-MNIST (28x28, 10 classes, 60,000 / 10,0
 model.
 
     ./run_and_time.sh --workload=mobilenet --platform=cpu
+    expected: 0.90 after epoch 4 to 6 of 8, in 2 minutes on two cores (benchmarks/convergence)
 """
 
 from __future__ import annotations
