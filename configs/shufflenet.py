@@ -18,6 +18,7 @@ Torchvision's weights (top-1 .69362), 98 % of which is to be reached in inferenc
 mini: v2's units on Fashion-MNIST (28x28, 10 classes, 60,000 / 10,000 images); not the published data or model.
 
     ./run_and_time.sh --workload=shufflenet --platform=cpu
+    expected: 0.90 after epoch 5 of 8, in 2 minutes on two cores (benchmarks/convergence)
 """
 
 from __future__ import annotations
