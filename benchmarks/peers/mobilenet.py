@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from benchmarks.peers.resnet50 import SamePad
-from benchmarks.speed import peer, torch_optimizers
-from benchmarks.speed.torch_optimizers import Optimizer
+from benchmarks.speed import peer
+from benchmarks.speed.classification import Classification
 
 
 class MobileNet(nn.Module):
@@ -91,10 +90,7 @@ def randomise(model, seed):
     return model
 
 
-class Peer(peer.Peer):
-    # A batch that one accelerator holds, normalised whole.
-    on_a_chip = ("--config.batch_size=256", "--config.model.bn_span=0")
-
+class Peer(Classification):
     def build(self) -> nn.Module:
         config = self.workload.model_config
         blocks = [(config.channels(channels), stride) for channels, stride in config.blocks]
@@ -110,21 +106,3 @@ class Peer(peer.Peer):
             peer.copy_layer(layer[1], block[conv])
             peer.copy_layer(layer[2], block[norm], seen[norm])
         peer.copy_layer(self.model.head, state["params"]["head"])
-
-    def make_optimizer(self) -> Optimizer:
-        return momentum(self)
-
-    def loss(self, batch: peer.Tensors) -> torch.Tensor:
-        logits = self.model(self.images(batch["image"]))
-        return F.cross_entropy(logits, batch["label"].long(), label_smoothing=self.config.label_smoothing)
-
-    def answer(self, inputs: peer.Tensors) -> torch.Tensor:
-        return self.model(self.images(inputs["image"])).argmax(1).int()
-
-
-def momentum(of: peer.Peer) -> Optimizer:
-    """SGD with momentum as image classification has it."""
-    numbers = of.config.optimizer.to_dict()
-    del numbers["name"], numbers["base_lr"]
-    decays = torch_optimizers.is_matrix
-    return torch_optimizers.momentum(of.model, decays=decays, rate_inside=True, fused=of.fast, **numbers)

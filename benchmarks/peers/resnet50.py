@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.speed import peer, torch_optimizers
-from benchmarks.speed.torch_optimizers import Optimizer
+from benchmarks.speed import peer
+from benchmarks.speed.classification import Classification
 from models.resnet import ResNetConfig
 
 
@@ -143,10 +143,7 @@ def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any]:
     return tree
 
 
-class Peer(peer.Peer):
-    # A batch that one accelerator holds, normalised whole.
-    on_a_chip = ("--config.batch_size=256", "--config.model.bn_span=0")
-
+class Peer(Classification):
     def build(self) -> nn.Module:
         return build(self.workload.model_config)
 
@@ -154,21 +151,3 @@ class Peer(peer.Peer):
         for path, layer in layers(self.model, self.workload.model_config):
             stats = _at(state["model_state"], path) if isinstance(layer, nn.BatchNorm2d) else None
             peer.copy_layer(layer, _at(state["params"], path), stats)
-
-    def make_optimizer(self) -> Optimizer:
-        numbers = self.config.optimizer.to_dict()
-        name = numbers.pop("name")
-        del numbers["base_lr"]
-        if name == "lars":
-            return torch_optimizers.lars(self.model, **numbers)
-        decays = torch_optimizers.is_matrix
-        return torch_optimizers.momentum(
-            self.model, decays=decays, rate_inside=True, fused=self.fast, **numbers
-        )
-
-    def loss(self, batch: peer.Tensors) -> torch.Tensor:
-        logits = self.model(self.images(batch["image"]))
-        return F.cross_entropy(logits, batch["label"].long(), label_smoothing=self.config.label_smoothing)
-
-    def answer(self, inputs: peer.Tensors) -> torch.Tensor:
-        return self.model(self.images(inputs["image"])).argmax(1).int()

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.peers.mobilenet import momentum
 from benchmarks.speed import peer
-from benchmarks.speed.torch_optimizers import Optimizer
+from benchmarks.speed.classification import Classification
 
 
 def conv(inputs, outputs, size, stride=1, groups=1):
@@ -109,10 +108,7 @@ class ShuffleNet(nn.Module):
         return self.fc(self.conv5(x).mean((2, 3)))
 
 
-class Peer(peer.Peer):
-    # A batch that one accelerator holds, normalised whole.
-    on_a_chip = ("--config.batch_size=256", "--config.model.bn_span=0")
-
+class Peer(Classification):
     def build(self) -> nn.Module:
         config = self.workload.model_config
         return ShuffleNet(
@@ -147,13 +143,3 @@ class Peer(peer.Peer):
                     layers |= {"side_depthwise": side[0:2], "side_pointwise": side[2:4]}
                 found[f"{stage}_unit{n}"] = layers
         return {name: {part: tuple(pair) for part, pair in parts.items()} for name, parts in found.items()}
-
-    def make_optimizer(self) -> Optimizer:
-        return momentum(self)
-
-    def loss(self, batch: peer.Tensors) -> torch.Tensor:
-        logits = self.model(self.images(batch["image"]))
-        return F.cross_entropy(logits, batch["label"].long(), label_smoothing=self.config.label_smoothing)
-
-    def answer(self, inputs: peer.Tensors) -> torch.Tensor:
-        return self.model(self.images(inputs["image"])).argmax(1).int()
