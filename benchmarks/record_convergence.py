@@ -2,9 +2,11 @@
 
     python -m benchmarks.record_convergence transformer --trivial="copying the source: BLEU 0.044"
     python -m benchmarks.record_convergence transformer --seed=11 --runs=3 --data_dir=DATA
+    python -m benchmarks.record_convergence transformer --seed=4 --runs=5 --more
 
 writes benchmarks/convergence/WORKLOAD_mini.json and .md from the result logs, with the most memory that a
 process held, and how busy the machine was with other work. Serving is `--scenario=all` of the same folder.
+`--more` only trains, and adds its seeds to the record that stands; each run keeps the cores that it had.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ def run(log: Path, eval_unit: str = "epoch_num") -> dict:
         "epochs": round(evaluations[-1].metadata.get(eval_unit, 0), 2),
         "compile_seconds": round(_first(events, "compile_time").value, 2),
         "run_seconds": round(whole / 1e3, 3),
+        "cores": len(os.sched_getaffinity(0)),
         "train_seconds": round(train / 1e3, 2),
         "eval_seconds": round(evaluation / 1e3, 2),
         "outside_train_and_eval_percent": round(100 * (1 - (train + evaluation) / whole), 2),
@@ -131,7 +134,7 @@ def served_text(served: dict) -> str:
 def text(record: dict) -> str:
     """The page for people."""
     rows = "\n".join(
-        f"| {r['seed']} | {r['eval_accuracy'][-1]:.4f} | {r['epochs']:g} | {r['run_seconds']:.1f} s | "
+        f"| {r['seed']} | {r['eval_accuracy'][-1]:.4f} | {r['epochs']:g} | {r['run_seconds']:.1f} s | {r.get('cores', 2)} | "
         f"{r['compile_seconds']:.1f} s | {r['eval_seconds']:.1f} s | {r['outside_train_and_eval_percent']} % | {r['status']} |"
         for r in record["runs"]
     )
@@ -147,11 +150,11 @@ def text(record: dict) -> str:
 {textwrap.fill(head, 118)}
 
 ```
-{record["command"]}
+{chr(10).join([record["command"], *record.get("more", ())])}
 ```
 
-| seed | reached | after epoch | time to train | compilation | evaluation | outside train and eval | |
-|---|---|---|---|---|---|---|---|
+| seed | reached | after epoch | time to train | cores | compilation | evaluation | outside train and eval | |
+|---|---|---|---|---|---|---|---|---|
 {rows}
 
 Training took {record["command_seconds"]:.0f} s in all, at most {record["peak_resident_gb"]} GB of resident memory.
@@ -181,6 +184,9 @@ def main() -> None:
     parser.add_argument("--data_dir")
     parser.add_argument("--trivial", default="", help="what needs no training, and how good it is")
     parser.add_argument("--time", type=float, default=10, help="seconds of each scenario")
+    parser.add_argument(
+        "--more", action="store_true", help="add these seeds to the record, and serve nothing"
+    )
     asked = parser.parse_args()
     arguments = [
         f"--workload={asked.workload}",
@@ -200,7 +206,8 @@ def main() -> None:
         metric = _first(read_events(logs[0]), "quality_target").metadata["metric"]
         seconds, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
         after = os.getloadavg()[0]
-        served = serve(asked.workload, asked.time, [*extra, f"--results_dir={results}"])
+        served = {} if asked.more else serve(asked.workload, asked.time, [*extra, f"--results_dir={results}"])
+    path = FOLDER / f"{asked.workload}_mini.json"
     record = {
         "schema_version": 1,
         "workload": asked.workload,
@@ -219,10 +226,23 @@ def main() -> None:
         "runs": runs,
         "served": served,
     }
-    path = FOLDER / f"{asked.workload}_mini.json"
+    if asked.more:
+        record = with_more(json.loads(path.read_text()), record)
     records.write(path, record)
     path.with_suffix(".md").write_text(text(record))
     print(text(record))
+
+
+def with_more(stands: dict, added: dict) -> dict:
+    """The record that stands with further seeds; one trained again takes the place of its older run."""
+    again = {run["seed"] for run in added["runs"]}
+    kept = [run for run in stands["runs"] if run["seed"] not in again]
+    return stands | {
+        "more": [*stands.get("more", ()), added["command"]],
+        "peak_resident_gb": max(stands["peak_resident_gb"], added["peak_resident_gb"]),
+        "command_seconds": round(stands["command_seconds"] + added["command_seconds"], 1),
+        "runs": sorted([*kept, *added["runs"]], key=lambda run: run["seed"]),
+    }
 
 
 if __name__ == "__main__":
