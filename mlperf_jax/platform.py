@@ -1,4 +1,4 @@
-"""What must be decided before jax is imported: the platform and XLA's flags.
+"""What must be decided before jax is imported: the platform, XLA's flags, and what freed memory becomes.
 
 This is the only place that sets `XLA_FLAGS`. Ours are appended to the user's; where the user has
 set the same flag, the user's stands. XLA ends a process that sets a flag it does not know.
@@ -6,6 +6,7 @@ set the same flag, the user's stands. XLA ends a process that sets a flag it doe
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import importlib.util
 import os
@@ -26,6 +27,12 @@ _XLA_FLAGS = {
     # What MaxText's flags for asynchronous collectives ask for is libtpu's default.
     "tpu": (),
 }
+
+# glibc's parameters (mallopt, malloc.h): no arena but the first, which alone grows without end; maps of their own for
+# allocations above 1 GiB only; and what is freed stays. Between steps the kernel else takes XLA's temporaries back, to
+# fill them with zeros in the next: a third of a step (benchmarks/NOTES.md, "Pages that the kernel zeroes").
+_MALLOC = {"M_ARENA_MAX": (-8, 1), "M_MMAP_THRESHOLD": (-3, 1 << 30), "M_TRIM_THRESHOLD": (-1, (1 << 31) - 1)}
+_USERS_MALLOC = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 # Address space that jax takes for itself, measured with prlimit --as: the libraries, and for each core threads.
@@ -52,11 +59,23 @@ def configure(platform: str, *, cpu_devices: int = 0, compiles_for: str | None =
     _require_address_space()
     if platform == "tpu":
         _require_tpu()
+    if platform == "cpu":
+        keep_freed_memory()
     os.environ.setdefault("JAX_PLATFORMS", _JAX_PLATFORMS[platform])
     ours = list(_XLA_FLAGS[compiles_for or platform])
     if cpu_devices:
         ours.append(f"--xla_force_host_platform_device_count={cpu_devices}")
     _append_xla_flags(ours)
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep what it frees, for what it allocates next; where the user has set malloc, nothing changes."""
+    if any(os.environ.get(name) for name in _USERS_MALLOC):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries than glibc have none
+    if mallopt is not None:
+        for parameter, value in _MALLOC.values():
+            mallopt(parameter, value)
 
 
 def compiled_for() -> str:

@@ -1,6 +1,7 @@
 """What is decided before jax is imported."""
 
 import os
+import platform as platforms
 import subprocess
 import sys
 
@@ -168,3 +169,31 @@ def test_the_platform_of_a_topology_is_known_while_it_is_traced():
         check=True,
     )
     assert done.stdout.split() == ["['']", "cpu", "tpu"]
+
+
+_FREED = """
+import resource, sys
+import numpy
+from mlperf_jax import platform
+if sys.argv[1] == "kept":
+    platform.keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    numpy.ones(100_000_000, numpy.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+def _faults(kept: str, **environment: str) -> int:
+    """Pages that the kernel gives for 100 MB, of which as many were freed just before."""
+    command = [sys.executable, "-c", _FREED, kept]
+    return int(subprocess.run(command, env=os.environ | environment, capture_output=True, check=True).stdout)
+
+
+@pytest.mark.skipif(platforms.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_kept_unless_the_user_has_set_malloc():
+    assert _faults("not") > 40  # 100 MB in pages of 2 MiB, where the kernel has them, or 24,414 small ones
+    assert _faults("kept") < 5
+    assert _faults("kept", MALLOC_TRIM_THRESHOLD_="0") > 40
