@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.common import Numbers, config, loop, made_up, serving
+from configs.common import Numbers, config, fashion_mnist, imagenet, loop, serving
 
 # LoadGen's defaults know the model no more; these are of the other image classifier, but for Server's bound of 10 ms.
 _LOADGEN_MODEL = "resnet50"
@@ -62,15 +62,7 @@ def _closed() -> Numbers:
             padding="tf",
             epsilon=1e-3,
         ),
-        data=dict(
-            name="imagenet",
-            image_size=224,
-            mean=(123.675, 116.28, 103.53),  # per channel, of values 0 to 255
-            std=(58.395, 57.12, 57.375),
-            **made_up(),
-            num_threads=0,  # of decoding in each process; 0 as many as there are cores, at most 8
-            num_workers=0,  # processes that decode; 0 decodes in threads of the training process
-        ),
+        data=imagenet(),
         batch_size=256,
         eval_batch_size=1000,
         label_smoothing=0.0,
@@ -99,7 +91,7 @@ def _mini() -> Numbers:
             padding="tf",
             epsilon=1e-3,
         ),
-        data=dict(name="fashion_mnist", image_size=28, mean=(72.94,), std=(90.02,), num_train=0, num_eval=0),
+        data=fashion_mnist(),
         batch_size=128,
         eval_batch_size=1000,
         label_smoothing=0.1,

@@ -17,7 +17,8 @@ from flax import nnx
 
 from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
-from models.layers import Conv, Dense, Padding, convolve
+from models.classifier import Classifier
+from models.layers import Conv, Padding, convolve
 from models.norms import BatchNorm
 from models.pooling import max_pool
 
@@ -214,16 +215,7 @@ class ResNet(nnx.Module):
         for name, width, stride in _blocks(config):
             self.blocks[name] = Bottleneck(features, width, stride, config, policy=policy, rngs=rngs)
             features = EXPANSION * width
-        # The classifier and the mean before it run in the output dtype: logits decide by small margins.
-        self.head = Dense(
-            features,
-            config.num_classes,
-            axes=("embed", "vocab"),
-            stddev=0.01,
-            dtype=policy.output_dtype,
-            policy=policy,
-            rngs=rngs,
-        )
+        self.head = Classifier(features, config.num_classes, policy=policy, rngs=rngs)
 
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
         """Classifies images.
@@ -240,8 +232,7 @@ class ResNet(nnx.Module):
             x = pin(max_pool(x, self.config.padding_3x3))
         for name, _, _ in _blocks(self.config):
             x = pin(self.blocks[name](x, train=train))
-        x = x.mean((1, 2), dtype=self.head.dtype)
-        return constrain(self.head(x), "batch", "vocab")
+        return self.head(x)
 
 
 def stage_blocks(width: int, stages: Sequence[int], strides: Sequence[int]) -> list[tuple[str, int, int]]:
