@@ -8,7 +8,8 @@ It decays all parameters; here, as everywhere in this suite, norms and biases ar
     ./run_and_time.sh --workload=mobilenet --platform=tpu
     expected: not run by us; 0.710 within 120 epochs by the recipe
 
-Google's weights, by which MLPerf Inference judged (top-1 .71676, 98 % of it to be reached):
+Google's weights, by which MLPerf Inference judged (top-1 .71676, 98 % of it to be reached), as a checkpoint, a frozen graph
+(mobilenet_v1_1.0_224_frozen.pb) or its ONNX (mobilenet_v1_1.0_224.onnx):
 
     python -m mlperf_jax.import_weights --workload=mobilenet --from=mobilenet_v1_1.0_224.ckpt.index --to=weights
     python -m mlperf_jax.main --workload=mobilenet --preset=closed --scenario=Offline --weights=weights

@@ -9,6 +9,11 @@ Written down is the reference's own command for batch 4096. Other batch sizes ha
 hyperparameters: `--config.reference_point=32768` applies the reference convergence point of that
 batch, any key of `reference_points` below (mlperf_logging 4.1.68, training_4.0.0/rcps_resnet.json).
 
+MLPerf Inference's weights (resnet50-19c8e357.pth, resnet50_v1.pb or resnet50_v1.onnx; docs/data.md):
+
+    python -m mlperf_jax.import_weights --workload=resnet50 --from=resnet50_v1.onnx --to=weights
+    python -m mlperf_jax.main --workload=resnet50 --preset=closed --scenario=Offline --weights=weights
+
 mini: the same bottlenecks on Fashion-MNIST (28x28, 10 classes, 60,000 / 10,000 images); not MLPerf's
 data or model.
 

@@ -43,7 +43,8 @@ class ResNetConfig:
         space_to_depth: compute the 7x7/2 stem as a 4x4/1 convolution over 2x2 blocks of pixels, with
             the same kernel and numbers: 12 input channels fill a TPU's matrix unit better than 3.
         padding: of strided 3x3 windows: "tf" as TensorFlow's SAME, at the end only where sizes are even;
-            "torch" by one on every side, which published PyTorch weights were trained with.
+            "torch" by one on every side, which published PyTorch weights were trained with; "fixed" so but for
+            the max-pool, as in TensorFlow's official model (tensorflow/models, official/resnet/resnet_model.py).
     """
 
     stages: tuple[int, ...] = (3, 4, 6, 3)
@@ -61,15 +62,20 @@ class ResNetConfig:
         object.__setattr__(self, "stages", tuple(self.stages))
         if self.stem not in ("imagenet", "small"):
             raise ValueError(f"stem {self.stem!r} is neither 'imagenet' nor 'small'")
-        if self.padding not in ("tf", "torch"):
-            raise ValueError(f"padding {self.padding!r} is neither 'tf' nor 'torch'")
+        if self.padding not in ("tf", "torch", "fixed"):
+            raise ValueError(f"padding {self.padding!r} is none of 'tf', 'torch' and 'fixed'")
         if self.space_to_depth and (self.stem != "imagenet" or self.image_size % 2):
             raise ValueError("space_to_depth needs the imagenet stem and an even image_size")
 
     @property
     def padding_3x3(self) -> Padding:
-        """Of 3x3 windows, as `models.layers` takes it."""
+        """Of 3x3 convolutions, as `models.layers` takes it."""
         return "SAME" if self.padding == "tf" else ((1, 1), (1, 1))
+
+    @property
+    def padding_pool(self) -> Padding:
+        """Of the max-pool."""
+        return ((1, 1), (1, 1)) if self.padding == "torch" else "SAME"
 
     @classmethod
     def resnet50(cls) -> ResNetConfig:
@@ -229,7 +235,7 @@ class ResNet(nnx.Module):
         """
         x = nnx.relu(self.norm(pin(self.stem(inputs)), train=train))
         if self.config.stem == "imagenet":
-            x = pin(max_pool(x, self.config.padding_3x3))
+            x = pin(max_pool(x, self.config.padding_pool))
         for name, _, _ in _blocks(self.config):
             x = pin(self.blocks[name](x, train=train))
         return self.head(x)
