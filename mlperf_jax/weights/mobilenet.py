@@ -9,7 +9,7 @@ the next. Slots of its optimizer and running averages of its weights are left ou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,13 +27,36 @@ CONFIG = {
 """What goes with such weights: pixels from -1 to 1, TensorFlow's padding."""
 
 
+Arrays = dict[str, Tensor]
+
+
+class Layers(Protocol):
+    """The layers of a published network, by TensorFlow's names for them."""
+
+    def conv(self, name: str, size: int, features_in: int, features_out: int) -> Arrays: ...
+
+    def depthwise(self, name: str, size: int, features: int) -> Arrays: ...
+
+    def norm(self, name: str, features: int) -> tuple[Arrays, Arrays]:
+        """(parameters, statistics) of the norm after the convolution of that name."""
+        ...
+
+
 def from_tensorflow(tensors: Mapping[str, Tensor], config: MobileNetConfig) -> State:
     """Parameters and batch statistics, float32.
 
     Raises:
         UserError: an array is missing, has another shape, or belongs to another model.
     """
-    source = _Checkpoint(tensors)
+    source = Checkpoint(tensors)
+    params, stats = trunk(source, config)
+    features = config.channels(config.blocks[-1][0])
+    head = source.classifier("Logits/Conv2d_1c_1x1", features, config.num_classes)
+    return {"params": {"trunk": params, "head": head}, "model_state": {"trunk": stats}}
+
+
+def trunk(source: Layers, config: MobileNetConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(parameters, statistics) of `models.mobilenet.MobileNetTrunk`."""
     features = config.channels(config.stem)
     params: dict[str, Any] = {"blocks": {}}
     stats: dict[str, Any] = {"blocks": {}}
@@ -52,27 +75,35 @@ def from_tensorflow(tensors: Mapping[str, Tensor], config: MobileNetConfig) -> S
         }
         stats["blocks"][f"block{i}"] = {"norm1": seen1, "norm2": seen2}
         features = features_out
-    head = source.classifier("Logits/Conv2d_1c_1x1", features, config.num_classes)
-    return {"params": {"trunk": params, "head": head}, "model_state": {"trunk": stats}}
+    return params, stats
 
 
-class _Checkpoint(Source):
-    """The variables of a checkpoint, by layer."""
+class Checkpoint(Source):
+    """The variables of a checkpoint, by layer.
+
+    Args:
+        tensors: by their names.
+        scope: what these begin with.
+    """
 
     hint = "this model's are those of TensorFlow's mobilenet_v1 checkpoints."
 
-    def _take(self, name: str, *shape: int) -> Tensor:
-        return self.take(f"MobilenetV1/{name}", shape)
+    def __init__(self, tensors: Mapping[str, Tensor], scope: str = "MobilenetV1") -> None:
+        super().__init__(tensors)
+        self._scope = scope
 
-    def conv(self, name: str, size: int, features_in: int, features_out: int) -> dict[str, Tensor]:
+    def _take(self, name: str, *shape: int) -> Tensor:
+        return self.take(f"{self._scope}/{name}", shape)
+
+    def conv(self, name: str, size: int, features_in: int, features_out: int) -> Arrays:
         return {"kernel": self._take(f"{name}/weights", size, size, features_in, features_out)}
 
-    def depthwise(self, name: str, size: int, features: int) -> dict[str, Tensor]:
+    def depthwise(self, name: str, size: int, features: int) -> Arrays:
         return {
             "kernel": self._take(f"{name}/depthwise_weights", size, size, features, 1).transpose(0, 1, 3, 2)
         }
 
-    def norm(self, name: str, features: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def norm(self, name: str, features: int) -> tuple[Arrays, Arrays]:
         """(parameters, statistics)"""
         place = f"{name}/BatchNorm"
         params = {
@@ -85,7 +116,7 @@ class _Checkpoint(Source):
         }
         return params, stats
 
-    def classifier(self, name: str, features: int, classes: int) -> dict[str, Tensor]:
+    def classifier(self, name: str, features: int, classes: int) -> Arrays:
         """A 1x1 convolution of the mean, [1, 1, I, 1 + O], as a dense layer of the last O."""
         kernel = self._take(f"{name}/weights", 1, 1, features, classes + 1)
         bias = self._take(f"{name}/biases", classes + 1)
