@@ -2,7 +2,8 @@
 
 Two forms are known:
 
-- variables as TensorFlow's Object Detection API saves them (ssd_mobilenet_v1_coco_2018_01_28, model.ckpt):
+- variables as TensorFlow's Object Detection API saves them (ssd_mobilenet_v1_coco_2018_01_28, model.ckpt and
+  frozen_inference_graph.pb):
   FeatureExtractor/MobilenetV1/Conv2d_1_depthwise/depthwise_weights,
   FeatureExtractor/MobilenetV1/Conv2d_13_pointwise_1_Conv2d_2_1x1_256/weights,
   BoxPredictor_0/BoxEncodingPredictor/weights, BoxPredictor_0/ClassPredictor/biases;
@@ -23,7 +24,7 @@ import numpy as np
 
 from mlperf_jax.weights.lazy import LazyArray, Tensor
 from mlperf_jax.weights.mobilenet import CONFIG as CLASSIFIERS_CONFIG
-from mlperf_jax.weights.mobilenet import Arrays, Checkpoint, Layers, trunk
+from mlperf_jax.weights.mobilenet import Arrays, Layers, Variables, classifiers_layers, trunk
 from mlperf_jax.weights.source import Source, unwrapped
 from mlperf_jax.workload import State
 from models.ssd_mobilenet import SSDMobileNetConfig
@@ -33,12 +34,12 @@ CONFIG = {key: CLASSIFIERS_CONFIG[key] for key in ("model.epsilon", "data.mean",
 
 
 def backbone(tensors: Mapping[str, Tensor], config: SSDMobileNetConfig) -> State:
-    """Parameters and statistics of the trunk from TensorFlow's checkpoint of a classifier, float32.
+    """Parameters and statistics of the trunk from a classifier, as `weights.mobilenet` knows it, float32.
 
     Raises:
         UserError: an array is missing or has another shape.
     """
-    params, stats = trunk(Checkpoint(tensors), config.trunk)
+    params, stats = trunk(classifiers_layers(tensors, config.trunk), config.trunk)
     return {"params": params, "model_state": stats}
 
 
@@ -96,7 +97,7 @@ def _across_first(array: Tensor) -> LazyArray:
     return LazyArray(array.shape, np.float32, lambda index: np.asarray(array)[..., order][index])
 
 
-class _Detector(Checkpoint):
+class _Detector(Variables):
     """The variables of TensorFlow's detector."""
 
     hint = "this model's are those of TensorFlow's ssd_mobilenet_v1_coco checkpoints."
