@@ -116,16 +116,19 @@ def test_classes_are_the_ids_of_the_categories():
     batch = workload.dataset.read_train(0, 12, seed=0)
     boxes, labels = batch["boxes"], batch["labels"]
     anchors = jax.numpy.asarray(workload.anchors, np.float32)
-    rows, targets = map(np.asarray, jax.vmap(match, (0, 0, None))(boxes, labels, anchors))
+    rows, targets = map(np.asarray, jax.jit(jax.vmap(match, (0, 0, None)))(boxes, labels, anchors))
     matched = targets[..., None] > 0
     mine = np.where(matched, np.take_along_axis(boxes, rows[..., None], 1), [0.1, 0.1, 0.9, 0.9])
-    codes = np.where(matched, box.encode(mine.astype(np.float32), anchors), 0)
+    codes = np.where(matched, jax.jit(box.encode)(mine.astype(np.float32), anchors), 0)
     classes = np.array([0, 7, 9])[targets]
     logits = np.where(np.arange(10) == classes[..., None], 20.0, -20.0).astype(np.float32)
-    total, _ = workload.box_loss(codes, logits, boxes, labels)
+    total, _ = jax.jit(workload.box_loss)(codes, logits, boxes, labels)
     assert float(total) < 1e-2
     for found, true, names in zip(
-        np.asarray(workload.detect(codes, logits).rows()), boxes, labels, strict=True
+        np.asarray(jax.jit(lambda *args: workload.detect(*args).rows())(codes, logits)),
+        boxes,
+        labels,
+        strict=True,
     ):
         found = found[found[:, 4] > 0.5]
         assert len(found) or not names.any()
