@@ -11,12 +11,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from input_pipelines import base, synthetic
-from input_pipelines.image import box_augmentation
+from input_pipelines.image import box_augmentation, sampled_crop
 from mlperf_jax.errors import UserError
 
 SPLITS = ("train", "eval")
 
 Objects = tuple[np.ndarray, np.ndarray]
+
+# What makes a random view to train on, by its name in a config.
+_AUGMENTATIONS = {"ssd": box_augmentation.train_image, "sampled_crop": sampled_crop.train_image}
 
 
 class Source(Protocol):
@@ -72,14 +75,14 @@ class DetectionDataset(base.Dataset):
 
 
 class AugmentedDetection(DetectionDataset):
-    """Images of a source, cropped, flipped and coloured at random to train on.
+    """Images of a source, changed at random to train on.
 
     Args:
         source: the images.
         category_ids: the ground truth's ids of labels 1, 2, ...
         ground_truth: see `DetectionDataset`.
-        options: of the config: `image_size` S, `max_boxes` M, `crop_attempts` (see
-            `box_augmentation.random_crop`), and, by default 0, `num_threads` (batches made at once in
+        options: of the config: `image_size` S, `max_boxes` M, `crop_attempts` (see the `random_crop` of the
+            augmentation), `augmentation` (by default "ssd"; see `_AUGMENTATIONS`), and, by default 0, `num_threads` (batches made at once in
             each process; 0 as many as there are cores, at most 8) and `num_workers` (processes that
             make them; 0 makes them in threads of this process).
         fake, description: see `base.Dataset`.
@@ -99,6 +102,7 @@ class AugmentedDetection(DetectionDataset):
         description: str,
     ) -> None:
         size, max_boxes, self._attempts = checked_options(options)
+        self._view = _AUGMENTATIONS[options.get("augmentation", "ssd")]
         if source.most_objects > max_boxes:
             raise UserError(
                 f"An image has {source.most_objects} objects, more than --config.data.max_boxes={max_boxes}; "
@@ -133,7 +137,7 @@ class AugmentedDetection(DetectionDataset):
             for name, (shape, dtype) in self.train_spec.items()
         }
         for row, (position, example) in enumerate(zip(positions.tolist(), examples.tolist(), strict=True)):
-            boxes, labels = box_augmentation.train_image(
+            boxes, labels = self._view(
                 self.source.image("train", example),
                 *self.source.objects(example),
                 size=self._size,

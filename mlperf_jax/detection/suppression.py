@@ -53,7 +53,7 @@ class Selection:
 
 
 def detect(codes: jax.Array, logits: jax.Array, anchors: ArrayLike, selection: Selection) -> Detections:
-    """Decodes predictions, and suppresses what is not the best of its class and place.
+    """Decodes predictions of an SSD, whose scores are a softmax, and selects among them.
 
     Args:
         codes: [B, A, 4].
@@ -63,10 +63,21 @@ def detect(codes: jax.Array, logits: jax.Array, anchors: ArrayLike, selection: S
     """
     wide = jnp.promote_types(logits.dtype, jnp.float32)
     corners = box.decode(codes.astype(wide), jnp.asarray(anchors, wide))
-    scores = jax.nn.softmax(logits.astype(wide))[..., 1:].swapaxes(1, 2)  # [B, C - 1, A]
+    return select(corners, jax.nn.softmax(logits.astype(wide))[..., 1:], selection)
+
+
+def select(corners: jax.Array, scores: jax.Array, selection: Selection) -> Detections:
+    """Suppresses what is not the best of its class and place.
+
+    Args:
+        corners: [B, A, 4].
+        scores: [B, A, C], not negative, of labels 1 to C.
+        selection: see there.
+    """
+    scores = scores.swapaxes(1, 2)  # [B, C, A]
     candidates = min(selection.candidates, scores.shape[-1])
     scores, rows = jax.lax.top_k(jnp.where(scores > selection.score, scores, 0), candidates)
-    chosen = jax.vmap(lambda those, index: those[index])(corners, rows)  # [B, C - 1, k, 4]
+    chosen = jax.vmap(lambda those, index: those[index])(corners, rows)  # [B, C, k, 4]
     scores = jnp.where(suppress(chosen, scores > 0, selection.iou), scores, 0)
 
     batch, classes, _ = scores.shape
@@ -75,18 +86,19 @@ def detect(codes: jax.Array, logits: jax.Array, anchors: ArrayLike, selection: S
     scores, best = jax.lax.top_k(scores.reshape(batch, -1), found)
     labels = jnp.take_along_axis(labels.reshape(batch, -1), best, axis=1)
     chosen = jnp.take_along_axis(chosen.reshape(batch, -1, 4), best[..., None], axis=1)
+    return filled(chosen, scores, labels, selection.detections)
+
+
+def filled(corners: jax.Array, scores: jax.Array, labels: jax.Array, detections: int) -> Detections:
+    """Detections [B, k, ...], best first, as so many rows; those of score 0 are none."""
     there = scores > 0
-    whole = [jnp.where(there[..., None], chosen, 0), scores, jnp.where(there, labels, 0)]
-    lacking = selection.detections - found
+    whole = [jnp.where(there[..., None], corners, 0), scores, jnp.where(there, labels, 0)]
+    lacking = detections - scores.shape[1]
     return Detections(*(jnp.pad(x, ((0, 0), (0, lacking)) + ((0, 0),) * (x.ndim - 2)) for x in whole))
 
 
 def suppress(corners: jax.Array, present: jax.Array, threshold: float) -> jax.Array:
     """Greedy non-maximum suppression: a box stays unless a better one that stays overlaps it.
-
-    The sequential rule is the only solution of stays[j] = present[j] and no i < j with stays[i] and
-    overlap[i, j]: repeating that for all boxes at once settles at least one more box each time, and few
-    repetitions suffice where chains of overlaps are short.
 
     Args:
         corners: [..., k, 4], best first.
@@ -98,11 +110,27 @@ def suppress(corners: jax.Array, present: jax.Array, threshold: float) -> jax.Ar
     """
     k = corners.shape[-2]
     better = jnp.arange(k)[:, None] < jnp.arange(k)
-    overlaps = (box.iou(corners, corners) >= threshold) & better  # [..., better, worse]
+    return undominated((box.iou(corners, corners) >= threshold) & better, present)
+
+
+def undominated(dominates: jax.Array, present: jax.Array) -> jax.Array:
+    """What stays if each drives out those that it dominates, unless it was driven out itself.
+
+    The sequential rule is the only solution of stays[j] = present[j] and no i with stays[i] and
+    dominates[i, j]: repeating that for all at once settles at least one more each time, and few
+    repetitions suffice where chains are short.
+
+    Args:
+        dominates: [..., i, j], whether i is before j and drives it out.
+        present: [..., j], False for rows that are padding.
+
+    Returns:
+        [..., j], whether each stays.
+    """
 
     def settle(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         stays, _ = carry
-        now = present & ~jnp.any(stays[..., :, None] & overlaps, axis=-2)
+        now = present & ~jnp.any(stays[..., :, None] & dominates, axis=-2)
         return now, jnp.any(now != stays)
 
     return jax.lax.while_loop(lambda carry: carry[1], settle, (present, jnp.any(present)))[0]

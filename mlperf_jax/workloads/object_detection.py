@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jax import lax
 from input_pipelines.image.detection import DetectionDataset
 from mlperf_jax.detection import drawing
 from mlperf_jax.detection.anchors import AnchorConfig, make_anchors
-from mlperf_jax.detection.suppression import Selection, detect
+from mlperf_jax.detection.suppression import Detections, Selection, detect
 from mlperf_jax.detection.training import multibox_loss
 from mlperf_jax.errors import UserError
 from mlperf_jax.metrics.mean_average_precision import GroundTruth
@@ -28,7 +29,6 @@ from mlperf_jax.weights import ssd as weights
 from mlperf_jax.weights.lazy import Tensor
 from mlperf_jax.workload import Batch, Evaluation, Spec, State
 from mlperf_jax.workloads.backbones import BackboneWorkload
-from mlperf_jax.workloads.images import M
 from models.ssd import SSD, SSDConfig, flops_per_image
 
 ANSWER = ("index", "top", "left", "bottom", "right", "score", "label")
@@ -38,20 +38,41 @@ ANSWER = ("index", "top", "left", "bottom", "right", "score", "label")
 _DRAWN_SCORE = 0.3  # what is less certain is not drawn
 
 
-class ObjectDetection(BackboneWorkload[M, DetectionDataset]):
+class Detector(Protocol):
+    """A network that predicts at every anchor."""
+
+    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Normalised images [B, S, S, 3] to box codes [B, A, 4] and logits [B, A, classes]."""
+
+
+class ObjectDetection(BackboneWorkload[Detector, DetectionDataset]):
     """A detector on uint8 images [B, S, S, 3] with boxes [B, M, 4] (corners) and labels [B, M].
 
+    A family of detectors brings its model, what the model's predictions cost in training (anchors, matcher and
+    loss), what they mean as boxes (score, decoding and suppression), and its learning rate.
     Detections of the evaluation set are gathered on the device. pycocotools scores them in a thread
     while training goes on.
     """
 
-    # What a workload supplies.
+    # What a family supplies, besides its model.
 
-    def detections(self, model: M, images: jax.Array) -> jax.Array:
-        """[B, S, S, 3] uint8 to [B, K, 6]: corners, score, label, as `Detections.rows` has them."""
-        raise NotImplementedError
+    @abc.abstractmethod
+    def box_loss(self, codes: jax.Array, logits: jax.Array, boxes: jax.Array, labels: jax.Array) -> Loss:
+        """The loss of predictions [B, A, 4] and [B, A, classes] against boxes [B, M, 4] and labels [B, M], 0 padding."""
+
+    @abc.abstractmethod
+    def detect(self, codes: jax.Array, logits: jax.Array) -> Detections:
+        """What the predictions [B, A, 4] and [B, A, classes] detect, `config.detection.detections` an image."""
 
     # The phases, from that.
+
+    def loss(self, model: Detector, batch: Batch, key: jax.Array) -> Loss:
+        codes, logits = model(self.normalise(batch["image"]), train=True)
+        return self.box_loss(codes, logits, batch["boxes"], batch["labels"])
+
+    def detections(self, model: Detector, images: jax.Array) -> jax.Array:
+        """[B, S, S, 3] uint8 to [B, K, 6]: corners, score, label, as `Detections.rows` has them."""
+        return self.detect(*model(self.normalise(images), train=False)).rows()
 
     @property
     def metric(self) -> str:
@@ -69,7 +90,7 @@ class ObjectDetection(BackboneWorkload[M, DetectionDataset]):
             "seen": jnp.zeros((), jnp.int32),
         }
 
-    def eval_update(self, totals: Any, model: M, batch: Batch) -> Any:
+    def eval_update(self, totals: Any, model: Detector, batch: Batch) -> Any:
         found = self.detections(model, batch["image"]).astype(jnp.float32)
         seen = totals["seen"]
         new = {"rows": found} | {name: batch[name] for name in ("image_id", "size", "mask")}
@@ -120,8 +141,6 @@ class ObjectDetection(BackboneWorkload[M, DetectionDataset]):
             if label and score >= _DRAWN_SCORE
         ]
 
-    # Training, as MLPerf trains on COCO: a rate that warms up and falls in steps.
-
     def check_data(self) -> None:
         """Also: that the model has room for the classes."""
         super().check_data()
@@ -131,32 +150,6 @@ class ObjectDetection(BackboneWorkload[M, DetectionDataset]):
                 f"The data has {classes} classes with the background and the model "
                 f"{self.config.model.num_classes}; use --config.model.num_classes={classes}."
             )
-
-    def schedule(self) -> optax.Schedule:
-        """Learning rate by step."""
-        config = self.config.schedule
-        return schedules.step_decay_with_warmup(
-            self.config.optimizer.base_lr,
-            config.warmup_steps,
-            [self._step_after(epoch) for epoch in config.decay_epochs],
-            decay_factor=config.decay_factor,
-            warmup_factor=config.warmup_factor,
-        )
-
-    def hyperparameters(self) -> dict[str, Any]:
-        optimizer, schedule = self.config.optimizer, self.config.schedule
-        return {
-            "opt_name": optimizer.name,
-            "opt_base_learning_rate": optimizer.base_lr,
-            "opt_momentum": optimizer.momentum,
-            "opt_weight_decay": optimizer.weight_decay,
-            "opt_learning_rate_warmup_factor": schedule.warmup_factor,
-            "opt_learning_rate_warmup_steps": schedule.warmup_steps,
-            "opt_learning_rate_decay_boundary_epochs": list(schedule.decay_epochs),
-            "max_samples": self.config.data.crop_attempts,
-            "model_bn_span": self.logged_span(),
-            "backbone_weights": self.backbone_file.name if self.backbone_file else "random",
-        }
 
     # Inference.
 
@@ -169,7 +162,7 @@ class ObjectDetection(BackboneWorkload[M, DetectionDataset]):
     def read_samples(self, indices: np.ndarray) -> Batch:
         return super().read_samples(indices) | {"index": np.asarray(indices, np.int32)}
 
-    def answer(self, model: M, inputs: Batch) -> jax.Array:
+    def answer(self, model: Detector, inputs: Batch) -> jax.Array:
         """[B, K, 7] float32, columns `ANSWER`; a row of label 0 holds no detection."""
         rows = self.detections(model, inputs["image"]).astype(jnp.float32)
         index = jnp.broadcast_to(inputs["index"][:, None, None].astype(jnp.float32), (*rows.shape[:2], 1))
@@ -210,7 +203,7 @@ def in_pixels(
     return np.stack([image_ids[image], *box, score, category], axis=1)
 
 
-class SSDResNet34(ObjectDetection[SSD]):
+class SSDResNet34(ObjectDetection):
     """SSD-ResNet34 on COCO (closed), and a small one of its family on composites (mini)."""
 
     benchmark = "ssd"
@@ -230,14 +223,39 @@ class SSDResNet34(ObjectDetection[SSD]):
     def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
         return SSD(self.model_config, policy=self.policy, rngs=rngs)
 
-    def loss(self, model: SSD, batch: Batch, key: jax.Array) -> Loss:
-        codes, logits = model(self.normalise(batch["image"]), train=True)
-        return mean_of(multibox_loss(codes, logits, batch["boxes"], batch["labels"], self.anchors))
+    def box_loss(self, codes: jax.Array, logits: jax.Array, boxes: jax.Array, labels: jax.Array) -> Loss:
+        return mean_of(multibox_loss(codes, logits, boxes, labels, self.anchors))
 
-    def detections(self, model: SSD, images: jax.Array) -> jax.Array:
-        codes, logits = model(self.normalise(images), train=False)
-        selection = Selection(**self.config.detection.to_dict())
-        return detect(codes, logits, self.anchors, selection).rows()
+    def detect(self, codes: jax.Array, logits: jax.Array) -> Detections:
+        return detect(codes, logits, self.anchors, Selection(**self.config.detection.to_dict()))
+
+    # Training, as MLPerf trains on COCO: a rate that warms up and falls in steps.
+
+    def schedule(self) -> optax.Schedule:
+        """Learning rate by step."""
+        config = self.config.schedule
+        return schedules.step_decay_with_warmup(
+            self.config.optimizer.base_lr,
+            config.warmup_steps,
+            [self._step_after(epoch) for epoch in config.decay_epochs],
+            decay_factor=config.decay_factor,
+            warmup_factor=config.warmup_factor,
+        )
+
+    def hyperparameters(self) -> dict[str, Any]:
+        optimizer, schedule = self.config.optimizer, self.config.schedule
+        return {
+            "opt_name": optimizer.name,
+            "opt_base_learning_rate": optimizer.base_lr,
+            "opt_momentum": optimizer.momentum,
+            "opt_weight_decay": optimizer.weight_decay,
+            "opt_learning_rate_warmup_factor": schedule.warmup_factor,
+            "opt_learning_rate_warmup_steps": schedule.warmup_steps,
+            "opt_learning_rate_decay_boundary_epochs": list(schedule.decay_epochs),
+            "max_samples": self.config.data.crop_attempts,
+            "model_bn_span": self.logged_span(),
+            "backbone_weights": self.backbone_file.name if self.backbone_file else "random",
+        }
 
     def import_backbone(self, tensors: Mapping[str, Tensor]) -> State:
         return weights.backbone(tensors, self.model_config)
