@@ -8,9 +8,9 @@ The reference translations are the evaluation targets decoded, which gives back 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,20 +27,36 @@ _SIDES = ("source", "target")
 Pairs = tuple[Ragged, Ragged]
 
 
+class Vocabulary(Protocol):
+    """What tokens mean."""
+
+    def __len__(self) -> int: ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids up to the first end, if there is one."""
+
+
 class TranslationDataset(InMemoryDataset):
-    """Packed rows, and what their tokens mean: `vocabulary`, None of random tokens."""
+    """Packed rows, and what their tokens mean.
+
+    Attributes:
+        vocabulary: None of random tokens.
+        references: the translations that are right, as people wrote them; empty where the evaluation targets
+            decoded are these.
+    """
 
     def __init__(
         self,
-        vocabulary: subwords.Subwords | None,
+        vocabulary: Vocabulary | None,
         train: Mapping[str, Field],
         evaluation: Mapping[str, Field],
         *,
         fake: bool,
         description: str,
+        references: Sequence[str] = (),
     ) -> None:
         super().__init__(train, evaluation, fake=fake, description=description)
-        self.vocabulary = vocabulary
+        self.vocabulary, self.references = vocabulary, references
 
 
 def _train_spec(length: int) -> Spec:
