@@ -35,6 +35,9 @@ class Vocabulary(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first end, if there is one."""
 
+    def write(self, path: Path) -> None:
+        """Writes a vocabulary file."""
+
 
 class TranslationDataset(InMemoryDataset):
     """Packed rows, and what their tokens mean.
@@ -104,7 +107,7 @@ def open_synthetic(
 
 
 def write(
-    folder: Path, vocabulary: subwords.Subwords, train: Pairs, evaluation: Pairs, length: int
+    folder: Path, vocabulary: Vocabulary, train: Pairs, evaluation: Pairs, length: int
 ) -> dict[str, Any]:
     """Packs and writes a set; returns facts for its manifest.
 
@@ -125,7 +128,7 @@ def write(
 
 
 def _write(
-    folder: Path, vocabulary: subwords.Subwords, train: Pairs, evaluation: Pairs, length: int
+    folder: Path, vocabulary: Vocabulary, train: Pairs, evaluation: Pairs, length: int
 ) -> dict[str, Any]:
     sources, targets = train
     fits = np.maximum(sources.lengths, targets.lengths) <= length
@@ -165,13 +168,22 @@ def _created(folder: Path, name: str, shape: tuple[int, int], dtype: np.dtype) -
     return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
 
 
-def open_folder(folder: Path, what: str, options: Mapping[str, Any]) -> TranslationDataset:
+def open_folder(
+    folder: Path,
+    what: str,
+    options: Mapping[str, Any],
+    *,
+    vocabulary: Vocabulary | None = None,
+    references: Sequence[str] = (),
+) -> TranslationDataset:
     """Opens a prepared set.
 
     Args:
         folder: where `write` wrote it.
         what: its name, for logs.
         options: `max_length`, if there, must be what it was prepared with.
+        vocabulary: where it is not one of `subwords`.
+        references: see `TranslationDataset`.
 
     Raises:
         UserError: it is not prepared, damaged, or prepared with another length.
@@ -189,9 +201,10 @@ def open_folder(folder: Path, what: str, options: Mapping[str, Any]) -> Translat
         f"({100 * manifest['padding']:.1f}% padding) and {num_eval:,} eval pairs"
     )
     return TranslationDataset(
-        subwords.read(folder / VOCABULARY),
+        vocabulary or subwords.read(folder / VOCABULARY),
         prepared.open_arrays(folder, "train", num_train, _train_spec(length)),
         prepared.open_arrays(folder, "eval", num_eval, _eval_spec(length)),
         fake=manifest["fake"],
         description=description,
+        references=references,
     )
