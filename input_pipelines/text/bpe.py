@@ -75,15 +75,15 @@ def read(path: Path) -> Vocabulary:
 
 def joined(words: Iterable[str]) -> str:
     """Words and punctuation [N] as a text: brackets and stops go to their words, every second quote ends one."""
-    text, space, open_quotes = "", "", dict.fromkeys("'\"", False)
-    for word in words:
+    text, space, open_quotes = "", "", dict.fromkeys("'\"`", False)
+    for word in " ".join(words).replace(" @-@ ", "-").split():
         word = _unescaped(word)
         if _BEFORE_WORDS.issuperset(word) or all(unicodedata.category(c) == "Sc" for c in word):
             text, space = text + space + word, ""
         elif _AFTER_WORDS.issuperset(word):
             text, space = text + word, " "
         elif _QUOTES.issuperset(word):
-            kind = "'" if word[0] in "'`" else '"'
+            kind = '"' if word[0] in "„“”" else word[0]
             if open_quotes[kind]:
                 text, space = text + word, " "
             else:
@@ -91,7 +91,7 @@ def joined(words: Iterable[str]) -> str:
             open_quotes[kind] = not open_quotes[kind]
         else:
             text, space = text + space + word, " "
-    return text.replace(" @-@ ", "-").strip()
+    return text.strip()
 
 
 def _unescaped(word: str) -> str:
