@@ -41,6 +41,9 @@ class GNMTConfig:
         dropout: of the inputs of layers.
         start: the token that stands before a target's first.
         lstm: a name of `models.lstm.CHOICES`.
+        variant: "v2", or "tensorflow" for the model that MLPerf Inference measured (see `mlperf_jax.weights.gnmt`),
+            which is served only: its decoder begins where the encoder ended, feeds its attention to the first layer
+            too, and has a table of its own; its source has no start and no end.
     """
 
     vocab_size: int = 32317
@@ -49,10 +52,13 @@ class GNMTConfig:
     dropout: float = 0.2
     start: int = 2
     lstm: str = "auto"
+    variant: str = "v2"
 
     def __post_init__(self) -> None:
         if self.lstm not in CHOICES:
             raise ValueError(f"lstm {self.lstm!r} is none of {', '.join(CHOICES)}")
+        if self.variant not in ("v2", "tensorflow"):
+            raise ValueError(f"variant {self.variant!r} is neither v2 nor tensorflow")
         if self.num_layers < 2:
             raise ValueError(
                 f"num_layers {self.num_layers} must be at least 2, the layer that attends and one after it"
@@ -140,7 +146,14 @@ class GNMT(nnx.Module):
         self.dtype, self.output_dtype = policy.compute_dtype, policy.output_dtype
         width, vocab_size, dtype = config.width, config.vocab_size, policy.param_dtype
         draw = uniform(0.1)
-        self.embedding = nnx.Param(draw(rngs.params(), (vocab_size, width), dtype), axes=("vocab", "embed"))
+        self.feeds_attention = config.variant == "tensorflow"
+
+        def table() -> nnx.Param:
+            return nnx.Param(draw(rngs.params(), (vocab_size, width), dtype), axes=("vocab", "embed"))
+
+        self.embedding = table()
+        if self.feeds_attention:
+            self.target_embedding = table()
 
         def layer(features_in: int, bidirectional: bool = False) -> LSTM:
             return LSTM(
@@ -156,7 +169,8 @@ class GNMT(nnx.Module):
         later = range(config.num_layers - 2)
         self.encoder = nnx.List([layer(width, True), layer(2 * width), *(layer(width) for _ in later)])
         self.attention = Attention(width, policy=policy, rngs=rngs)
-        self.decoder = nnx.List([layer(width), *(layer(2 * width) for _ in range(config.num_layers - 1))])
+        first = layer(2 * width if self.feeds_attention else width)
+        self.decoder = nnx.List([first, *(layer(2 * width) for _ in range(config.num_layers - 1))])
         # As PyTorch's linear layers start.
         draw = uniform(width**-0.5)
         self.kernel = nnx.Param(draw(rngs.params(), (width, vocab_size), dtype), axes=("embed", "vocab"))
@@ -182,7 +196,12 @@ class GNMT(nnx.Module):
 
         Returns:
             [B, L, vocab_size] in the output dtype.
+
+        Raises:
+            ValueError: the variant is served only.
         """
+        if self.feeds_attention:
+            raise ValueError("the tensorflow variant of GNMT is served only")
         keys = [None] * 2 if key is None else list(jax.random.split(key))
         encoded = self.encode(source, source_segment, key=keys[0])
         drops = self._drops(keys[1])
@@ -201,12 +220,19 @@ class GNMT(nnx.Module):
         self, source: jax.Array, segment: jax.Array | None = None, *, key: jax.Array | None = None
     ) -> jax.Array:
         """Encodes source tokens [B, M] with segments [B, M], or one sentence a row: [B, M, D]."""
-        x, drops = self._embedded(source), self._drops(key)
+        return self._encoded(source, segment, key)[0]
+
+    def _encoded(
+        self, source: jax.Array, segment: jax.Array | None, key: jax.Array | None
+    ) -> tuple[jax.Array, list[State]]:
+        """`encode`, and the states in which the layers ended; of the first the direction from the end."""
+        x, drops, ends = self._embedded(source), self._drops(key), []
         lengths = (source > 0).sum(1) if segment is None else None
         for n, layer in enumerate(self.encoder):
-            y, _ = layer(dropout(x, self.config.dropout, drops[n]), lengths, segments=segment)
+            y, states = layer(dropout(x, self.config.dropout, drops[n]), lengths, segments=segment)
             x = _pin(x + y if n > 1 else y)
-        return x
+            ends.append(states[-1])
+        return x, ends
 
     def decoder_step(self, source: jax.Array, beams: int) -> tuple[Any, Any]:
         """What `mlperf_jax.decoding.coverage_search` needs to translate whole sentences, without dropout.
@@ -216,44 +242,61 @@ class GNMT(nnx.Module):
             beams: K.
 
         Returns:
-            The state before the first token, [B, K, D] of each layer, and `step`.
+            The state before the first token, each of its arrays [B, K, D], and `step`.
         """
-        encoded = self.encode(source)
-        keys, seen = self.attention.keys(encoded), (source > 0)[:, None]
-        rows = source.shape[0]
+        rows, width = source.shape[0], self.config.width
+        text = _without_marks(source) if self.feeds_attention else source
+        encoded, ends = self._encoded(text, None, None)
+        keys, seen = self.attention.keys(encoded), (text > 0)[:, None]
+        starts = ends if self.feeds_attention else [layer.start(rows)[0] for layer in self.decoder]
 
-        def each_beam(state: State) -> State:
-            return tuple(s.reshape(rows, beams, -1) for s in state)
+        def flat(x: jax.Array) -> jax.Array:
+            return x.reshape(rows * beams, -1)
 
-        def step(tokens: jax.Array, states: list[State]) -> tuple[jax.Array, jax.Array, list[State]]:
-            """(tokens [B, K], states) -> (logits [B, K, V], attention [B, K, M], states)."""
-            flat = [tuple(s.reshape(rows * beams, -1) for s in state) for state in states]
-            y, state = self.decoder[0].step(self._embedded(tokens).reshape(rows * beams, -1), flat[0])
-            found, weights = self.attention(y.reshape(rows, beams, -1), keys, encoded, seen)
-            found, new = found.reshape(rows * beams, -1), [state]
-            x = y
+        def each_beam(x: jax.Array) -> jax.Array:
+            return x.reshape(rows, beams, -1)
+
+        def step(tokens: jax.Array, state: Any) -> tuple[jax.Array, jax.Array, Any]:
+            """(tokens [B, K], state) -> (logits [B, K, V], attention [B, K, M], state)."""
+            states, found = jax.tree.map(flat, state)
+            x = flat(self._embedded(tokens, of_target=True))
+            inputs = jnp.concatenate([x, found], -1) if self.feeds_attention else x
+            x, after = self.decoder[0].step(inputs, states[0])
+            found, weights = self.attention(each_beam(x), keys, encoded, seen)
+            found, new = flat(found), [after]
             for n, layer in enumerate(self.decoder[1:], 1):
-                y, state = layer.step(jnp.concatenate([x, found], -1), flat[n])
+                y, after = layer.step(jnp.concatenate([x, found], -1), states[n])
                 x = x + y if n > 1 else y
-                new.append(state)
-            return self._logits(x.reshape(rows, beams, -1)), weights, [each_beam(state) for state in new]
+                new.append(after)
+            return self._logits(each_beam(x)), weights, jax.tree.map(each_beam, (new, found))
 
-        return [each_beam(layer.start(rows * beams)[0]) for layer in self.decoder], step
+        def for_beams(x: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(x[:, None], (rows, beams, width))
+
+        return jax.tree.map(for_beams, (starts, jnp.zeros((rows, width), self.dtype))), step
 
     def _drops(self, key: jax.Array | None) -> list[Any]:
         """A key for the input of each layer of a side."""
         layers = self.config.num_layers
         return [None] * layers if key is None else list(jax.random.split(key, layers))
 
-    def _embedded(self, tokens: jax.Array) -> jax.Array:
+    def _embedded(self, tokens: jax.Array, *, of_target: bool = False) -> jax.Array:
         """[B, L] to [B, L, D]; token 0 is the zero vector."""
-        rows = self.embedding[...].astype(self.dtype)[tokens]
+        table = self.target_embedding if of_target and self.feeds_attention else self.embedding
+        rows = table[...].astype(self.dtype)[tokens]
         return _pin(jnp.where((tokens > 0)[..., None], rows, jnp.zeros((), self.dtype)))
 
     def _logits(self, x: jax.Array) -> jax.Array:
         """[B, L, D] to [B, L, V]."""
         logits = product(x, self.kernel[...].astype(self.dtype)).astype(self.output_dtype)
         return constrain(logits + self.bias[...].astype(self.output_dtype), "batch", None, "vocab")
+
+
+def _without_marks(source: jax.Array) -> jax.Array:
+    """Sentences [B, M] without their first and last tokens."""
+    last = (source > 0).sum(1, keepdims=True) - 1
+    inside = jnp.where(jnp.arange(source.shape[1]) < last, source, 0)
+    return jnp.pad(inside[:, 1:], ((0, 0), (0, 1)))
 
 
 def _pin(x: jax.Array) -> jax.Array:

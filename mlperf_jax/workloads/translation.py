@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic
 
 import jax
@@ -23,6 +23,8 @@ from mlperf_jax.results.events import WithMetadata
 from mlperf_jax.supervised import Loss, M, SupervisedWorkload
 from mlperf_jax.training import schedules
 from mlperf_jax.training.engine import Engine
+from mlperf_jax.weights import gnmt as gnmt_weights
+from mlperf_jax.weights.lazy import Tensor
 from mlperf_jax.workload import NO_NOTES, Batch, Evaluation, Notes, Program, State
 from models import gnmt, lstm, random_bits
 from models.attention_function import choose
@@ -369,6 +371,11 @@ class GNMTTranslation(Translation[gnmt.GNMT]):
             "opt_learning_rate_decay_factor": self.config.schedule.decay_factor,
             "max_sequence_length": self.config.data.max_sentence,
         }
+
+    def import_weights(self, tensors: Mapping[str, Tensor]) -> tuple[State, dict[str, Any]]:
+        if gnmt_weights.is_tensorflow(tensors):
+            return gnmt_weights.from_tensorflow(tensors, self.model_config), dict(gnmt_weights.TENSORFLOW)
+        return gnmt_weights.from_state_dict(tensors, self.model_config), {}
 
     def train_flops_per_example(self) -> float:
         return gnmt.train_flops_per_row(self.model_config, self.config.data.max_length)

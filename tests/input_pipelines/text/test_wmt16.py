@@ -47,7 +47,10 @@ def test_files_become_packed_rows_and_references(tmp_path):
     assert len(data.vocabulary) == 9 and data.references == ["right 0", "right 1", "right 2", "right 3"]
     row = data.read_train(0, 1, 0)
     found = {
-        (tuple(row["source"][0][row["source_segment"][0] == n]), tuple(row["target"][0][row["target_segment"][0] == n]))
+        (
+            tuple(row["source"][0][row["source_segment"][0] == n]),
+            tuple(row["target"][0][row["target_segment"][0] == n]),
+        )
         for n in range(1, int(row["source_segment"].max()) + 1)
     }
     # Start 2, end 3, unknown 1; of the third pair the source has 76 tokens, one too many.
@@ -83,6 +86,8 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
 def test_the_made_up_set_has_the_real_ones_words(tmp_path):
     assert "Fake WMT16" in input_pipelines.prepare("wmt16", tmp_path, fake=40)
     data = input_pipelines.open_dataset("wmt16", tmp_path, {"fake": 40})
-    assert data.fake and len(data.vocabulary) == wmt16.VOCAB_SIZE and data.num_eval == len(data.references) == 5
+    assert (
+        data.fake and len(data.vocabulary) == wmt16.VOCAB_SIZE and data.num_eval == len(data.references) == 5
+    )
     with pytest.raises(UserError, match="max_sentence"):
         input_pipelines.open_dataset("wmt16", tmp_path, {"fake": 40, "max_sentence": 50})
