@@ -7,7 +7,6 @@ The reference translations are the evaluation targets decoded, which gives back 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +22,7 @@ from mlperf_jax.errors import UserError
 VOCABULARY = "vocabulary.txt"
 TOKEN, SEGMENT = np.dtype(np.uint16), np.dtype(np.uint8)
 _SIDES = ("source", "target")
+_DISTINCT, _MARKS = 64, TOKEN.type(4)  # of made-up examples; tokens below are no words in any vocabulary
 
 Pairs = tuple[Ragged, Ragged]
 
@@ -94,16 +94,34 @@ def at_most(pairs: Pairs, length: int) -> Pairs:
 def open_synthetic(
     name: str, length: int, vocab_size: int, options: Mapping[str, Any], *, num_train: int, num_eval: int
 ) -> TranslationDataset:
-    """What `--synthetic_data` makes up in place of a prepared set."""
+    """What `--synthetic_data` makes up in place of a prepared set: rows of three sentences, full of words."""
+
+    def make(train: Mapping[str, Field], evaluation: Mapping[str, Field], **facts: Any) -> TranslationDataset:
+        sets = (
+            {name: _sound(name, field) for name, field in fields.items()} for fields in (train, evaluation)
+        )
+        return TranslationDataset(None, *sets, **facts)
+
     return synthetic.open_dataset(
-        functools.partial(TranslationDataset, None),
+        make,
         name,
         _train_spec(length),
-        {"source": vocab_size, "target": vocab_size, "source_segment": 3, "target_segment": 3},
+        {"source": vocab_size, "target": vocab_size, "source_segment": 1, "target_segment": 1},
         num_train=num_train,
         num_eval=num_eval,
         options=options,
     )
+
+
+def _sound(name: str, field: Field) -> Field:
+    """Random tokens without those that stand for no word; segments as rows have them."""
+    values = field[np.arange(min(len(field), _DISTINCT))]
+    if name.endswith("_segment"):
+        length = values.shape[1]
+        values = np.broadcast_to(np.arange(length) * 3 // length + 1, values.shape).astype(SEGMENT)
+    else:
+        values = np.maximum(values, _MARKS)
+    return synthetic.Repeated(values, len(field))
 
 
 def write(
