@@ -15,7 +15,7 @@ from flax import nnx
 
 from input_pipelines.text import subwords
 from input_pipelines.text.parallel_text import TranslationDataset
-from mlperf_jax.decoding import beam_search, coverage_search
+from mlperf_jax.decoding import beam_search, coverage_search, drawing
 from mlperf_jax.errors import UserError
 from mlperf_jax.metrics.bleu import bleu
 from mlperf_jax.parallel.layout import Layout
@@ -152,11 +152,31 @@ class Translation(SupervisedWorkload[M, TranslationDataset], Generic[M]):
         return [length for length in self.config.decode.source_lengths if length < longest] + [longest]
 
     def evaluate(self, engine: Engine, state: State, notes: Notes = NO_NOTES) -> dict[str, float]:
+        return {"quality": self._bleu(np.arange(self.num_eval), self._answers(engine, state, self.num_eval))}
+
+    def pictures(self, engine: Engine, state: State, count: int) -> list[bytes]:
+        """Sources, translations and references."""
+        count = min(count, self.num_eval)
+        sources = self.dataset.read_eval(np.arange(count), ("source",))["source"]
+        answers, right = self._answers(engine, state, count), self._references(np.arange(count))
+        return [
+            drawing.draw(
+                [
+                    ("source", self._text(source)),
+                    ("translation", self._text(answer)),
+                    ("reference", reference),
+                ]
+            )
+            for source, answer, reference in zip(sources, answers, right, strict=True)
+        ]
+
+    def _answers(self, engine: Engine, state: State, count: int) -> list[np.ndarray]:
+        """Translations of the first `count` sentences."""
         model_state = self.served_state(state)
-        sources = self.dataset.read_eval(np.arange(self.num_eval), ("source",))["source"]
+        sources = self.dataset.read_eval(np.arange(count), ("source",))["source"]
         size = self.config.eval_batch_size
         mine = engine.layout.rows(size)
-        answers: list[np.ndarray] = [np.empty(0)] * self.num_eval
+        answers: list[np.ndarray] = [np.empty(0)] * count
 
         def fetch(members: np.ndarray, tokens: jax.Array) -> None:
             for member, answer in zip(members, np.asarray(tokens), strict=False):
@@ -174,7 +194,7 @@ class Translation(SupervisedWorkload[M, TranslationDataset], Generic[M]):
             under_way = started
         if under_way:
             fetch(*under_way)
-        return {"quality": self._bleu(np.arange(self.num_eval), answers)}
+        return answers
 
     def _batches(self, lengths: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """Sentences of similar length together: the width of each batch, and its members."""
@@ -188,11 +208,12 @@ class Translation(SupervisedWorkload[M, TranslationDataset], Generic[M]):
         return batches
 
     def _bleu(self, indices: np.ndarray, answers: Sequence[np.ndarray]) -> float:
+        return bleu([self._text(answer) for answer in answers], self._references(indices))
+
+    def _references(self, indices: np.ndarray) -> list[str]:
         if self.dataset.references:
-            references = [self.dataset.references[n] for n in indices]
-        else:
-            references = [self._text(t) for t in self.dataset.read_eval(indices, ("target",))["target"]]
-        return bleu([self._text(answer) for answer in answers], references)
+            return [self.dataset.references[n] for n in indices]
+        return [self._text(tokens) for tokens in self.dataset.read_eval(indices, ("target",))["target"]]
 
     def _text(self, tokens: np.ndarray) -> str:
         tokens = np.trim_zeros(

@@ -48,7 +48,13 @@ def running(tmp_path_factory):
             **door.LIGHTLY,
         ),
         toy: door.start(
-            door.ROOT, *TOY, f"--results_dir={toy}", "--seed=2", "--config.max_epochs=25", **door.LIGHTLY
+            door.ROOT,
+            *TOY,
+            f"--results_dir={toy}",
+            "--seed=2",
+            "--config.max_epochs=25",
+            "--visualize=2",
+            **door.LIGHTLY,
         ),
     }
     yield started
@@ -183,6 +189,7 @@ def test_the_trained_model_serves_in_four_scenarios(runs):
     assert ended.returncode == 1, ended.stderr  # it has no target that can be reached
     trained = read_json(door.run_folder(results) / "status.json")["quality"]
     assert trained > 0
+    assert len(list(door.run_folder(results).rglob("*.png"))) >= 2
     ended = door.run(
         door.ROOT,
         *TOY,
