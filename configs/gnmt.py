@@ -29,7 +29,8 @@ from configs.common import Numbers, config, loop, made_up, serving
 _serving = functools.partial(
     serving,
     "gnmt",  # its numbers in LoadGen's own defaults (mlperf.conf), which v6.1 dropped
-    max_latency_s=0.25,  # Server's bound, of 99 % of the queries, where v0.5 and v0.7 had it of 97
+    max_latency_s=0.25,  # Server's bound, for so many of the queries (mlcommons/inference, v0.5 and v0.7)
+    latency_share=0.97,
     sut_timeout_s=120.0,
 )
 

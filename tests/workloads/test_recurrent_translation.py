@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from configs import gnmt as numbers
-from loadgen_py import TestScenario
+from loadgen_py import TestMode, TestScenario
 from mlperf_jax import prepare
+from mlperf_jax.inference.settings import Asked, Timing, make_settings
 from mlperf_jax.parallel.layout import STRATEGIES
 from mlperf_jax.parallel.mesh import make_layout, single_device_layout
 from mlperf_jax.precision import POLICIES
@@ -154,6 +155,19 @@ def test_schedule_and_hyperparameters_are_the_references():
     steps = [0, 99, 198, 199, 200, remain - 2, remain - 1, remain + 20_000, total - 2, total, 2 * total]
     rates = [float(workload.schedule()(step)) for step in steps]
     np.testing.assert_allclose(rates, [reference(step + 1) for step in steps], rtol=1e-5)
+
+
+def test_server_is_bound_as_in_the_rounds_that_had_it():
+    settings = make_settings(
+        TestScenario.Server,
+        TestMode.PerformanceOnly,
+        numbers.get_config("closed").inference,
+        Asked(qps=50),
+        [Timing(1.0, {1: 1e-3})],
+        1,
+    )
+    assert settings.server_target_latency_ns == 250_000_000
+    assert settings.server_target_latency_percentile == 0.97
 
 
 def test_evaluation_translates_every_sentence_once_whatever_the_batches():
