@@ -18,6 +18,7 @@ WORKLOADS = {
     "ssd_resnet34": ("ssd", "coco", "composites", "box", "detection", "average_precision"),
     "mobilenet, shufflenet": ("mobile", "grouped"),
     "resnet50": ("resnet", "imagenet", "preprocessing", "classification"),
+    "gnmt": ("gnmt", "lstm", "recurrent_translation", "wmt16"),
     "transformer": ("transformer", "translation", ".text.", "beam_search", "bleu"),
     "dlrm, dlrm_dcnv2": ("dlrm", "recommendation", "click", "embedding", "sparse", "auc"),
     "minigo": ("minigo", "reinforcement", ".go.", "tensorflow_file"),

@@ -94,7 +94,7 @@ def serving(
         min_duration_s: of a run; by default MLPerf's.
         published_quality: of MLPerf's weights for inference; 0 where there are none.
         sut_timeout_s: without any answer, until a run is given up.
-        bounds: max_latency_s, where Server's bound is not LoadGen's.
+        bounds: max_latency_s, where Server's bound is not LoadGen's; latency_share, where not 99 % must keep to it.
     """
     return dict(
         loadgen_model=loadgen_model,

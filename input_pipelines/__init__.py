@@ -30,6 +30,7 @@ _MODULES = {
     "libreoffice_help": "input_pipelines.text.libreoffice_help",
     "nycflights": "input_pipelines.clicks.nycflights",
     "wmt": "input_pipelines.text.wmt",
+    "wmt16": "input_pipelines.text.wmt16",
 }
 
 

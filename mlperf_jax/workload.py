@@ -432,6 +432,7 @@ class ServedWorkload(Workload):
 _REGISTRY = {
     "dlrm": "mlperf_jax.workloads.recommendation:DLRMv1",
     "dlrm_dcnv2": "mlperf_jax.workloads.recommendation:DLRMDCNv2",
+    "gnmt": "mlperf_jax.workloads.translation:GNMTTranslation",
     "minigo": "mlperf_jax.workloads.reinforcement_learning:MiniGo",
     "mobilenet": "mlperf_jax.workloads.image_classification:MobileNet",
     "resnet50": "mlperf_jax.workloads.image_classification:ResNet50",

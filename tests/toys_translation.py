@@ -1,6 +1,6 @@
-"""A translation workload small enough for tests: sentences of ten made-up words, translated word by word.
+"""Translation workloads small enough for tests: sentences of ten made-up words, translated word by word.
 
-The door loads it as `--workload=tests.toys_translation:WordByWord`.
+The door loads them as `--workload=tests.toys_translation:WordByWord` and `:RecurrentWordByWord`.
 """
 
 import functools
@@ -13,20 +13,21 @@ from ml_collections import ConfigDict
 from input_pipelines import prepared
 from input_pipelines.text import parallel_text, subwords
 from mlperf_jax.precision import POLICIES
-from mlperf_jax.workloads.translation import TransformerTranslation
+from mlperf_jax.workloads.translation import GNMTTranslation, TransformerTranslation
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 WORTE = ["eins", "zwei", "drei", "vier", "fuenf", "sechs", "sieben", "acht", "neun", "zehn"]
 LENGTH = 16
 
 
-def make(precision="float32", **changes):
-    """The toy with some numbers of its config changed; `model__width` stands for `model.width`."""
-    config = WordByWord.get_config("mini")
+def make(precision="float32", kind=None, **changes):
+    """A toy, by default `WordByWord`, with some numbers of its config changed; `model__width` stands for `model.width`."""
+    kind = kind or WordByWord
+    config = kind.get_config("mini")
     config.unlock()
     for name, value in changes.items():
         config.update_from_flattened_dict({name.replace("__", "."): value})
-    return WordByWord(config, POLICIES[precision], data_dir=Path("/nonexistent"))
+    return kind(config, POLICIES[precision], data_dir=Path("/nonexistent"))
 
 
 @functools.cache
@@ -96,6 +97,35 @@ class WordByWord(TransformerTranslation):
                 ),
             )
         )
+
+    @functools.cached_property
+    def dataset(self):
+        return parallel_text.open_folder(prepared_folder(), "made-up sentences", self.config.data.to_dict())
+
+
+class RecurrentWordByWord(GNMTTranslation):
+    """Three layers a side, width 32."""
+
+    @staticmethod
+    def get_config(preset):
+        config = WordByWord.get_config(preset)
+        config.unlock()
+        config.model = dict(vocab_size=80, width=32, num_layers=3, dropout=0.1, start=0, lstm="auto")
+        config.data.max_sentence = LENGTH
+        config.optimizer = dict(
+            name="adamw",
+            base_lr=1e-2,
+            beta1=0.9,
+            beta2=0.999,
+            epsilon=1e-8,
+            weight_decay=0.0,
+            clip_norm=5.0,
+        )
+        config.schedule = dict(
+            warmup_steps=5, remain_steps=0.666, decay_interval=0, decay_steps=4, decay_factor=0.5
+        )
+        config.decode = dict(beams=3, alpha=0.6, beta=0.1, end=1, extra_length=2, source_lengths=(8,))
+        return config
 
     @functools.cached_property
     def dataset(self):

@@ -7,10 +7,9 @@ The reference translations are the evaluation targets decoded, which gives back 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,24 +22,44 @@ from mlperf_jax.errors import UserError
 VOCABULARY = "vocabulary.txt"
 TOKEN, SEGMENT = np.dtype(np.uint16), np.dtype(np.uint8)
 _SIDES = ("source", "target")
+_DISTINCT, _MARKS = 64, TOKEN.type(4)  # of made-up examples; tokens below are no words in any vocabulary
 
 Pairs = tuple[Ragged, Ragged]
 
 
+class Vocabulary(Protocol):
+    """What tokens mean."""
+
+    def __len__(self) -> int: ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids up to the first end, if there is one."""
+
+    def write(self, path: Path) -> None:
+        """Writes a vocabulary file."""
+
+
 class TranslationDataset(InMemoryDataset):
-    """Packed rows, and what their tokens mean: `vocabulary`, None of random tokens."""
+    """Packed rows, and what their tokens mean.
+
+    Attributes:
+        vocabulary: None of random tokens.
+        references: the translations that are right, as people wrote them; empty where the evaluation targets
+            decoded are these.
+    """
 
     def __init__(
         self,
-        vocabulary: subwords.Subwords | None,
+        vocabulary: Vocabulary | None,
         train: Mapping[str, Field],
         evaluation: Mapping[str, Field],
         *,
         fake: bool,
         description: str,
+        references: Sequence[str] = (),
     ) -> None:
         super().__init__(train, evaluation, fake=fake, description=description)
-        self.vocabulary = vocabulary
+        self.vocabulary, self.references = vocabulary, references
 
 
 def _train_spec(length: int) -> Spec:
@@ -75,20 +94,38 @@ def at_most(pairs: Pairs, length: int) -> Pairs:
 def open_synthetic(
     name: str, length: int, vocab_size: int, options: Mapping[str, Any], *, num_train: int, num_eval: int
 ) -> TranslationDataset:
-    """What `--synthetic_data` makes up in place of a prepared set."""
+    """What `--synthetic_data` makes up in place of a prepared set: rows of three sentences, full of words."""
+
+    def make(train: Mapping[str, Field], evaluation: Mapping[str, Field], **facts: Any) -> TranslationDataset:
+        sets = (
+            {name: _sound(name, field) for name, field in fields.items()} for fields in (train, evaluation)
+        )
+        return TranslationDataset(None, *sets, **facts)
+
     return synthetic.open_dataset(
-        functools.partial(TranslationDataset, None),
+        make,
         name,
         _train_spec(length),
-        {"source": vocab_size, "target": vocab_size, "source_segment": 3, "target_segment": 3},
+        {"source": vocab_size, "target": vocab_size, "source_segment": 1, "target_segment": 1},
         num_train=num_train,
         num_eval=num_eval,
         options=options,
     )
 
 
+def _sound(name: str, field: Field) -> Field:
+    """Random tokens without those that stand for no word; segments as rows have them."""
+    values = field[np.arange(min(len(field), _DISTINCT))]
+    if name.endswith("_segment"):
+        length = values.shape[1]
+        values = np.broadcast_to(np.arange(length) * 3 // length + 1, values.shape).astype(SEGMENT)
+    else:
+        values = np.maximum(values, _MARKS)
+    return synthetic.Repeated(values, len(field))
+
+
 def write(
-    folder: Path, vocabulary: subwords.Subwords, train: Pairs, evaluation: Pairs, length: int
+    folder: Path, vocabulary: Vocabulary, train: Pairs, evaluation: Pairs, length: int
 ) -> dict[str, Any]:
     """Packs and writes a set; returns facts for its manifest.
 
@@ -109,7 +146,7 @@ def write(
 
 
 def _write(
-    folder: Path, vocabulary: subwords.Subwords, train: Pairs, evaluation: Pairs, length: int
+    folder: Path, vocabulary: Vocabulary, train: Pairs, evaluation: Pairs, length: int
 ) -> dict[str, Any]:
     sources, targets = train
     fits = np.maximum(sources.lengths, targets.lengths) <= length
@@ -149,13 +186,22 @@ def _created(folder: Path, name: str, shape: tuple[int, int], dtype: np.dtype) -
     return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
 
 
-def open_folder(folder: Path, what: str, options: Mapping[str, Any]) -> TranslationDataset:
+def open_folder(
+    folder: Path,
+    what: str,
+    options: Mapping[str, Any],
+    *,
+    vocabulary: Vocabulary | None = None,
+    references: Sequence[str] = (),
+) -> TranslationDataset:
     """Opens a prepared set.
 
     Args:
         folder: where `write` wrote it.
         what: its name, for logs.
         options: `max_length`, if there, must be what it was prepared with.
+        vocabulary: where it is not one of `subwords`.
+        references: see `TranslationDataset`.
 
     Raises:
         UserError: it is not prepared, damaged, or prepared with another length.
@@ -173,9 +219,10 @@ def open_folder(folder: Path, what: str, options: Mapping[str, Any]) -> Translat
         f"({100 * manifest['padding']:.1f}% padding) and {num_eval:,} eval pairs"
     )
     return TranslationDataset(
-        subwords.read(folder / VOCABULARY),
+        vocabulary or subwords.read(folder / VOCABULARY),
         prepared.open_arrays(folder, "train", num_train, _train_spec(length)),
         prepared.open_arrays(folder, "eval", num_eval, _eval_spec(length)),
         fake=manifest["fake"],
         description=description,
+        references=references,
     )

@@ -94,7 +94,8 @@ def make_settings(
 
     Args:
         scenario, mode: what to measure.
-        config: the workload's `inference` numbers; with `max_latency_s`, Server's bound is that and not LoadGen's.
+        config: the workload's `inference` numbers; with `max_latency_s`, Server's bound is that and not LoadGen's;
+            with `latency_share`, so many of its queries must keep to it.
         asked: what the user said.
         timings: of each bucket.
         replicas: how many there are.
@@ -109,6 +110,8 @@ def make_settings(
     settings.sut_timeout_ms = round(1000 * config["sut_timeout_s"])
     if bound_s := asked.max_latency_s or config.get("max_latency_s"):
         settings.server_target_latency_ns = round(1e9 * bound_s)
+    if share := config.get("latency_share"):
+        settings.server_target_latency_percentile = share
     _expect(settings, timings, replicas)
     if asked.qps:
         settings.server_target_qps = asked.qps

@@ -43,9 +43,11 @@ def _headline(measured: Measurement) -> str:
             return f", early-stopping p99 {metrics['early_stopping_latency_ms'] / _MS:.3f} ms a query"
         case TestScenario.Server:
             bound = measured.settings.server_target_latency_ns / _MS
+            share = 100 * measured.settings.server_target_latency_percentile
+            latency = metrics[f"result_{share:.2f}_percentile_latency_ns"] / _MS
             return (
                 f", {metrics['result_completed_samples_per_sec']:,.1f} samples/s "
-                f"with p99 {metrics['result_99.00_percentile_latency_ns'] / _MS:.3f} ms (bound {bound:g} ms)"
+                f"with p{share:g} {latency:.3f} ms (bound {bound:g} ms)"
             )
         case TestScenario.Offline:
             return f", {metrics['result_samples_per_second']:,.1f} samples/s"

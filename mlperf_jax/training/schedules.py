@@ -81,6 +81,48 @@ def step_decay_with_warmup(
     return schedule
 
 
+def halvings_with_exponential_warmup(
+    base_lr: float,
+    warmup_steps: int,
+    remain_steps: int,
+    decay_interval: int,
+    *,
+    decay_steps: int = 4,
+    decay_factor: float = 0.5,
+) -> optax.Schedule:
+    """Exponential warm-up from a hundredth, then a rate that falls every so many steps: GNMT's schedule.
+
+    At the update number c (1 for the first):
+
+        c <= warmup_steps:   base_lr * 0.01**((warmup_steps - c) / warmup_steps)
+        c >= remain_steps:   base_lr * decay_factor**min(1 + (c - remain_steps) // decay_interval, decay_steps)
+        between:             base_lr
+
+    A warm-up longer than `remain_steps` ends there. Source: mlcommons/training,
+    rnn_translator/pytorch/seq2seq/train/lr_scheduler.py, WarmupMultiStepLR, which steps before its optimizer does.
+
+    Args:
+        base_lr: the rate at the end of the warm-up.
+        warmup_steps: 0 for none.
+        remain_steps: until the rate first falls.
+        decay_interval: from one fall to the next, at least 1.
+        decay_steps: falls at most.
+        decay_factor: what the rate is multiplied by.
+    """
+    warmup_steps = min(warmup_steps, remain_steps)
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        count = jnp.asarray(step) + 1
+        falls = jnp.clip((count - remain_steps) // decay_interval + 1, 0, decay_steps)
+        rate = base_lr * jnp.power(jnp.asarray(decay_factor, float), falls)
+        if warmup_steps == 0:
+            return rate
+        warming = base_lr * jnp.power(0.01, (warmup_steps - count) / warmup_steps)
+        return jnp.where(count <= warmup_steps, warming, rate)
+
+    return schedule
+
+
 def rsqrt_with_warmup(scale: float, warmup_steps: float) -> optax.Schedule:
     """Linear warm-up from zero, then decay with the square root of the steps: the Transformer's schedule.
 

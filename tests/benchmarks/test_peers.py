@@ -23,6 +23,7 @@ SMALL = {
     "mobilenet": ["batch_size=16", "model.blocks=((32,1),(64,2))", "schedule.warmup_epochs=0.01"],
     "shufflenet": ["batch_size=16", "model.repeats=(2,1)", "schedule.warmup_epochs=0.01"],
     "transformer": ["batch_size=4", "data.max_length=24", "model.num_layers=1", "decode.extra_length=8"],
+    "gnmt": ["batch_size=4", "data.max_length=24", "model.width=32", "decode.extra_length=8"],
     "ssd_resnet34": ["batch_size=4"],
     "ssd_mobilenet": ["batch_size=4"],
     "dlrm": ["batch_size=64"],

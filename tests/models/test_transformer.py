@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from input_pipelines.text import packing
-from input_pipelines.text.packing import Ragged
 from mlperf_jax.precision import POLICIES
 from mlperf_jax.workloads.translation import smoothed_cross_entropy
 from models.transformer import Transformer, TransformerConfig, segment_positions, train_flops_per_row
+from tests.models import packed_sentences
+from tests.models.packed_sentences import apart, packed, products
 
 SIZES = dict(vocab_size=23, width=16, mlp_width=24, num_heads=4, num_layers=2)
 SMOOTHING = 0.1
@@ -35,41 +35,7 @@ def small(precision="float64"):
 
 
 def sentences(seed, count, longest):
-    """Pairs of sentences of random lengths, each ended by 1."""
-    random = np.random.default_rng(seed)
-    return [
-        [
-            [*random.integers(2, SIZES["vocab_size"], random.integers(0, longest)).tolist(), 1]
-            for _ in range(2)
-        ]
-        for _ in range(count)
-    ]
-
-
-def padded(sequences, length):
-    rows = np.zeros((len(sequences), length), np.int32)
-    for row, sequence in zip(rows, sequences, strict=True):
-        row[: len(sequence)] = sequence
-    return rows
-
-
-def apart(pairs, length):
-    """A row for each pair."""
-    source, target = (padded([pair[side] for pair in pairs], length) for side in (0, 1))
-    return dict(
-        source=source, source_segment=(source > 0) * 1, target=target, target_segment=(target > 0) * 1
-    )
-
-
-def packed(pairs, length, num_rows):
-    """As few rows as `packing` needs, and empty ones after them."""
-    sides = [Ragged.of([pair[side] for pair in pairs], np.dtype(np.int32)) for side in (0, 1)]
-    rows = packing.pack(sides[0].lengths, sides[1].lengths, length)
-    batch = {}
-    for name, sequences in zip(("source", "target"), sides, strict=True):
-        batch[name], batch[f"{name}_segment"] = np.zeros((2, num_rows, length), np.int32)
-        packing.fill(rows, sequences, batch[name], batch[f"{name}_segment"])
-    return batch, rows
+    return packed_sentences.sentences(seed, count, longest, SIZES["vocab_size"])
 
 
 @functools.cache
@@ -198,25 +164,6 @@ def test_flops_are_those_of_the_products():
     }
     jaxpr = jax.make_jaxpr(lambda p: nnx.merge(graph, p)(**batch))(params)
     assert train_flops_per_row(config, 16) == 3 * products(jaxpr.jaxpr)
-
-
-def products(jaxpr):
-    """2 per multiply-add of every dot in a jaxpr; loops here go round once."""
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += (
-                2
-                * int(np.prod(equation.outvars[0].aval.shape))
-                * int(np.prod([shape[d] for d in contracted]))
-            )
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                total += products(inner)
-    return total
 
 
 def test_dtypes_of_the_mixed_policy():

@@ -6,7 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlperf_jax.training.schedules import polynomial_with_warmup, step_decay_with_warmup
+from mlperf_jax.training.schedules import (
+    halvings_with_exponential_warmup,
+    polynomial_with_warmup,
+    step_decay_with_warmup,
+)
 
 
 @pytest.mark.parametrize(
@@ -71,3 +75,25 @@ def test_step_decay_is_the_references(base, warmup, factor, boundaries):
         if step < warmup:
             expected = base - (warmup - step) * (base / (warmup * 2**factor))
         np.testing.assert_allclose(rates[step], expected, rtol=1e-5, atol=1e-6 * base)
+
+
+@given(
+    base=st.floats(1e-4, 10),
+    warmup=st.integers(0, 60),
+    remain=st.integers(0, 100),
+    interval=st.integers(1, 40),
+    falls=st.integers(1, 5),
+)
+@settings(max_examples=20, deadline=None)
+def test_halvings_are_the_references(base, warmup, remain, interval, falls):
+    """WarmupMultiStepLR written out, which is at 1 for the first update."""
+    schedule = halvings_with_exponential_warmup(base, warmup, remain, interval, decay_steps=falls)
+    rates = np.asarray(schedule(np.arange(250)))
+    for count in range(1, 251):
+        if min(warmup, remain) and count <= min(warmup, remain):
+            expected = base * 0.01 ** (1 - count / min(warmup, remain))
+        elif count >= remain:
+            expected = base * 0.5 ** min((count - remain) // interval + 1, falls)
+        else:
+            expected = base
+        np.testing.assert_allclose(rates[count - 1], expected, rtol=1e-5)
