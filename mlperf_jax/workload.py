@@ -438,6 +438,7 @@ _REGISTRY = {
     "shufflenet": "mlperf_jax.workloads.image_classification:ShuffleNet",
     "ssd_resnet34": "mlperf_jax.workloads.object_detection:SSDResNet34",
     "transformer": "mlperf_jax.workloads.translation:TransformerTranslation",
+    "unet3d": "mlperf_jax.workloads.segmentation:UNet3DSegmentation",
 }
 
 
