@@ -16,6 +16,7 @@ SPINE = "spine"  # what all workloads share
 WORKLOADS = {
     "ssd_mobilenet": ("ssd_mobilenet", "mined_sigmoid", "sampled_crop", "rmsprop"),
     "ssd_resnet34": ("ssd", "coco", "composites", "box", "detection", "average_precision"),
+    "unet3d": ("unet3d", "volumes", "segmentation"),
     "mobilenet, shufflenet": ("mobile", "grouped"),
     "resnet50": ("resnet", "imagenet", "preprocessing", "classification"),
     "gnmt": ("gnmt", "lstm", "recurrent_translation", "wmt16"),

@@ -23,6 +23,7 @@ from input_pipelines import fetch, prepared
 from input_pipelines.clicks import criteo_multihot, criteo_text, pickled_frame
 from input_pipelines.image import coco_originals, fashion_mnist, qt_resources
 from input_pipelines.text import subwords
+from input_pipelines.volumes import nifti
 from loadgen_py import conf
 from loadgen_py.settings import TestSettings
 from mlperf_jax.errors import UserError
@@ -58,6 +59,8 @@ def readers() -> list[Reader]:
         Reader("vocabulary", _text("vocab.txt", _VOCABULARY), subwords.read),
         Reader("TensorBoard", _write_events, lambda path: curves.read_evaluations(path.parent)),
         Reader("IDX", _writer(_write_idx), _of_bytes(fashion_mnist.parse_idx), (ValueError,)),
+        Reader("NIfTI", _writer(_write_nifti, "nii"), nifti.read),
+        Reader("packed NIfTI", _writer(_write_packed_nifti, "nii.gz"), nifti.read),
         Reader("Qt's resources", _writer(_write_qt), _of_bytes(qt_resources.parse), (ValueError,)),
         Reader("tar", _writer(_write_tar), _read_tar, (fetch.SourceError,)),
         Reader(
@@ -346,6 +349,25 @@ def _write_events(folder: Path) -> Path:
 
 def _write_idx(path: Path) -> None:
     path.write_bytes(b"\0\0\x08\x02" + struct.pack(">II", 2, 3) + bytes(6))
+
+
+def _nifti() -> bytes:
+    header = bytearray(352)
+    struct.pack_into("<i", header, 0, 348)
+    struct.pack_into("<8h", header, 40, 3, 2, 3, 4, 1, 1, 1, 1)
+    struct.pack_into("<2h", header, 70, 4, 16)
+    struct.pack_into("<4f", header, 76, 1, 1.5, 1, 1)
+    struct.pack_into("<3f", header, 108, 352, 2, -1)
+    header[344:348] = b"n+1\0"
+    return bytes(header) + bytes(range(48))
+
+
+def _write_nifti(path: Path) -> None:
+    path.write_bytes(_nifti())
+
+
+def _write_packed_nifti(path: Path) -> None:
+    path.write_bytes(gzip.compress(_nifti(), mtime=0))
 
 
 def _write_qt(path: Path) -> None:

@@ -172,7 +172,7 @@ def serve(workload: str, seconds: float, extra: list[str]) -> dict:
     return {
         "command": " ".join(["python -m mlperf_jax.main", *arguments]),
         "load_average": [round(before, 1), round(os.getloadavg()[0], 1)],
-        "scenarios": {name: scenario(folder / name) for name in SCENARIOS},
+        "scenarios": {name: scenario(folder / name) for name in SCENARIOS if (folder / name).is_dir()},
     }
 
 

@@ -22,11 +22,13 @@ from mlperf_jax.errors import UserError
 
 _MODULES = {
     "coco": "input_pipelines.image.coco",
+    "colin27": "input_pipelines.volumes.colin27",
     "composites": "input_pipelines.image.composites",
     "criteo": "input_pipelines.clicks.criteo",
     "criteo_multihot": "input_pipelines.clicks.criteo_multihot",
     "fashion_mnist": "input_pipelines.image.fashion_mnist",
     "imagenet": "input_pipelines.image.imagenet",
+    "kits19": "input_pipelines.volumes.kits19",
     "libreoffice_help": "input_pipelines.text.libreoffice_help",
     "nycflights": "input_pipelines.clicks.nycflights",
     "wmt": "input_pipelines.text.wmt",

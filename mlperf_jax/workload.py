@@ -440,6 +440,7 @@ _REGISTRY = {
     "ssd_mobilenet": "mlperf_jax.workloads.ssd_mobilenet:SSDMobileNet",
     "ssd_resnet34": "mlperf_jax.workloads.object_detection:SSDResNet34",
     "transformer": "mlperf_jax.workloads.translation:TransformerTranslation",
+    "unet3d": "mlperf_jax.workloads.segmentation:UNet3DSegmentation",
 }
 
 

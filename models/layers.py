@@ -21,6 +21,7 @@ from mlperf_jax.platform import compiled_for
 from mlperf_jax.precision import Policy
 from models.grouped import convolve_groups
 from models.products import product
+from models.volumes import convolve_slices
 
 Padding = str | Sequence[tuple[int, int]]
 """lax's "SAME" or "VALID", or what is added before and after, dimension by dimension."""
@@ -32,6 +33,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int | Sequence[int], paddi
     The dimensions between are height and width, or as many as the kernel has.
     """
     dims = kernel.ndim - 2
+    if dims == 3 and compiled_for() == "cpu":
+        return convolve_slices(x, kernel, _each(stride, dims), padding)
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -210,6 +213,10 @@ class ConvTranspose(_Convolution):
         kernel = self.kernel[...].astype(self.dtype)
         size = kernel.shape[:-2]
         dims = len(size)
+        if _each(self.stride, dims) == size and not any(
+            _each(self.padding, dims) + _each(self.output_padding, dims)
+        ):
+            return self._with_bias(_spread(x.astype(self.dtype), kernel))
         ends = zip(size, _each(self.padding, dims), _each(self.output_padding, dims), strict=True)
         y = lax.conv_general_dilated(
             x.astype(self.dtype),
@@ -220,6 +227,26 @@ class ConvTranspose(_Convolution):
             dimension_numbers=_numbers(dims),
         )
         return self._with_bias(y)
+
+
+def _spread(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A transposed convolution whose windows lie side by side: one product, whose parts are put in their places.
+
+    Args:
+        x: [B, *places, I].
+        kernel: [*size, I, O] of the same dtype.
+
+    Returns:
+        [B, *(places * size), O].
+    """
+    *size, features_in, features_out = kernel.shape
+    dims = len(size)
+    flat = jnp.moveaxis(kernel, dims, 0).reshape(features_in, -1)
+    parts = product(x, flat).reshape(*x.shape[:-1], *size, features_out)
+    # [B, d, h, w, 2, 2, 2, O] -> [B, d, 2, h, 2, w, 2, O]
+    order = [0, *(axis for d in range(dims) for axis in (1 + d, 1 + dims + d)), 1 + 2 * dims]
+    places = (n * s for n, s in zip(x.shape[1:-1], size, strict=True))
+    return parts.transpose(order).reshape(x.shape[0], *places, features_out)
 
 
 class Dense(nnx.Module):

@@ -111,5 +111,6 @@ def copy_layer(layer: nn.Module, params: Mapping[str, Any], stats: Mapping[str, 
         for name, array in {**params, **(stats or {})}.items():
             values = torch.tensor(array)
             if name == "kernel":
-                values = values.permute(3, 2, 0, 1) if values.ndim == 4 else values.T
+                ends = (-2, -1) if isinstance(layer, nn.modules.conv._ConvTransposeNd) else (-1, -2)
+                values = values.permute(*ends, *range(values.ndim - 2))
             getattr(layer, names.get(name, name)).copy_(values)

@@ -64,6 +64,7 @@ def momentum(
     weight_decay: float,
     decays: Callable[[str, nn.Parameter], bool],
     rate_inside: bool,
+    nesterov: bool = False,
     fused: bool,
 ) -> Optimizer:
     """`torch.optim.SGD`, whose momentum M holds no rate: w <- w - lr * M.
@@ -79,7 +80,9 @@ def momentum(
         group["lr"] = rate
 
     groups = _groups(model, weight_decay, decays)
-    return Optimizer(torch.optim.SGD(groups, lr=_NO_RATE, momentum=momentum, fused=fused), say)
+    return Optimizer(
+        torch.optim.SGD(groups, lr=_NO_RATE, momentum=momentum, nesterov=nesterov, fused=fused), say
+    )
 
 
 def corrected_adam(model: nn.Module, *, beta1: float, beta2: float, epsilon: float, fused: bool) -> Optimizer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,7 +61,8 @@ def infer_command(options: InferOptions) -> int:
 
 
 def _measure(options: InferOptions, scenarios: Sequence[TestScenario]) -> int:
-    harness = _make_harness(options)
+    harness = _make_harness(options, scenarios)
+    scenarios = _offered(harness.numbers, scenarios, options)
     say(f"measuring {harness.facts['model']}; compiling")
     harness.prepare(scenarios)
     if programs := harness.facts.get("programs"):
@@ -93,6 +94,24 @@ def _scenarios(options: InferOptions) -> list[TestScenario]:
     return [TestScenario[name] for name in names]
 
 
+def _offered(
+    numbers: Mapping[str, Any], scenarios: Sequence[TestScenario], options: InferOptions
+) -> list[TestScenario]:
+    """Those of them in which the workload is measured: all, or those that its `inference` numbers name.
+
+    Raises:
+        UserError: one was asked for by name in which it is not.
+    """
+    names = numbers.get("scenarios", SCENARIOS)
+    offered = [scenario for scenario in scenarios if scenario.name in names]
+    if len(offered) < len(scenarios) and (options.scenario != "all" or not offered):
+        raise UserError(
+            f"{options.workload} is measured in {' and '.join(names)} only, as in MLPerf, not in {scenarios[0].name}; "
+            f"use --scenario={names[0]}, or --scenario=all for each of them."
+        )
+    return offered
+
+
 def _runs(harness: Harness, scenarios: Sequence[TestScenario]) -> Iterator[Measurement]:
     options = harness.options
     for scenario in scenarios:
@@ -115,13 +134,14 @@ def _runs(harness: Harness, scenarios: Sequence[TestScenario]) -> Iterator[Measu
                 yield from harness.accuracy(scenario)
 
 
-def _make_harness(options: InferOptions) -> Harness:
+def _make_harness(options: InferOptions, scenarios: Sequence[TestScenario]) -> Harness:
     """Loads and places the model; nothing is compiled yet.
 
     Raises:
-        UserError: there is no such model, or not its data, or not so many samples.
+        UserError: there is no such model, or not its data, or not so many samples, or it is not measured so.
     """
     workload, model = open_model(options)
+    _offered(workload.config.inference, scenarios, options)
     require_room(workload.config.inference, options.asked)
     if (own := workload.make_samples(lambda layout: model.load(workload, layout))) is not None:
         model = dataclasses.replace(model, quality=own)

@@ -77,8 +77,13 @@ STRATEGIES: dict[str, Strategy] = {
         # arXiv:2205.05198): norms, dropout and what is kept for the backward pass.
         Strategy("sequence", {"data": -1, "model": 2}, _TENSOR_RULES | {"length": ("model",)}),
         # XLA exchanges the rows at the seams of convolutions and windows ("halos"). Source: Google's JAX SSD
-        # in training_results_v0.7 splits the image's height over four cores.
-        Strategy("spatial", {"data": -1, "space": 2}, {"batch": ("data",), "height": ("space",)}),
+        # in training_results_v0.7 splits the image's height over four cores, its 3D U-Net of v1.0 a volume's
+        # first axis.
+        Strategy(
+            "spatial",
+            {"data": -1, "space": 2},
+            {"batch": ("data",), "height": ("space",), "depth": ("space",)},
+        ),
         # Embedding tables over the devices, all else as in dp; see mlperf_jax.embedding.sharded.
         Strategy("row_wise", {"data": -1}, {"batch": ("data",), "table_row": ("data",)}),
         Strategy("column_wise", {"data": -1}, {"batch": ("data",), "table_column": ("data",)}),

@@ -123,6 +123,47 @@ def halvings_with_exponential_warmup(
     return schedule
 
 
+def epochs_warmup(
+    base_lr: float,
+    warmup_epochs: int,
+    boundaries: Sequence[float] = (),
+    *,
+    steps_per_epoch: float,
+    init_lr: float = 0.0,
+    decay_factor: float = 0.1,
+) -> optax.Schedule:
+    """A rate that changes from epoch to epoch, warmed up, then constant or falling: 3D U-Net's schedule.
+
+    In epoch e (1 for the first; step s is of epoch floor(s / steps_per_epoch) + 1):
+
+        e <= warmup_epochs:  init_lr + (base_lr - init_lr) * e / warmup_epochs
+        otherwise:           base_lr * decay_factor**n, n of the boundaries being < e
+
+    Source: mlcommons/training, retired_benchmarks/unet3d/pytorch/runtime/training.py.
+
+    Args:
+        base_lr: the rate after the warm-up.
+        warmup_epochs: 0 for none.
+        boundaries: epochs after which the rate falls.
+        steps_per_epoch: may be a fraction, where batches cross the borders of epochs.
+        init_lr: the rate that the warm-up begins above.
+        decay_factor: what it is multiplied by.
+    """
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        step = jnp.asarray(step, float)
+        # A step that begins an epoch may come out a hair before it.
+        epoch = jnp.floor((step + 0.001) / steps_per_epoch) + 1
+        fallen = sum(((epoch > b).astype(step.dtype) for b in boundaries), start=jnp.zeros_like(step))
+        rate = base_lr * jnp.power(jnp.asarray(decay_factor, step.dtype), fallen)
+        if warmup_epochs == 0:
+            return rate
+        rising = init_lr + (base_lr - init_lr) * epoch / warmup_epochs
+        return jnp.where(epoch <= warmup_epochs, rising, rate)
+
+    return schedule
+
+
 def rsqrt_with_warmup(scale: float, warmup_steps: float) -> optax.Schedule:
     """Linear warm-up from zero, then decay with the square root of the steps: the Transformer's schedule.
 

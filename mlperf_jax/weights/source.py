@@ -70,11 +70,22 @@ class TorchSource(Source):
     """Arrays of layers as PyTorch has them."""
 
     def conv(
-        self, name: str, size: int, features_in: int, features_out: int, *, bias: bool = False
+        self,
+        name: str,
+        size: int | tuple[int, ...],
+        features_in: int,
+        features_out: int,
+        *,
+        bias: bool = False,
+        transposed: bool = False,
     ) -> dict[str, Tensor]:
-        kernel = self.take(f"{name}.weight", (features_out, features_in, size, size))
+        """A convolution's arrays; `size` as `models.layers` has it, `transposed` where it is `ConvTranspose`."""
+        window = (size, size) if isinstance(size, int) else size
+        features = (features_in, features_out) if transposed else (features_out, features_in)
+        kernel = self.take(f"{name}.weight", (*features, *window))
         biases = {"bias": self.take(f"{name}.bias", (features_out,))} if bias else {}
-        return {"kernel": kernel.transpose(2, 3, 1, 0)} | biases
+        places = tuple(range(2, 2 + len(window)))
+        return {"kernel": kernel.transpose(*places, *((0, 1) if transposed else (1, 0)))} | biases
 
     def dense(
         self, name: str, features_in: int, features_out: int, *, bias: bool = True

@@ -27,7 +27,7 @@ from mlperf_jax.pickles import Note
 from mlperf_jax.weights import budget
 from mlperf_jax.weights.lazy import Index, LazyArray, in_file
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+WRAPPERS = ("state_dict", "model_state_dict", "best_model_state_dict", "model", "net")
 """Under what a file may hold the state dict, besides other things."""
 
 _TOLD = 8  # entries of a file without one

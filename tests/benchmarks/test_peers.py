@@ -26,6 +26,13 @@ SMALL = {
     "gnmt": ["batch_size=4", "data.max_length=24", "model.width=32", "decode.extra_length=8"],
     "ssd_resnet34": ["batch_size=4"],
     "ssd_mobilenet": ["batch_size=4"],
+    "unet3d": [
+        "batch_size=2",
+        "data.patch=(8,8,8)",
+        "data.stride=(4,4,4)",
+        "data.num_eval=3",
+        "inference.batch_sizes=(1,3)",
+    ],
     "dlrm": ["batch_size=64"],
     # Of gradients that are rounding, Adagrad's first step would else be their sign.
     "dlrm_dcnv2": ["batch_size=64", "optimizer.epsilon=1e-4"],

@@ -136,6 +136,16 @@ def test_conv_transpose_is_pytorchs(seed):
         check(deconv, functional, (2, *shape), seed, **places)
 
 
+@pytest.mark.parametrize("size", [(2, 2, 2), (3, 2), (2,)])
+def test_windows_side_by_side_are_pytorchs_too(size):
+    """A stride of the window's size, which is one product."""
+    torch = pytest.importorskip("torch", reason="PyTorch is the judge")
+    with jax.enable_x64(True):
+        deconv = ConvTranspose(3, 5, size, stride=size, bias=True, policy=FLOAT64, rngs=nnx.Rngs(1))
+        functional = getattr(torch.nn.functional, f"conv_transpose{len(size)}d")
+        check(deconv, functional, (2, 3, 4, 2)[: 1 + len(size)], 1, stride=size)
+
+
 def test_convolutions_give_the_compute_dtype():
     policy, x = POLICIES["bfloat16"], jnp.ones((1, 4, 4, 4, 2))
     for layer in (Conv, ConvTranspose):

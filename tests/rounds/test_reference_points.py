@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import random
+import types
 
 import pytest
 
-from mlperf_jax.rounds import training_rules
+from mlperf_jax.rounds import reference_points, training_rules
 from mlperf_jax.rounds.reference_points import judge_result, load_points
 from mlperf_jax.rounds.training_logs import read_run
 from tests.reporting import result_trees as trees
@@ -114,3 +115,11 @@ def test_our_own_ssd_is_not_the_retinanet_that_took_its_name():
     ssd, local = training_rules.BENCHMARKS["ssd"], training_rules.LOCAL
     assert (ssd.title(local), ssd.target(local), ssd.title("v2.0")) == ("SSD", 0.230, "RetinaNet")
     assert {point.batch_size for point in load_points("ssd", local).points} == {1024, 1536, 2048, 4096}
+
+
+@pytest.mark.parametrize("logged", [2200.0, 2200.0 * 168])
+def test_points_of_unet_count_samples_and_its_logs_may_count_epochs(logged, monkeypatch):
+    monkeypatch.setattr(reference_points, "epochs_to_converge", lambda *_: logged)
+    log = types.SimpleNamespace(resumed=False, batch_size=56, value={"train_samples": 168}.get)
+    verdict = judge_result([log] * 40, training_rules.BENCHMARKS["unet3d"], training_rules.LOCAL)
+    assert verdict.passed and verdict.mean == pytest.approx(2200 * 168)

@@ -1,0 +1,1 @@
+"""Segmentation of volumes on the device: loss and overlap, windows; and pictures of it."""
