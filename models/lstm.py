@@ -104,6 +104,7 @@ def recurrence(
     bias: jax.Array,
     start: State,
     real: jax.Array | None,
+    anew: jax.Array | None,
 ) -> State:
     """The states after every position.
 
@@ -115,11 +116,12 @@ def recurrence(
         bias: [G, H], added to that product.
         start: before the first position, each [B, H].
         real: [T, B] bool, False where a row is padding; None for nowhere.
+        anew: [T, B] bool, True where the state before is forgotten, as where a sentence begins; None for nowhere.
 
     Returns:
         The states, each [T, B, H]; of padding as they were before it.
     """
-    return _forward(cell, reverse, inputs, kernel, bias, start, real)[0]
+    return _forward(cell, reverse, inputs, kernel, bias, start, real, anew)[0]
 
 
 def _forward(
@@ -130,39 +132,49 @@ def _forward(
     bias: jax.Array,
     start: State,
     real: jax.Array | None,
+    anew: jax.Array | None,
 ) -> tuple[State, Any]:
-    def body(state: State, entries: tuple[jax.Array, jax.Array | None]) -> tuple[State, Any]:
-        x, is_real = entries
+    def body(state: State, entries: Any) -> tuple[State, Any]:
+        x, is_real, begins = entries
+        state = _forgotten(state, begins)
         recurrent = jnp.einsum("bh,hgk->bgk", state[0].astype(kernel.dtype), kernel) + bias
         state = _step(cell, x, recurrent, state, is_real)
         return state, (state, recurrent)
 
-    _, (states, recurrent) = jax.lax.scan(body, start, (inputs, real), reverse=reverse)
-    return states, (inputs, kernel, start, real, states, recurrent)
+    _, (states, recurrent) = jax.lax.scan(body, start, (inputs, real, anew), reverse=reverse)
+    return states, (inputs, kernel, start, real, anew, states, recurrent)
 
 
 def _backward(cell: Cell, reverse: bool, kept: Any, gradients: State) -> tuple[Any, ...]:
     """The loop gives the gradients of all gates; those of kernel and bias are sums over positions after it."""
-    inputs, kernel, start, real, states, recurrent = kept
+    inputs, kernel, start, real, anew, states, recurrent = kept
     before = tuple(_before(s, all_of, reverse) for s, all_of in zip(start, states, strict=True))
+    before = _forgotten(before, anew)
     turned = kernel.transpose(1, 2, 0)
 
     def body(later: State, entries: Any) -> tuple[State, Any]:
-        own, x, r, state, is_real = entries
+        own, x, r, state, is_real, begins = entries
         _, pull = jax.vjp(lambda x, r, state: _step(cell, x, r, state, is_real), x, r, state)
         of_x, of_r, (of_h, *others) = pull(tuple(a + b for a, b in zip(later, own, strict=True)))
         of_h = of_h + jnp.einsum("bgk,gkh->bh", of_r, turned).astype(of_h.dtype)
-        return (of_h, *others), (of_x, of_r)
+        return _forgotten((of_h, *others), begins), (of_x, of_r)
 
     zeros = tuple(jnp.zeros_like(s) for s in start)
     of_start, (of_inputs, of_recurrent) = jax.lax.scan(
-        body, zeros, (gradients, inputs, recurrent, before, real), reverse=not reverse
+        body, zeros, (gradients, inputs, recurrent, before, real, anew), reverse=not reverse
     )
     of_kernel = jnp.einsum("tbh,tbgk->hgk", before[0].astype(kernel.dtype), of_recurrent)
-    return of_inputs, of_kernel, of_recurrent.sum((0, 1)), of_start, None
+    return of_inputs, of_kernel, of_recurrent.sum((0, 1)), of_start, None, None
 
 
 recurrence.defvjp(_forward, _backward)
+
+
+def _forgotten(state: State, begins: jax.Array | None) -> State:
+    """Zeros instead of [..., B, H] where a row [..., B] begins anew."""
+    if begins is None:
+        return state
+    return tuple(jnp.where(begins[..., None], jnp.zeros((), s.dtype), s) for s in state)
 
 
 def _before(start: jax.Array, states: jax.Array, reverse: bool) -> jax.Array:
@@ -230,7 +242,7 @@ class Recurrent(nnx.Module):
             policy: dtypes; the state is at least float32.
             rngs: holds the stream "params".
         """
-        draw = init or _uniform(features**-0.5)
+        draw = init or uniform(features**-0.5)
         self.directions = nnx.List(
             [
                 _Direction(features_in, features, self.gates, init=draw, policy=policy, rngs=rngs)
@@ -248,7 +260,12 @@ class Recurrent(nnx.Module):
         return [(zeros,) * self.states for _ in self.directions]
 
     def __call__(
-        self, x: jax.Array, lengths: jax.Array | None = None, start: Sequence[State] | None = None
+        self,
+        x: jax.Array,
+        lengths: jax.Array | None = None,
+        start: Sequence[State] | None = None,
+        *,
+        segments: jax.Array | None = None,
     ) -> tuple[jax.Array, list[State]]:
         """Reads sequences.
 
@@ -256,6 +273,8 @@ class Recurrent(nnx.Module):
             x: [B, T, I].
             lengths: [B] int, what of each row is no padding; None for all.
             start: each direction's state before; zeros by default.
+            segments: [B, T] int, in place of lengths, of rows that hold several sequences: each is read from a
+                state of zeros. They are numbered from 1; 0 is padding.
 
         Returns:
             [B, T, H] or [B, T, 2 H] in the compute dtype, zeros where there is padding, and each direction's state
@@ -263,21 +282,34 @@ class Recurrent(nnx.Module):
         """
         x = x.astype(self.dtype)
         start = self.start(len(x)) if start is None else start
-        if self._implementation() == "cudnn":
+        if segments is None and self._implementation() == "cudnn":
             return self._cudnn(x, lengths, start)
-        real = None if lengths is None else jnp.arange(x.shape[1])[:, None] < lengths
-        by_time = x.swapaxes(0, 1)
+        real = None if lengths is None else jnp.arange(x.shape[1]) < lengths[:, None]
+        real = real if segments is None else segments > 0
         outputs, ends = [], []
         for direction, before, reverse in zip(self.directions, start, (False, True), strict=False):
-            kernel, recurrent, bias, bias_recurrent = direction.parameters()
-            inputs = constrain(
-                jnp.einsum("tbi,igh->tbgh", by_time, kernel) + bias, None, "batch", None, "mlp"
-            )
-            states = recurrence(type(self).cell, reverse, inputs, recurrent, bias_recurrent, before, real)
+            anew = None if segments is None else _begins(segments, reverse)
+            states = self._read(direction, x, before, real, anew, reverse)
             outputs.append(states[0].astype(self.dtype))
             ends.append(tuple(s[0 if reverse else -1] for s in states))
         y = jnp.concatenate(outputs, -1).swapaxes(0, 1)
-        return _without_padding(y, lengths), ends
+        return _without_padding(y, real), ends
+
+    def _read(
+        self,
+        direction: _Direction,
+        x: jax.Array,
+        start: State,
+        real: jax.Array | None,
+        anew: jax.Array | None,
+        reverse: bool,
+    ) -> State:
+        """`recurrence` over x [B, T, I]."""
+        kernel, recurrent, bias, bias_recurrent = direction.parameters()
+        inputs = jnp.einsum("tbi,igh->tbgh", x.swapaxes(0, 1), kernel) + bias
+        inputs = constrain(inputs, None, "batch", None, "mlp")
+        by_time = (None if mask is None else mask.T for mask in (real, anew))
+        return recurrence(type(self).cell, reverse, inputs, recurrent, bias_recurrent, start, *by_time)
 
     def step(self, x: jax.Array, state: State) -> tuple[jax.Array, State]:
         """One position of the first direction: maps [B, I] to [B, H], and the state before to that after."""
@@ -335,10 +367,13 @@ class LSTM(Recurrent):
             0.0,
             two,
         )
-        return _without_padding(y, lengths), list(zip(h, c, strict=True))
+        real = None if lengths is None else jnp.arange(length) < lengths[:, None]
+        return _without_padding(y, real), list(zip(h, c, strict=True))
 
 
-def _uniform(scale: float) -> initializers.Initializer:
+def uniform(scale: float) -> initializers.Initializer:
+    """Draws from [-scale, scale)."""
+
     def draw(
         key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None
     ) -> jax.Array:
@@ -347,9 +382,13 @@ def _uniform(scale: float) -> initializers.Initializer:
     return draw
 
 
-def _without_padding(y: jax.Array, lengths: jax.Array | None) -> jax.Array:
-    """[B, T, F] with zeros from each row's length on."""
-    if lengths is None:
-        return y
-    real = jnp.arange(y.shape[1]) < lengths[:, None]
-    return jnp.where(real[..., None], y, jnp.zeros((), y.dtype))
+def _begins(segments: jax.Array, reverse: bool) -> jax.Array:
+    """Where segments [B, T] begin, read from either end: bool."""
+    beside = ((0, 0), (0, 1)) if reverse else ((0, 0), (1, 0))
+    padded = jnp.pad(segments, beside, constant_values=-1)
+    return segments != (padded[:, 1:] if reverse else padded[:, :-1])
+
+
+def _without_padding(y: jax.Array, real: jax.Array | None) -> jax.Array:
+    """[B, T, F] with zeros where it is not real [B, T]."""
+    return y if real is None else jnp.where(real[..., None], y, jnp.zeros((), y.dtype))
