@@ -18,6 +18,7 @@ WORKLOADS = {
     "mobilenet, shufflenet": ("mobile", "grouped"),
     "resnet50": ("resnet", "imagenet", "preprocessing", "classification"),
     "transformer": ("transformer", "translation", ".text.", "beam_search", "bleu"),
+    "ncf": ("ncf", "neumf", "negatives", "interactions", "collaborative"),
     "dlrm, dlrm_dcnv2": ("dlrm", "recommendation", "click", "embedding", "sparse", "auc"),
     "minigo": ("minigo", "reinforcement", ".go.", "tensorflow_file"),
 }

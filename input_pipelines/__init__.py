@@ -28,6 +28,8 @@ _MODULES = {
     "fashion_mnist": "input_pipelines.image.fashion_mnist",
     "imagenet": "input_pipelines.image.imagenet",
     "libreoffice_help": "input_pipelines.text.libreoffice_help",
+    "movielens_100k": "input_pipelines.ratings.movielens_100k",
+    "movielens_20m": "input_pipelines.ratings.movielens_20m",
     "nycflights": "input_pipelines.clicks.nycflights",
     "wmt": "input_pipelines.text.wmt",
 }
