@@ -17,6 +17,7 @@ WORKLOADS = {
     "ssd_resnet34": ("ssd", "coco", "composites", "box", "detection", "average_precision"),
     "mobilenet, shufflenet": ("mobile", "grouped"),
     "resnet50": ("resnet", "imagenet", "preprocessing", "classification"),
+    "sentiment": ("sentiment", "text_classifier", "labelled_text"),
     "transformer": ("transformer", "translation", ".text.", "beam_search", "bleu"),
     "ncf": ("ncf", "neumf", "negatives", "interactions", "collaborative"),
     "dlrm, dlrm_dcnv2": ("dlrm", "recommendation", "click", "embedding", "sparse", "auc"),

@@ -109,7 +109,7 @@ class Dataset(abc.ABC):
     def _eval_batch(self, index: int, *, batch_size: int, rows: slice) -> HostBatch:
         first = index * batch_size
         examples = np.arange(*(min(first + row, self.num_eval) for row in (rows.start, rows.stop)))
-        return _with_mask(self._eval_rows(examples), rows.stop - rows.start)
+        return with_mask(self._eval_rows(examples), rows.stop - rows.start)
 
     def _eval_rows(self, examples: np.ndarray) -> HostBatch:
         """All fields of eval examples [N], in the one thread that makes a batch."""
@@ -143,7 +143,7 @@ def num_eval_batches(num_examples: int, batch_size: int) -> int:
     return -(-num_examples // batch_size)
 
 
-def _with_mask(fields: Mapping[str, np.ndarray], num_rows: int) -> HostBatch:
+def with_mask(fields: Mapping[str, np.ndarray], num_rows: int) -> HostBatch:
     """Pads every field with zeros to `num_rows` rows and adds the mask of the real ones, [rows] float32."""
     num_real = _common_length(fields)
     batch = {name: np.zeros((num_rows, *value.shape[1:]), value.dtype) for name, value in fields.items()}

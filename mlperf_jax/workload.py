@@ -436,6 +436,7 @@ _REGISTRY = {
     "mobilenet": "mlperf_jax.workloads.image_classification:MobileNet",
     "ncf": "mlperf_jax.workloads.collaborative_filtering:NCF",
     "resnet50": "mlperf_jax.workloads.image_classification:ResNet50",
+    "sentiment": "mlperf_jax.workloads.sentiment_analysis:Sentiment",
     "shufflenet": "mlperf_jax.workloads.image_classification:ShuffleNet",
     "ssd_resnet34": "mlperf_jax.workloads.object_detection:SSDResNet34",
     "transformer": "mlperf_jax.workloads.translation:TransformerTranslation",

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from input_pipelines import base, prepared
+from input_pipelines import base, prepared, synthetic
 from mlperf_jax.errors import UserError
 
 LEAST_RATINGS = 20
@@ -198,9 +198,26 @@ class InteractionSet(base.Dataset):
 def open_synthetic(
     name: str, options: Mapping[str, Any], *, ratings: int, users: int, items: int, negatives: int
 ) -> InteractionSet:
-    """What `--synthetic_data` makes up: a thousandth of a set's users and ratings, and all of its items."""
-    share = max(users // 1000, 8)
-    data = made_up(share * (ratings // users), share, items, negatives)
-    return InteractionSet(
-        data, negatives=options.get("negatives", 4), fake=True, name=f"synthetic data shaped as {name}"
+    """What `--synthetic_data` makes up, in a second at any size: each user's items lie evenly, all users' negatives are alike."""
+    drawn = options.get("negatives", 4)
+    num_train, users = synthetic.counts(options, (ratings - users) * (1 + drawn), users)
+    rows = max(num_train // (1 + drawn), users)
+    if rows >= users * items:
+        raise UserError(
+            f"{rows:,} choices of {users:,} users are more than {items:,} items allow; ask for fewer."
+        )
+    counts = np.full(users, rows // users, np.int32)
+    counts[: rows % users] += 1
+    start = np.append(0, np.cumsum(counts)).astype(np.int32)
+    place = np.arange(rows, dtype=np.int32) - np.repeat(start[:-1], counts)
+    step = items // counts.max()
+    item = place * step + np.repeat(np.arange(users, dtype=np.int32) % step, counts)
+    pool = np.sort(np.random.default_rng(0).integers(items, size=negatives, dtype=np.int32))
+    data = Interactions(
+        item,
+        start,
+        np.arange(users, dtype=np.int32) % items,
+        np.broadcast_to(pool, (users, negatives)),
+        items,
     )
+    return InteractionSet(data, negatives=drawn, fake=True, name=f"synthetic data shaped as {name}")

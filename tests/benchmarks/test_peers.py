@@ -28,6 +28,13 @@ SMALL = {
     # Of gradients that are rounding, Adagrad's first step would else be their sign.
     "dlrm_dcnv2": ["batch_size=64", "optimizer.epsilon=1e-4"],
     "ncf": ["batch_size=64"],
+    "sentiment": [
+        "batch_size=8",
+        "model.dropout=0",
+        "model.word_dropout=0",
+        "data.num_train=80",
+        "data.num_eval=40",
+    ],
     "minigo": ["batch_size=16", "model.trunk_layers=1", "self_play.lanes=16", "self_play.rows=8"],
 }
 SAMPLES = 3

@@ -117,6 +117,21 @@ def test_a_made_up_set_of_the_real_ones_size_has_its_counts(monkeypatch):
         movielens_20m._make_up(1, None)
 
 
+@pytest.mark.parametrize("sizes", [{}, {"num_train": 5 * 1_003, "num_eval": 10}])
+def test_synthetic_choices_have_the_real_ones_shapes(sizes):
+    dataset = input_pipelines.open_dataset("movielens_100k", None, {"synthetic": True, **sizes})
+    data = dataset.data
+    assert data.num_items == 1_682 and data.negatives.shape == (data.num_users, 99) and dataset.fake
+    assert (data.num_users, len(data.item)) == ((10, 1_003) if sizes else (943, 99_057))
+    for user in range(data.num_users):
+        own = data.item[data.start[user] : data.start[user + 1]]
+        assert (np.diff(own) > 0).all() and own[0] >= 0 and own[-1] < 1_682
+    with pytest.raises(UserError, match="ask for fewer"):
+        input_pipelines.open_dataset(
+            "movielens_100k", None, {"synthetic": True, "num_train": 10**6, "num_eval": 2}
+        )
+
+
 def test_a_damaged_set_is_told(tmp_path):
     input_pipelines.prepare("movielens_20m", tmp_path, fake=300)
     folder = tmp_path / "movielens_20m_fake_300"
