@@ -20,7 +20,9 @@ WORKLOADS = {
     "mobilenet, shufflenet": ("mobile", "grouped"),
     "resnet50": ("resnet", "imagenet", "preprocessing", "classification"),
     "gnmt": ("gnmt", "lstm", "recurrent_translation", "wmt16"),
+    "sentiment": ("sentiment", "text_classifier", "labelled_text"),
     "transformer": ("transformer", "translation", ".text.", "beam_search", "bleu"),
+    "ncf": ("ncf", "neumf", "negatives", "interactions", "collaborative"),
     "dlrm, dlrm_dcnv2": ("dlrm", "recommendation", "click", "embedding", "sparse", "auc"),
     "minigo": ("minigo", "reinforcement", ".go.", "tensorflow_file"),
 }

@@ -167,12 +167,12 @@ class GradientWorkload(TrainedWorkload, ServedWorkload, Generic[M]):
             "model_state": nnx.to_pure_dict(parts.model_state),
             "opt_state": self.make_optimizer(params).init(params),
             **({"ema": jax.tree.map(jnp.copy, params)} if self.ema_decay else {}),
-            **({"frozen": nnx.to_pure_dict(parts.frozen)} if self.frozen_entries else {}),
+            **({"frozen": nnx.to_pure_dict(parts.frozen)} if self._freezes else {}),
         }
 
     def model(self, state: State) -> M:
         """The module with the variables of a state as `served_state` gives it."""
-        frozen = [state["frozen"]] if self.frozen_entries else []
+        frozen = [state["frozen"]] if self._freezes else []
         return nnx.merge(self._split.graph, state["params"], *frozen, state["model_state"])
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -211,8 +211,13 @@ class GradientWorkload(TrainedWorkload, ServedWorkload, Generic[M]):
     # What is frozen, and what is served.
 
     @functools.cached_property
+    def _freezes(self) -> bool:
+        """Whether some parameter stays as it is."""
+        return bool(jax.tree.leaves(self._split.frozen))
+
+    @property
     def frozen_entries(self) -> tuple[str, ...]:
-        return ("frozen",) if jax.tree.leaves(self._split.frozen) else ()
+        return ("frozen",) if self._freezes else ()
 
     def frozen_state(self, struct: State, seed: int | None) -> State:
         if not struct:

@@ -62,6 +62,31 @@ def adagrad(*, epsilon: float, initial_accumulator: float = 0.0) -> RowRule:
     return RowRule((initial_accumulator,), step)
 
 
+def lazy_adam(*, beta1: float, beta2: float, epsilon: float) -> RowRule:
+    """Adam's step of the rows that were looked up, as `adam.adam` describes it; the others keep their moments too.
+
+    m <- beta1 * m + (1 - beta1) * g;  v <- beta2 * v + (1 - beta2) * g**2;  w <- w - lr * m / (sqrt(v) + epsilon)
+
+    The correction of the moments' bias, one number a step for all rows, is part of lr: see `adam_rate`.
+    """
+
+    def step(g: jax.Array, slots: Slots, lr: jax.Array) -> tuple[jax.Array, Slots]:
+        m, v = beta1 * slots[0] + (1 - beta1) * g, beta2 * slots[1] + (1 - beta2) * jnp.square(g)
+        return (-lr * m / (jnp.sqrt(v) + epsilon)).astype(g.dtype), (m, v)
+
+    return RowRule((0.0, 0.0), step)
+
+
+def adam_rate(schedule: optax.Schedule, *, beta1: float, beta2: float) -> optax.Schedule:
+    """What `lazy_adam` takes as lr at a step, from 0: the schedule's, corrected for the moments' bias."""
+
+    def rate(step: jax.typing.ArrayLike) -> jax.Array:
+        t = jnp.asarray(step).astype(float) + 1
+        return schedule(step) * jnp.sqrt(1 - beta2**t) / (1 - beta1**t)
+
+    return rate
+
+
 class DenseState(NamedTuple):
     """State of `dense`.
 

@@ -1,13 +1,10 @@
 """Recommendation: numbers and categories of a user and an item in, the probability of a click out.
 
-The model is half a small network, trained like any other, and half tables of up to 26 billion numbers,
-of which a step touches the rows of its batch. So the state holds both: `params` and `opt_state` have the
-entries "dense" and "table", and `train_step` differentiates by the vectors looked up, never by a table.
+The model is half a small network and half tables of up to 26 billion numbers (`tabled`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,39 +18,22 @@ from jax.sharding import PartitionSpec
 
 from input_pipelines.base import num_eval_batches
 from input_pipelines.clicks.click_logs import ClickDataset
-from mlperf_jax.embedding import sharded
 from mlperf_jax.embedding.tables import Tables
 from mlperf_jax.errors import UserError
 from mlperf_jax.metrics import auc
 from mlperf_jax.parallel.layout import Layout
-from mlperf_jax.supervised import Loss, SupervisedWorkload, mean_of
 from mlperf_jax.training import schedules, sparse_optimizers
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.sparse_optimizers import RowRule
 from mlperf_jax.weights import dlrm as weights
 from mlperf_jax.weights.lazy import Tensor
-from mlperf_jax.workload import Batch, Block, Evaluation, Metrics, Program, Spec, State
+from mlperf_jax.workload import Batch, Block, Evaluation, Program, Spec, State
 from mlperf_jax.workloads import click_groups
+from mlperf_jax.workloads.tabled import TabledModel, TabledWorkload
 from models.dlrm import DLRM, DLRMConfig, flops_per_example
 
 
-@dataclasses.dataclass(frozen=True)
-class Recommender:
-    """The dense part and the tables as one model."""
-
-    network: DLRM
-    stack: jax.Array
-    tables: Tables
-    policy: Any
-
-    def __call__(self, inputs: Batch) -> jax.Array:
-        """Logits [B] of `dense` [B, F] and `sparse` [B, L]."""
-        places = self.tables.places(inputs["sparse"])
-        pooled = sharded.look_up(self.stack, places, self.tables, self.policy.compute_dtype)
-        return self.network(inputs["dense"], pooled)
-
-
-class Recommendation(SupervisedWorkload[Recommender, ClickDataset]):
+class Recommendation(TabledWorkload[ClickDataset]):
     """Binary cross-entropy on `dense` float32 [B, F], `sparse` int32 [B, L], `label` float32 [B]; exact AUC."""
 
     metric = "AUC"
@@ -84,73 +64,17 @@ class Recommendation(SupervisedWorkload[Recommender, ClickDataset]):
             )
         return sparse_optimizers.sgd()
 
-    def make_optimizer(self, params: Any) -> optax.GradientTransformation:
-        return sparse_optimizers.dense(self.rule(), self.schedule())
-
     def schedule(self) -> optax.Schedule:
         """Learning rate by step."""
         return schedules.warmup_hold_square(self.config.optimizer.base_lr, **self.config.schedule.to_dict())
 
-    def init(self, seed: jax.Array) -> State:
-        dense = super().init(seed)
-        stack = self.tables.initial(jax.random.fold_in(jax.random.key(seed), 1), self.policy.param_dtype)
-        return dense | {
-            "params": {"dense": dense["params"], "table": stack},
-            "opt_state": {"dense": dense["opt_state"], "table": self.rule().init(stack)},
-        }
-
-    def model(self, state: State) -> Recommender:
-        network = nnx.merge(self._split.graph, state["params"]["dense"], state["model_state"])
-        return Recommender(network, state["params"]["table"], self.tables, self.policy)
+    def logits(self, network: DLRM, inputs: Batch, pooled: jax.Array) -> jax.Array:
+        return network(inputs["dense"], pooled)
 
     def import_weights(self, tensors: Mapping[str, Tensor]) -> tuple[State, dict[str, Any]]:
         # The shapes of the data set will do; it need not be here.
         shapes = type(self)(self.config, self.policy, data_dir=self.data_dir, synthetic=True)
         return weights.from_state_dict(tensors, shapes.model_config, shapes.tables), {}
-
-    def loss(self, model: Recommender, batch: Batch, key: jax.Array) -> Loss:
-        return mean_of(_cross_entropy(model(batch), batch["label"]))
-
-    def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
-        params, opt_state = state["params"], state["opt_state"]
-        places = self.tables.places(batch["sparse"])
-        pooled = sharded.look_up(params["table"], places, self.tables, self.policy.compute_dtype)
-
-        def loss_of(dense: Any, pooled: jax.Array) -> jax.Array:
-            network = nnx.merge(self._split.graph, dense, state["model_state"])
-            return _cross_entropy(network(batch["dense"], pooled), batch["label"]).mean()
-
-        loss, (grads, vectors) = jax.value_and_grad(loss_of, (0, 1))(params["dense"], pooled)
-        reduce = self.policy.reduce_dtype
-        grads = jax.tree.map(lambda g, p: g.astype(reduce).astype(p.dtype), grads, params["dense"])
-        optimizer = self.make_optimizer(params["dense"])
-        updates, dense_state = optimizer.update(grads, opt_state["dense"], params["dense"])
-        stack, slots = sharded.update(
-            self.rule(),
-            params["table"],
-            opt_state["table"],
-            places,
-            vectors.astype(reduce),
-            self.tables,
-            self.schedule()(state["step"]).astype(params["table"].dtype),
-        )
-        new = {
-            "step": state["step"] + 1,
-            "params": {"dense": optax.apply_updates(params["dense"], updates), "table": stack},
-            "opt_state": {"dense": dense_state, "table": slots},
-        }
-        return state | new, {"loss": loss}
-
-    def state_shardings(self, state: State, layout: Layout) -> Any:
-        def part(name: str) -> State:
-            return state | {entry: state[entry][name] for entry in ("params", "opt_state")}
-
-        dense = super().state_shardings(part("dense"), layout)
-        place = sharded.stack_sharding(self.tables, layout)
-        table = jax.tree.map(lambda _: place, part("table"))
-        return dense | {
-            entry: {"dense": dense[entry], "table": table[entry]} for entry in ("params", "opt_state")
-        }
 
     # Evaluation: scores stay on the devices until all are there.
 
@@ -159,7 +83,7 @@ class Recommendation(SupervisedWorkload[Recommender, ClickDataset]):
         dtype = jnp.promote_types(self.policy.output_dtype, jnp.float32)
         return auc.init(num_eval_batches(self.num_eval, size), size, dtype)
 
-    def eval_update(self, totals: auc.Totals, model: Recommender, batch: Batch) -> auc.Totals:
+    def eval_update(self, totals: auc.Totals, model: TabledModel, batch: Batch) -> auc.Totals:
         score = jax.nn.sigmoid(model(batch).astype(totals["score"].dtype))
         return auc.update(totals, score, batch["label"], batch["mask"])
 
@@ -212,7 +136,7 @@ class Recommendation(SupervisedWorkload[Recommender, ClickDataset]):
         fields = self.dataset.read_eval(examples, self.input_names)
         return {name: click_groups.padded(rows, stops - starts) for name, rows in fields.items()}
 
-    def answer(self, model: Recommender, inputs: Batch) -> jax.Array:
+    def answer(self, model: TabledModel, inputs: Batch) -> jax.Array:
         """Probability and label of each example of each sample, [B, 700, 2] float32, as MLPerf logs them."""
         examples = {name: x.reshape(-1, *x.shape[2:]) for name, x in inputs.items()}
         logits = model(examples).reshape(inputs["label"].shape)
@@ -251,12 +175,6 @@ class Recommendation(SupervisedWorkload[Recommender, ClickDataset]):
     def train_flops_per_example(self) -> float:
         pooling = sum(hot - 1 for hot in self.tables.hots) * self.tables.width
         return 3 * (flops_per_example(self.model_config) + pooling)
-
-
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Binary cross-entropy [B] of logits [B] and labels [B], in at least float32."""
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return optax.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype))
 
 
 class DLRMv1(Recommendation):

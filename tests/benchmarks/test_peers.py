@@ -36,6 +36,14 @@ SMALL = {
     "dlrm": ["batch_size=64"],
     # Of gradients that are rounding, Adagrad's first step would else be their sign.
     "dlrm_dcnv2": ["batch_size=64", "optimizer.epsilon=1e-4"],
+    "ncf": ["batch_size=64"],
+    "sentiment": [
+        "batch_size=8",
+        "model.dropout=0",
+        "model.word_dropout=0",
+        "data.num_train=80",
+        "data.num_eval=40",
+    ],
     "minigo": ["batch_size=16", "model.trunk_layers=1", "self_play.lanes=16", "self_play.rows=8"],
 }
 SAMPLES = 3
@@ -80,7 +88,7 @@ def ours(name):
     """Our workload, its first state and batch, and what `STEPS` steps of it come to."""
     work = small(name)
     engine = Engine(work, mesh.single_device_layout())
-    first = drawn(engine.state)
+    first = drawn(engine.state) | jax.device_get(engine.frozen(0))
     found = compare.first_batch(engine, 0)
     engine.compile(named("train_step", found.bucket))
     state = jax.device_put(first, jax.tree.map(lambda x: x.sharding, engine.state))

@@ -17,6 +17,7 @@ RULES = {
     "sgd": sparse_optimizers.sgd(),
     "adagrad": sparse_optimizers.adagrad(epsilon=1e-8),
     "adagrad_0.5": sparse_optimizers.adagrad(epsilon=1e-3, initial_accumulator=0.5),
+    "lazy_adam": sparse_optimizers.lazy_adam(beta1=0.9, beta2=0.999, epsilon=1e-3),
 }
 
 
@@ -27,7 +28,7 @@ def torch_optimizer(torch, name, weights, lr):
     return torch.optim.Adagrad(weights, lr=lr, **rest)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", [name for name in RULES if name != "lazy_adam"])
 def test_dense_equals_torchs(name):
     torch = pytest.importorskip("torch", reason="PyTorch is the independent judge")
     random = np.random.default_rng(0)
@@ -59,7 +60,7 @@ def updating(name, chunk):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    name=st.sampled_from(["sgd", "adagrad_0.5"]),
+    name=st.sampled_from(["sgd", "adagrad_0.5", "lazy_adam"]),
     chunk=st.sampled_from([5, 64]),
     distinct=st.integers(1, 14),
     seed=st.integers(0, 2**20),
@@ -89,6 +90,26 @@ def test_rows_equal_the_dense_update_whatever_is_looked_up(name, chunk, distinct
     for mine, expected, before in zip(new_slots, expected_slots, slots, strict=True):
         np.testing.assert_allclose(mine[touched], expected[touched], rtol=1e-12, atol=1e-14)
         np.testing.assert_array_equal(mine[others], before[others])
+
+
+def test_lazy_adam_equals_torchs_of_sparse_gradients():
+    """Some rows now and some then: moments of a row that is not looked up wait, the correction goes on."""
+    torch = pytest.importorskip("torch", reason="PyTorch is the independent judge")
+    random = np.random.default_rng(0)
+    table = random.normal(size=(6, 3))
+    theirs = torch.nn.Embedding.from_pretrained(torch.tensor(table), freeze=False, sparse=True)
+    judge = torch.optim.SparseAdam(theirs.parameters(), lr=0.1, eps=1e-3)
+    rate = sparse_optimizers.adam_rate(lambda step: 0.1, beta1=0.9, beta2=0.999)
+    update = jax.jit(functools.partial(sparse_optimizers.update_rows, RULES["lazy_adam"]))
+    with jax.enable_x64(True):
+        slots = RULES["lazy_adam"].init(table)
+        for step in range(4):
+            rows, grads = random.integers(6, size=5).astype(np.int32), random.normal(size=(5, 3))
+            (theirs(torch.tensor(rows)) * torch.tensor(grads)).sum().backward()
+            judge.step()
+            judge.zero_grad()
+            table, slots = update(table, slots, rows, np.arange(5), grads, rate(step))
+    np.testing.assert_allclose(table, theirs.weight.detach(), rtol=1e-12)
 
 
 def test_the_example_of_update_rows():

@@ -1,0 +1,1 @@
+"""Who rated what, for recommendation from implicit feedback."""
