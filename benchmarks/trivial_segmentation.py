@@ -57,7 +57,8 @@ def main() -> None:
         segmentation.load(folder, colin27.prepared.read_manifest(folder)[split])
         for split in ("train", "eval")
     )
-    image, true, mirrored = np.asarray(right.image), np.asarray(right.label), np.asarray(left.label)[::-1]
+    # Both halves are read from the side inwards.
+    image, true, mirrored = (np.asarray(values) for values in (right.image, right.label, left.label))
     thresholds = [best_interval(image, true == k) for k in range(1, len(colin27.CLASS_NAMES) + 1)]
     shifts = itertools.product(range(-_SHIFT, _SHIFT + 1), repeat=3)
     best = max(shifts, key=lambda shift: np.mean(overlaps(true, moved(mirrored, shift))))

@@ -33,13 +33,14 @@ class Level(nn.Module):
         return self.conv2(self.conv1(x))
 
 
-class Up(Level):
+class Up(nn.Module):
     def __init__(self, inputs, outputs):
-        super().__init__(2 * outputs, outputs)
+        super().__init__()
         self.upsample_conv = nn.Sequential(nn.ConvTranspose3d(inputs, outputs, 2, 2))
+        self.conv1, self.conv2 = block(2 * outputs, outputs), block(outputs, outputs)
 
     def forward(self, x, skip):
-        return super().forward(torch.cat([self.upsample_conv(x), skip], 1))
+        return self.conv2(self.conv1(torch.cat([self.upsample_conv(x), skip], 1)))
 
 
 class TorchUNet3D(nn.Module):
@@ -116,6 +117,10 @@ class Peer(peer.Peer):
 
     def make_optimizer(self) -> Optimizer:
         numbers = self.config.optimizer
+        if numbers.name == "adam":
+            return torch_optimizers.adam(
+                self.model, beta1=numbers.beta1, beta2=numbers.beta2, epsilon=numbers.epsilon, fused=self.fast
+            )
         return torch_optimizers.momentum(
             self.model,
             momentum=numbers.momentum,

@@ -4,7 +4,8 @@ Holmes et al., J. Comput. Assist. Tomogr. 22 (1998), 324-333; the regions (AAL) 
 Tzourio-Mazoyer et al., NeuroImage 15 (2002), 273-289. Both from Debian's `mricron-data`, 1 mm, here at 2 mm.
 
 The left half is trained on, the right half is evaluated, and a gap between them is neither. Each is a volume of its
-own, so what a network sees of one never holds a voxel of the other, however wide its view.
+own, so what a network sees of one never holds a voxel of the other, however wide its view; with a gap as wide as that
+the regions in the middle would be gone. Both are read from the side inwards: the right half lies mirrored.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
             files = fetch.fetch("Colin27", (_BRAIN, _REGIONS), sources(data_dir), scratch, by_hand=by_hand)
         image, label = volume(*(nifti.parse(files[file.name], file.name) for file in (_BRAIN, _REGIONS)))
         left = segmentation.save(folder, "left", image[LEFT], label[LEFT], train=True)
-        right = segmentation.save(folder, "right", image[RIGHT], label[RIGHT], train=False)
+        right = segmentation.save(folder, "right", image[RIGHT][::-1], label[RIGHT][::-1], train=False)
         facts = {"name": "colin27", "fake": False, "num_train": 1, "num_eval": 1}
         return facts | {"train": [left], "eval": [right]}
 
@@ -81,8 +82,8 @@ def volume(brain: nifti.Volume, regions: nifti.Volume) -> tuple[np.ndarray, np.n
     shape = resampling.shape_for(brain.values.shape, brain.spacing, (SPACING,) * 3)
     image = resampling.linear(brain.values, shape)
     groups = np.zeros(_MOST_REGIONS, np.uint8)
-    for label, numbers in enumerate(GROUPS.values(), 1):
-        groups[list(numbers)] = label
+    for group, numbers in enumerate(GROUPS.values(), 1):
+        groups[list(numbers)] = group
     label = resampling.nearest(groups[regions.values], shape)
     return (image - image.mean()) / image.std(), label
 

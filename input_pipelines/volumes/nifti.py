@@ -110,7 +110,7 @@ def _header(raw: bytes) -> _Header:
     code, _ = struct.unpack_from(f"{order}2h", raw, 70)
     if code not in _DTYPES:
         raise ValueError(f"its type {code} is none of {', '.join(map(str, _DTYPES))}")
-    dtype = np.dtype(_DTYPES[code]).newbyteorder(order)
+    dtype = np.dtype(order + _DTYPES[code])
     if min(x, y, z) < 1 or x * y * z * dtype.itemsize > _MOST_BYTES:
         raise ValueError(f"it claims a volume of {x} x {y} x {z}")
     _, *spacing = struct.unpack_from(f"{order}4f", raw, 76)

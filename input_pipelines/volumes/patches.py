@@ -104,7 +104,7 @@ def augment(
     draws: Iterator[float],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Turns, brightens and blurs a patch [X, Y, Z] float32 and its labels uint8; the arguments stay as they are."""
-    turned = [axis for axis, often in enumerate(numbers.flips) if next(draws) < often]
+    turned = tuple(axis for axis, often in enumerate(numbers.flips) if next(draws) < often)
     image, label = np.flip(image, turned), np.flip(label, turned)
     if next(draws) < numbers.brightness:
         image = image * np.float32(1.7 + 0.6 * next(draws))

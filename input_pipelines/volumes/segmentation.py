@@ -12,7 +12,7 @@ import functools
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,11 +51,11 @@ class Axis(NamedTuple):
     """Where the voxels of a fitted volume come from, on one axis.
 
     Attributes:
-        index: [size] int64, of the volume; at its edge voxels may come again.
+        source: [size] int64, of the volume; at its edge voxels may come again.
         inside: [size] bool, False where there is nothing but padding.
     """
 
-    index: np.ndarray
+    source: np.ndarray
     inside: np.ndarray
 
 
@@ -108,7 +108,7 @@ class Wholes:
             [fitted(*axis) for axis in zip(case.shape, windows.size, windows.stride, strict=True)]
             for case in cases
         ]
-        self.shapes = [tuple(len(axis.index) for axis in axes) for axes in self._axes]
+        self.shapes = [tuple(len(axis.source) for axis in axes) for axes in self._axes]
         order = sorted(range(len(cases)), key=lambda i: (np.prod(self.shapes[i]), self.shapes[i]))
         self.buckets: dict[str, tuple[int, ...]] = {}
         self.bucket_of = [""] * len(cases)
@@ -137,13 +137,13 @@ class Wholes:
         spec = self.spec(bucket)
         batch = {name: np.zeros((len(indices), *spec[name][0]), spec[name][1]) for name in fields}
         for row, i in enumerate(indices.tolist()):
-            place = (row, *map(slice, self.shapes[i]))
+            place = tuple(map(slice, self.shapes[i]))
             if "image" in batch:
-                batch["image"][place] = self._fitted(i, self._cases[i].image, self._windows.padding)[
+                batch["image"][row][place] = self._fitted(i, self._cases[i].image, self._windows.padding)[
                     ..., None
                 ]
             if "label" in batch:
-                batch["label"][place] = self.label(i)
+                batch["label"][row][place] = self.label(i)
             if "size" in batch:
                 batch["size"][row] = self.shapes[i]
         return batch
@@ -158,7 +158,7 @@ class Wholes:
 
     def _fitted(self, index: int, values: np.ndarray, outside: float) -> np.ndarray:
         axes = self._axes[index]
-        found = np.asarray(values)[np.ix_(*(axis.index for axis in axes))]
+        found = np.asarray(values)[np.ix_(*(axis.source for axis in axes))]
         # As numbers: of truth values `ix_` makes indices.
         inside = functools.reduce(np.logical_and, np.ix_(*(axis.inside.astype(np.int8) for axis in axes)))
         return np.where(inside, found, np.asarray(outside, found.dtype))
@@ -306,19 +306,11 @@ def _boxes(listed: Mapping[str, Any]) -> dict[int, list[patches.Box]]:
     }
 
 
-class Numbers(Protocol):
-    """A config's `data`, as `dataset` takes it."""
-
-    def __getitem__(self, key: str, /) -> Any: ...
-
-    def get(self, key: str, default: Any = None, /) -> Any: ...
-
-
 def dataset(
     train: Sequence[Case],
     evaluation: Sequence[Case],
     serving: Sequence[Case] | None,
-    options: Numbers,
+    options: Mapping[str, Any],
     *,
     class_names: Sequence[str],
     padding: float,
@@ -356,10 +348,16 @@ def dataset(
 
 
 def made_up(
-    name: str, options: Numbers, *, num_train: int, num_eval: int, class_names: Sequence[str], padding: float
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    num_train: int,
+    num_eval: int,
+    class_names: Sequence[str],
+    padding: float,
 ) -> VolumeDataset:
     """What `--synthetic_data` makes up: volumes two windows deep."""
-    num_train, num_eval = synthetic.counts(options, num_train, num_eval)  # type: ignore[arg-type]
+    num_train, num_eval = synthetic.counts(options, num_train, num_eval)
     depth, *others = options["patch"]
     shape = (depth + options["stride"][0], *others)
     random = np.random.default_rng(0)

@@ -86,11 +86,12 @@ class UNet3DSegmentation(SupervisedWorkload[UNet3D, VolumeDataset]):
 
     def hyperparameters(self) -> dict[str, Any]:
         optimizer, schedule, data = self.config.optimizer, self.config.schedule, self.config.data
+        momentum = {"opt_momentum": optimizer.momentum} if "momentum" in optimizer else {}
         return {
-            "opt_name": "sgd",
+            "opt_name": {"torch_sgd": "sgd"}.get(optimizer.name, optimizer.name),
             "opt_base_learning_rate": optimizer.base_lr,
-            "opt_momentum": optimizer.momentum,
-            "opt_weight_decay": optimizer.weight_decay,
+            **momentum,
+            "opt_weight_decay": optimizer.get("weight_decay", 0.0),
             "opt_initial_learning_rate": schedule.init_lr,
             "opt_learning_rate_warmup_epochs": schedule.warmup_epochs,
             "opt_learning_rate_decay_boundary_epochs": list(schedule.decay_epochs),

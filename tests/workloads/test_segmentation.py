@@ -35,13 +35,13 @@ def closed_run(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("closed")
     names = ("--workload=unet3d", "--preset=closed", f"--data_dir={folder}")
-    assert prepare.main([*names, "--fake=4"]) == 0
+    assert prepare.main([*names, "--fake=1"]) == 0
     cuts = (
-        "data.fake=4",
+        "data.fake=1",
         "data.patch=(32,32,32)",
         "data.stride=(16,16,16)",
         "data.buckets=1",
-        "batch_size=4",
+        "batch_size=1",
         "eval_batch_size=1",
         "eval_every_epochs=1",
         "eval_offset_epochs=1",
@@ -62,7 +62,10 @@ def engine_of(strategy, precision="float64", form="cpu"):
     with jax.enable_x64(precision == "float64"), pytest.MonkeyPatch.context() as patch:
         patch.setattr("models.layers.compiled_for", lambda: form)
         layout = make_layout(STRATEGIES[strategy]) if strategy else single_device_layout()
-        engine = Engine(toys.make(SmallUNet3D, precision, batch_size=BATCH, eval_batch_size=4), layout)
+        # Both buckets on one device; elsewhere all volumes in one, which is half of the compilation.
+        buckets = 1 if strategy else 2
+        changes = dict(batch_size=BATCH, eval_batch_size=4, data__buckets=buckets)
+        engine = Engine(toys.make(SmallUNet3D, precision, **changes), layout)
         engine.compile("train_step")
         if strategy is None:
             engine.compile("init")
@@ -211,7 +214,10 @@ def test_impossible_configs_are_refused():
 
 
 def test_trained_drawn_and_served_in_two_scenarios(tmp_path):
-    run = ("--workload=tests.workloads.small_unet3d:SmallUNet3D", "--platform=cpu", "--config.target=0.001")
+    run = (
+        *("--workload=tests.workloads.small_unet3d:SmallUNet3D", "--platform=cpu"),
+        *("--config.target=0.001", "--config.data.buckets=1"),
+    )
     trained = door.run(tmp_path, *run, "--seed=3", "--visualize=1", **door.LIGHTLY)
     assert trained.returncode == 0, trained.stderr
     assert [p.name for p in (door.run_folder(tmp_path / "results") / "pictures").iterdir()] == ["000.png"]
@@ -271,9 +277,10 @@ def test_closed_on_made_up_data_lacks_nothing_but_target_and_counts(closed_run):
     assert ended.returncode == 1 and "not reached" in ended.stdout, ended.stderr
     (log,) = door.logs(folder / "results", "closed")
     complaints = door.complaints(log, "4.0.0")
-    assert len(complaints) == 3, complaints
-    for words in ("0.908", "168", "42"):
-        assert any(words in complaint for complaint in complaints), complaints
+    # The one on eval_samples is a later line of the same warning.
+    assert len(complaints) == 2, complaints
+    for line, parts in zip(complaints, (("train_samples", "CHECK"), ("eval_accuracy", "0.908")), strict=True):
+        assert all(part in line for part in parts), line
     events = read_events(log)
     assert door.values(events, "opt_learning_rate_warmup_epochs") == [1000]
     assert door.values(events, "validation_overlap") == [0.5]

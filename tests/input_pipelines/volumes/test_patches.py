@@ -128,7 +128,7 @@ def test_volumes_are_cut_and_padded_as_the_references(seed):
 
 def test_an_axis_says_where_its_voxels_are_from():
     axis = fitted(9, 8, 4)  # one too many: cut
-    assert axis.index.tolist() == list(range(8)) and axis.inside.all()
+    assert axis.source.tolist() == list(range(8)) and axis.inside.all()
     axis = fitted(10, 8, 4)  # two too few: padded
     assert axis.inside.tolist() == [False, *[True] * 10, False]
 
