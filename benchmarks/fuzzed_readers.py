@@ -22,6 +22,7 @@ from benchmarks.fuzzing import Reader
 from input_pipelines import fetch, prepared
 from input_pipelines.clicks import criteo_multihot, criteo_text, pickled_frame
 from input_pipelines.image import coco_originals, fashion_mnist, qt_resources
+from input_pipelines.ratings import tables
 from input_pipelines.text import subwords
 from input_pipelines.volumes import nifti
 from loadgen_py import conf
@@ -69,6 +70,7 @@ def readers() -> list[Reader]:
             lambda path: _read_criteo(path),
             (ValueError, UserError),
         ),
+        Reader("ratings", _text("ratings.csv", _RATINGS), _read_ratings, (ValueError,)),
         Reader("multi-hot npz", _writer(_write_tables), _read_tables),
     ]
     if importlib.util.find_spec("pandas"):
@@ -280,6 +282,8 @@ _DETAIL = "\n".join(
         }.items()
     )
 )
+_RATINGS = "userId,movieId,rating,timestamp\n1,2,3.5,1112486027\n1,29,3.5,1112484676\n2,2,4,1112484819\n"
+
 _CONF = "# ours\n*.*.mode = 2\nresnet50.Server.target_qps = 1000.5\n*.Offline.min_duration = 60000\n"
 _COCO = json.dumps(
     {
@@ -325,6 +329,11 @@ def _write_manifest(folder: Path) -> Path:
 
 def _read_inference(path: Path) -> object:
     return inference_logs.read_run(path.parent, path.parent)
+
+
+def _read_ratings(path: Path) -> object:
+    with open(path, encoding="ascii") as lines:
+        return tables.read(lines, ",", (0, 1, 3))
 
 
 def _read_conf(path: Path) -> object:

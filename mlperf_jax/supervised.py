@@ -30,12 +30,13 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel.layout import Layout, LogicalAxes
 from mlperf_jax.training import optimizers
-from mlperf_jax.training.engine import Engine
+from mlperf_jax.training.engine import Engine, named
 from mlperf_jax.training.gradients import gradients
 from mlperf_jax.workload import (
     NO_NOTES,
     Batch,
     Block,
+    Buckets,
     Evaluation,
     Metrics,
     Notes,
@@ -383,14 +384,16 @@ class SupervisedWorkload(GradientWorkload[M], Generic[M, D]):
     def measured(self, engine: Engine, state: State, batches: int | None = None) -> Any:
         """The totals (numpy) of the whole evaluation set, or of its first so many batches."""
         size = self.config.eval_batch_size
-        struct = self.eval_batch_struct(engine.layout)
+        structs = self.eval_batch_structs(engine.layout)
         model_state = self.served_state(state)
         on_cpu = engine.layout.mesh.devices.flat[0].platform == "cpu"
         totals = engine.run("eval_init")
         read = self.dataset.eval_batches(batch_size=size, rows=engine.layout.rows(size))
         with contextlib.closing(read):
             for batch in itertools.islice(read, batches):
-                totals = engine.run("eval_step", totals, model_state, engine.place(batch, struct))
+                bucket = self.eval_bucket(batch)
+                placed = engine.place(batch, structs[bucket])
+                totals = engine.run(named("eval_step", bucket), totals, model_state, placed)
                 if on_cpu:
                     # Virtual devices share threads: collectives of steps in flight would wait for each other.
                     jax.block_until_ready(totals)
@@ -423,6 +426,14 @@ class SupervisedWorkload(GradientWorkload[M], Generic[M, D]):
         """One global evaluation batch as structs."""
         return self._structs(self.dataset.eval_spec, self.config.eval_batch_size, layout)
 
+    def eval_batch_structs(self, layout: Layout) -> Buckets:
+        """Those of every bucket, where evaluation batches have several shapes."""
+        return Buckets({"": self.eval_batch_struct(layout)})
+
+    def eval_bucket(self, batch: Batch) -> str:
+        """The bucket whose shapes an evaluation batch has."""
+        return ""
+
     def programs(self, state: State, layout: Layout) -> dict[str, Program]:
         def eval_step(totals: Any, model_state: State, batch: Batch) -> Any:
             return self.eval_update(totals, self.model(model_state), batch)
@@ -430,11 +441,11 @@ class SupervisedWorkload(GradientWorkload[M], Generic[M, D]):
         totals = self.eval_structs(layout)
         places = jax.tree.map(lambda x: x.sharding, totals)
         model_state = self.served_state(state)
-        batch = self.eval_batch_struct(layout)
-        return {
-            "eval_init": Program(self.eval_totals, (), out_shardings=places),
-            "eval_step": Program(eval_step, (totals, model_state, batch), donate=(0,), out_shardings=places),
-        }
+        programs = {"eval_init": Program(self.eval_totals, (), out_shardings=places)}
+        for bucket, batch in self.eval_batch_structs(layout).items():
+            args = totals, model_state, batch
+            programs[named("eval_step", bucket)] = Program(eval_step, args, (0,), places)
+        return programs
 
     def eval_structs(self, layout: Layout) -> Any:
         """The running totals as structs; on every device whole, where a task does not lay them out."""

@@ -86,12 +86,17 @@ class TorchTextClassifier(nn.Module):
         else:
             self.reader = Stack(config.embedding, config.features, config.layers)
             features = config.features * 5 // 4
+        self.drop = nn.Dropout(config.dropout)
         self.last = nn.Linear(features, config.classes)
+        self.unknown, self.word_dropout = config.vocabulary_size - 1, config.word_dropout
 
     def forward(self, words: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
         inside = torch.arange(words.shape[1], device=words.device) < length[:, None]
+        if self.training and self.word_dropout:
+            lost = torch.rand(words.shape, device=words.device) < self.word_dropout
+            words = torch.where(lost, self.unknown, words)
         x = self.embedding(words) * inside[..., None]
-        return self.last(self.reader(x, inside))
+        return self.last(self.drop(self.reader(x, inside)))
 
 
 def largest(x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:

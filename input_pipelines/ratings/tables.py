@@ -14,4 +14,6 @@ def read(lines: Iterable[str], delimiter: str, columns: Sequence[int]) -> tuple[
         ValueError: a line has too few columns, or no number in one of them.
     """
     table = np.loadtxt(lines, np.float64, delimiter=delimiter, usecols=columns, skiprows=1, ndmin=2)
+    if not (np.abs(table) < 2**53).all():
+        raise ValueError("a number is none, or too large to be whole")
     return tuple(table.T.astype(np.int64))

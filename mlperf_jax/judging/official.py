@@ -12,7 +12,7 @@ import importlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,8 +22,8 @@ from mlperf_jax.regular import open_regular
 from mlperf_jax.rounds import training_rules
 
 # Of benchmarks whose name went on to mean something else, or whose later rulesets ask for another
-# reference: what this project's own runs are made by.
-_OWN_RULESETS = {"ssd": "1.1.0", "dlrm_dcnv2": "4.0.0"}
+# reference: what this project's own runs are made by. Ruleset 0.6.0 names NCF, of v0.5, and has no rules for it.
+_OWN_RULESETS: Mapping[str, str | None] = {"ssd": "1.1.0", "dlrm_dcnv2": "4.0.0", "ncf": None}
 # Keys whose values become part of a YAML file's name.
 _NAMING = ("submission_division", "submission_benchmark", "opt_name")
 _MOST_BYTES = 256 << 20

@@ -5,7 +5,6 @@ Batches are as wide as their longest text needs, in one of a few widths, each of
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from input_pipelines.text.labelled_text import LabelledTexts
 from mlperf_jax.metrics import classification
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.supervised import Loss, SupervisedWorkload, mean_of
-from mlperf_jax.training.engine import Engine, named
+from mlperf_jax.training.engine import Engine
 from mlperf_jax.weights import text_classifier as weights
 from mlperf_jax.weights.lazy import Tensor
 from mlperf_jax.workload import (
@@ -31,7 +30,6 @@ from mlperf_jax.workload import (
     Buckets,
     Evaluation,
     Notes,
-    Program,
     Spec,
     State,
 )
@@ -78,10 +76,10 @@ class Sentiment(SupervisedWorkload[TextClassifier, LabelledTexts]):
         return {f"{width}": width for width in self.dataset.widths}
 
     def batch_struct(self, layout: Layout) -> Buckets:
-        return Buckets({name: self._batch(layout, width) for name, width in self.widths.items()})
-
-    def _batch(self, layout: Layout, width: int) -> Batch:
-        return self._structs(_as_wide(self.dataset.train_spec, width), self.batch_size, layout)
+        spec, size = self.dataset.train_spec, self.batch_size
+        return Buckets(
+            {name: self._structs(_as_wide(spec, width), size, layout) for name, width in self.widths.items()}
+        )
 
     def data(
         self, engine: Engine, state: State, block: Block, start: int, notes: Notes = NO_NOTES
@@ -102,28 +100,14 @@ class Sentiment(SupervisedWorkload[TextClassifier, LabelledTexts]):
         result = classification.compute(totals)
         return result | {"quality": result["accuracy"]}
 
-    def measured(self, engine: Engine, state: State, batches: int | None = None) -> Any:
-        size, model_state = self.config.eval_batch_size, self.served_state(state)
-        totals = engine.run("eval_init")
-        read = self.dataset.eval_batches(batch_size=size, rows=engine.layout.rows(size))
-        with contextlib.closing(read):
-            for batch in read:
-                width = batch["words"].shape[1]
-                placed = engine.place(batch, self._eval_batch(engine.layout, width))
-                totals = engine.run(named("eval_step", f"{width}"), totals, model_state, placed)
-        return jax.device_get(totals)
+    def eval_batch_structs(self, layout: Layout) -> Buckets:
+        spec, size = self.dataset.eval_spec, self.config.eval_batch_size
+        return Buckets(
+            {name: self._structs(_as_wide(spec, width), size, layout) for name, width in self.widths.items()}
+        )
 
-    def _eval_batch(self, layout: Layout, width: int) -> Batch:
-        return self._structs(_as_wide(self.dataset.eval_spec, width), self.config.eval_batch_size, layout)
-
-    def programs(self, state: State, layout: Layout) -> dict[str, Program]:
-        programs = super().programs(state, layout)
-        step = programs.pop("eval_step")
-        totals, model_state, _ = step.args
-        for name, width in self.widths.items():
-            args = totals, model_state, self._eval_batch(layout, width)
-            programs[named("eval_step", name)] = Program(step.function, args, (0,), step.out_shardings)
-        return programs
+    def eval_bucket(self, batch: Batch) -> str:
+        return f"{batch['words'].shape[1]}"
 
     # Inference: a sample is a text, compiled and batched by width.
 

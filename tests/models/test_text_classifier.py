@@ -55,6 +55,7 @@ def test_values_and_gradients_equal_torchs(network, precision, tolerance):
         grads, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
     theirs = peer.TorchTextClassifier(config).to(getattr(torch, precision))
     peer.take(theirs, as_text(params))
+    theirs.eval()  # without dropout; there is nothing else that differs
     expected = theirs(torch.tensor(words), torch.tensor(LENGTH))
     torch.nn.functional.cross_entropy(expected, torch.tensor(label).long()).backward()
     assert logits.dtype == precision

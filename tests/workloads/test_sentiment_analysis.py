@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mlperf_jax import prepare
+from mlperf_jax.judging import official
 from mlperf_jax.parallel.layout import STRATEGIES
 from mlperf_jax.parallel.mesh import make_layout, single_device_layout
 from mlperf_jax.training.engine import Engine, named
@@ -132,4 +133,8 @@ def test_a_closed_run_on_made_up_reviews(closed_run):
     assert ended.returncode in (0, 1), ended.stderr
     assert "made-up reviews, not MLPerf's data" in ended.stdout
     (log,) = door.logs(folder / "results", "closed")
-    assert door.complaints(log, "0.7.0") == []
+    # No ruleset has this benchmark. As GNMT, which is trained by Adam too, it lacks what is GNMT's own.
+    assert official.find_ruleset("sentiment", "local") is None
+    of_gnmt = ("opt_learning_rate_", "max_sequence_length", "eval_accuracy : v['value'] >= 0.240")
+    said = door.complaints_as(log, "gnmt", "0.7.0")
+    assert all(any(word in line for word in of_gnmt) for line in said), said

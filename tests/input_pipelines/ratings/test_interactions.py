@@ -73,6 +73,9 @@ def test_a_table_as_text():
     assert [column.tolist() for column in tables.read(lines, "\t", (0, 1, 3))] == [[196], [242], [881250949]]
     with pytest.raises(ValueError, match="column"):
         tables.read([*lines, "1\t2"], "\t", (0, 1, 3))
+    for number in ("nan", "inf", "1e300"):
+        with pytest.raises(ValueError, match="too large"):
+            tables.read([*lines, f"1\t2\t3\t{number}"], "\t", (0, 1, 3))
 
 
 def test_movielens_20m_from_its_table(tmp_path, monkeypatch):
