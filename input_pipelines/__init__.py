@@ -29,6 +29,7 @@ _MODULES = {
     "imagenet": "input_pipelines.image.imagenet",
     "libreoffice_help": "input_pipelines.text.libreoffice_help",
     "nycflights": "input_pipelines.clicks.nycflights",
+    "openimages": "input_pipelines.image.openimages",
     "wmt": "input_pipelines.text.wmt",
 }
 

@@ -11,12 +11,18 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from input_pipelines import base, synthetic
-from input_pipelines.image import box_augmentation
+from input_pipelines.image import box_augmentation, flipped
 from mlperf_jax.errors import UserError
 
 SPLITS = ("train", "eval")
 
 Objects = tuple[np.ndarray, np.ndarray]
+
+# What makes a random view to train on, and the whole image to evaluate, by its name in a config.
+_AUGMENTATIONS = {
+    "ssd": (box_augmentation.train_image, box_augmentation.resized),
+    "flip": (flipped.train_image, flipped.stretched),
+}
 
 
 class Source(Protocol):
@@ -72,14 +78,14 @@ class DetectionDataset(base.Dataset):
 
 
 class AugmentedDetection(DetectionDataset):
-    """Images of a source, cropped, flipped and coloured at random to train on.
+    """Images of a source, changed at random to train on.
 
     Args:
         source: the images.
         category_ids: the ground truth's ids of labels 1, 2, ...
         ground_truth: see `DetectionDataset`.
-        options: of the config: `image_size` S, `max_boxes` M, `crop_attempts` (see
-            `box_augmentation.random_crop`), and, by default 0, `num_threads` (batches made at once in
+        options: of the config: `image_size` S, `max_boxes` M, `augmentation` (by default "ssd"), for that
+            `crop_attempts` (see `box_augmentation.random_crop`), and, by default 0, `num_threads` (batches made at once in
             each process; 0 as many as there are cores, at most 8) and `num_workers` (processes that
             make them; 0 makes them in threads of this process).
         fake, description: see `base.Dataset`.
@@ -99,6 +105,7 @@ class AugmentedDetection(DetectionDataset):
         description: str,
     ) -> None:
         size, max_boxes, self._attempts = checked_options(options)
+        self._view, self._whole = _AUGMENTATIONS[options.get("augmentation", "ssd")]
         if source.most_objects > max_boxes:
             raise UserError(
                 f"An image has {source.most_objects} objects, more than --config.data.max_boxes={max_boxes}; "
@@ -133,7 +140,7 @@ class AugmentedDetection(DetectionDataset):
             for name, (shape, dtype) in self.train_spec.items()
         }
         for row, (position, example) in enumerate(zip(positions.tolist(), examples.tolist(), strict=True)):
-            boxes, labels = box_augmentation.train_image(
+            boxes, labels = self._view(
                 self.source.image("train", example),
                 *self.source.objects(example),
                 size=self._size,
@@ -163,7 +170,7 @@ class AugmentedDetection(DetectionDataset):
 
             def read(row: int) -> None:
                 image = self.source.image("eval", int(indices[row]))
-                batch["image"][row] = box_augmentation.resized(image, self._size)
+                batch["image"][row] = self._whole(image, self._size)
 
             for _ in map_rows(read, range(len(indices))):  # Raises what `read` raised.
                 pass
@@ -175,12 +182,13 @@ class AugmentedDetection(DetectionDataset):
 
 
 def checked_options(options: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Returns image_size, max_boxes and crop_attempts.
+    """Returns image_size, max_boxes and crop_attempts, 1 where nothing is cropped.
 
     Raises:
         UserError: one of them is not positive.
     """
-    values = {name: options[name] for name in ("image_size", "max_boxes", "crop_attempts")}
+    values = {name: options[name] for name in ("image_size", "max_boxes")}
+    values["crop_attempts"] = options.get("crop_attempts", 1)
     for name, value in values.items():
         if value < 1:
             raise UserError(f"--config.data.{name}={value} makes no sense; it must be 1 or more.")
