@@ -41,7 +41,8 @@ ARRAYS: dict[str, np.ndarray] = {
 
 def readers() -> list[Reader]:
     """All readers; the pickled table is left out where there is no pandas to write it."""
-    found = [Reader(name, _writer(write, name), _read_weights) for name, write in WEIGHTS.items()]
+    weights = WEIGHTS | {"graph.onnx": _write_onnx_graph}
+    found = [Reader(name, _writer(write, name), _read_weights) for name, write in weights.items()]
     found += [
         Reader("weights.json", _write_imported, lambda path: files.load(path.parent)),
         Reader("sgf", _text("a.sgf", _SGF), records.read, (UserError, records.BadRecord)),
@@ -168,6 +169,37 @@ def _write_onnx(path: Path) -> None:
     path.write_bytes(field(1, 8) + field(7, graph))
 
 
+def _write_onnx_graph(path: Path) -> None:
+    """Layers without names, of which one has a batch norm after it."""
+
+    def tensor(name: str, *shape: int) -> bytes:
+        array = np.ones(shape, np.float32)
+        sizes = b"".join(field(1, n) for n in shape)
+        return field(5, sizes + field(2, 1) + field(8, name.encode()) + field(9, array.tobytes()))
+
+    def node(operator: bytes, out: bytes, *inputs: bytes, more: bytes = b"") -> bytes:
+        reads = b"".join(field(1, name) for name in inputs)
+        return field(1, reads + field(2, out) + field(3, out) + field(4, operator) + more)
+
+    epsilon = field(5, field(1, b"epsilon") + bytes([2 << 3 | 5]) + struct.pack("<f", 1e-3))
+    graph = tensor("w", 2, 3, 1, 1) + tensor("s", 2) + tensor("m", 2, 4) + tensor("b", 4)
+    graph += node(b"Conv", b"y", b"x", b"w") + node(
+        b"BatchNormalization", b"z", b"y", *[b"s"] * 4, more=epsilon
+    )
+    graph += node(b"Relu", b"r", b"z") + node(b"MatMul", b"l", b"r", b"m") + node(b"Add", b"a", b"l", b"b")
+    path.write_bytes(field(1, 8) + field(7, graph))
+
+
+def _write_frozen(path: Path) -> None:
+    kinds, graph = {"float32": 1, "int64": 9}, b""
+    for name, array in ARRAYS.items():
+        shape = field(2, b"".join(field(2, field(1, n)) for n in array.shape))
+        tensor = field(1, kinds[str(array.dtype)]) + shape + field(4, array.tobytes())
+        value = field(5, field(1, b"value") + field(2, field(8, tensor)))
+        graph += field(1, field(1, name.encode()) + field(2, b"Const") + value)
+    path.write_bytes(graph)
+
+
 def _write_tensorflow(path: Path) -> None:
     kinds = {"float32": 1, "int64": 9}
     entries, data = [(b"", field(1, 1))], b""
@@ -201,6 +233,7 @@ WEIGHTS: dict[str, Callable[[Path], None]] = {
     ),
     "onnx": _write_onnx,
     "index": _write_tensorflow,
+    "pb": _write_frozen,
 }
 """Kinds of files of weights, and what writes `ARRAYS` as one."""
 

@@ -57,6 +57,26 @@ def made_up() -> Numbers:
     )
 
 
+def imagenet(
+    mean: tuple[float, ...] = (123.675, 116.28, 103.53), std: tuple[float, ...] = (58.395, 57.12, 57.375)
+) -> Numbers:
+    """ImageNet at 224 x 224, normalised by `mean` and `std` of each channel, of values 0 to 255."""
+    return dict(
+        name="imagenet",
+        image_size=224,
+        mean=mean,
+        std=std,
+        **made_up(),
+        num_threads=0,  # of decoding in each process; 0 as many as there are cores, at most 8
+        num_workers=0,  # processes that decode; 0 decodes in threads of the training process
+    )
+
+
+def fashion_mnist() -> Numbers:
+    """Fashion-MNIST, normalised by its own mean and deviation."""
+    return dict(name="fashion_mnist", image_size=28, mean=(72.94,), std=(90.02,), num_train=0, num_eval=0)
+
+
 def serving(
     loadgen_model: str,
     batch_sizes: tuple[int, ...],

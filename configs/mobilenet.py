@@ -8,7 +8,8 @@ It decays all parameters; here, as everywhere in this suite, norms and biases ar
     ./run_and_time.sh --workload=mobilenet --platform=tpu
     expected: not run by us; 0.710 within 120 epochs by the recipe
 
-Google's weights, by which MLPerf Inference judged (top-1 .71676, 98 % of it to be reached):
+Google's weights, by which MLPerf Inference judged (top-1 .71676, 98 % of it to be reached), as a checkpoint, a frozen graph
+(mobilenet_v1_1.0_224_frozen.pb) or its ONNX (mobilenet_v1_1.0_224.onnx):
 
     python -m mlperf_jax.import_weights --workload=mobilenet --from=mobilenet_v1_1.0_224.ckpt.index --to=weights
     python -m mlperf_jax.main --workload=mobilenet --preset=closed --scenario=Offline --weights=weights
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.common import Numbers, config, loop, made_up, serving
+from configs.common import Numbers, config, fashion_mnist, imagenet, loop, serving
 
 # LoadGen's defaults know the model no more; these are of the other image classifier, but for Server's bound of 10 ms.
 _LOADGEN_MODEL = "resnet50"
@@ -62,15 +63,7 @@ def _closed() -> Numbers:
             padding="tf",
             epsilon=1e-3,
         ),
-        data=dict(
-            name="imagenet",
-            image_size=224,
-            mean=(123.675, 116.28, 103.53),  # per channel, of values 0 to 255
-            std=(58.395, 57.12, 57.375),
-            **made_up(),
-            num_threads=0,  # of decoding in each process; 0 as many as there are cores, at most 8
-            num_workers=0,  # processes that decode; 0 decodes in threads of the training process
-        ),
+        data=imagenet(),
         batch_size=256,
         eval_batch_size=1000,
         label_smoothing=0.0,
@@ -99,7 +92,7 @@ def _mini() -> Numbers:
             padding="tf",
             epsilon=1e-3,
         ),
-        data=dict(name="fashion_mnist", image_size=28, mean=(72.94,), std=(90.02,), num_train=0, num_eval=0),
+        data=fashion_mnist(),
         batch_size=128,
         eval_batch_size=1000,
         label_smoothing=0.1,

@@ -9,6 +9,11 @@ Written down is the reference's own command for batch 4096. Other batch sizes ha
 hyperparameters: `--config.reference_point=32768` applies the reference convergence point of that
 batch, any key of `reference_points` below (mlperf_logging 4.1.68, training_4.0.0/rcps_resnet.json).
 
+MLPerf Inference's weights (resnet50-19c8e357.pth, resnet50_v1.pb or resnet50_v1.onnx; docs/data.md):
+
+    python -m mlperf_jax.import_weights --workload=resnet50 --from=resnet50_v1.onnx --to=weights
+    python -m mlperf_jax.main --workload=resnet50 --preset=closed --scenario=Offline --weights=weights
+
 mini: the same bottlenecks on Fashion-MNIST (28x28, 10 classes, 60,000 / 10,000 images); not MLPerf's
 data or model.
 
@@ -20,7 +25,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.common import Numbers, config, loop, made_up, serving
+from configs.common import Numbers, config, fashion_mnist, imagenet, loop, serving
 
 
 def get_config(preset: str) -> ConfigDict:
@@ -42,16 +47,8 @@ def _closed() -> Numbers:
             space_to_depth=False,
             padding="tf",
         ),
-        data=dict(
-            name="imagenet",
-            image_size=224,
-            # Per channel, of values 0 to 255. The reference subtracts the mean and divides by nothing.
-            mean=(123.68, 116.78, 103.94),
-            std=(1.0, 1.0, 1.0),
-            **made_up(),
-            num_threads=0,  # of decoding in each process; 0 as many as there are cores, at most 8
-            num_workers=0,  # processes that decode; 0 decodes in threads of the training process
-        ),
+        # The reference subtracts the mean and divides by nothing.
+        data=imagenet(mean=(123.68, 116.78, 103.94), std=(1.0, 1.0, 1.0)),
         batch_size=4096,
         eval_batch_size=4096,
         label_smoothing=0.1,
@@ -128,7 +125,7 @@ def _mini() -> Numbers:
             space_to_depth=False,
             padding="tf",
         ),
-        data=dict(name="fashion_mnist", image_size=28, mean=(72.94,), std=(90.02,), num_train=0, num_eval=0),
+        data=fashion_mnist(),
         batch_size=128,
         eval_batch_size=1000,
         label_smoothing=0.1,

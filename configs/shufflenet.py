@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.common import Numbers, config, loop, made_up, serving
+from configs.common import Numbers, config, fashion_mnist, imagenet, loop, serving
 
 # LoadGen's defaults do not know the model; these are of the other image classifier.
 _LOADGEN_MODEL = "resnet50"
@@ -51,15 +51,7 @@ def _closed() -> Numbers:
             channels_in=3,
             bn_span=64,
         ),
-        data=dict(
-            name="imagenet",
-            image_size=224,
-            mean=(123.675, 116.28, 103.53),  # per channel, of values 0 to 255
-            std=(58.395, 57.12, 57.375),
-            **made_up(),
-            num_threads=0,  # of decoding in each process; 0 as many as there are cores, at most 8
-            num_workers=0,  # processes that decode; 0 decodes in threads of the training process
-        ),
+        data=imagenet(),
         batch_size=1024,
         eval_batch_size=1000,
         label_smoothing=0.1,
@@ -90,7 +82,7 @@ def _mini() -> Numbers:
             channels_in=1,
             bn_span=0,
         ),
-        data=dict(name="fashion_mnist", image_size=28, mean=(72.94,), std=(90.02,), num_train=0, num_eval=0),
+        data=fashion_mnist(),
         batch_size=128,
         eval_batch_size=1000,
         label_smoothing=0.1,

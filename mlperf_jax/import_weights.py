@@ -3,8 +3,8 @@
     python -m mlperf_jax.import_weights --workload=resnet50 --from=resnet50-19c8e357.pth --to=weights/resnet50
     python -m mlperf_jax.main --workload=resnet50 --platform=gpu --scenario=Offline --weights=weights/resnet50
 
-The file may be a PyTorch state dict (.pth), .safetensors, .npz, .onnx, or a TensorFlow checkpoint's .index. Nothing in it is executed,
-and reading it costs time and memory by its size, whatever it says.
+The file may be a PyTorch state dict (.pth), .safetensors, .npz, .onnx, a TensorFlow checkpoint's .index or a frozen
+graph (.pb). Nothing in it is executed, and reading it costs time and memory by its size, whatever it says.
 """
 
 from __future__ import annotations

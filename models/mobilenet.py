@@ -13,9 +13,9 @@ import dataclasses
 import jax
 from flax import nnx
 
-from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
-from models.layers import Conv, Dense, Padding
+from models.classifier import Classifier
+from models.layers import Conv, Padding
 from models.norms import BatchNorm
 from models.resnet import pin
 
@@ -144,21 +144,11 @@ class MobileNet(nnx.Module):
         """
         self.config = config
         self.trunk = MobileNetTrunk(config, policy=policy, rngs=rngs)
-        # The classifier and the mean before it run in the output dtype: logits decide by small margins.
-        self.head = Dense(
-            self.trunk.features,
-            config.num_classes,
-            axes=("embed", "vocab"),
-            stddev=0.01,
-            dtype=policy.output_dtype,
-            policy=policy,
-            rngs=rngs,
-        )
+        self.head = Classifier(self.trunk.features, config.num_classes, policy=policy, rngs=rngs)
 
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
         """Classifies images [B, H, W, channels_in], already normalised: logits [B, num_classes] in the output dtype."""
-        x = self.trunk(inputs, train=train)[-1].mean((1, 2), dtype=self.head.dtype)
-        return constrain(self.head(x), "batch", "vocab")
+        return self.head(self.trunk(inputs, train=train)[-1])
 
 
 def _norm(features: int, config: MobileNetConfig, policy: Policy) -> BatchNorm:

@@ -17,7 +17,8 @@ from flax import nnx
 
 from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
-from models.layers import Conv, Dense, Padding, convolve
+from models.classifier import Classifier
+from models.layers import Conv, Padding, convolve
 from models.norms import BatchNorm
 from models.pooling import max_pool
 
@@ -42,7 +43,8 @@ class ResNetConfig:
         space_to_depth: compute the 7x7/2 stem as a 4x4/1 convolution over 2x2 blocks of pixels, with
             the same kernel and numbers: 12 input channels fill a TPU's matrix unit better than 3.
         padding: of strided 3x3 windows: "tf" as TensorFlow's SAME, at the end only where sizes are even;
-            "torch" by one on every side, which published PyTorch weights were trained with.
+            "torch" by one on every side, which published PyTorch weights were trained with; "fixed" so but for
+            the max-pool, as in TensorFlow's official model (tensorflow/models, official/resnet/resnet_model.py).
     """
 
     stages: tuple[int, ...] = (3, 4, 6, 3)
@@ -60,15 +62,20 @@ class ResNetConfig:
         object.__setattr__(self, "stages", tuple(self.stages))
         if self.stem not in ("imagenet", "small"):
             raise ValueError(f"stem {self.stem!r} is neither 'imagenet' nor 'small'")
-        if self.padding not in ("tf", "torch"):
-            raise ValueError(f"padding {self.padding!r} is neither 'tf' nor 'torch'")
+        if self.padding not in ("tf", "torch", "fixed"):
+            raise ValueError(f"padding {self.padding!r} is none of 'tf', 'torch' and 'fixed'")
         if self.space_to_depth and (self.stem != "imagenet" or self.image_size % 2):
             raise ValueError("space_to_depth needs the imagenet stem and an even image_size")
 
     @property
     def padding_3x3(self) -> Padding:
-        """Of 3x3 windows, as `models.layers` takes it."""
+        """Of 3x3 convolutions, as `models.layers` takes it."""
         return "SAME" if self.padding == "tf" else ((1, 1), (1, 1))
+
+    @property
+    def padding_pool(self) -> Padding:
+        """Of the max-pool."""
+        return ((1, 1), (1, 1)) if self.padding == "torch" else "SAME"
 
     @classmethod
     def resnet50(cls) -> ResNetConfig:
@@ -214,16 +221,7 @@ class ResNet(nnx.Module):
         for name, width, stride in _blocks(config):
             self.blocks[name] = Bottleneck(features, width, stride, config, policy=policy, rngs=rngs)
             features = EXPANSION * width
-        # The classifier and the mean before it run in the output dtype: logits decide by small margins.
-        self.head = Dense(
-            features,
-            config.num_classes,
-            axes=("embed", "vocab"),
-            stddev=0.01,
-            dtype=policy.output_dtype,
-            policy=policy,
-            rngs=rngs,
-        )
+        self.head = Classifier(features, config.num_classes, policy=policy, rngs=rngs)
 
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
         """Classifies images.
@@ -237,11 +235,10 @@ class ResNet(nnx.Module):
         """
         x = nnx.relu(self.norm(pin(self.stem(inputs)), train=train))
         if self.config.stem == "imagenet":
-            x = pin(max_pool(x, self.config.padding_3x3))
+            x = pin(max_pool(x, self.config.padding_pool))
         for name, _, _ in _blocks(self.config):
             x = pin(self.blocks[name](x, train=train))
-        x = x.mean((1, 2), dtype=self.head.dtype)
-        return constrain(self.head(x), "batch", "vocab")
+        return self.head(x)
 
 
 def stage_blocks(width: int, stages: Sequence[int], strides: Sequence[int]) -> list[tuple[str, int, int]]:

@@ -18,9 +18,9 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
-from models.layers import Conv, Dense
+from models.classifier import Classifier
+from models.layers import Conv
 from models.norms import BatchNorm
 from models.pooling import max_pool
 from models.resnet import pin
@@ -251,16 +251,7 @@ class ShuffleNet(nnx.Module):
         if config.version == 2:
             self.last = _ConvNorm(features, config.last, 1, config, policy=policy, rngs=rngs)
             features = config.last
-        # The classifier and the mean before it run in the output dtype: logits decide by small margins.
-        self.head = Dense(
-            features,
-            config.num_classes,
-            axes=("embed", "vocab"),
-            stddev=0.01,
-            dtype=policy.output_dtype,
-            policy=policy,
-            rngs=rngs,
-        )
+        self.head = Classifier(features, config.num_classes, policy=policy, rngs=rngs)
 
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
         """Classifies images [B, H, W, channels_in], already normalised: logits [B, num_classes] in the output dtype."""
@@ -271,8 +262,7 @@ class ShuffleNet(nnx.Module):
             x = pin(self.units[name](x, train=train))
         if self.config.version == 2:
             x = nnx.relu(self.last(x, train=train))
-        x = x.mean((1, 2), dtype=self.head.dtype)
-        return constrain(self.head(x), "batch", "vocab")
+        return self.head(x)
 
 
 def _units(config: ShuffleNetConfig) -> Iterator[tuple[str, int, int]]:

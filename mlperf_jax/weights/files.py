@@ -18,7 +18,15 @@ from typing import Any
 from mlperf_jax.errors import Refused, UserError
 from mlperf_jax.nested import flatten
 from mlperf_jax.results.folders import read_json, write_json
-from mlperf_jax.weights import budget, numpy_file, onnx_file, safetensors_file, tensorflow_file, torch_file
+from mlperf_jax.weights import (
+    budget,
+    numpy_file,
+    onnx_file,
+    safetensors_file,
+    tensorflow_file,
+    tensorflow_graph,
+    torch_file,
+)
 from mlperf_jax.weights.lazy import LazyArray, finite, said_of
 from mlperf_jax.workload import State
 
@@ -26,7 +34,7 @@ _DEEPEST = 64  # dicts within each other
 
 
 def read_tensors(path: Path) -> dict[str, LazyArray]:
-    """The arrays of a file of PyTorch, safetensors, NumPy (.npz), ONNX or TensorFlow (.index), to be read one by one.
+    """The arrays of a file of PyTorch, safetensors, NumPy (.npz), ONNX or TensorFlow (.index, .pb), to be read one by one.
 
     Raises:
         UserError: it is none of these, damaged, or hostile; and when an array is read that holds NaN or
@@ -35,7 +43,7 @@ def read_tensors(path: Path) -> dict[str, LazyArray]:
     with said_of(path):
         if not path.is_file():
             raise UserError(
-                f"There is no file {path}; give a .pth, .safetensors, .npz, .onnx or .index file."
+                f"There is no file {path}; give a .pth, .safetensors, .npz, .onnx, .index or .pb file."
             )
         return {name: finite(name, array) for name, array in _read(path).items()}
 
@@ -56,6 +64,8 @@ def _read(path: Path) -> dict[str, LazyArray]:
         return budget.held(safetensors_file.read(path), size)
     if start[:1] == b"\x80":  # the opcode that every pickle of PyTorch's begins with
         return budget.held(torch_file.read(path), size)
+    if start[:1] == tensorflow_graph.START:
+        return budget.held(tensorflow_graph.read(path), size)
     return budget.held(onnx_file.read(path), size)
 
 

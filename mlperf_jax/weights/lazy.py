@@ -106,6 +106,17 @@ def place(array: Tensor, where: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     )
 
 
+def shifted(array: Tensor, by: float) -> LazyArray:
+    """The array with a number added to all of its own, when it is read."""
+    return LazyArray(array.shape, array.dtype, lambda index: (array[index] + by).astype(array.dtype))
+
+
+def without_first(array: Tensor) -> LazyArray:
+    """The array without its first row, whose whole is read for any part."""
+    rows, *rest = array.shape
+    return LazyArray((rows - 1, *rest), array.dtype, lambda index: np.array(np.asarray(array)[1:][index]))
+
+
 def finite(name: str, array: LazyArray) -> LazyArray:
     """The array; its numbers are looked at when they are read."""
     return LazyArray(array.shape, array.dtype, lambda index: require_finite(name, array[index]))

@@ -1,9 +1,9 @@
-"""MobileNet v1 as TensorFlow's checkpoint names it (MobilenetV1/Conv2d_1_depthwise/depthwise_weights, ...), into
-`models.mobilenet`.
+"""MobileNet v1 as TensorFlow names it (MobilenetV1/Conv2d_1_depthwise/depthwise_weights, ...), into
+`models.mobilenet`: its checkpoint and frozen graph (tensorflow/models, mobilenet_v1_1.0_224), and the layers of that
+graph in ONNX, where names tell nothing and most norms are folded into convolutions. MLPerf Inference v0.5 measured them.
 
-That checkpoint (tensorflow/models, mobilenet_v1_1.0_224; MLPerf Inference v0.5 measured it) has 1,001 classes, of
-which the first is no class of ImageNet's: it is left out, so that a picture for which it was the likeliest gets
-the next. Slots of its optimizer and running averages of its weights are left out too.
+They have 1,001 classes, of which the first is no class of ImageNet's: it is left out, so that a picture for which it
+was the likeliest gets the next. Slots of the optimizer and running averages of weights are left out too.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from mlperf_jax.weights.lazy import LazyArray, Tensor
-from mlperf_jax.weights.source import Source
+from mlperf_jax.errors import UserError
+from mlperf_jax.weights import onnx_layers
+from mlperf_jax.weights.lazy import Tensor, shifted, without_first
+from mlperf_jax.weights.source import Source, TorchSource
 from mlperf_jax.workload import State
 from models.mobilenet import MobileNetConfig
 
@@ -27,13 +27,16 @@ CONFIG = {
 """What goes with such weights: pixels from -1 to 1, TensorFlow's padding."""
 
 
-def from_tensorflow(tensors: Mapping[str, Tensor], config: MobileNetConfig) -> State:
+_LOGITS = "Logits/Conv2d_1c_1x1"
+
+
+def published(tensors: Mapping[str, Tensor], config: MobileNetConfig) -> State:
     """Parameters and batch statistics, float32.
 
     Raises:
         UserError: an array is missing, has another shape, or belongs to another model.
     """
-    source = _Checkpoint(tensors)
+    source = _Graph(tensors, config) if "graph.0.weight" in tensors else _Variables(tensors)
     features = config.channels(config.stem)
     params: dict[str, Any] = {"blocks": {}}
     stats: dict[str, Any] = {"blocks": {}}
@@ -52,12 +55,12 @@ def from_tensorflow(tensors: Mapping[str, Tensor], config: MobileNetConfig) -> S
         }
         stats["blocks"][f"block{i}"] = {"norm1": seen1, "norm2": seen2}
         features = features_out
-    head = source.classifier("Logits/Conv2d_1c_1x1", features, config.num_classes)
+    head = source.classifier(_LOGITS, features, config.num_classes)
     return {"params": {"trunk": params, "head": head}, "model_state": {"trunk": stats}}
 
 
-class _Checkpoint(Source):
-    """The variables of a checkpoint, by layer."""
+class _Variables(Source):
+    """The variables of a checkpoint or a frozen graph, by layer."""
 
     hint = "this model's are those of TensorFlow's mobilenet_v1 checkpoints."
 
@@ -87,14 +90,48 @@ class _Checkpoint(Source):
 
     def classifier(self, name: str, features: int, classes: int) -> dict[str, Tensor]:
         """A 1x1 convolution of the mean, [1, 1, I, 1 + O], as a dense layer of the last O."""
-        kernel = self._take(f"{name}/weights", 1, 1, features, classes + 1)
+        kernel = self._take(f"{name}/weights", 1, 1, features, classes + 1).transpose(3, 0, 1, 2)
         bias = self._take(f"{name}/biases", classes + 1)
-        return {
-            "kernel": _part(kernel, (0, 0, slice(None), slice(1, None)), (features, classes)),
-            "bias": _part(bias, (slice(1, None),), (classes,)),
-        }
+        return _dense(kernel, bias, features, classes)
 
 
-def _part(tensor: Tensor, part: Any, shape: tuple[int, ...]) -> LazyArray:
-    """A part of an array, read when it is asked for."""
-    return LazyArray(shape, np.float32, lambda index: np.array(np.asarray(tensor)[part][index]))
+class _Graph:
+    """The numbered layers of an ONNX graph, by the names that TensorFlow gives them."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], config: MobileNetConfig) -> None:
+        self._source = TorchSource(tensors)
+        self._epsilon = config.epsilon
+        kinds = [
+            f"Conv2d_{i}_{kind}"
+            for i in range(1, len(config.blocks) + 1)
+            for kind in ("depthwise", "pointwise")
+        ]
+        names = ["Conv2d_0", *kinds, _LOGITS]
+        self._places = {name: f"graph.{i}" for i, name in enumerate(names)}
+        if f"graph.{len(names)}.weight" in tensors:
+            raise UserError(
+                f"The weights' graph has more than {len(names)} layers; they are of another model."
+            )
+
+    def conv(self, name: str, size: int, features_in: int, features_out: int) -> dict[str, Tensor]:
+        return self._source.conv(self._places[name], size, features_in, features_out)
+
+    def depthwise(self, name: str, size: int, features: int) -> dict[str, Tensor]:
+        return self.conv(name, size, 1, features)
+
+    def norm(self, name: str, features: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(parameters, statistics), for this model's epsilon."""
+        place = self._places[name]
+        params, stats = self._source.norm(f"{place}.norm", place, features)
+        return params, stats | {"var": shifted(stats["var"], onnx_layers.EPSILON - self._epsilon)}
+
+    def classifier(self, name: str, features: int, classes: int) -> dict[str, Tensor]:
+        place = self._places[name]
+        kernel = self._source.take(f"{place}.weight", (classes + 1, features, 1, 1))
+        return _dense(kernel, self._source.take(f"{place}.bias", (classes + 1,)), features, classes)
+
+
+def _dense(kernel: Tensor, bias: Tensor, features: int, classes: int) -> dict[str, Tensor]:
+    """A dense layer [I, O] of a convolution whose first row is left out: kernel of 1 + O rows, bias [1 + O]."""
+    rows = without_first(kernel).reshape(classes, features)
+    return {"kernel": rows.T, "bias": without_first(bias)}

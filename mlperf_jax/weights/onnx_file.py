@@ -1,22 +1,25 @@
 """Reads the weights of an ONNX file: a protobuf, of which a few fields are needed.
 
-Field numbers are those of onnx.proto (ModelProto, GraphProto, NodeProto, TensorProto). Weights are
-named as in PyTorch: exporters keep the names of parameters, but where they fold a batch norm into
-the convolution before it, only the node still tells the module: `/layer1/layer1.0/conv1/Conv`.
+Field numbers are those of onnx.proto (ModelProto, GraphProto, NodeProto, AttributeProto, TensorProto). Weights are
+named as in PyTorch: its exporter keeps the names of parameters, but where it folds a batch norm into
+the convolution before it, only the node still tells the module: `/layer1/layer1.0/conv1/Conv`. What other exporters
+name says nothing of the kind; there layers are numbered by their place in the graph (`onnx_layers`).
 """
 
 from __future__ import annotations
 
 import math
 import mmap
+import struct
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
 from mlperf_jax.errors import Refused
-from mlperf_jax.weights import budget
+from mlperf_jax.weights import budget, onnx_layers
 from mlperf_jax.weights.lazy import LazyArray
+from mlperf_jax.weights.onnx_layers import Node
 from mlperf_jax.weights.protobuf import as_bytes, as_number, fields, varints
 
 # TensorProto.DataType -> dtype, and the field that holds the numbers where raw_data does not.
@@ -38,11 +41,10 @@ _DTYPES = {
     19: (np.dtype(ml_dtypes.float8_e5m2), 5),
 }
 _VARINTS = (5, 7, 11)
-_WITH_WEIGHTS = ("Conv", "Gemm", "MatMul")
 
 
 def read(path: Path) -> dict[str, LazyArray]:
-    """The weights by PyTorch's names.
+    """The weights by PyTorch's names, or by `onnx_layers.numbered`'s where the file has none.
 
     Raises:
         Refused: see there.
@@ -53,22 +55,32 @@ def read(path: Path) -> dict[str, LazyArray]:
             model = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         (graph,) = (value for field, value in fields(model) if field == 7)
         tensors: dict[str, LazyArray] = {}
-        nodes = []
+        nodes: list[Node] = []
         for field, value in budget.counted(fields(as_bytes(graph)), budget.ARRAYS, "nodes and tensors"):
             if field == 5:
                 tensors |= _tensor(as_bytes(value))
             elif field == 1:
-                nodes.append(_node(as_bytes(value)))
-    except (ValueError, IndexError, UnicodeDecodeError, TypeError) as error:
+                node, constants = _node(as_bytes(value))
+                tensors |= constants
+                nodes.append(node)
+    except (ValueError, IndexError, UnicodeDecodeError, TypeError, struct.error) as error:
         raise Refused(
             str(error) if isinstance(error, Refused) else "it is no ONNX model, or damaged"
         ) from None
-    named: dict[str, LazyArray] = {}
-    for name, operator, inputs in nodes:
-        module = _module(name)
-        if operator not in _WITH_WEIGHTS or not module:
+    named = _by_module(nodes, tensors)
+    if any(name.endswith(".weight") for name in named):
+        return named
+    return named | onnx_layers.numbered(nodes, tensors)
+
+
+def _by_module(nodes: list[Node], tensors: dict[str, LazyArray]) -> dict[str, LazyArray]:
+    """The tensors; those that a node of PyTorch's reads are named after its module."""
+    tensors, named = dict(tensors), {}
+    for node in nodes:
+        module = _module(node.name)
+        if node.operator not in onnx_layers.OPERATORS or not module:
             continue
-        for suffix, source in zip((".weight", ".bias"), inputs[1:3], strict=False):
+        for suffix, source in zip((".weight", ".bias"), node.inputs[1:3], strict=False):
             if source in tensors and source not in (module + ".weight", module + ".bias"):
                 named[module + suffix] = tensors.pop(source)
     return tensors | named
@@ -124,24 +136,42 @@ def _varint(value: int) -> bytes:
     return bytes([*octets, value])
 
 
-def _node(data: memoryview) -> tuple[str, str, list[str]]:
-    """(name, operator, names of the inputs)"""
-    name, operator, inputs = "", "", []
+def _node(data: memoryview) -> tuple[Node, dict[str, LazyArray]]:
+    """A node, and the constant by its name where it is one."""
+    name, operator, inputs, outputs = "", "", [], []
+    given: dict[str, dict[int, int | memoryview]] = {}
     for field, value in fields(data):
         if field == 1:
             inputs.append(bytes(as_bytes(value)).decode())
+        elif field == 2:
+            outputs.append(bytes(as_bytes(value)).decode())
         elif field == 3:
             name = bytes(as_bytes(value)).decode()
         elif field == 4:
             operator = bytes(as_bytes(value)).decode()
-    return name, operator, inputs
+        elif field == 5:
+            attribute = dict(fields(as_bytes(value)))
+            given[bytes(as_bytes(attribute.get(1, memoryview(b"")))).decode()] = attribute
+    constants: dict[str, LazyArray] = {}
+    if operator == "Constant" and outputs and 5 in given.get("value", {}):
+        constants = dict(zip(outputs[:1], _tensor(as_bytes(given["value"][5])).values(), strict=False))
+    epsilon = given.get("epsilon", {}).get(2)
+    node = Node(
+        name,
+        operator,
+        tuple(inputs),
+        tuple(outputs),
+        epsilon=onnx_layers.EPSILON if epsilon is None else struct.unpack("<f", as_bytes(epsilon))[0],
+        is_transposed=bool(given.get("transB", {}).get(3, 0)),
+    )
+    return node, constants
 
 
 def _module(node: str) -> str:
-    """ "layer1.0.downsample.0" of "/layer1/layer1.0/downsample/downsample.0/Conv"; "" of other names."""
-    *scopes, _ = node.split("/")[1:] or [""]
+    """ "layer1.0.downsample.0" of "/layer1/layer1.0/downsample/downsample.0/Conv"; "" of other exporters' names."""
+    first, *scopes = node.split("/")
     path: list[str] = []
-    for scope in scopes:
+    for scope in [] if first else scopes[:-1]:
         if path and scope.startswith(path[-1] + "."):
             path[-1] = scope
         else:

@@ -25,8 +25,7 @@ MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 
 _FOOTER, _TRAILER = 48, 5  # bytes: of the file's end, and after each block (how it is packed, checksum)
 
-# DataType of tensorflow/core/framework/types.proto.
-_DTYPES = {
+DTYPES = {
     1: np.dtype(np.float32),
     2: np.dtype(np.float64),
     3: np.dtype(np.int32),
@@ -36,6 +35,7 @@ _DTYPES = {
     14: np.dtype(ml_dtypes.bfloat16),
     19: np.dtype(np.float16),
 }
+"""DataType of tensorflow/core/framework/types.proto."""
 
 
 class _Entry(NamedTuple):
@@ -68,7 +68,7 @@ def read(path: Path) -> dict[str, LazyArray]:
         found = [(name, _entry(entry)) for name, entry in entries.items()]
     except (IndexError, struct.error, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise Refused(f"its index is damaged ({error})") from None
-    arrays = {name: _array(name, entry, parts) for name, entry in found if entry.dtype in _DTYPES}
+    arrays = {name: _array(name, entry, parts) for name, entry in found if entry.dtype in DTYPES}
     return budget.held(arrays, sum(part.stat().st_size for part in parts if part.is_file()))
 
 
@@ -141,7 +141,7 @@ def _entry(data: memoryview) -> _Entry:
 
 
 def _array(name: str, entry: _Entry, parts: list[Path]) -> LazyArray:
-    dtype, size = _DTYPES[entry.dtype], entry.size
+    dtype, size = DTYPES[entry.dtype], entry.size
     shape = budget.shape(name, entry.shape, dtype)
     if entry.is_sliced:
         raise Refused(f"{name} is cut into slices")

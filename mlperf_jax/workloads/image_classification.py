@@ -137,7 +137,7 @@ class ResNet50(ImageClassification):
         return resnet.ResNet(self.model_config, policy=self.policy, rngs=rngs)
 
     def import_weights(self, tensors: Mapping[str, Tensor]) -> tuple[State, dict[str, Any]]:
-        return resnet_weights.from_torchvision(tensors, self.model_config), dict(resnet_weights.CONFIG)
+        return resnet_weights.published(tensors, self.model_config)
 
     def train_flops_per_example(self) -> float:
         return resnet.flops_per_image(self.model_config, train=True)
@@ -156,7 +156,7 @@ class MobileNet(ImageClassification):
         return mobilenet.MobileNet(self.model_config, policy=self.policy, rngs=rngs)
 
     def import_weights(self, tensors: Mapping[str, Tensor]) -> tuple[State, dict[str, Any]]:
-        return mobilenet_weights.from_tensorflow(tensors, self.model_config), dict(mobilenet_weights.CONFIG)
+        return mobilenet_weights.published(tensors, self.model_config), dict(mobilenet_weights.CONFIG)
 
     def train_flops_per_example(self) -> float:
         return mobilenet.flops_per_image(self.model_config, train=True)

@@ -89,7 +89,7 @@ def judged(config):
     if isinstance(config, MobileNetConfig):
         model = judge.MobileNet(config.stem, config.blocks, config.num_classes)
         judge.randomise(model, 1)
-        return model, model.tensorflow_names(), mobilenet_weights.from_tensorflow
+        return model, model.tensorflow_names(), mobilenet_weights.published
     model = judge_of_shuffle.ShuffleNet(
         config.version,
         config.widths,
@@ -192,4 +192,4 @@ def test_other_weights_are_refused():
     with pytest.raises(UserError, match=r"which this model does not"):
         read(tensors | {"stage9.weight": np.zeros(3, np.float32)}, V2)
     with pytest.raises(UserError, match="mobilenet_v1 checkpoints"):
-        mobilenet_weights.from_tensorflow(tensors, SMALL)
+        mobilenet_weights.published(tensors, SMALL)
