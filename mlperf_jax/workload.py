@@ -436,6 +436,7 @@ _REGISTRY = {
     "mobilenet": "mlperf_jax.workloads.image_classification:MobileNet",
     "resnet50": "mlperf_jax.workloads.image_classification:ResNet50",
     "shufflenet": "mlperf_jax.workloads.image_classification:ShuffleNet",
+    "ssd_mobilenet": "mlperf_jax.workloads.ssd_mobilenet:SSDMobileNet",
     "ssd_resnet34": "mlperf_jax.workloads.object_detection:SSDResNet34",
     "transformer": "mlperf_jax.workloads.translation:TransformerTranslation",
 }

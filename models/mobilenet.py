@@ -37,6 +37,7 @@ class MobileNetConfig:
         padding: of 3x3 windows: "tf" as TensorFlow's SAME, at the end only where sizes are even; "torch" by one
             on every side.
         epsilon: added to the variance in batch norm.
+        momentum: how much of batch norm's running statistics stays at each step.
     """
 
     stem: int = 32
@@ -48,6 +49,7 @@ class MobileNetConfig:
     bn_span: int = 0
     padding: str = "tf"
     epsilon: float = 1e-3
+    momentum: float = 0.9
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple((channels, stride) for channels, stride in self.blocks))
@@ -93,9 +95,9 @@ class Separable(nnx.Module):
             policy=policy,
             rngs=rngs,
         )
-        self.norm1 = _norm(features_in, config, policy)
+        self.norm1 = make_norm(features_in, config, policy)
         self.pointwise = Conv(features_in, features_out, 1, policy=policy, rngs=rngs)
-        self.norm2 = _norm(features_out, config, policy)
+        self.norm2 = make_norm(features_out, config, policy)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps [B, H, W, I] to [B, H/stride, W/stride, O]."""
@@ -111,7 +113,7 @@ class MobileNetTrunk(nnx.Module):
         self.stem = Conv(
             config.channels_in, features, 3, stride=2, padding=config.padding_3x3, policy=policy, rngs=rngs
         )
-        self.norm = _norm(features, config, policy)
+        self.norm = make_norm(features, config, policy)
         self.blocks: nnx.Dict[Separable] = nnx.Dict()
         for i, (channels, stride) in enumerate(config.blocks, 1):
             features_out = config.channels(channels)
@@ -151,15 +153,15 @@ class MobileNet(nnx.Module):
         return self.head(self.trunk(inputs, train=train)[-1])
 
 
-def _norm(features: int, config: MobileNetConfig, policy: Policy) -> BatchNorm:
-    return BatchNorm(features, span=config.bn_span, epsilon=config.epsilon, policy=policy)
+def make_norm(features: int, config: MobileNetConfig, policy: Policy) -> BatchNorm:
+    """Batch norm with the config's numbers."""
+    return BatchNorm(
+        features, span=config.bn_span, momentum=config.momentum, epsilon=config.epsilon, policy=policy
+    )
 
 
-def flops_per_image(config: MobileNetConfig, *, train: bool) -> int:
-    """Floating-point operations that the model asks for, per image, counted as `models.resnet` counts them.
-
-    At width 1.0 and 224 pixels 1.14 GFLOP forward.
-    """
+def trunk_products(config: MobileNetConfig) -> int:
+    """Multiply-adds of the trunk for one image."""
     size = (config.image_size + 1) // 2
     features = config.channels(config.stem)
     products = 9 * config.channels_in * features * size**2
@@ -168,5 +170,13 @@ def flops_per_image(config: MobileNetConfig, *, train: bool) -> int:
         features_out = config.channels(at_width_one)
         products += (9 + features_out) * features * size**2
         features = features_out
-    products += features * config.num_classes
-    return 2 * products * (3 if train else 1)
+    return products
+
+
+def flops_per_image(config: MobileNetConfig, *, train: bool) -> int:
+    """Floating-point operations that the model asks for, per image, counted as `models.resnet` counts them.
+
+    At width 1.0 and 224 pixels 1.14 GFLOP forward.
+    """
+    head = config.channels(config.blocks[-1][0]) * config.num_classes
+    return 2 * (trunk_products(config) + head) * (3 if train else 1)

@@ -143,3 +143,35 @@ def lars(
 ) -> Optimizer:
     groups = _groups(model, weight_decay, is_matrix)
     return Optimizer(_Lars(groups, momentum=momentum, trust=trust_coefficient, eps=epsilon), _rate_alone)
+
+
+class _RmsProp(torch.optim.Optimizer):
+    """RMSProp as `mlperf_jax.training.rmsprop` states it, all parameters of a group at once; both means start as 0."""
+
+    def __init__(self, groups: list[dict[str, Any]], **numbers: float) -> None:
+        super().__init__(groups, {"lr": _NO_RATE, **numbers})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            weights = group["params"]
+            slots = [self.state[w] for w in weights]
+            squares, moments = (
+                [s.setdefault(name, torch.zeros_like(w)) for s, w in zip(slots, weights, strict=True)]
+                for name in ("v", "m")
+            )
+            grads = torch._foreach_add([w.grad for w in weights], weights, alpha=group["weight_decay"])
+            torch._foreach_mul_(squares, group["decay"])
+            torch._foreach_addcmul_(squares, grads, grads, value=1 - group["decay"])
+            roots = torch._foreach_add(squares, group["eps"])
+            torch._foreach_sqrt_(roots)
+            torch._foreach_mul_(moments, group["momentum"])
+            torch._foreach_addcdiv_(moments, grads, roots, value=group["lr"])
+            torch._foreach_sub_(weights, moments)
+
+
+def rmsprop(
+    model: nn.Module, *, decay: float, momentum: float, epsilon: float, weight_decay: float
+) -> Optimizer:
+    groups = _groups(model, weight_decay, is_matrix)
+    return Optimizer(_RmsProp(groups, decay=decay, momentum=momentum, eps=epsilon), _rate_alone)

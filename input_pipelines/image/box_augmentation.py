@@ -114,7 +114,7 @@ def random_crop(boxes: np.ndarray, draws: Iterator[float], *, attempts: int) -> 
         if counts.any():
             first = counts.argmax()
             kept = np.flatnonzero(inside[first])
-            return Crop(tuple(edges[first].tolist()), _seen_from(boxes[kept], edges[first]), kept)
+            return Crop(tuple(edges[first].tolist()), seen_from(boxes[kept], edges[first]), kept)
 
 
 def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -135,7 +135,7 @@ def _centres_inside(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return ((centres > boxes[:, None, :2]) & (centres < boxes[:, None, 2:])).all(2)
 
 
-def _seen_from(boxes: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def seen_from(boxes: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Returns boxes [n, 4] in parts of the crop at `edges` [4], cut where they stand out."""
     origin = np.tile(edges[:2], 2)
     extent = np.tile(edges[2:] - edges[:2], 2)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from input_pipelines import base, synthetic
-from input_pipelines.image import box_augmentation, flipped
+from input_pipelines.image import box_augmentation, flipped, sampled_crop
 from mlperf_jax.errors import UserError
 
 SPLITS = ("train", "eval")
@@ -21,6 +21,7 @@ Objects = tuple[np.ndarray, np.ndarray]
 # What makes a random view to train on, and the whole image to evaluate, by its name in a config.
 _AUGMENTATIONS = {
     "ssd": (box_augmentation.train_image, box_augmentation.resized),
+    "sampled_crop": (sampled_crop.train_image, box_augmentation.resized),
     "flip": (flipped.train_image, flipped.stretched),
 }
 
@@ -84,8 +85,8 @@ class AugmentedDetection(DetectionDataset):
         source: the images.
         category_ids: the ground truth's ids of labels 1, 2, ...
         ground_truth: see `DetectionDataset`.
-        options: of the config: `image_size` S, `max_boxes` M, `augmentation` (by default "ssd"), for that
-            `crop_attempts` (see `box_augmentation.random_crop`), and, by default 0, `num_threads` (batches made at once in
+        options: of the config: `image_size` S, `max_boxes` M, `augmentation` (by default "ssd"; see
+            `_AUGMENTATIONS`), `crop_attempts` (see its `random_crop`, if it has one), and, by default 0, `num_threads` (batches made at once in
             each process; 0 as many as there are cores, at most 8) and `num_workers` (processes that
             make them; 0 makes them in threads of this process).
         fake, description: see `base.Dataset`.

@@ -100,10 +100,6 @@ def filled(corners: jax.Array, scores: jax.Array, labels: jax.Array, detections:
 def suppress(corners: jax.Array, present: jax.Array, threshold: float) -> jax.Array:
     """Greedy non-maximum suppression: a box stays unless a better one that stays overlaps it.
 
-    The sequential rule is the only solution of stays[j] = present[j] and no i < j with stays[i] and
-    overlap[i, j]: repeating that for all boxes at once settles at least one more box each time, and few
-    repetitions suffice where chains of overlaps are short.
-
     Args:
         corners: [..., k, 4], best first.
         present: [..., k], False for rows that are padding.
@@ -114,11 +110,27 @@ def suppress(corners: jax.Array, present: jax.Array, threshold: float) -> jax.Ar
     """
     k = corners.shape[-2]
     better = jnp.arange(k)[:, None] < jnp.arange(k)
-    overlaps = (box.iou(corners, corners) >= threshold) & better  # [..., better, worse]
+    return undominated((box.iou(corners, corners) >= threshold) & better, present)
+
+
+def undominated(dominates: jax.Array, present: jax.Array) -> jax.Array:
+    """What stays if each drives out those that it dominates, unless it was driven out itself.
+
+    The sequential rule is the only solution of stays[j] = present[j] and no i with stays[i] and
+    dominates[i, j]: repeating that for all at once settles at least one more each time, and few
+    repetitions suffice where chains are short.
+
+    Args:
+        dominates: [..., i, j], whether i is before j and drives it out.
+        present: [..., j], False for rows that are padding.
+
+    Returns:
+        [..., j], whether each stays.
+    """
 
     def settle(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         stays, _ = carry
-        now = present & ~jnp.any(stays[..., :, None] & overlaps, axis=-2)
+        now = present & ~jnp.any(stays[..., :, None] & dominates, axis=-2)
         return now, jnp.any(now != stays)
 
     return jax.lax.while_loop(lambda carry: carry[1], settle, (present, jnp.any(present)))[0]

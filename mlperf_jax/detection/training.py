@@ -72,7 +72,7 @@ def multibox_loss(
     wanted = jnp.take_along_axis(corners, rows[..., None], axis=1)
     # Anchors that match nothing have any box, padding too, whose logarithm must not reach a gradient.
     wanted = jnp.where(matched[..., None], wanted, box.to_corners(anchors))
-    located = jnp.where(matched, _smooth_l1(codes - box.encode(wanted, anchors)).sum(-1), 0).sum(1)
+    located = jnp.where(matched, smooth_l1(codes - box.encode(wanted, anchors)).sum(-1), 0).sum(1)
 
     log_p = jax.nn.log_softmax(logits)
     entropy = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]  # [B, A]
@@ -115,6 +115,7 @@ def largest(x: jax.Array, count: jax.Array) -> jax.Array:
     return above | (equal & (jnp.cumsum(equal, axis=1) <= left))
 
 
-def _smooth_l1(x: jax.Array) -> jax.Array:
+def smooth_l1(x: jax.Array) -> jax.Array:
+    """Half the square up to 1, and from there on as steep as there."""
     size = jnp.abs(x)
     return jnp.where(size < 1, jnp.square(x) / 2, size - 0.5)

@@ -19,8 +19,11 @@ from mlperf_jax.parallel.layout import LogicalAxes
 from mlperf_jax.training.adam import adam, adamw, lamb, lazy_adam
 from mlperf_jax.training.momentum import lars, sgd, torch_sgd
 from mlperf_jax.training.norms import clip_by_global_norm
+from mlperf_jax.training.rmsprop import rmsprop
 
-_OPTIMIZERS = {factory.__name__: factory for factory in (adam, adamw, lamb, lars, lazy_adam, sgd, torch_sgd)}
+_OPTIMIZERS = {
+    factory.__name__: factory for factory in (adam, adamw, lamb, lars, lazy_adam, rmsprop, sgd, torch_sgd)
+}
 
 
 def make_optimizer(

@@ -9,7 +9,7 @@ was the likeliest gets the next. Slots of the optimizer and running averages of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.weights import onnx_layers
@@ -29,6 +29,20 @@ CONFIG = {
 
 _LOGITS = "Logits/Conv2d_1c_1x1"
 
+Arrays = dict[str, Tensor]
+
+
+class Layers(Protocol):
+    """The layers of a published network, by TensorFlow's names for them."""
+
+    def conv(self, name: str, size: int, features_in: int, features_out: int) -> Arrays: ...
+
+    def depthwise(self, name: str, size: int, features: int) -> Arrays: ...
+
+    def norm(self, name: str, features: int) -> tuple[Arrays, Arrays]:
+        """(parameters, statistics) of the norm after the convolution of that name."""
+        ...
+
 
 def published(tensors: Mapping[str, Tensor], config: MobileNetConfig) -> State:
     """Parameters and batch statistics, float32.
@@ -36,7 +50,20 @@ def published(tensors: Mapping[str, Tensor], config: MobileNetConfig) -> State:
     Raises:
         UserError: an array is missing, has another shape, or belongs to another model.
     """
-    source = _Graph(tensors, config) if "graph.0.weight" in tensors else _Variables(tensors)
+    source = classifiers_layers(tensors, config)
+    params, stats = trunk(source, config)
+    features = config.channels(config.blocks[-1][0])
+    head = source.classifier(_LOGITS, features, config.num_classes)
+    return {"params": {"trunk": params, "head": head}, "model_state": {"trunk": stats}}
+
+
+def classifiers_layers(tensors: Mapping[str, Tensor], config: MobileNetConfig) -> _Graph | Variables:
+    """The layers of a classifier, in whichever form."""
+    return _Graph(tensors, config) if "graph.0.weight" in tensors else Variables(tensors)
+
+
+def trunk(source: Layers, config: MobileNetConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(parameters, statistics) of `models.mobilenet.MobileNetTrunk`."""
     features = config.channels(config.stem)
     params: dict[str, Any] = {"blocks": {}}
     stats: dict[str, Any] = {"blocks": {}}
@@ -55,27 +82,35 @@ def published(tensors: Mapping[str, Tensor], config: MobileNetConfig) -> State:
         }
         stats["blocks"][f"block{i}"] = {"norm1": seen1, "norm2": seen2}
         features = features_out
-    head = source.classifier(_LOGITS, features, config.num_classes)
-    return {"params": {"trunk": params, "head": head}, "model_state": {"trunk": stats}}
+    return params, stats
 
 
-class _Variables(Source):
-    """The variables of a checkpoint or a frozen graph, by layer."""
+class Variables(Source):
+    """The variables of a checkpoint or a frozen graph, by layer.
+
+    Args:
+        tensors: by their names.
+        scope: what these begin with.
+    """
 
     hint = "this model's are those of TensorFlow's mobilenet_v1 checkpoints."
 
-    def _take(self, name: str, *shape: int) -> Tensor:
-        return self.take(f"MobilenetV1/{name}", shape)
+    def __init__(self, tensors: Mapping[str, Tensor], scope: str = "MobilenetV1") -> None:
+        super().__init__(tensors)
+        self._scope = scope
 
-    def conv(self, name: str, size: int, features_in: int, features_out: int) -> dict[str, Tensor]:
+    def _take(self, name: str, *shape: int) -> Tensor:
+        return self.take(f"{self._scope}/{name}", shape)
+
+    def conv(self, name: str, size: int, features_in: int, features_out: int) -> Arrays:
         return {"kernel": self._take(f"{name}/weights", size, size, features_in, features_out)}
 
-    def depthwise(self, name: str, size: int, features: int) -> dict[str, Tensor]:
+    def depthwise(self, name: str, size: int, features: int) -> Arrays:
         return {
             "kernel": self._take(f"{name}/depthwise_weights", size, size, features, 1).transpose(0, 1, 3, 2)
         }
 
-    def norm(self, name: str, features: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def norm(self, name: str, features: int) -> tuple[Arrays, Arrays]:
         """(parameters, statistics)"""
         place = f"{name}/BatchNorm"
         params = {
@@ -88,7 +123,7 @@ class _Variables(Source):
         }
         return params, stats
 
-    def classifier(self, name: str, features: int, classes: int) -> dict[str, Tensor]:
+    def classifier(self, name: str, features: int, classes: int) -> Arrays:
         """A 1x1 convolution of the mean, [1, 1, I, 1 + O], as a dense layer of the last O."""
         kernel = self._take(f"{name}/weights", 1, 1, features, classes + 1).transpose(3, 0, 1, 2)
         bias = self._take(f"{name}/biases", classes + 1)
@@ -113,25 +148,25 @@ class _Graph:
                 f"The weights' graph has more than {len(names)} layers; they are of another model."
             )
 
-    def conv(self, name: str, size: int, features_in: int, features_out: int) -> dict[str, Tensor]:
+    def conv(self, name: str, size: int, features_in: int, features_out: int) -> Arrays:
         return self._source.conv(self._places[name], size, features_in, features_out)
 
-    def depthwise(self, name: str, size: int, features: int) -> dict[str, Tensor]:
+    def depthwise(self, name: str, size: int, features: int) -> Arrays:
         return self.conv(name, size, 1, features)
 
-    def norm(self, name: str, features: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def norm(self, name: str, features: int) -> tuple[Arrays, Arrays]:
         """(parameters, statistics), for this model's epsilon."""
         place = self._places[name]
         params, stats = self._source.norm(f"{place}.norm", place, features)
         return params, stats | {"var": shifted(stats["var"], onnx_layers.EPSILON - self._epsilon)}
 
-    def classifier(self, name: str, features: int, classes: int) -> dict[str, Tensor]:
+    def classifier(self, name: str, features: int, classes: int) -> Arrays:
         place = self._places[name]
         kernel = self._source.take(f"{place}.weight", (classes + 1, features, 1, 1))
         return _dense(kernel, self._source.take(f"{place}.bias", (classes + 1,)), features, classes)
 
 
-def _dense(kernel: Tensor, bias: Tensor, features: int, classes: int) -> dict[str, Tensor]:
+def _dense(kernel: Tensor, bias: Tensor, features: int, classes: int) -> Arrays:
     """A dense layer [I, O] of a convolution whose first row is left out: kernel of 1 + O rows, bias [1 + O]."""
     rows = without_first(kernel).reshape(classes, features)
     return {"kernel": rows.T, "bias": without_first(bias)}

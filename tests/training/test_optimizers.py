@@ -145,7 +145,7 @@ def test_state_tells_which_arrays_follow_the_parameters(name):
 def test_an_unknown_name_is_told():
     with pytest.raises(
         UserError,
-        match="no optimizer 'adagrad'; use one of adam, adamw, lamb, lars, lazy_adam, sgd, torch_sgd",
+        match="no optimizer 'adagrad'; use one of adam, adamw, lamb, lars, lazy_adam, rmsprop, sgd, torch_sgd",
     ):
         make_optimizer(config_for("adagrad"), lambda step: 0.1, MASK)
 

@@ -1,0 +1,165 @@
+"""SSD-MobileNet as a workload: every layout, its classes and answers, its weights, its log."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from configs.ssd_mobilenet import get_config
+from mlperf_jax import prepare
+from mlperf_jax.config import resolve
+from mlperf_jax.detection import boxes as box
+from mlperf_jax.detection.mined_sigmoid import match
+from mlperf_jax.errors import UserError
+from mlperf_jax.parallel.layout import STRATEGIES
+from mlperf_jax.parallel.mesh import make_layout, single_device_layout
+from mlperf_jax.precision import POLICIES
+from mlperf_jax.results.events import read_events
+from mlperf_jax.training.engine import Engine
+from mlperf_jax.workloads.ssd_mobilenet import SSDMobileNet
+from tests import door, toys
+from tests.workloads.small_ssd_mobilenet import SmallSSDMobileNet
+
+STEPS, BATCH = 10, 8
+CUTS = (
+    "data.fake=4",
+    "backbone_weights=",
+    "batch_size=2",
+    "eval_batch_size=1",
+    "model.bn_span=2",
+    "eval_every_epochs=1",
+    "max_epochs=1",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closed_run(tmp_path_factory):
+    """The whole network on made-up images, beside the other tests: a folder and a process."""
+    folder = tmp_path_factory.mktemp("closed")
+    names = ("--workload=ssd_mobilenet", "--preset=closed", f"--data_dir={folder}")
+    assert prepare.main([*names, "--fake=4"]) == 0
+    flags = (f"--config.{cut}" for cut in CUTS)
+    process = door.start(folder, *names, "--platform=cpu", *flags, **door.LIGHTLY)
+    yield folder, process
+    process.kill()
+
+
+@functools.cache
+def engine_of(strategy):
+    with jax.enable_x64(True):
+        layout = make_layout(STRATEGIES[strategy]) if strategy else single_device_layout()
+        engine = Engine(toys.make(SmallSSDMobileNet, "float64", batch_size=BATCH), layout)
+        served = ("eval_init", "eval_step") if strategy in (None, "spatial") else ()
+        engine.compile("train_step", *served, *(() if strategy else ("init",)))
+        return engine
+
+
+@functools.cache
+def trained(strategy):
+    """Losses and the state after ten steps from one initial state, in float64."""
+    alone, engine = engine_of(None), engine_of(strategy)
+    with jax.enable_x64(True):
+        start = jax.device_get(alone.init(1))
+        state = jax.device_put(start, jax.tree.map(lambda x: x.sharding, engine.state))
+        batches = engine.workload.dataset.train_batches(
+            seed=1, batch_size=BATCH, start_step=0, rows=engine.rows
+        )
+        losses = []
+        for _ in range(STEPS):
+            state, metrics = engine.train(state, engine.place(next(batches), engine.batch), steps=1)
+            losses.append(float(metrics["loss"]))
+        batches.close()
+        return losses, state
+
+
+@pytest.mark.parametrize("strategy", ["dp", "zero1", "fsdp", "tp", "fsdp_tp", "spatial"])
+def test_every_strategy_agrees_with_one_device_in_float64(strategy):
+    expected_losses, expected = trained(None)
+    losses, state = trained(strategy)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-9)
+    for part in ("params", "model_state", "opt_state"):
+        named = jax.tree_util.tree_leaves_with_path(expected[part])
+        for (path, a), b in zip(named, jax.tree.leaves(state[part]), strict=True):
+            a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+            close = np.abs(a - b).max() <= 1e-9 * max(np.abs(a).max(), 1e-6)
+            assert close, jax.tree_util.keystr(path)
+
+
+def test_evaluation_is_the_same_in_another_layout():
+    found = []
+    with jax.enable_x64(True):
+        for strategy in (None, "spatial"):
+            engine = engine_of(strategy)
+            found.append(engine.workload.evaluate(engine, trained(strategy)[1]).result(timeout=60))
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+
+
+def test_answers_are_judged_as_the_evaluation_was():
+    with jax.enable_x64(True):
+        engine = engine_of(None)
+        workload, state = engine.workload, trained(None)[1]
+        indices = np.arange(workload.num_eval)
+        part = workload.served_state(state)
+        answers = np.asarray(jax.jit(workload.predict)(part, workload.read_samples(indices)))
+        evaluated = workload.evaluate(engine, state).result()["quality"]
+    assert answers.shape == (12, 10, 7) and answers.dtype == np.float32
+    assert (answers[..., 1:5] >= 0).all() and (answers[..., 1:5] <= 1).all()
+    assert set(np.unique(answers[..., 6])) <= {0, 1, 2}  # the data's labels, of ten classes
+    quality = workload.answered_figures(indices, [row.tobytes() for row in answers])["quality"]
+    assert quality == pytest.approx(evaluated, rel=1e-6)
+
+
+def test_classes_are_the_ids_of_the_categories():
+    """Perfect predictions of classes 7 and 9 cost nothing, and are answered as the data's labels 1 and 2."""
+    workload = toys.make(SmallSSDMobileNet)
+    batch = workload.dataset.read_train(0, 12, seed=0)
+    boxes, labels = batch["boxes"], batch["labels"]
+    anchors = jax.numpy.asarray(workload.anchors, np.float32)
+    rows, targets = map(np.asarray, jax.vmap(match, (0, 0, None))(boxes, labels, anchors))
+    matched = targets[..., None] > 0
+    mine = np.where(matched, np.take_along_axis(boxes, rows[..., None], 1), [0.1, 0.1, 0.9, 0.9])
+    codes = np.where(matched, box.encode(mine.astype(np.float32), anchors), 0)
+    classes = np.array([0, 7, 9])[targets]
+    logits = np.where(np.arange(10) == classes[..., None], 20.0, -20.0).astype(np.float32)
+    total, _ = workload.box_loss(codes, logits, boxes, labels)
+    assert float(total) < 1e-2
+    for found, true, names in zip(
+        np.asarray(workload.detect(codes, logits).rows()), boxes, labels, strict=True
+    ):
+        found = found[found[:, 4] > 0.5]
+        assert len(found) or not names.any()
+        for *corners, _, label in found.tolist():
+            assert np.isclose(true[names == label], corners, atol=1e-4).all(1).any()
+
+
+def closed(*overrides):
+    config = resolve(
+        get_config("closed"), ["--config.data.num_train=8", "--config.data.num_eval=4", *overrides]
+    )
+    return SSDMobileNet(config, POLICIES["float32"], data_dir=door.ROOT / "nowhere", synthetic=True)
+
+
+def test_closed_wants_a_backbone_and_room_for_the_classes(monkeypatch):
+    with pytest.raises(UserError, match=r"mobilenet_v1_1.0_224.ckpt.index; put TensorFlow's"):
+        closed().check_data()
+    made_up = closed("--config.backbone_weights=")
+    made_up.check_data()
+    monkeypatch.setattr(made_up.dataset, "fake", False)
+    with pytest.raises(UserError, match="The rules want a backbone"):
+        made_up.check_data()
+    with pytest.raises(UserError, match="categories up to 90 .* --config.model.num_classes=91"):
+        closed("--config.backbone_weights=", "--config.model.num_classes=85").check_data()
+
+
+def test_a_closed_run_on_made_up_data(closed_run):
+    """The official checker has no rules for a benchmark that Training never had, but those for all."""
+    folder, process = closed_run
+    ended = door.finish(process)
+    assert ended.returncode == 1 and "not reached" in ended.stdout, ended.stderr
+    (log,) = door.logs(folder / "results", "closed")
+    events = read_events(log)
+    assert door.values(events, "submission_benchmark") == ["ssd-mobilenet"]
+    assert door.values(events, "opt_name") == ["rmsprop"]
+    assert door.values(events, "quality_target") == [0.22]
+    assert door.complaints(log, "4.0.0") == []
