@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlperf_jax.detection import boxes as box
-from mlperf_jax.detection.suppression import Detections, Selection
+from mlperf_jax.detection.suppression import Detections, Selection, filled
 
 RATIOS = (0.5, 1.0, 2.0)
 SIZES_PER_OCTAVE = 3
@@ -114,9 +114,4 @@ def pick(corners: jax.Array, scores: jax.Array, labels: jax.Array, selection: Se
 
     _, found = jax.lax.scan(take, scores, length=selection.detections)
     chosen, best_scores, best_labels = (x.swapaxes(0, 1) for x in found)
-    there = best_scores > 0
-    return Detections(
-        jnp.where(there[..., None], chosen, 0),
-        best_scores,
-        jnp.where(there, best_labels, 0).astype(jnp.int32),
-    )
+    return filled(chosen, best_scores, best_labels.astype(jnp.int32), selection.detections)
