@@ -1,25 +1,33 @@
-"""Convolutions of groups of channels as sums of shifted products.
+"""Convolutions of groups of channels, in the form that is fastest where they run (benchmarks/grouped_forms.md).
 
-k x k products of shifted images say the same as a grouped convolution: element by element where every channel is a
-group (depthwise), else a product of matrices for each group. Two reasons not to take lax's own:
+Three forms say the same: XLA's own; k x k products of shifted images, element by element where every channel is a
+group (depthwise), else a product of matrices for each group; and a convolution of all channels whose kernel is zero
+outside of the groups. Of XLA's own:
 
-- XLA's partitioner gives wrong numbers for it (jaxlib 0.10.2): on a mesh of two axes with the batch split
-  over one of them its kernel's gradient, and with channels split over the other its values too.
+- Its partitioner gives wrong numbers for it (jaxlib 0.10.2): on a mesh of two axes with the batch split
+  over one of them the kernel's gradient, and with channels split over the other the values too.
 - XLA:CPU takes 4 to 11 times as long for a depthwise one, and up to 20 times for its gradients (benchmarks/NOTES.md).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mlperf_jax.parallel import layout
 from mlperf_jax.platform import compiled_for
 
 Padding = str | Sequence[tuple[int, int]]
+
+# Up to so many channels, or in so few groups, zeros cost a TPU's matrix units less than groups do.
+_DENSE_DEPTHWISE, _DENSE, _FEW = 128, 256, 4
+
+# With groups of several channels, up to so many of them, a third of the time of shifted products at RetinaNet's mini.
+_DENSE_ON_CPU = 128
 
 
 def convolve_groups(
@@ -34,8 +42,55 @@ def convolve_groups(
         padding: lax's "SAME" or "VALID", or what is added before and after, dimension by dimension.
         groups: into how many parts I and O are cut.
     """
-    if compiled_for() == "cpu" and kernel.shape[-2] > 1:
-        return _dense(x, kernel, stride, padding, groups)
+    is_product = set(kernel.shape[:-2]) == {1}
+    form = _form(x.shape[-1], kernel.shape[-1], groups, is_product)
+    return form(x, kernel, stride, padding, groups)
+
+
+def _form(inputs: int, outputs: int, groups: int, is_product: bool) -> Callable[..., jax.Array]:
+    """The fastest of those that are right on the layout in use; `is_product` of a window of one pixel."""
+    platform, is_depthwise = compiled_for(), inputs == outputs == groups
+    in_use = layout.active()
+    is_split_twice = in_use is not None and sum(size > 1 for size in in_use.mesh.shape.values()) > 1
+    if platform == "tpu":
+        most = _DENSE_DEPTHWISE if is_depthwise else _DENSE
+        is_small = max(inputs, outputs) <= most or groups <= _FEW
+        return dense if is_small or is_split_twice else grouped
+    if platform == "gpu" and not is_depthwise:
+        return dense if is_split_twice else grouped
+    if platform == "cpu" and not (is_depthwise or is_product) and max(inputs, outputs) <= _DENSE_ON_CPU:
+        return dense
+    return shifted
+
+
+def grouped(
+    x: jax.Array, kernel: jax.Array, stride: Sequence[int], padding: Padding, groups: int
+) -> jax.Array:
+    """`convolve_groups` as XLA has it; not on a mesh of which two axes split something."""
+    numbers = _numbers(x.ndim - 2)
+    return lax.conv_general_dilated(
+        x, kernel, stride, padding, dimension_numbers=numbers, feature_group_count=groups
+    )
+
+
+def dense(x: jax.Array, kernel: jax.Array, stride: Sequence[int], padding: Padding, groups: int) -> jax.Array:
+    """`convolve_groups` as a convolution of all channels with a kernel that is zero outside of the groups."""
+    *window, inputs, outputs = kernel.shape
+    parts = kernel.reshape(*window, 1, inputs, groups, outputs // groups)
+    own = jnp.eye(groups, dtype=kernel.dtype)[:, None, :, None]
+    whole = (parts * own).reshape(*window, groups * inputs, outputs)
+    return lax.conv_general_dilated(x, whole, stride, padding, dimension_numbers=_numbers(x.ndim - 2))
+
+
+def _numbers(dims: int) -> tuple[str, str, str]:
+    space = "DHW"[-dims:]
+    return f"N{space}C", f"{space}IO", f"N{space}C"
+
+
+def shifted(
+    x: jax.Array, kernel: jax.Array, stride: Sequence[int], padding: Padding, groups: int
+) -> jax.Array:
+    """`convolve_groups` as a sum of products of shifted images."""
     window, size = kernel.shape[:-2], x.shape[1:-1]
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(size, window, stride, padding)
@@ -49,19 +104,6 @@ def convolve_groups(
         total = part if total is None else total + part
     assert total is not None  # a window has a place
     return total
-
-
-def _dense(
-    x: jax.Array, kernel: jax.Array, stride: Sequence[int], padding: Padding, groups: int
-) -> jax.Array:
-    """`convolve_groups` as a convolution of all channels with a kernel that is zero outside of the groups."""
-    *window, inputs, outputs = kernel.shape
-    parts = kernel.reshape(*window, 1, inputs, groups, outputs // groups)
-    own = jnp.eye(groups, dtype=kernel.dtype)[:, None, :, None]
-    whole = (parts * own).reshape(*window, groups * inputs, outputs)
-    space = "DHW"[-len(window) :]
-    numbers = f"N{space}C", f"{space}IO", f"N{space}C"
-    return lax.conv_general_dilated(x, whole, stride, padding, dimension_numbers=numbers)
 
 
 def _product(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:

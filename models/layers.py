@@ -142,8 +142,10 @@ class Conv(_Convolution):
         dims = kernel.ndim - 2
         padded = not isinstance(self.padding, str) and any(map(any, self.padding))
         strides = _each(self.stride, dims)
-        # Fusing strided rows into a product aborts XLA's GPU compiler (jax 0.10.2).
+        # Fusing strided rows into a product aborts XLA's GPU compiler (jax 0.10.2), and so does fusing a norm into
+        # one of odd channels, as ShuffleNet's 58.
         plain = self.groups == 1 and not padded and (set(strides) == {1} or compiled_for() == "cpu")
+        plain = plain and (compiled_for() != "gpu" or x.shape[-1] % 16 == 0)
         if plain and set(kernel.shape[:dims]) == {1}:
             # A product of two matrices says the same, and XLA:CPU runs it and its gradients faster.
             x = lax.slice(x, (0,) * x.ndim, x.shape, (1, *strides, 1))

@@ -88,8 +88,9 @@ def _array(name: str, tensor: memoryview) -> LazyArray | None:
         array = np.frombuffer(found, _LISTS[field])
         if array.size == 1:  # stands for all of them
             return LazyArray.of(np.broadcast_to(array.reshape(()), shape))
-    if not array.size and math.prod(shape):
+    expected = math.prod(shape)
+    if expected and not array.size:
         return None  # whole numbers in a list: shapes and axes, which are no weights
-    if array.size != math.prod(shape):
+    if array.size != expected:
         raise Refused(f"its constant {name!r} has {array.size} numbers where its shape is {shape}")
     return LazyArray.of(array.reshape(shape))

@@ -1,4 +1,4 @@
-"""Shifted products against lax's own grouped convolution on one device, values and gradients; and on a mesh of two axes."""
+"""Forms of a grouped convolution against lax's own on one device, values and gradients; and on meshes."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,9 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from models.grouped import convolve_groups
+from mlperf_jax.parallel import layout
+from models import grouped as module
+from models.grouped import convolve_groups, dense, grouped, shifted
 
 
 def judge(x, kernel, stride, padding, groups):
@@ -27,9 +29,10 @@ def judge(x, kernel, stride, padding, groups):
     stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     padding=st.sampled_from(["SAME", ((1, 1), (1, 1)), ((2, 0), (1, 3))]),
     channels=st.sampled_from([(4, 4, 4), (4, 4, 8), (2, 4, 6), (3, 6, 3)]),
+    form=st.sampled_from([shifted, dense]),
     seed=st.integers(0, 99),
 )
-def test_it_is_the_grouped_convolution(size, window, stride, padding, channels, seed):
+def test_it_is_the_grouped_convolution(size, window, stride, padding, channels, form, seed):
     if not isinstance(padding, str):
         padded = [n + sum(pads) for n, pads in zip(size, padding, strict=True)]
         if any(n < w for n, w in zip(padded, window, strict=True)):
@@ -39,7 +42,7 @@ def test_it_is_the_grouped_convolution(size, window, stride, padding, channels, 
     with jax.enable_x64(True):
         x = jnp.asarray(random.normal(size=(2, *size, inputs)))
         kernel = jnp.asarray(random.normal(size=(*window, inputs // groups, outputs)))
-        found, pull = jax.vjp(lambda *a: convolve_groups(*a, stride, padding, groups), x, kernel)
+        found, pull = jax.vjp(lambda *a: form(*a, stride, padding, groups), x, kernel)
         expected, judged = jax.vjp(lambda *a: judge(*a, stride, padding, groups), x, kernel)
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
         weights = jnp.asarray(random.normal(size=expected.shape))
@@ -51,19 +54,32 @@ def test_volumes_have_one_dimension_more():
     random = np.random.default_rng(0)
     x, kernel = random.normal(size=(2, 5, 4, 6, 3)), random.normal(size=(3, 3, 3, 1, 3))
     arguments = (x, kernel, (2, 1, 1), "SAME", 3)
-    np.testing.assert_allclose(convolve_groups(*arguments), judge(*arguments), rtol=1e-5, atol=1e-5)
+    for form in (convolve_groups, dense, grouped):
+        np.testing.assert_allclose(form(*arguments), judge(*arguments), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "split", [(P("data"), P()), (P("data", None, None, "model"), P(None, None, None, "model"))]
-)
+AUTO = (jax.sharding.AxisType.Auto,)
+ROWS, CHANNELS = P(None, "a"), P(None, None, None, "a")
+
+
+@pytest.mark.parametrize("form", [shifted, dense])
+@pytest.mark.parametrize("split", [(P("a"), P()), (P("a", None, None, "b"), P(None, None, None, "b"))])
 @pytest.mark.parametrize(("groups", "inputs", "outputs"), [(8, 8, 8), (2, 8, 8), (4, 8, 16)])
-def test_a_mesh_of_two_axes_gives_the_numbers_of_one_device(groups, inputs, outputs, split):
+def test_a_mesh_of_two_axes_gives_the_numbers_of_one_device(groups, inputs, outputs, split, form):
+    compare(jax.make_mesh((4, 2), ("a", "b"), axis_types=AUTO * 2), form, groups, inputs, outputs, split)
+
+
+@pytest.mark.parametrize("split", [(P("a"), P()), (P("a"), CHANNELS), (ROWS, P()), (CHANNELS, CHANNELS)])
+@pytest.mark.parametrize(("groups", "inputs", "outputs"), [(8, 8, 8), (8, 16, 32)])
+def test_a_mesh_of_one_axis_gives_them_to_xlas_own_form_too(groups, inputs, outputs, split):
+    """Where `convolve_groups` takes it on TPUs and GPUs; the partitioner is the same."""
+    compare(jax.make_mesh((8,), ("a",), axis_types=AUTO), grouped, groups, inputs, outputs, split)
+
+
+def compare(mesh, form, groups, inputs, outputs, split):
     random = np.random.default_rng(1)
-    axes = (jax.sharding.AxisType.Auto,) * 2
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=axes)
     with jax.enable_x64(True):
-        x = random.normal(size=(8, 5, 5, inputs))
+        x = random.normal(size=(8, 8, 5, inputs))
         kernel = random.normal(size=(3, 3, inputs // groups, outputs))
 
         def loss(form):
@@ -74,5 +90,27 @@ def test_a_mesh_of_two_axes_gives_the_numbers_of_one_device(groups, inputs, outp
             jax.device_put(array, NamedSharding(mesh, spec))
             for array, spec in zip((x, kernel), split, strict=True)
         ]
-        found = jax.jit(jax.value_and_grad(loss(convolve_groups), (0, 1)))(*placed)
+        found = jax.jit(jax.value_and_grad(loss(form), (0, 1)))(*placed)
         jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-11), found, expected)
+
+
+@pytest.mark.parametrize(
+    ("platform", "sizes", "inputs", "groups", "expected"),
+    [
+        ("cpu", (8,), 64, 64, shifted),
+        ("tpu", (4, 2), 128, 128, dense),
+        ("tpu", (8,), 256, 256, grouped),
+        ("tpu", (8, 1), 512, 32, grouped),
+        ("tpu", (8,), 256, 32, dense),
+        ("tpu", (8,), 480, 3, dense),
+        ("tpu", (4, 2), 512, 512, dense),
+        ("gpu", (8,), 64, 64, shifted),
+        ("gpu", (8,), 64, 8, grouped),
+        ("gpu", (4, 2), 64, 8, dense),
+    ],
+)
+def test_the_form_by_platform_and_mesh(platform, sizes, inputs, groups, expected, monkeypatch):
+    monkeypatch.setattr(module, "compiled_for", lambda: platform)
+    mesh = jax.make_mesh(sizes, ("data", "model")[: len(sizes)], axis_types=AUTO * len(sizes))
+    with layout.use(layout.Layout(layout.STRATEGIES["dp"], mesh)):
+        assert module._form(inputs, inputs, groups) is expected
