@@ -47,7 +47,7 @@ def convolve_groups(
     return form(x, kernel, stride, padding, groups)
 
 
-def _form(inputs: int, outputs: int, groups: int, is_product: bool) -> Callable[..., jax.Array]:
+def _form(inputs: int, outputs: int, groups: int, is_product: bool = False) -> Callable[..., jax.Array]:
     """The fastest of those that are right on the layout in use; `is_product` of a window of one pixel."""
     platform, is_depthwise = compiled_for(), inputs == outputs == groups
     in_use = layout.active()
