@@ -21,7 +21,7 @@ from absl import app, flags
 
 import input_pipelines
 from benchmarks import records
-from input_pipelines.image import coco
+from input_pipelines.image import boxed_jpegs
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Holds the made-up set; by default a temporary folder.")
 _IMAGES = flags.DEFINE_integer("images", 256, "Made-up train images.")
@@ -45,7 +45,7 @@ def measure(data_dir: Path) -> dict:
 
     count = _IMAGES.value
     input_pipelines.prepare("coco", data_dir, fake=count)
-    held = coco.Records(data_dir / f"coco_fake_{count}")
+    held = boxed_jpegs.Records(data_dir / f"coco_fake_{count}")
     jpegs = [held.jpeg("train", index) for index in range(count)]
 
     def decode() -> None:

@@ -211,6 +211,23 @@ class GradientWorkload(TrainedWorkload, ServedWorkload, Generic[M]):
 
     # What is frozen, and what is served.
 
+    def parted(self, state: State) -> State:
+        """A state whose `params` are all of the model's, as published weights give them, with what is `frozen` apart."""
+
+        def part(tree: Any, frozen: bool, path: tuple[str | int, ...] = ()) -> Any:
+            kept = {}
+            for name, value in tree.items():
+                here = (*path, name)
+                if isinstance(value, dict):
+                    if inner := part(value, frozen, here):
+                        kept[name] = inner
+                elif self.is_frozen(here) == frozen:
+                    kept[name] = value
+            return kept
+
+        frozen = part(state["params"], True)
+        return state | {"params": part(state["params"], False)} | ({"frozen": frozen} if frozen else {})
+
     @functools.cached_property
     def _freezes(self) -> bool:
         """Whether some parameter stays as it is."""

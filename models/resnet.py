@@ -45,6 +45,9 @@ class ResNetConfig:
         padding: of strided 3x3 windows: "tf" as TensorFlow's SAME, at the end only where sizes are even;
             "torch" by one on every side, which published PyTorch weights were trained with; "fixed" so but for
             the max-pool, as in TensorFlow's official model (tensorflow/models, official/resnet/resnet_model.py).
+        groups: into so many the channels of each 3x3 are cut (ResNeXt, arXiv:1611.05431).
+        inner: channels of a bottleneck's 3x3, in times of its stage's width; 2 with 32 groups in
+            ResNeXt-50 32x4d.
     """
 
     stages: tuple[int, ...] = (3, 4, 6, 3)
@@ -57,6 +60,8 @@ class ResNetConfig:
     zero_init_last_gamma: bool = False
     space_to_depth: bool = False
     padding: str = "tf"
+    groups: int = 1
+    inner: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -131,19 +136,26 @@ class Bottleneck(nnx.Module):
         policy: Policy,
         rngs: nnx.Rngs,
     ) -> None:
-        features_out = EXPANSION * width
+        inner, features_out = config.inner * width, EXPANSION * width
         last_scale = 0.0 if config.zero_init_last_gamma else 1.0
 
         def norm(features: int, scale: float = 1.0) -> BatchNorm:
             return BatchNorm(features, span=config.bn_span, scale=scale, policy=policy)
 
-        self.conv1 = Conv(features_in, width, 1, policy=policy, rngs=rngs)
-        self.norm1 = norm(width)
+        self.conv1 = Conv(features_in, inner, 1, policy=policy, rngs=rngs)
+        self.norm1 = norm(inner)
         self.conv2 = Conv(
-            width, width, 3, stride=stride, padding=config.padding_3x3, policy=policy, rngs=rngs
+            inner,
+            inner,
+            3,
+            stride=stride,
+            padding=config.padding_3x3,
+            groups=config.groups,
+            policy=policy,
+            rngs=rngs,
         )
-        self.norm2 = norm(width)
-        self.conv3 = Conv(width, features_out, 1, policy=policy, rngs=rngs)
+        self.norm2 = norm(inner)
+        self.conv3 = Conv(inner, features_out, 1, policy=policy, rngs=rngs)
         self.norm3 = norm(features_out, last_scale)
         self.projects = stride > 1 or features_in != features_out
         if self.projects:
@@ -218,7 +230,7 @@ class ResNet(nnx.Module):
         self.norm = BatchNorm(config.width, span=config.bn_span, policy=policy)
         self.blocks: nnx.Dict[Bottleneck] = nnx.Dict()
         features = config.width
-        for name, width, stride in _blocks(config):
+        for name, width, stride in bottlenecks(config):
             self.blocks[name] = Bottleneck(features, width, stride, config, policy=policy, rngs=rngs)
             features = EXPANSION * width
         self.head = Classifier(features, config.num_classes, policy=policy, rngs=rngs)
@@ -236,7 +248,7 @@ class ResNet(nnx.Module):
         x = nnx.relu(self.norm(pin(self.stem(inputs)), train=train))
         if self.config.stem == "imagenet":
             x = pin(max_pool(x, self.config.padding_pool))
-        for name, _, _ in _blocks(self.config):
+        for name, _, _ in bottlenecks(self.config):
             x = pin(self.blocks[name](x, train=train))
         return self.head(x)
 
@@ -256,8 +268,9 @@ def stage_blocks(width: int, stages: Sequence[int], strides: Sequence[int]) -> l
     ]
 
 
-def _blocks(config: ResNetConfig) -> list[tuple[str, int, int]]:
-    return stage_blocks(config.width, config.stages, [1, *[2] * (len(config.stages) - 1)])
+def bottlenecks(config: ResNetConfig) -> list[tuple[str, int, int]]:
+    """Every bottleneck's name, width and stride, in order."""
+    return stage_blocks(config.width, config.stages, [1, *[2] * len(config.stages)][: len(config.stages)])
 
 
 def pin(x: jax.Array) -> jax.Array:
@@ -279,11 +292,11 @@ def flops_per_image(config: ResNetConfig, *, train: bool) -> int:
     if config.stem == "imagenet":
         size = _halved(size)
     features = config.width
-    for _, width, stride in _blocks(config):
-        features_out = EXPANSION * width
-        products += features * width * size**2
+    for _, width, stride in bottlenecks(config):
+        inner, features_out = config.inner * width, EXPANSION * width
+        products += features * inner * size**2
         size = _halved(size) if stride == 2 else size
-        products += (9 * width * width + width * features_out) * size**2
+        products += (9 * inner * inner // config.groups + inner * features_out) * size**2
         if stride > 1 or features != features_out:
             products += features * features_out * size**2
         features = features_out

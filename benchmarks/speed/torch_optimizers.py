@@ -100,6 +100,14 @@ def adam(model: nn.Module, *, beta1: float, beta2: float, epsilon: float, fused:
     return Optimizer(torch.optim.Adam(model.parameters(), betas=(beta1, beta2), fused=fused), say)
 
 
+def corrected_adam(
+    parameters: Iterable[nn.Parameter], *, beta1: float, beta2: float, epsilon: float, fused: bool
+) -> Optimizer:
+    """`torch.optim.Adam` as it is, which our `adamw` is without decay."""
+    inner = torch.optim.Adam(parameters, betas=(beta1, beta2), eps=epsilon, fused=fused)
+    return Optimizer(inner, _rate_alone)
+
+
 def sgd(parameters: Iterable[nn.Parameter], *, fused: bool) -> Optimizer:
     return Optimizer(torch.optim.SGD(parameters, fused=fused), _rate_alone)
 

@@ -138,15 +138,20 @@ class _Files:
         return self._archives[name]
 
 
-def parse_annotations(text: bytes, where: str) -> list[Image]:
+def parse_annotations(text: bytes, where: str, categories: Sequence[int] = CATEGORY_IDS) -> list[Image]:
     """Reads an annotation file of COCO's instances, whose images are then in the order of their ids.
+
+    Args:
+        text: its content.
+        where: it is, for people.
+        categories: that objects may have.
 
     Raises:
         UserError: it is not such a file; names `where`.
     """
     try:
-        # Outlines are most of the file, and not needed.
-        content = json.loads(text, object_hook=_without_outlines)
+        # Outlines are most of a file of COCO's, OpenImages has ten million objects.
+        content = json.loads(text, object_hook=_needed)
         objects: dict[int, list[Mapping[str, Any]]] = {image["id"]: [] for image in content["images"]}
         if len(objects) != len(content["images"]):
             raise ValueError("two images have the same id")
@@ -154,7 +159,7 @@ def parse_annotations(text: bytes, where: str) -> list[Image]:
             if type(annotation["image_id"]) is not int:
                 raise ValueError(f"an object of image {annotation['image_id']!r}")
             objects[annotation["image_id"]].append(annotation)
-        images = [_image(image, objects[image["id"]]) for image in content["images"]]
+        images = [_image(image, objects[image["id"]], categories) for image in content["images"]]
     except (ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{where} is not an annotation file of COCO ({one_line(error) or type(error).__name__}); get it again."
@@ -162,12 +167,30 @@ def parse_annotations(text: bytes, where: str) -> list[Image]:
     return sorted(images, key=lambda image: image.id)
 
 
-def _without_outlines(content: dict[str, Any]) -> dict[str, Any]:
-    content.pop("segmentation", None)
-    return content
+def parse_categories(text: bytes) -> dict[int, str]:
+    """The ids and names of an annotation file's categories.
+
+    Raises:
+        ValueError, LookupError, TypeError: it has none, or two of one id.
+    """
+    content = json.loads(
+        text, object_hook=lambda part: part if "name" in part or "categories" in part else None
+    )
+    found = {category["id"]: str(category["name"]) for category in content["categories"]}
+    if len(found) != len(content["categories"]) or not all(type(number) is int for number in found):
+        raise ValueError("ids of categories that are no whole numbers, or twice the same")
+    return found
 
 
-def _image(image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> Image:
+def _needed(content: dict[str, Any]) -> dict[str, Any]:
+    """An object without what nothing here reads; anything else as it is."""
+    return {key: content[key] for key in _READ if key in content} if "bbox" in content else content
+
+
+_READ = ("image_id", "category_id", "bbox", "area", "iscrowd")
+
+
+def _image(image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], known: Sequence[int]) -> Image:
     number, height, width, name = (image[key] for key in ("id", "height", "width", "file_name"))
     if not all(type(value) is int and 0 <= value < 2**31 for value in (number, height, width)):
         raise ValueError("an image whose id, height or width is no number of 31 bits")
@@ -181,8 +204,8 @@ def _image(image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -
         raise ValueError(f"image {number} has an object with something else than numbers")
     numbers = np.array(rows, np.float64).reshape(len(rows), 7)
     boxes, areas, categories, crowds = numbers[:, :4], numbers[:, 4], numbers[:, 5], numbers[:, 6]
-    if not np.isin(categories, CATEGORY_IDS).all():
-        raise ValueError(f"image {number} has an object of a category that COCO lacks")
+    if not np.isin(categories, known).all():
+        raise ValueError(f"image {number} has an object of a category that there is not")
     if not np.isin(crowds, (0, 1)).all():
         raise ValueError(f"image {number} has an object whose iscrowd is neither 0 nor 1")
     found = Image(number, height, width, boxes, categories.astype(np.int64), crowds > 0, areas, name)
@@ -288,10 +311,16 @@ class MadeUp:
     Args:
         counts: split -> number of images.
         photograph: (random, label, size=(H, W)) -> an image [H, W, 3] uint8.
+        categories: that objects have.
     """
 
-    def __init__(self, counts: Mapping[str, int], photograph: Callable[..., np.ndarray]) -> None:
-        self._counts, self._photograph = counts, photograph
+    def __init__(
+        self,
+        counts: Mapping[str, int],
+        photograph: Callable[..., np.ndarray],
+        categories: Sequence[int] = CATEGORY_IDS,
+    ) -> None:
+        self._counts, self._photograph, self._categories = counts, photograph, categories
 
     def images(self, split: str) -> list[Image]:
         return [self._image(split, index) for index in range(self._counts[split])]
@@ -308,7 +337,7 @@ class MadeUp:
             height=height,
             width=width,
             boxes=boxes,
-            categories=random.choice(CATEGORY_IDS, count),
+            categories=random.choice(self._categories, count),
             crowds=random.random(count) < 0.01,
             areas=boxes[:, 2:].prod(1),
             key=index,

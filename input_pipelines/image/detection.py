@@ -11,15 +11,19 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from input_pipelines import base, synthetic
-from input_pipelines.image import box_augmentation, sampled_crop
+from input_pipelines.image import box_augmentation, flipped, sampled_crop
 from mlperf_jax.errors import UserError
 
 SPLITS = ("train", "eval")
 
 Objects = tuple[np.ndarray, np.ndarray]
 
-# What makes a random view to train on, by its name in a config.
-_AUGMENTATIONS = {"ssd": box_augmentation.train_image, "sampled_crop": sampled_crop.train_image}
+# What makes a random view to train on, and the whole image to evaluate, by its name in a config.
+_AUGMENTATIONS = {
+    "ssd": (box_augmentation.train_image, box_augmentation.resized),
+    "sampled_crop": (sampled_crop.train_image, box_augmentation.resized),
+    "flip": (flipped.train_image, flipped.stretched),
+}
 
 
 class Source(Protocol):
@@ -81,8 +85,8 @@ class AugmentedDetection(DetectionDataset):
         source: the images.
         category_ids: the ground truth's ids of labels 1, 2, ...
         ground_truth: see `DetectionDataset`.
-        options: of the config: `image_size` S, `max_boxes` M, `crop_attempts` (see the `random_crop` of the
-            augmentation), `augmentation` (by default "ssd"; see `_AUGMENTATIONS`), and, by default 0, `num_threads` (batches made at once in
+        options: of the config: `image_size` S, `max_boxes` M, `augmentation` (by default "ssd"; see
+            `_AUGMENTATIONS`), `crop_attempts` (see its `random_crop`, if it has one), and, by default 0, `num_threads` (batches made at once in
             each process; 0 as many as there are cores, at most 8) and `num_workers` (processes that
             make them; 0 makes them in threads of this process).
         fake, description: see `base.Dataset`.
@@ -102,7 +106,7 @@ class AugmentedDetection(DetectionDataset):
         description: str,
     ) -> None:
         size, max_boxes, self._attempts = checked_options(options)
-        self._view = _AUGMENTATIONS[options.get("augmentation", "ssd")]
+        self._view, self._whole = _AUGMENTATIONS[options.get("augmentation", "ssd")]
         if source.most_objects > max_boxes:
             raise UserError(
                 f"An image has {source.most_objects} objects, more than --config.data.max_boxes={max_boxes}; "
@@ -167,7 +171,7 @@ class AugmentedDetection(DetectionDataset):
 
             def read(row: int) -> None:
                 image = self.source.image("eval", int(indices[row]))
-                batch["image"][row] = box_augmentation.resized(image, self._size)
+                batch["image"][row] = self._whole(image, self._size)
 
             for _ in map_rows(read, range(len(indices))):  # Raises what `read` raised.
                 pass
@@ -179,12 +183,13 @@ class AugmentedDetection(DetectionDataset):
 
 
 def checked_options(options: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Returns image_size, max_boxes and crop_attempts.
+    """Returns image_size, max_boxes and crop_attempts, 1 where nothing is cropped.
 
     Raises:
         UserError: one of them is not positive.
     """
-    values = {name: options[name] for name in ("image_size", "max_boxes", "crop_attempts")}
+    values = {name: options[name] for name in ("image_size", "max_boxes")}
+    values["crop_attempts"] = options.get("crop_attempts", 1)
     for name, value in values.items():
         if value < 1:
             raise UserError(f"--config.data.{name}={value} makes no sense; it must be 1 or more.")

@@ -1,8 +1,8 @@
 """Boxes in two forms, their overlap, and the code in which a network predicts them.
 
 "Corners" are (left, top, right, bottom), "centres" (x, y, width, height) of the centre; both as shares
-of the image. Codes are offsets from an anchor divided by the variances of the SSD paper's own
-implementation, .1 for the centre and .2 for the logarithm of the size.
+of the image, or in pixels. Codes are offsets from an anchor, of the centre in sizes of the anchor and of the
+logarithm of the size, divided by variances: those of the SSD paper's own implementation, or none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
+Variances = tuple[float, float]
+"""Of a box's centre and of the logarithm of its size."""
+
+SSD_VARIANCES = (0.1, 0.2)
 
 
 def to_corners(centres: jax.Array) -> jax.Array:
@@ -49,19 +52,27 @@ def area(corners: jax.Array) -> jax.Array:
     return sides[..., 0] * sides[..., 1]
 
 
-def encode(corners: jax.Array, anchors: jax.Array) -> jax.Array:
+def encode(corners: jax.Array, anchors: jax.Array, variances: Variances = SSD_VARIANCES) -> jax.Array:
     """What a network should predict for boxes [..., A, 4] (corners) at anchors [A, 4] (centres).
 
     The boxes must have an area.
     """
     boxes = to_centres(corners)
-    middle = (boxes[..., :2] - anchors[..., :2]) / anchors[..., 2:] / CENTRE_VARIANCE
-    size = jnp.log(boxes[..., 2:] / anchors[..., 2:]) / SIZE_VARIANCE
+    middle = (boxes[..., :2] - anchors[..., :2]) / anchors[..., 2:] / variances[0]
+    size = jnp.log(boxes[..., 2:] / anchors[..., 2:]) / variances[1]
     return jnp.concatenate([middle, size], axis=-1)
 
 
-def decode(codes: jax.Array, anchors: jax.Array) -> jax.Array:
-    """The boxes [..., A, 4] (corners) that codes [..., A, 4] mean at anchors [A, 4] (centres)."""
-    middle = codes[..., :2] * CENTRE_VARIANCE * anchors[..., 2:] + anchors[..., :2]
-    size = jnp.exp(codes[..., 2:] * SIZE_VARIANCE) * anchors[..., 2:]
-    return to_corners(jnp.concatenate([middle, size], axis=-1))
+def decode(
+    codes: jax.Array, anchors: jax.Array, variances: Variances = SSD_VARIANCES, largest: float = jnp.inf
+) -> jax.Array:
+    """The boxes [..., A, 4] (corners) that codes [..., A, 4] mean at anchors [A, 4] (centres).
+
+    Args:
+        codes, anchors: see above.
+        variances: that the codes are divided by.
+        largest: in sizes of its anchor; what is larger by its code has this size.
+    """
+    middle = codes[..., :2] * variances[0] * anchors[..., 2:] + anchors[..., :2]
+    times = jnp.minimum(codes[..., 2:] * variances[1], jnp.log(largest))
+    return to_corners(jnp.concatenate([middle, jnp.exp(times) * anchors[..., 2:]], axis=-1))

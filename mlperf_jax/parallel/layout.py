@@ -6,7 +6,8 @@ mesh axes may carry which meaning; a `Layout` (strategy + mesh) turns a shape in
 
 1. A dimension takes the first choice of its rule that is still free in this array and whose size
    divides it; if none does, the dimension stays whole. A choice is a mesh axis, or several that carry
-   the dimension together: all must be free, and their product divides it.
+   the dimension together: all must be free, and their product divides it. A height of which a device would
+   hold one row also stays whole.
 2. With `shard_params` (fsdp) or `shard_optimizer` (zero1) set, an array of at least
    `MIN_SHARDED_SIZE` elements also splits its largest dimension that is still whole and divisible
    over that axis. Convolutions pair well with this rule: their axes have no natural order.
@@ -29,6 +30,10 @@ from mlperf_jax.errors import UserError
 
 MIN_SHARDED_SIZE = 1024
 """Arrays with fewer elements stay replicated: a gather would cost more than it saves."""
+
+_LEAST = {"height": 2}
+"""What a device must hold of a dimension that is split: of maps with a row a device XLA's partitioner gives
+gradients of 3x3 convolutions that are several times too large (jaxlib 0.10.2)."""
 
 LogicalAxes = Sequence[str | None]
 
@@ -130,7 +135,8 @@ class Layout:
         free = {axis for axis, size in self.mesh.shape.items() if size > 1}
         for d, logical in enumerate(axes or ()):
             for choice in self.choices(logical):
-                if free.issuperset(choice) and shape[d] % self.size(choice) == 0:
+                each, rest = divmod(shape[d], self.size(choice))
+                if free.issuperset(choice) and not rest and each >= _LEAST.get(logical or "", 0):
                     names[d] = joined(choice)
                     free.difference_update(choice)
                     self.sharing.update(choice)

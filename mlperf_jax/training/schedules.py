@@ -123,6 +123,39 @@ def halvings_with_exponential_warmup(
     return schedule
 
 
+def linear_warmup(
+    base_lr: float,
+    warmup_steps: float,
+    warmup_factor: float,
+    *,
+    boundaries: Sequence[float] = (),
+    decay_factor: float = 0.1,
+) -> optax.Schedule:
+    """Linear warm-up to a rate that stays, as RetinaNet's does, or falls at some steps.
+
+    At step s (0 for the first update), with t = min(s / warmup_steps, 1):
+
+        base_lr * (warmup_factor * (1 - t) + t) * decay_factor**n, n of the boundaries being <= s
+
+    Source: mlcommons/training, retired_benchmarks/retinanet/ssd/utils.py, warmup_lr_scheduler.
+
+    Args:
+        base_lr: the rate after the warm-up.
+        warmup_steps: may be fractional (epochs times steps per epoch); 0 for none.
+        warmup_factor: the warm-up begins at this part of the rate.
+        boundaries: steps at which the rate falls.
+        decay_factor: what it is multiplied by.
+    """
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        step = jnp.asarray(step, float)
+        t = jnp.minimum(step / warmup_steps, 1) if warmup_steps else jnp.ones_like(step)
+        fallen = sum(((step >= b).astype(step.dtype) for b in boundaries), start=jnp.zeros_like(step))
+        return base_lr * (warmup_factor * (1 - t) + t) * jnp.asarray(decay_factor, step.dtype) ** fallen
+
+    return schedule
+
+
 def epochs_warmup(
     base_lr: float,
     warmup_epochs: int,

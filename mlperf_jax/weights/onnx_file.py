@@ -69,7 +69,7 @@ def read(path: Path) -> dict[str, LazyArray]:
         ) from None
     named = _by_module(nodes, tensors)
     if any(name.endswith(".weight") for name in named):
-        return named
+        return named | onnx_layers.scales(nodes, tensors)
     return named | onnx_layers.numbered(nodes, tensors)
 
 

@@ -81,6 +81,40 @@ def numbered(nodes: Sequence[Node], tensors: Mapping[str, LazyArray]) -> dict[st
     }
 
 
+def scales(nodes: Sequence[Node], tensors: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
+    """What a norm that is frozen became: of a convolution whose weights are X.weight X.scale and X.shift, [O] both.
+
+    PyTorch's exporter computes torchvision's FrozenBatchNorm2d beforehand, as far as it needs no image: a product with a
+    constant comes after the convolution, and a sum with another.
+
+    Args:
+        nodes: in the order of the file.
+        tensors: the constants among their inputs.
+    """
+    found: dict[str, LazyArray] = {}
+    giver: dict[str, tuple[str, int]] = {}  # of a tensor the convolution, and its features
+    for node in nodes:
+        constants = [name for name in node.inputs if name in tensors]
+        weight = node.inputs[1] if len(node.inputs) > 1 else ""
+        if node.operator == "Conv" and weight.endswith(".weight") and weight in constants:
+            following = (
+                weight.removesuffix(".weight"),
+                tensors[weight].shape[0] if tensors[weight].shape else 0,
+            )
+        elif node.operator in ("Mul", "Add") and len(node.inputs) == 2 and len(constants) == 1:
+            (moving,) = (name for name in node.inputs if name not in tensors)
+            conv, features = giver.get(moving, ("", 0))
+            part = f"{conv}.{'scale' if node.operator == 'Mul' else 'shift'}"
+            if tensors[constants[0]].size != features or part in found:
+                continue
+            found[part] = tensors[constants[0]].reshape(features)
+            following = conv, features
+        else:
+            continue
+        giver |= dict.fromkeys(node.outputs, following)
+    return {name: array for name, array in found.items() if name.rpartition(".")[0] + ".scale" in found}
+
+
 def _found(nodes: Sequence[Node], tensors: Mapping[str, LazyArray]) -> list[_Layer]:
     depth: dict[str, int] = {}
     giver: dict[str, _Layer] = {}  # of a tensor the layer that a norm or a bias after it belongs to

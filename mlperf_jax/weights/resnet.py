@@ -1,4 +1,4 @@
-"""ResNet-50 as torchvision names it (conv1, bn1, layer1.0.conv1, ..., fc) into `models.resnet`.
+"""ResNet-50, and ResNeXt, as torchvision names it (conv1, bn1, layer1.0.conv1, ..., fc) into `models.resnet`.
 
 The same names have MLPerf's PyTorch file (resnet50-19c8e357.pth) and timm's; all others are turned into them first:
 Hugging Face's (resnet.encoder.stages...), those of TensorFlow's official model (resnet_model/conv2d_1/kernel, ...; its
@@ -16,7 +16,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.weights.lazy import Tensor, without_first
 from mlperf_jax.weights.source import TorchSource, unwrapped
 from mlperf_jax.workload import State
-from models.resnet import ResNetConfig
+from models.resnet import EXPANSION, ResNetConfig
 
 # What torchvision divides pixels of 0 to 255 by and subtracts from them.
 CONFIG = {
@@ -127,25 +127,40 @@ def from_torchvision(tensors: Mapping[str, Tensor], config: ResNetConfig) -> Sta
         UserError: an array is missing, has another shape, or belongs to another model.
     """
     source = TorchSource(torchvision_names(tensors))
-    params: dict[str, Any] = {"blocks": {}}
-    stats: dict[str, Any] = {"blocks": {}}
-    kernel = 7 if config.stem == "imagenet" else 3
-    params["stem"] = {"conv": source.conv("conv1", kernel, config.channels_in, config.width)}
-    params["norm"], stats["norm"] = source.norm("bn1", "conv1", config.width)
-    features = config.width
-    for stage, count in enumerate(config.stages):
-        width = config.width << stage
-        for block in range(count):
-            ours, theirs = f"stage{stage + 1}_block{block + 1}", f"layer{stage + 1}.{block}"
-            params["blocks"][ours], stats["blocks"][ours] = source.block(
-                theirs,
-                [(1, features, width), (3, width, width), (1, width, 4 * width)],
-                shortcut=None if block else (features, 4 * width),
-            )
-            features = 4 * width
+    params, stats = trunk(source, config)
+    features = EXPANSION * config.width << len(config.stages) - 1
     params["head"] = source.dense("fc", features, config.num_classes)
     source.refuse_left_over()
     return {"params": params, "model_state": stats}
+
+
+def trunk(
+    source: TorchSource, config: ResNetConfig, prefix: str = ""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(parameters, statistics) of all but the classifier, whose names begin with `prefix`.
+
+    Raises:
+        UserError: an array is missing or has another shape.
+    """
+    kernel = 7 if config.stem == "imagenet" else 3
+    params: dict[str, Any] = {
+        "blocks": {},
+        "stem": {"conv": source.conv(f"{prefix}conv1", kernel, config.channels_in, config.width)},
+    }
+    stats: dict[str, Any] = {"blocks": {}}
+    params["norm"], stats["norm"] = source.norm(f"{prefix}bn1", f"{prefix}conv1", config.width)
+    features = config.width
+    for stage, count in enumerate(config.stages):
+        inner, features_out = config.inner * config.width << stage, EXPANSION * config.width << stage
+        for block in range(count):
+            ours, theirs = f"stage{stage + 1}_block{block + 1}", f"{prefix}layer{stage + 1}.{block}"
+            params["blocks"][ours], stats["blocks"][ours] = source.block(
+                theirs,
+                [(1, features, inner), (3, inner // config.groups, inner), (1, inner, features_out)],
+                shortcut=None if block else (features, features_out),
+            )
+            features = features_out
+    return params, stats
 
 
 def torchvision_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

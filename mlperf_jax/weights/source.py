@@ -100,13 +100,18 @@ class TorchSource(Source):
         """(parameters, statistics)
 
         A convolution with a bias and without a batch norm after it (they were folded together) gets one
-        that only adds the bias.
+        that only adds the bias; one with a scale and a shift (a frozen norm in ONNX) one of those.
         """
         shape = (features,)
+        one, zero = np.ones(shape, np.float32), np.zeros(shape, np.float32)
+        plain = {"mean": zero, "var": one - np.float32(_EPSILON)}
+        if f"{name}.running_mean" not in self._left and f"{conv}.scale" in self._left:
+            return {
+                "scale": self.take(f"{conv}.scale", shape),
+                "bias": self.take(f"{conv}.shift", shape),
+            }, plain
         if f"{name}.running_mean" not in self._left and f"{conv}.bias" in self._left:
-            one, zero = np.ones(shape, np.float32), np.zeros(shape, np.float32)
-            folded = {"scale": one, "bias": self.take(f"{conv}.bias", shape)}
-            return folded, {"mean": zero, "var": one - np.float32(_EPSILON)}
+            return {"scale": one, "bias": self.take(f"{conv}.bias", shape)}, plain
         params = {"scale": self.take(f"{name}.weight", shape), "bias": self.take(f"{name}.bias", shape)}
         stats = {
             "mean": self.take(f"{name}.running_mean", shape),

@@ -59,8 +59,26 @@ class BackboneWorkload(ImageWorkload[M, D]):
         state = engine.init(seed)
         if self.backbone_file is None:
             return state
-        published = self.import_backbone(files.read_tensors(self.backbone_file))
-        for part, arrays in published.items():
-            old = state[part]["backbone"]
-            state[part] = state[part] | {"backbone": jax.tree.map(lazy.place, arrays, old)}
+        for part, arrays in self._published().items():
+            if part not in self.frozen_entries:  # which `init` has put there already
+                state[part] = state[part] | jax.tree.map(
+                    lazy.place, arrays, {name: state[part][name] for name in arrays}
+                )
         return state
+
+    @property
+    def frozen_source(self) -> str:
+        return str(self.backbone_file) if self.backbone_file else super().frozen_source
+
+    def frozen_state(self, struct: State, seed: int | None) -> State:
+        """As `GradientWorkload` has it; of a published backbone the file is read again."""
+        if not struct or self.backbone_file is None:
+            return super().frozen_state(struct, seed)
+        published = self._published()
+        return {name: jax.tree.map(lazy.place, published[name], part) for name, part in struct.items()}
+
+    def _published(self) -> State:
+        """The backbone's part of the state from its file, under "backbone" in every entry."""
+        assert self.backbone_file is not None
+        found = self.import_backbone(files.read_tensors(self.backbone_file))
+        return self.parted({entry: {"backbone": arrays} for entry, arrays in found.items()})

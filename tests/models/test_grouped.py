@@ -98,6 +98,8 @@ def compare(mesh, form, groups, inputs, outputs, split):
     ("platform", "sizes", "inputs", "groups", "expected"),
     [
         ("cpu", (8,), 64, 64, shifted),
+        ("cpu", (4, 2), 64, 8, dense),
+        ("cpu", (8,), 512, 32, shifted),
         ("tpu", (4, 2), 128, 128, dense),
         ("tpu", (8,), 256, 256, grouped),
         ("tpu", (8, 1), 512, 32, grouped),

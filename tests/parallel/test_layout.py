@@ -156,6 +156,14 @@ def test_axes_together_and_axes_to_choose_from(rule, size, spec):
     assert layout.spec((8, size), ("width", "batch")) == other
 
 
+def test_of_a_height_a_device_holds_two_rows_or_all():
+    """With a row a device XLA's partitioner multiplies gradients of convolutions."""
+    layout = layout_of({"data": 2, "space": 4}, STRATEGIES["spatial"].rules)
+    axes = ("batch", "height", "width", "channels")
+    for rows, split in ((16, "space"), (8, "space"), (4, None), (10, None)):
+        assert layout.spec((8, rows, rows, 3), axes) == (P("data", split) if split else P("data"))
+
+
 def test_an_axis_of_one_device_carries_nothing():
     layout = layout_of({"data": 8, "fsdp": 1}, {"batch": (("data", "fsdp"),)}, shard_params="fsdp")
     assert layout.spec((16,), ("batch",)) == P("data")

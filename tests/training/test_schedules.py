@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mlperf_jax.training.schedules import (
     halvings_with_exponential_warmup,
+    linear_warmup,
     polynomial_with_warmup,
     step_decay_with_warmup,
 )
@@ -97,3 +98,22 @@ def test_halvings_are_the_references(base, warmup, remain, interval, falls):
         else:
             expected = base
         np.testing.assert_allclose(rates[count - 1], expected, rtol=1e-5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    base=st.floats(1e-5, 1),
+    warmup=st.floats(0, 50),
+    factor=st.floats(0, 1),
+    boundaries=st.lists(st.integers(50, 90), max_size=2),
+    step=st.integers(0, 100),
+)
+def test_linear_warmup_is_the_references(base, warmup, factor, boundaries, step):
+    schedule = linear_warmup(base, warmup, factor, boundaries=sorted(boundaries), decay_factor=0.3)
+    rate = base
+    if step < warmup:
+        alpha = step / warmup
+        rate *= factor * (1 - alpha) + alpha
+    for boundary in boundaries:
+        rate *= 0.3 if step >= boundary else 1
+    np.testing.assert_allclose(schedule(step), rate, rtol=1e-5)
