@@ -156,7 +156,11 @@ class Peer(peer.Peer):
         numbers = self.config.optimizer
         self.clip_norm = numbers.clip_norm
         return torch_optimizers.corrected_adam(
-            self.model, beta1=numbers.beta1, beta2=numbers.beta2, epsilon=numbers.epsilon, fused=self.fast
+            self.model.parameters(),
+            beta1=numbers.beta1,
+            beta2=numbers.beta2,
+            epsilon=numbers.epsilon,
+            fused=self.fast,
         )
 
     def train_step(self, batch: peer.Tensors, rate: float) -> torch.Tensor:

@@ -85,12 +85,6 @@ def momentum(
     )
 
 
-def corrected_adam(model: nn.Module, *, beta1: float, beta2: float, epsilon: float, fused: bool) -> Optimizer:
-    """`torch.optim.Adam` as it is, which is our `adamw` without decay."""
-    inner = torch.optim.Adam(model.parameters(), betas=(beta1, beta2), eps=epsilon, fused=fused)
-    return Optimizer(inner, _rate_alone)
-
-
 def adam(model: nn.Module, *, beta1: float, beta2: float, epsilon: float, fused: bool) -> Optimizer:
     """`torch.optim.Adam`, which adds epsilon to the corrected root where ours adds it to the root."""
 
