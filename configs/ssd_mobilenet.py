@@ -15,7 +15,7 @@ Google's weights, which MLPerf Inference measured (mAP .22, 99 % of it to be rea
     python -m mlperf_jax.import_weights --workload=ssd_mobilenet --from=model.ckpt.index --to=weights
     python -m mlperf_jax.main --workload=ssd_mobilenet --preset=closed --scenario=Offline --weights=weights
 
-mini: six of the same blocks and an extra stage, on composites of photographs (at 64 x 64, 6 classes, 6,000 / 500 images), from random weights; not MLPerf's data or model. Quality is mAP at IoU .5, on the images that judge
+mini: five of the same blocks and an extra stage, on composites of photographs (at 64 x 64, 6 classes, 6,000 / 500 images), from random weights; not MLPerf's data or model. Quality is mAP at IoU .5, on the images that judge
 ssd_resnet34's.
 
     ./run_and_time.sh --workload=ssd_mobilenet --platform=cpu
@@ -103,16 +103,16 @@ def _mini() -> Numbers:
             image_size=64,
             num_classes=7,
             stem=16,
-            blocks=((32, 2), (64, 2), (128, 1), (128, 1), (256, 2), (256, 1)),
+            blocks=((32, 2), (48, 1), (96, 2), (96, 1), (128, 1)),
             epsilon=1e-3,
-            taken_after=(4, 6),
-            extra_inner=(64,),
-            extra_outer=(128,),
+            taken_after=(2, 5),
+            extra_inner=(48,),
+            extra_outer=(96,),
             anchors=(3, 6, 6),
             bn_span=0,
             bn_momentum=0.98,
         ),
-        anchors=dict(min_scale=0.35, max_scale=0.8, smallest=0.25, aspects=(1.0, 2.0, 0.5, 3.0, 0.3333)),
+        anchors=dict(min_scale=0.25, max_scale=0.65, smallest=0.25, aspects=(1.0, 2.0, 0.5, 3.0, 0.3333)),
         mining_iou=1.0,
         detection=dict(score=0.01, iou=0.6, detections=50),
         figure="mAP_50",

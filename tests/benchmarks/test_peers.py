@@ -25,7 +25,7 @@ SMALL = {
     "transformer": ["batch_size=4", "data.max_length=24", "model.num_layers=1", "decode.extra_length=8"],
     "gnmt": ["batch_size=4", "data.max_length=24", "model.width=32", "decode.extra_length=8"],
     "ssd_resnet34": ["batch_size=4"],
-    "ssd_mobilenet": ["batch_size=4"],
+    "ssd_mobilenet": ["batch_size=4", "model.blocks=((16,2),(24,2))", "model.taken_after=(1,2)"],
     "unet3d": [
         "batch_size=2",
         "data.patch=(8,8,8)",
