@@ -132,8 +132,9 @@ class NCF(TabledWorkload[InteractionSet]):
     def eval_update(self, totals: Any, model: TabledModel, batch: Batch) -> Any:
         candidates = jnp.concatenate([batch["negatives"], batch["positive"][:, None]], axis=1)
         rank = rank_of_last(self.scores(model, batch["user"], candidates), candidates)
-        hit = (rank < TOP) * batch["mask"]
-        found = {"hits": hit, "gain": hit / jnp.log2(rank + 2.0), "users": batch["mask"]}
+        hit = jnp.where(rank < TOP, batch["mask"], 0)
+        gain = hit / jnp.log2(rank.astype(jnp.float32) + 2)
+        found = {"hits": hit, "gain": gain, "users": batch["mask"]}
         return {name: totals[name] + value.sum() for name, value in found.items()}
 
     def eval_result(self, totals: Any) -> Evaluation:

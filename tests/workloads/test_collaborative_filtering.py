@@ -178,7 +178,7 @@ def test_answers_are_the_ten_best():
 
 
 def test_two_processes_train_as_one(tmp_path):
-    flags = ("tests.toys_ratings:SmallNCF", "--sharding=row_wise")
+    flags = ("tests.toys_ratings:SmallNCF", "--sharding=row_wise", "--config.batch_size=512")
     alone, together = (pair.evaluations(tmp_path, *flags, processes=count) for count in (1, 2))
     assert len(alone) == 2 and together == pytest.approx(alone, rel=1e-9)
 

@@ -56,7 +56,7 @@ def trained(cls, strategy):
 @pytest.mark.parametrize(
     ("cls", "strategy"),
     [
-        *((SmallSentiment, s) for s in ("dp", "zero1", "fsdp", "tp", "fsdp_tp", "sequence")),
+        *((SmallSentiment, s) for s in ("dp", "fsdp", "tp", "fsdp_tp", "sequence")),
         (SmallLSTM, "fsdp_tp"),
     ],
 )
@@ -137,4 +137,4 @@ def test_a_closed_run_on_made_up_reviews(closed_run):
     assert official.find_ruleset("sentiment", "local") is None
     of_gnmt = ("opt_learning_rate_", "max_sequence_length", "eval_accuracy : v['value'] >= 0.240")
     said = door.complaints_as(log, "gnmt", "0.7.0")
-    assert all(any(word in line for word in of_gnmt) for line in said), said
+    assert len(said) == 9 and all(any(word in line for word in of_gnmt) for line in said), said
