@@ -41,6 +41,8 @@ class GNMTConfig:
         dropout: of the inputs of layers.
         start: the token that stands before a target's first.
         attention_gain: of energies at first; 0 for width**-0.5, as the reference has it.
+        embedding_spread: embeddings are drawn from within so far of 0.
+        forget_bias: what is added to the bias of forget gates at first.
         lstm: a name of `models.lstm.CHOICES`.
         variant: "v2", or "tensorflow" for the model that MLPerf Inference measured (see `mlperf_jax.weights.gnmt`),
             which is served only: its decoder begins where the encoder ended, feeds its attention to the first layer
@@ -53,6 +55,8 @@ class GNMTConfig:
     dropout: float = 0.2
     start: int = 2
     attention_gain: float = 0.0
+    embedding_spread: float = 0.1
+    forget_bias: float = 0.0
     lstm: str = "auto"
     variant: str = "v2"
 
@@ -152,7 +156,8 @@ class GNMT(nnx.Module):
         self.feeds_attention = config.variant == "tensorflow"
 
         def table() -> nnx.Param:
-            return nnx.Param(draw(rngs.params(), (vocab_size, width), dtype), axes=("vocab", "embed"))
+            drawn = uniform(config.embedding_spread)(rngs.params(), (vocab_size, width), dtype)
+            return nnx.Param(drawn, axes=("vocab", "embed"))
 
         self.embedding = table()
         if self.feeds_attention:
@@ -163,6 +168,7 @@ class GNMT(nnx.Module):
                 features_in,
                 width,
                 bidirectional=bidirectional,
+                forget_bias=config.forget_bias,
                 init=draw,
                 choice=config.lstm,
                 policy=policy,
