@@ -40,6 +40,9 @@ class GNMTConfig:
         num_layers: of the encoder, and of the decoder; at least two.
         dropout: of the inputs of layers.
         start: the token that stands before a target's first.
+        attention_gain: of energies at first; 0 for width**-0.5, as the reference has it.
+        embedding_spread: embeddings are drawn from within so far of 0.
+        forget_bias: what is added to the bias of forget gates at first.
         lstm: a name of `models.lstm.CHOICES`.
         variant: "v2", or "tensorflow" for the model that MLPerf Inference measured (see `mlperf_jax.weights.gnmt`),
             which is served only: its decoder begins where the encoder ended, feeds its attention to the first layer
@@ -51,6 +54,9 @@ class GNMTConfig:
     num_layers: int = 4
     dropout: float = 0.2
     start: int = 2
+    attention_gain: float = 0.0
+    embedding_spread: float = 0.1
+    forget_bias: float = 0.0
     lstm: str = "auto"
     variant: str = "v2"
 
@@ -68,19 +74,20 @@ class GNMTConfig:
 class Attention(nnx.Module):
     """Normalised Bahdanau attention: of query q and key k the energy is `gain * v / |v| . tanh(q + k + bias)`."""
 
-    def __init__(self, width: int, *, policy: Policy, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, gain: float, *, policy: Policy, rngs: nnx.Rngs) -> None:
         """Builds the layer.
 
         Args:
             width: D, of queries, keys and inside.
+            gain: at first.
             policy: dtypes; energies and weights are at least float32.
             rngs: holds the stream "params".
         """
-        draw, dtype = uniform(0.1), policy.param_dtype
+        draw, dtype = uniform(_spread(width)), policy.param_dtype
         self.query = nnx.Param(draw(rngs.params(), (width, width), dtype), axes=("embed", "mlp"))
         self.key = nnx.Param(draw(rngs.params(), (width, width), dtype), axes=("embed", "mlp"))
         self.vector = nnx.Param(draw(rngs.params(), (width,), dtype), axes=("mlp",))
-        self.gain = nnx.Param(jnp.full(1, width**-0.5, dtype), axes=(None,))
+        self.gain = nnx.Param(jnp.full(1, gain, dtype), axes=(None,))
         self.bias = nnx.Param(jnp.zeros(width, dtype), axes=("mlp",))
         self.dtype = policy.compute_dtype
         self.score_dtype = jnp.promote_types(policy.compute_dtype, jnp.float32)
@@ -145,11 +152,12 @@ class GNMT(nnx.Module):
         self.config = config
         self.dtype, self.output_dtype = policy.compute_dtype, policy.output_dtype
         width, vocab_size, dtype = config.width, config.vocab_size, policy.param_dtype
-        draw = uniform(0.1)
+        draw = uniform(_spread(width))
         self.feeds_attention = config.variant == "tensorflow"
 
         def table() -> nnx.Param:
-            return nnx.Param(draw(rngs.params(), (vocab_size, width), dtype), axes=("vocab", "embed"))
+            drawn = uniform(config.embedding_spread)(rngs.params(), (vocab_size, width), dtype)
+            return nnx.Param(drawn, axes=("vocab", "embed"))
 
         self.embedding = table()
         if self.feeds_attention:
@@ -160,6 +168,7 @@ class GNMT(nnx.Module):
                 features_in,
                 width,
                 bidirectional=bidirectional,
+                forget_bias=config.forget_bias,
                 init=draw,
                 choice=config.lstm,
                 policy=policy,
@@ -168,7 +177,8 @@ class GNMT(nnx.Module):
 
         later = range(config.num_layers - 2)
         self.encoder = nnx.List([layer(width, True), layer(2 * width), *(layer(width) for _ in later)])
-        self.attention = Attention(width, policy=policy, rngs=rngs)
+        gain = config.attention_gain or width**-0.5
+        self.attention = Attention(width, gain, policy=policy, rngs=rngs)
         first = layer(2 * width if self.feeds_attention else width)
         self.decoder = nnx.List([first, *(layer(2 * width) for _ in range(config.num_layers - 1))])
         # As PyTorch's linear layers start.
@@ -290,6 +300,11 @@ class GNMT(nnx.Module):
         """[B, L, D] to [B, L, V]."""
         logits = product(x, self.kernel[...].astype(self.dtype)).astype(self.output_dtype)
         return constrain(logits + self.bias[...].astype(self.output_dtype), "batch", None, "vocab")
+
+
+def _spread(width: int) -> float:
+    """Parameters are drawn from within so far of 0: 0.1 at the reference's width, and of sums as much at others."""
+    return 0.1 * (1024 / width) ** 0.5
 
 
 def _without_marks(source: jax.Array) -> jax.Array:

@@ -30,6 +30,8 @@ from mlperf_jax.precision import Policy
 
 CHOICES = ("auto", "scan", "cudnn")
 
+_FORGET = 1  # which of an LSTM's gates forgets
+
 State = tuple[jax.Array, ...]
 """What is carried from position to position, each [B, H] and at least float32; the output is the first."""
 
@@ -340,6 +342,19 @@ class LSTM(Recurrent):
 
     cell = staticmethod(lstm_cell)
     gates, states = 4, 2
+
+    def __init__(self, features_in: int, features: int, *, forget_bias: float = 0.0, **numbers: Any) -> None:
+        """Builds the layer; see `Recurrent`.
+
+        Args:
+            features_in, features, numbers: as there.
+            forget_bias: what is added to the forget gates' bias at first.
+        """
+        super().__init__(features_in, features, **numbers)
+        if forget_bias:
+            for direction in self.directions:
+                bias = direction.bias[...]
+                direction.bias.set_value(bias.at[_FORGET].add(forget_bias))
 
     def _implementation(self) -> str:
         return choose(self.choice, dtype=self.dtype)

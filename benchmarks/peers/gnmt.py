@@ -36,7 +36,7 @@ class Attention(nn.Module):
 class TorchGNMT(nn.Module):
     """Sentences [B, M] and [B, L], padded with 0, to logits [B, L, V]."""
 
-    def __init__(self, vocab_size, width, num_layers, dropout=0.0, start=2, lstm="auto"):
+    def __init__(self, vocab_size, width, num_layers, dropout=0.0, start=2, **of_ours):
         super().__init__()
         self.start = start
         self.table = nn.Parameter(torch.randn(vocab_size, width))

@@ -160,3 +160,15 @@ def test_packed_rows_are_as_good_as_sequences_apart(kind, two):
         found, expected = (jax.grad(f, has_aux=True)(params) for f in (packed, apart))
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_forget_gates_may_begin_open():
+    plain, opened = (
+        LSTM(F, H, forget_bias=b, bidirectional=True, policy=POLICIES["float32"], rngs=nnx.Rngs(0))
+        for b in (0.0, 1.0)
+    )
+    for a, b in zip(plain.directions, opened.directions, strict=True):
+        np.testing.assert_allclose(
+            b.bias[...] - a.bias[...], np.array([0, 1, 0, 0])[:, None] * np.ones(H), atol=1e-6
+        )
+        np.testing.assert_array_equal(a.kernel[...], b.kernel[...])
