@@ -25,7 +25,7 @@ from mlperf_jax.goals import Goal, targets
 from mlperf_jax.nested import plain
 from mlperf_jax.results.clock import WallClock
 from mlperf_jax.rounds.training_logs import CLOCK_MOVED
-from mlperf_jax.rounds.training_rules import LOCAL, UNVERIFIED, benchmark_called
+from mlperf_jax.rounds.training_rules import LOCAL, UNVERIFIED, benchmark_called, find_benchmark
 
 TOKEN = ":::MLLOG "
 DIVISIONS = {"mini": "open", "closed": "closed"}
@@ -352,7 +352,7 @@ def log_preamble(
 
     Args:
         benchmark: MLPerf's name, "resnet".
-        preset: "mini" is logged as division open, "closed" as closed.
+        preset: "mini" is logged as division open, "closed" as closed, where a round of MLPerf Training has the benchmark.
         system: the system's name, logged as the platform.
         train_samples, eval_samples: sizes of the data sets in use.
         goals: the figures to reach.
@@ -365,7 +365,7 @@ def log_preamble(
         status: cloud, onprem, preview or research.
     """
     log.event("submission_benchmark", benchmark)
-    log.event("submission_division", DIVISIONS[preset])
+    log.event("submission_division", DIVISIONS[preset] if find_benchmark(benchmark) else "open")
     log.event("submission_org", org)
     log.event("submission_platform", system)
     log.event("submission_status", status)

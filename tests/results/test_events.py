@@ -41,12 +41,12 @@ SGD = {
 }
 
 
-def write_run(log, *, preset, accuracies, target, hyperparameters, seed=1):
+def write_run(log, *, preset, accuracies, target, hyperparameters, seed=1, benchmark="resnet"):
     """One whole run, as the training loop logs it."""
     with log:
         events.log_preamble(
             log,
-            benchmark="resnet",
+            benchmark=benchmark,
             preset=preset,
             system="test-system",
             seed=seed,
@@ -309,3 +309,11 @@ def test_clearing_caches_says_what_it_did(monkeypatch):
     )
     monkeypatch.setattr(events.Path, "write_text", lambda *_: 2)
     assert events.clear_caches()[0] is True
+
+
+@pytest.mark.parametrize(("benchmark", "division"), [("resnet", "closed"), ("mobilenet", "open")])
+def test_a_benchmark_of_no_training_round_is_of_the_open_division(tmp_path, benchmark, division):
+    log = events.EventLog(tmp_path / "result_0.txt")
+    write_run(log, benchmark=benchmark, preset="closed", accuracies=[0.1], target=0.7, hyperparameters=SGD)
+    (said,) = (event.value for event in events.read_events(log.path) if event.key == "submission_division")
+    assert said == division

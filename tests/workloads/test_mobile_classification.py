@@ -130,9 +130,10 @@ def test_what_the_checker_says_of_closed_runs_on_made_up_data(workload, of_resne
 
     def complaints(division):
         told = log.read_text().replace(f'"value": "{workload}"', '"value": "resnet"')
-        (folder / division).write_text(told.replace('"value": "closed"', f'"value": "{division}"'))
+        (folder / division).write_text(told.replace('"value": "open"', f'"value": "{division}"'))
         return door.complaints(folder / division, "4.0.0")
 
+    assert door.values(events, "submission_division") == ["open"]
     assert complaints("open") == []
     for line, key in zip(complaints("closed"), [*of_resnets_own, "eval_accuracy"], strict=True):
         assert f"opt_{key}'" in line or f"{key} : v['value'] >= 0.7590" in line, line
