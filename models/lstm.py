@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.experimental import rnn
 from jax.nn import initializers
@@ -58,7 +59,7 @@ def choose(choice: str, *, dtype: DTypeLike, platform: str = "") -> str:
     return "scan" if choice == "scan" or refusal else "cudnn"
 
 
-def _refusal(dtype: jnp.dtype, platform: str) -> str | None:
+def _refusal(dtype: np.dtype, platform: str) -> str | None:
     """Why cuDNN's cannot do it, or None."""
     layout = layouts.active()
     if platform != "gpu":

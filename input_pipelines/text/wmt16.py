@@ -170,7 +170,7 @@ def _cut(pairs: parallel_text.Pairs) -> parallel_text.Pairs:
     """Evaluation pairs, of which the reference translates 150 tokens at most."""
 
     def cut(side: Ragged) -> Ragged:
-        rows = [side.values[a:b] for a, b in zip(side.starts, side.starts[1:], strict=False)]
+        rows = [side.values[a:b].tolist() for a, b in zip(side.starts, side.starts[1:], strict=False)]
         ends = [row if len(row) <= MAX_LENGTH else [*row[: MAX_LENGTH - 1], bpe.END] for row in rows]
         return Ragged.of(ends, parallel_text.TOKEN)
 
@@ -183,13 +183,14 @@ def _write_fake(folder: Path, *, num_train: int) -> dict[str, Any]:
     vocabulary = bpe.Vocabulary([*bpe.RESERVED, *words])
     random = np.random.default_rng(0)
 
-    def sentences(count: int, start: list[int]) -> list[list[int]]:
+    def sentences(count: int, start: list[int]) -> Ragged:
         lengths = random.integers(1, _FAKE_WORDS, count)
-        return [[*start, *random.integers(len(bpe.RESERVED), VOCAB_SIZE, n), bpe.END] for n in lengths]
+        words = (random.integers(len(bpe.RESERVED), VOCAB_SIZE, n).tolist() for n in lengths)
+        return Ragged.of([[*start, *chosen, bpe.END] for chosen in words], parallel_text.TOKEN)
 
     with progress.step(f"making up {num_train:,} pairs"):
         train, evaluation = (
-            tuple(Ragged.of(sentences(count, start), parallel_text.TOKEN) for start in ([bpe.START], []))
+            (sentences(count, [bpe.START]), sentences(count, []))
             for count in (num_train, max(1, num_train // 8))
         )
     targets = evaluation[1]
