@@ -71,7 +71,9 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
         with prepared.scratch_folder(folder) as scratch:
             files = fetch.fetch("Colin27", (_BRAIN, _REGIONS), sources(data_dir), scratch, by_hand=by_hand)
         image, label = volume(*(nifti.parse(files[file.name], file.name) for file in (_BRAIN, _REGIONS)))
-        left = segmentation.save(folder, "left", *(values[LEFT][PART] for values in (image, label)), train=True)
+        left = segmentation.save(
+            folder, "left", *(values[LEFT][PART] for values in (image, label)), train=True
+        )
         right = segmentation.save(
             folder, "right", *(values[RIGHT][::-1][PART] for values in (image, label)), train=False
         )
