@@ -111,12 +111,12 @@ def test_groups_are_those_of_the_atlas_and_halves_do_not_touch():
     for number, name in enumerate(colin27.CLASS_NAMES, 1):
         np.testing.assert_array_equal(label == number, np.isin(atlas, colin27.GROUPS[name]))
     left, right = colin27.LEFT, colin27.RIGHT
-    assert left.stop - left.start == right.stop - right.start == 43 and right.start - left.stop == 4
-    assert left.start + right.stop == 90  # as far from the middle on both sides
+    assert left.stop - left.start == right.stop - right.start == 42 and right.start - left.stop == 5
+    assert left.start + right.stop - 1 == 2 * 45  # as far from the middle on both sides
 
 
 def resampled_index(old, new):
-    return (np.arange(new) * old / new).astype(int)
+    return np.floor(np.arange(new) * (old - 1) / (new - 1) + 0.5).astype(int)
 
 
 def test_colin27_has_no_made_up_set(tmp_path):
