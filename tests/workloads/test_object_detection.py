@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from configs.ssd_resnet34 import get_config
-from mlperf_jax import prepare
 from mlperf_jax.config import resolve
 from mlperf_jax.errors import UserError
 from mlperf_jax.inference.trained import Trained, model_config
@@ -34,10 +33,7 @@ def closed_run(tmp_path_factory):
     It starts before the first test, beside which it has a core of its own.
     """
     folder = tmp_path_factory.mktemp("closed")
-    names = ("--workload=ssd_resnet34", "--preset=closed", f"--data_dir={folder}")
-    assert prepare.main([*names, "--fake=4"]) == 0
     cuts = (
-        "data.fake=4",
         "backbone_weights=",
         "batch_size=2",
         "eval_batch_size=1",
@@ -45,8 +41,7 @@ def closed_run(tmp_path_factory):
         "eval_every_epochs=1",
         "max_epochs=1",
     )
-    flags = (f"--config.{cut}" for cut in cuts)
-    process = door.start(folder, *names, "--platform=cpu", *flags, **door.LIGHTLY)
+    process = door.start_closed(folder, "ssd_resnet34", 4, *cuts)
     yield folder, process
     process.kill()
 

@@ -9,7 +9,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from mlperf_jax import prepare
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel.layout import STRATEGIES
 from mlperf_jax.parallel.mesh import make_layout, single_device_layout
@@ -30,19 +29,8 @@ def closed_runs(tmp_path_factory):
     started = {}
     for workload in ("dlrm", "dlrm_dcnv2"):
         folder = tmp_path_factory.mktemp(workload)
-        names = (f"--workload={workload}", "--preset=closed", f"--data_dir={folder}")
-        assert prepare.main([*names, "--fake=640"]) == 0
-        cuts = ("data.fake=640", "data.table_fraction=1e-5", "batch_size=64", "eval_batch_size=256")
-        started[workload] = (
-            folder,
-            door.start(
-                folder,
-                *names,
-                *(f"--config.{cut}" for cut in (*cuts, "evals_per_epoch=2")),
-                "--seed=1",
-                **door.LIGHTLY,
-            ),
-        )
+        cuts = ("data.table_fraction=1e-5", "batch_size=64", "eval_batch_size=256", "evals_per_epoch=2")
+        started[workload] = folder, door.start_closed(folder, workload, 640, *cuts)
     yield started
     for _, process in started.values():
         process.kill()
