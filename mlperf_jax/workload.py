@@ -434,6 +434,7 @@ _REGISTRY = {
     "dlrm_dcnv2": "mlperf_jax.workloads.recommendation:DLRMDCNv2",
     "minigo": "mlperf_jax.workloads.reinforcement_learning:MiniGo",
     "mobilenet": "mlperf_jax.workloads.image_classification:MobileNet",
+    "retinanet": "mlperf_jax.workloads.retinanet:RetinaNetDetection",
     "resnet50": "mlperf_jax.workloads.image_classification:ResNet50",
     "shufflenet": "mlperf_jax.workloads.image_classification:ShuffleNet",
     "ssd_mobilenet": "mlperf_jax.workloads.ssd_mobilenet:SSDMobileNet",

@@ -66,7 +66,9 @@ def test_minigo_needs_nothing(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("workload", ["resnet50", "ssd_resnet34", "transformer", "dlrm", "dlrm_dcnv2"])
+@pytest.mark.parametrize(
+    "workload", ["resnet50", "ssd_resnet34", "retinanet", "transformer", "dlrm", "dlrm_dcnv2"]
+)
 def test_more_than_any_disk_holds_is_refused_before_the_first_file(tmp_path, capsys, workload):
     arguments = [f"--workload={workload}", f"--data_dir={tmp_path / 'data'}", "--fake=99999999999999"]
     assert prepare.main(arguments) == 2

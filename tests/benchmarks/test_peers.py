@@ -26,7 +26,8 @@ SMALL = {
     "ssd_resnet34": ["batch_size=4"],
     "ssd_mobilenet": ["batch_size=4"],
     "dlrm": ["batch_size=64"],
-    # Of gradients that are rounding, Adagrad's first step would else be their sign.
+    # Of gradients that are rounding, Adagrad's and Adam's first step would else be their sign.
+    "retinanet": ["batch_size=4", "schedule.warmup_epochs=0.01", "optimizer.epsilon=1e-2"],
     "dlrm_dcnv2": ["batch_size=64", "optimizer.epsilon=1e-4"],
     "minigo": ["batch_size=16", "model.trunk_layers=1", "self_play.lanes=16", "self_play.rows=8"],
 }
