@@ -15,10 +15,11 @@ Google's weights, which MLPerf Inference measured (mAP .22, 99 % of it to be rea
     python -m mlperf_jax.import_weights --workload=ssd_mobilenet --from=model.ckpt.index --to=weights
     python -m mlperf_jax.main --workload=ssd_mobilenet --preset=closed --scenario=Offline --weights=weights
 
-mini: six of the same blocks and an extra stage, on composites of photographs (at 64 x 64, 6 classes, 6,000 / 500 images), from random weights; not MLPerf's data or model. Quality is mAP at IoU .5, on the images that judge
+mini: six of the same blocks and an extra stage, on composites of photographs (at 96 x 96, 6 classes, 6,000 / 500 images), from random weights; not MLPerf's data or model. Quality is mAP at IoU .5, on the images that judge
 ssd_resnet34's.
 
     ./run_and_time.sh --workload=ssd_mobilenet --platform=cpu
+    expected: 0.20 after about epoch 7 of 12 (benchmarks/convergence)
 """
 
 from __future__ import annotations
@@ -91,14 +92,16 @@ def _closed() -> Numbers:
         target=0.22,
         max_epochs=164,
         **loop(eval_every_epochs=4),
-        inference=serving(_LOADGEN_MODEL, (1, 2, 4, 8, 16, 32, 64), published_quality=0.22),
+        inference=serving(
+            _LOADGEN_MODEL, (1, 2, 4, 8, 16, 32, 64), published_quality=0.22, max_latency_s=0.010
+        ),
     )
 
 
 def _mini() -> Numbers:
     return dict(
         model=dict(
-            image_size=64,
+            image_size=96,
             num_classes=7,
             stem=16,
             blocks=((32, 2), (64, 2), (128, 1), (128, 1), (256, 2), (256, 1)),
@@ -110,17 +113,17 @@ def _mini() -> Numbers:
             bn_span=0,
             bn_momentum=0.98,
         ),
-        anchors=dict(min_scale=0.35, max_scale=0.8, smallest=0.25, aspects=(1.0, 2.0, 0.5, 3.0, 0.3333)),
+        anchors=dict(min_scale=0.25, max_scale=0.65, smallest=0.25, aspects=(1.0, 2.0, 0.5, 3.0, 0.3333)),
         mining_iou=1.0,
         detection=dict(score=0.01, iou=0.6, detections=50),
         figure="mAP_50",
         backbone_weights="",  # no weights of so narrow a backbone are published
         data=dict(
             name="composites",
-            image_size=64,
+            image_size=96,
             max_boxes=4,
             augmentation="sampled_crop",
-            crop_attempts=100,
+            crop_attempts=1,
             **_FROM_MINUS_ONE_TO_ONE,
             num_threads=1,
             num_train=0,
@@ -128,10 +131,11 @@ def _mini() -> Numbers:
         ),
         batch_size=32,
         eval_batch_size=100,
-        optimizer=dict(name="rmsprop", base_lr=0.05, decay=0.9, momentum=0.9, epsilon=1.0, weight_decay=4e-5),
-        schedule=dict(warmup_steps=200, boundary_steps=(1500, 1900), decay_factor=0.1),
+        optimizer=dict(name="rmsprop", base_lr=0.1, decay=0.9, momentum=0.9, epsilon=1.0, weight_decay=4e-5),
+        schedule=dict(warmup_steps=200, boundary_steps=(1600, 2000), decay_factor=0.1),
         target=0.20,
         max_epochs=12,
         **loop(eval_every_epochs=1),
-        inference=serving(_LOADGEN_MODEL, (1, 2, 4, 8, 16, 32), min_duration_s=10.0),
+        # Server's bound is that of ssd_resnet34's mini, so that they compare.
+        inference=serving(_LOADGEN_MODEL, (1, 2, 4, 8, 16, 32), min_duration_s=10.0, max_latency_s=0.1),
     )

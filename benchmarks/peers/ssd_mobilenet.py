@@ -119,7 +119,9 @@ def decode(codes: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
     return to_corners(torch.cat([middle, (codes[..., 2:] * 0.2).exp() * anchors[:, 2:]], -1))
 
 
-def mined(losses: torch.Tensor, corners: torch.Tensor, matched: torch.Tensor, threshold: float):
+def mined(
+    losses: torch.Tensor, corners: torch.Tensor, matched: torch.Tensor, threshold: float
+) -> torch.Tensor:
     """The anchors [B, A] that count."""
     order = torch.sort(losses, stable=True, dim=1, descending=True).indices
     stays = torch.ones_like(matched)

@@ -58,39 +58,51 @@ def random_crop(boxes: np.ndarray, width: int, height: int, draws: Iterator[floa
     if next(draws) <= _KEPT_WHOLE:
         return Crop(edges, boxes, np.arange(len(boxes)))
     wanted = boxes if len(boxes) else np.array([edges], np.float32)
-    for _ in range(attempts):
-        drawn = _window(width, height, draws)
-        if drawn and (covered(wanted, drawn) >= least).any():
-            edges = drawn
-            break
-    share = covered(boxes, edges)
+    drawn, fits = _windows(width, height, np.fromiter(draws, float, 4 * attempts).reshape(attempts, 4))
+    counts = fits & (covered(wanted, drawn) >= least).any(1)
+    if counts.any():
+        edges = tuple(drawn[counts.argmax()].tolist())
+    (share,) = covered(boxes, np.array([edges]))
     kept = np.flatnonzero((share > 0) & (share >= least))
     return Crop(edges, seen_from(boxes[kept], np.array(edges)), kept)
 
 
-def _window(width: int, height: int, draws: Iterator[float]) -> tuple[float, float, float, float] | None:
-    """Draws a window of whole pixels, as left, top, right, bottom in parts of the image; None where none fits."""
-    aspect = _ASPECTS[0] + next(draws) * (_ASPECTS[1] - _ASPECTS[0])
+def _windows(width: int, height: int, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Windows of whole pixels, [m, 4] as left, top, right, bottom in parts of the image; and whether each fits, [m].
+
+    Args:
+        width, height: of the image.
+        draws: [m, 4] in [0, 1): of the aspect, the height, and the place across and down.
+    """
+    aspects = _ASPECTS[0] + draws[:, 0] * (_ASPECTS[1] - _ASPECTS[0])
     least, most = (share * width * height for share in _AREAS)
-    low, high = (round((area / aspect) ** 0.5) for area in (least, most))
-    if round(high * aspect) > width:
-        high = int((width + 0.5 - 1e-7) / aspect)
-    high = min(high, height)
-    rows = min(low, high)
-    rows += int(next(draws) * (high - rows + 1))
+    low, high = (np.rint(np.sqrt(area / aspects)) for area in (least, most))
+    too_wide = np.rint(high * aspects) > width
+    high = np.where(too_wide, np.floor((width + 0.5 - 1e-7) / aspects), high)
+    high = np.minimum(high, height)
+    rows = np.minimum(low, high)
+    rows += np.floor(draws[:, 1] * (high - rows + 1))
     # Rounded sides may make an area that is not allowed; a row more or less mends it.
-    rows += (round(rows * aspect) * rows < least) - (round(rows * aspect) * rows > most)
-    columns = round(rows * aspect)
-    left, top = (int(next(draws) * (side - part + 1)) for side, part in ((width, columns), (height, rows)))
-    if not (least <= columns * rows <= most and 0 < columns <= width and 0 < rows <= height):
-        return None
-    return left / width, top / height, (left + columns) / width, (top + rows) / height
+    areas = rows * np.rint(rows * aspects)
+    rows += np.where(areas < least, 1, np.where(areas > most, -1, 0))
+    columns = np.rint(rows * aspects)
+    left, top = np.floor(draws[:, 2] * (width - columns + 1)), np.floor(draws[:, 3] * (height - rows + 1))
+    areas = rows * columns
+    fits = (
+        (least <= areas)
+        & (areas <= most)
+        & (columns > 0)
+        & (columns <= width)
+        & (rows > 0)
+        & (rows <= height)
+    )
+    return np.stack([left, top, left + columns, top + rows], 1) / [width, height, width, height], fits
 
 
-def covered(boxes: np.ndarray, edges: tuple[float, float, float, float]) -> np.ndarray:
-    """The share of each box [n, 4] that lies within the edges, [n]; -1 of one without area."""
+def covered(boxes: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """The share of each box [n, 4] that lies within each window [m, 4], [m, n]; -1 of a box without area."""
     # In one precision throughout, so that a box that lies inside is covered whole.
-    boxes, corners = boxes.astype(np.float64), np.array(edges)
-    sides = np.minimum(boxes[:, 2:], corners[2:]) - np.maximum(boxes[:, :2], corners[:2])
-    shared, whole = np.maximum(sides, 0).prod(1), (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    boxes, windows = boxes.astype(np.float64), windows[:, None]
+    sides = np.minimum(boxes[:, 2:], windows[..., 2:]) - np.maximum(boxes[:, :2], windows[..., :2])
+    shared, whole = np.maximum(sides, 0).prod(2), (boxes[:, 2:] - boxes[:, :2]).prod(1)
     return np.where(whole > 0, shared / np.where(whole > 0, whole, 1), -1)

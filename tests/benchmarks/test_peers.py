@@ -24,7 +24,7 @@ SMALL = {
     "shufflenet": ["batch_size=16", "model.repeats=(2,1)", "schedule.warmup_epochs=0.01"],
     "transformer": ["batch_size=4", "data.max_length=24", "model.num_layers=1", "decode.extra_length=8"],
     "ssd_resnet34": ["batch_size=4"],
-    "ssd_mobilenet": ["batch_size=4"],
+    "ssd_mobilenet": ["batch_size=4", "model.blocks=((16,2),(24,2))", "model.taken_after=(1,2)"],
     "dlrm": ["batch_size=64"],
     # Of gradients that are rounding, Adagrad's and Adam's first step would else be their sign.
     "retinanet": ["batch_size=4", "schedule.warmup_epochs=0.01", "optimizer.epsilon=1e-2"],
