@@ -436,6 +436,7 @@ _REGISTRY = {
     "minigo": "mlperf_jax.workloads.reinforcement_learning:MiniGo",
     "mobilenet": "mlperf_jax.workloads.image_classification:MobileNet",
     "ncf": "mlperf_jax.workloads.collaborative_filtering:NCF",
+    "retinanet": "mlperf_jax.workloads.retinanet:RetinaNetDetection",
     "resnet50": "mlperf_jax.workloads.image_classification:ResNet50",
     "sentiment": "mlperf_jax.workloads.sentiment_analysis:Sentiment",
     "shufflenet": "mlperf_jax.workloads.image_classification:ShuffleNet",

@@ -95,7 +95,7 @@ class TorchRetinaNet(nn.Module):
             x = getattr(body, f"layer{s + 1}")(x)
             maps.append(x)
         inner = None
-        levels = []
+        levels: list[torch.Tensor] = []
         for x, lateral, output in reversed(
             list(zip(maps[1:], fpn.inner_blocks, fpn.layer_blocks, strict=True))
         ):
@@ -117,7 +117,7 @@ class TorchRetinaNet(nn.Module):
         return found[0], found[1]
 
 
-def layers(model: TorchRetinaNet, config: RetinaNetConfig) -> Iterator[tuple[tuple[Any, ...], nn.Module]]:
+def layers(model: TorchRetinaNet, config: RetinaNetConfig) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
     """Every layer that holds arrays, and where ours has them."""
     body, fpn, head = model.backbone.body, model.backbone.fpn, model.head
     yield ("backbone", "stem", "conv"), body.conv1
@@ -136,13 +136,13 @@ def layers(model: TorchRetinaNet, config: RetinaNetConfig) -> Iterator[tuple[tup
         ("beyond", fpn.extra_blocks.values()),
     ):
         for i, layer in enumerate(some):
-            yield ("pyramid", name, i), layer
+            yield ("pyramid", name, str(i)), layer
     for name, part, last in (
         ("boxes", head.regression_head, "bbox_reg"),
         ("classes", head.classification_head, "cls_logits"),
     ):
         for i, layer in enumerate(part.conv[::2]):
-            yield (name, "tower", i), layer
+            yield (name, "tower", str(i)), layer
         yield (name, "last"), getattr(part, last)
 
 
@@ -271,7 +271,7 @@ class Peer(peer.Peer):
         return to_corners(torch.cat([middle, extent], -1)), scores, pairs % classes + 1
 
 
-def _at(tree: Mapping[Any, Any], path: tuple[Any, ...]) -> Mapping[str, Any]:
+def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any]:
     """The layer there, {} where the tree has none: what is frozen and what is not are in trees of their own."""
     for name in path:
         tree = tree.get(name, {})

@@ -41,7 +41,7 @@ def level_anchors(image_size: int, feature_sizes: Sequence[int], sizes: Sequence
     levels = []
     for cells, size in zip(feature_sizes, sizes, strict=True):
         sides = np.array([int(size * 2 ** (n / SIZES_PER_OCTAVE)) for n in range(SIZES_PER_OCTAVE)])
-        tall = np.sqrt(np.float32(RATIOS))
+        tall = np.sqrt(np.array(RATIOS, np.float32))
         halves = np.stack([np.outer(1 / tall, sides).ravel(), np.outer(tall, sides).ravel()], 1) / 2
         extents = 2 * halves.astype(np.float32).round()  # [9, 2] width and height
         first = np.arange(cells) * (image_size // cells)

@@ -104,7 +104,7 @@ class TorchSource(Source):
         """
         shape = (features,)
         one, zero = np.ones(shape, np.float32), np.zeros(shape, np.float32)
-        plain = {"mean": zero, "var": one - np.float32(_EPSILON)}
+        plain: dict[str, Tensor] = {"mean": zero, "var": one - np.float32(_EPSILON)}
         if f"{name}.running_mean" not in self._left and f"{conv}.scale" in self._left:
             return {
                 "scale": self.take(f"{conv}.scale", shape),

@@ -38,10 +38,14 @@ ANSWER = ("index", "top", "left", "bottom", "right", "score", "label")
 _DRAWN_SCORE = 0.3  # what is less certain is not drawn
 
 
+Predicted = Any
+"""Numbers at every anchor, [B, A, ...]: an array, or a list of one for each level of a pyramid."""
+
+
 class Detector(Protocol):
     """A network that predicts at every anchor."""
 
-    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, images: jax.Array, *, train: bool) -> tuple[Predicted, Predicted]:
         """Normalised images [B, S, S, 3] to box codes [B, A, 4] and logits [B, A, classes]."""
 
 
@@ -56,12 +60,15 @@ class ObjectDetection(BackboneWorkload[Detector, DetectionDataset]):
 
     # What a family supplies, besides its model.
 
+    background = True
+    """Whether the first of the logits is the background's."""
+
     @abc.abstractmethod
-    def box_loss(self, codes: jax.Array, logits: jax.Array, boxes: jax.Array, labels: jax.Array) -> Loss:
+    def box_loss(self, codes: Predicted, logits: Predicted, boxes: jax.Array, labels: jax.Array) -> Loss:
         """The loss of predictions [B, A, 4] and [B, A, classes] against boxes [B, M, 4] and labels [B, M], 0 padding."""
 
     @abc.abstractmethod
-    def detect(self, codes: jax.Array, logits: jax.Array) -> Detections:
+    def detect(self, codes: Predicted, logits: Predicted) -> Detections:
         """What the predictions [B, A, 4] and [B, A, classes] detect, `config.detection.detections` an image."""
 
     # The phases, from that.
@@ -144,10 +151,10 @@ class ObjectDetection(BackboneWorkload[Detector, DetectionDataset]):
     def check_data(self) -> None:
         """Also: that the model has room for the classes."""
         super().check_data()
-        classes = max(self.dataset.num_classes, 2)
+        classes = max(self.dataset.num_classes, 2) - (not self.background)
         if classes > self.config.model.num_classes:
             raise UserError(
-                f"The data has {classes} classes with the background and the model "
+                f"The data has {classes} classes{' with the background' if self.background else ''} and the model "
                 f"{self.config.model.num_classes}; use --config.model.num_classes={classes}."
             )
 

@@ -34,7 +34,8 @@ SMALL = {
         "inference.batch_sizes=(1,3)",
     ],
     "dlrm": ["batch_size=64"],
-    # Of gradients that are rounding, Adagrad's first step would else be their sign.
+    # Of gradients that are rounding, Adagrad's and Adam's first step would else be their sign.
+    "retinanet": ["batch_size=4", "schedule.warmup_epochs=0.01", "optimizer.epsilon=1e-2"],
     "dlrm_dcnv2": ["batch_size=64", "optimizer.epsilon=1e-4"],
     "ncf": ["batch_size=64"],
     "sentiment": [
