@@ -36,6 +36,7 @@ from mlperf_jax.workload import (
     NO_NOTES,
     Batch,
     Block,
+    Bucketed,
     Buckets,
     Evaluation,
     Metrics,
@@ -381,7 +382,7 @@ class SupervisedWorkload(GradientWorkload[M], Generic[M, D]):
 
     def data(
         self, engine: Engine, state: State, block: Block, start: int, notes: Notes = NO_NOTES
-    ) -> tuple[State, Iterator[Batch]]:
+    ) -> tuple[State, Iterator[Batch | Bucketed]]:
         seed = int(jax.device_get(state["seed"]))
         stream = self._stream
         if stream is None or (stream.seed, stream.step) != (seed, start):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ SIDES = ("user", "item")
 class TorchNeuMF(nn.Module):
     """Four embeddings, an MLP and the layer that joins both views; names are those of the reference."""
 
-    def __init__(self, users: int, items: int, factors: int, layers, sparse_gradients: bool = False) -> None:
+    def __init__(
+        self, users: int, items: int, factors: int, layers: Sequence[int], sparse_gradients: bool = False
+    ) -> None:
         super().__init__()
         for view, width in (("mf", factors), ("mlp", layers[0] // 2)):
             for side, size in zip(SIDES, (users, items), strict=True):
@@ -106,7 +108,7 @@ class Peer(peer.Peer):
         if self.fast:
             given = {name: numbers[name] for name in ("beta1", "beta2", "epsilon")}
             return torch_optimizers.adam(self.model, **given, fused=True)
-        lists = {True: [], False: []}
+        lists: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for name, parameter in self.model.named_parameters():
             lists["embed" in name].append(parameter)
         betas = (numbers.beta1, numbers.beta2)

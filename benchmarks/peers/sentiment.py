@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from benchmarks.speed.torch_optimizers import Optimizer
 class Windows(nn.Module):
     """Convolutions side by side, each feature's largest value over a text."""
 
-    def __init__(self, embedding: int, features: int, windows) -> None:
+    def __init__(self, embedding: int, features: int, windows: Sequence[int]) -> None:
         super().__init__()
         self.before = [(size // 2, size - 1 - size // 2) for size in windows]
         self.convolutions = nn.ModuleList(nn.Conv1d(embedding, features, size) for size in windows)
@@ -77,7 +77,7 @@ class Stack(nn.Module):
 class TorchTextClassifier(nn.Module):
     """Words [B, T] and lengths [B] to logits [B, classes]."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.embedding = nn.Embedding(config.vocabulary_size, config.embedding)
         if config.network == "convolutions":

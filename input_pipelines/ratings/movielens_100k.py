@@ -48,8 +48,8 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
         by_hand = f"{_FILE.name} of recbole 1.2.1 into {data_dir / 'manual' / 'movielens_100k'}"
         with prepared.scratch_folder(folder) as scratch:
             files = fetch.fetch("MovieLens-100K", [_FILE], sources(data_dir), scratch, by_hand=by_hand)
-        columns = tables.read(files[_FILE.name].decode().splitlines(), "\t", (0, 1, 3))
-        counts = interactions.save(folder, interactions.leave_one_out(*columns, NEGATIVES))
+        user, item, time = tables.read(files[_FILE.name].decode().splitlines(), "\t", (0, 1, 3))
+        counts = interactions.save(folder, interactions.leave_one_out(user, item, time, NEGATIVES))
         return {"name": "movielens_100k", "fake": False} | counts
 
     prepared.prepare_folder(data_dir / "movielens_100k", build, verify=verify)

@@ -50,12 +50,12 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
 def _make_up(count: int, folder: Path) -> dict[str, Any]:
     random = np.random.default_rng(0)
     with progress.step(f"making up {count:,} reviews"):
-        splits = [
+        train, evaluation = (
             labelled_text.made_up(number, LONGEST, VOCABULARY_SIZE, random)
             for number in (count, max(1, count // 8))
-        ]
+        )
         known = {b"%d" % number: number for number in range(VOCABULARY_SIZE)}
-        facts = labelled_text.save(folder, *splits, known)
+        facts = labelled_text.save(folder, train, evaluation, known)
     return {"name": folder.name, "fake": True} | facts
 
 
@@ -69,11 +69,11 @@ def _convert(data_dir: Path, folder: Path) -> dict[str, Any]:
             )
     with progress.step("counting words"):
         known = labelled_text.vocabulary((text for texts, _ in splits.values() for text in texts), CUTOFF)
-        encoded = [
+        train, evaluation = (
             ([labelled_text.numbered(text, known) for text in texts], labels)
             for texts, labels in splits.values()
-        ]
-        return {"name": "imdb", "fake": False} | labelled_text.save(folder, *encoded, known)
+        )
+        return {"name": "imdb", "fake": False} | labelled_text.save(folder, train, evaluation, known)
 
 
 def _read(data_dir: Path, split: str) -> tuple[list[list[bytes]], list[int]]:

@@ -82,13 +82,14 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
 
     def build(folder: Path) -> dict[str, Any]:
         with prepared.scratch_folder(folder) as scratch:
-            train, evaluation = split(fetch_snippets(data_dir, scratch))
-        known = labelled_text.vocabulary(train[0], CUTOFF)
-        encoded = [
-            ([labelled_text.numbered(text, known) for text in texts], labels)
-            for texts, labels in (train, evaluation)
-        ]
-        return {"name": "movie_snippets", "fake": False} | labelled_text.save(folder, *encoded, known)
+            texts = split(fetch_snippets(data_dir, scratch))
+        known = labelled_text.vocabulary(texts[0][0], CUTOFF)
+        train, evaluation = (
+            ([labelled_text.numbered(text, known) for text in part], labels) for part, labels in texts
+        )
+        return {"name": "movie_snippets", "fake": False} | labelled_text.save(
+            folder, train, evaluation, known
+        )
 
     folder = data_dir / "movie_snippets"
     prepared.prepare_folder(folder, build, verify=verify)

@@ -54,10 +54,10 @@ def from_paddle(tensors: Mapping[str, Tensor], config: TextClassifierConfig) -> 
             "linear": {i: _linear(source, i, sizes, width) for i, sizes in enumerate(inputs)},
             "recurrent": {i: _lstm(source, i, hidden) for i in range(config.layers)},
         }
-        name, sizes = f"fc_{config.layers}", ((width, config.classes), (hidden, config.classes))
-        parts = [np.asarray(source.take(f"{name}.w_{i}", size)) for i, size in enumerate(sizes)]
-        parts[0] = _gates(parts[0], 0)
-        last = _joined(parts, source.take(f"{name}.b_0", (config.classes,)))
+        name, out = f"fc_{config.layers}", config.classes
+        of_gates = _gates(np.asarray(source.take(f"{name}.w_0", (width, out))), 0)
+        of_states = source.take(f"{name}.w_1", (hidden, out))
+        last = _joined([of_gates, of_states], source.take(f"{name}.b_0", (out,)))
     source.refuse_left_over()
     return {"params": {"embedding": embedding, "reader": reader, "last": last}, "model_state": {}}
 

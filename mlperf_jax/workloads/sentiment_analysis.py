@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -83,9 +83,10 @@ class Sentiment(SupervisedWorkload[TextClassifier, LabelledTexts]):
 
     def data(
         self, engine: Engine, state: State, block: Block, start: int, notes: Notes = NO_NOTES
-    ) -> tuple[State, Iterator[Bucketed]]:
+    ) -> tuple[State, Iterator[Batch | Bucketed]]:
         state, batches = super().data(engine, state, block, start, notes)
-        return state, (Bucketed(f"{batch['words'].shape[1]}", batch) for batch in batches)
+        plain = cast(Iterator[Batch], batches)
+        return state, (Bucketed(f"{batch['words'].shape[1]}", batch) for batch in plain)
 
     # Evaluation, by width too.
 
