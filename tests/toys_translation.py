@@ -110,7 +110,8 @@ class RecurrentWordByWord(GNMTTranslation):
     def get_config(preset):
         config = WordByWord.get_config(preset)
         config.unlock()
-        config.model = dict(vocab_size=80, width=32, num_layers=3, dropout=0.1, start=0, lstm="auto")
+        sizes = dict(vocab_size=80, width=32, num_layers=3, dropout=0.1, start=0)
+        config.model = dict(sizes, attention_gain=2.0, embedding_spread=1.0, forget_bias=1.0)
         config.data.max_sentence = LENGTH
         config.optimizer = dict(
             name="adamw",
@@ -122,7 +123,7 @@ class RecurrentWordByWord(GNMTTranslation):
             clip_norm=5.0,
         )
         config.schedule = dict(
-            warmup_steps=5, remain_steps=0.666, decay_interval=0, decay_steps=4, decay_factor=0.5
+            warmup_steps=5, remain_steps=100, decay_interval=0.1, decay_steps=4, decay_factor=0.5
         )
         config.decode = dict(beams=3, alpha=0.6, beta=0.1, end=1, extra_length=2, source_lengths=(8,))
         return config
