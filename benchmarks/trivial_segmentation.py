@@ -17,6 +17,7 @@ import numpy as np
 
 import input_pipelines
 from benchmarks import records
+from input_pipelines import prepared
 from input_pipelines.volumes import colin27, segmentation
 from mlperf_jax.segmentation.dice import dice
 
@@ -54,8 +55,7 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, default=input_pipelines.default_data_dir())
     folder = parser.parse_args().data_dir / "colin27"
     (left,), (right,) = (
-        segmentation.load(folder, colin27.prepared.read_manifest(folder)[split])
-        for split in ("train", "eval")
+        segmentation.load(folder, prepared.read_manifest(folder)[split]) for split in ("train", "eval")
     )
     # Both halves are read from the side inwards.
     image, true, mirrored = (np.asarray(values) for values in (right.image, right.label, left.label))
