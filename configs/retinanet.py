@@ -12,10 +12,12 @@ Written down is the reference's point for batch 256. Other batch sizes have thei
 training_5.1.0/rcps_retinanet.json).
 
 mini: the same network with three stages of one bottleneck, fewer channels and three levels, on composites of
-photographs (at 80 x 80, 6 classes, 6,000 / 500 images), from random weights and with norms that are trained; not
-MLPerf's data or model. Quality is mAP at IoU .5.
+photographs (at 80 x 80, 6 classes, 6,000 / 500 images), from random weights, with norms that are trained, weight
+decay, a running average and a rate that falls once; not MLPerf's data or model. Quality is mAP at IoU .5.
 
     ./run_and_time.sh --workload=retinanet --platform=cpu
+    so far: 0.243 after epoch 9 of 10, seed 1, in 5 1/2 minutes on one busy core: the target is not reached yet;
+    the best constant boxes have 0.034
 """
 
 from __future__ import annotations
