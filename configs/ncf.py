@@ -6,8 +6,8 @@ closed: MLPerf Training's benchmark "ncf" of v0.5 (MovieLens-20M, HR@10 0.635 am
     ./run_and_time.sh --workload=ncf --platform=gpu --runs=100
     hyperparameters of the reference: batch 2048, Adam 5e-4 (recommendation/pytorch/run_and_time.sh at fe17e83)
 
-Not trained by us to that target. A made-up set of the same size shows how fast an epoch is
-(benchmarks/ncf_epoch.md).
+Not trained by us to that target. `python -m benchmarks.ncf_epoch` measures what an epoch costs, host and step apart, on
+a made-up set of the same size (`prepare --fake=20000263`).
 
 mini: a smaller NeuMF on MovieLens-100K, 99 negatives; not MLPerf's data or model. Ranking by popularity has an HR@10 of
 0.4125 (`python -m benchmarks.popularity`).
