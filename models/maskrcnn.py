@@ -147,10 +147,12 @@ class MaskHead(nnx.Module):
 
     def __init__(self, config: MaskRCNNConfig, *, policy: Policy, rngs: nnx.Rngs) -> None:
         conv = functools.partial(Conv, bias=True, kernel_init=_relu_out, policy=policy, rngs=rngs)
-        features, self.convs = config.channels, nnx.List([])
+        features = config.channels
+        convs: list[Conv] = []
         for channels in config.mask_channels:
-            self.convs.append(conv(features, channels, 3, padding=((1, 1), (1, 1))))
+            convs.append(conv(features, channels, 3, padding=((1, 1), (1, 1))))
             features = channels
+        self.convs = nnx.List(convs)
         self.enlarged = ConvTranspose(
             features,
             features,

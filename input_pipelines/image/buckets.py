@@ -42,8 +42,7 @@ def shapes(shorter: int, longest: int, longer: Sequence[int]) -> list[Shape]:
     sides = [_padded(side) for side in longer]
     if sides != sorted(set(sides)) or sides[0] < first or sides[-1] < last:
         raise ValueError(f"longer sides {tuple(longer)} do not rise from {first} or more to {last} or more")
-    found = [(first, side) for side in sides]
-    return [shape for lying in found for shape in dict.fromkeys((lying, lying[::-1]))]
+    return [shape for side in sides for shape in dict.fromkeys(((first, side), (side, first)))]
 
 
 def bucket_of(sizes: np.ndarray, padded: Sequence[Shape]) -> np.ndarray:

@@ -102,7 +102,8 @@ def _box_head(source: TorchSource, config: MaskRCNNConfig) -> dict[str, Any]:
 
 def _mask_head(source: TorchSource, config: MaskRCNNConfig) -> dict[str, Any]:
     layers, last = "roi_heads.mask.feature_extractor", "roi_heads.mask.predictor"
-    features, convs = config.channels, {}
+    features = config.channels
+    convs: dict[int, Any] = {}
     for i, channels in enumerate(config.mask_channels):
         convs[i] = source.conv(f"{layers}.mask_fcn{i + 1}", 3, features, channels, bias=True)
         features = channels
