@@ -39,7 +39,7 @@ class Trunk(nnx.Module):
             rngs: holds the stream "params"; nothing of it is kept.
         """
         self.stem = Stem(config, policy=policy, rngs=rngs)
-        self.norm = BatchNorm(config.width, span=config.bn_span, policy=policy)
+        self.norm = BatchNorm(config.width, span=config.bn_span, epsilon=config.norm_epsilon, policy=policy)
         self.blocks: nnx.Dict[Bottleneck] = nnx.Dict()
         features = config.width
         for name, width, stride in bottlenecks(config):

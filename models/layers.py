@@ -252,7 +252,7 @@ def _spread(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class Dense(nnx.Module):
-    """`x @ kernel + bias`; the kernel [I, O] starts as N(0, stddev), the bias [O] as zero."""
+    """`x @ kernel + bias`; the kernel [I, O] starts as N(0, stddev) or as told, the bias [O] as zero."""
 
     def __init__(
         self,
@@ -260,7 +260,8 @@ class Dense(nnx.Module):
         features_out: int,
         *,
         axes: tuple[str | None, str | None],
-        stddev: float,
+        stddev: float = 0.01,
+        kernel_init: initializers.Initializer | None = None,
         dtype: DTypeLike | None = None,
         policy: Policy,
         rngs: nnx.Rngs,
@@ -272,11 +273,13 @@ class Dense(nnx.Module):
             features_out: O.
             axes: what the kernel's two axes mean to the layout.
             stddev: of the kernel's first values.
+            kernel_init: draws the kernel in the normal distribution's place.
             dtype: of the product, where it is not to be the policy's compute dtype.
             policy: dtypes.
             rngs: holds the stream "params".
         """
-        kernel = initializers.normal(stddev)(rngs.params(), (features_in, features_out), policy.param_dtype)
+        init = kernel_init or initializers.normal(stddev)
+        kernel = init(rngs.params(), (features_in, features_out), policy.param_dtype)
         self.kernel = nnx.Param(kernel, axes=axes)
         self.bias = nnx.Param(jnp.zeros(features_out, policy.param_dtype), axes=axes[1:])
         self.dtype = jnp.dtype(dtype or policy.compute_dtype)

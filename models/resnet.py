@@ -48,6 +48,8 @@ class ResNetConfig:
         groups: into so many the channels of each 3x3 are cut (ResNeXt, arXiv:1611.05431).
         inner: channels of a bottleneck's 3x3, in times of its stage's width; 2 with 32 groups in
             ResNeXt-50 32x4d.
+        strided: which convolution of a bottleneck has the stride: "3x3" (v1.5) or "1x1", the first (v1).
+        norm_epsilon: added to the variance by every batch norm.
     """
 
     stages: tuple[int, ...] = (3, 4, 6, 3)
@@ -62,6 +64,8 @@ class ResNetConfig:
     padding: str = "tf"
     groups: int = 1
     inner: int = 1
+    strided: str = "3x3"
+    norm_epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -69,6 +73,8 @@ class ResNetConfig:
             raise ValueError(f"stem {self.stem!r} is neither 'imagenet' nor 'small'")
         if self.padding not in ("tf", "torch", "fixed"):
             raise ValueError(f"padding {self.padding!r} is none of 'tf', 'torch' and 'fixed'")
+        if self.strided not in ("3x3", "1x1"):
+            raise ValueError(f"strided {self.strided!r} is neither '3x3' nor '1x1'")
         if self.space_to_depth and (self.stem != "imagenet" or self.image_size % 2):
             raise ValueError("space_to_depth needs the imagenet stem and an even image_size")
 
@@ -124,7 +130,7 @@ def space_to_depth(x: jax.Array) -> jax.Array:
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 (strided), 1x1 with batch norms, added to a shortcut that is projected where shapes differ."""
+    """1x1, 3x3 (one of them strided), 1x1 with batch norms, added to a shortcut that is projected where shapes differ."""
 
     def __init__(
         self,
@@ -140,15 +146,18 @@ class Bottleneck(nnx.Module):
         last_scale = 0.0 if config.zero_init_last_gamma else 1.0
 
         def norm(features: int, scale: float = 1.0) -> BatchNorm:
-            return BatchNorm(features, span=config.bn_span, scale=scale, policy=policy)
+            return BatchNorm(
+                features, span=config.bn_span, scale=scale, epsilon=config.norm_epsilon, policy=policy
+            )
 
-        self.conv1 = Conv(features_in, inner, 1, policy=policy, rngs=rngs)
+        first, second = (stride, 1) if config.strided == "1x1" else (1, stride)
+        self.conv1 = Conv(features_in, inner, 1, stride=first, policy=policy, rngs=rngs)
         self.norm1 = norm(inner)
         self.conv2 = Conv(
             inner,
             inner,
             3,
-            stride=stride,
+            stride=second,
             padding=config.padding_3x3,
             groups=config.groups,
             policy=policy,
@@ -194,7 +203,9 @@ class BasicBlock(nnx.Module):
             )
 
         def norm(scale: float = 1.0) -> BatchNorm:
-            return BatchNorm(width, span=config.bn_span, scale=scale, policy=policy)
+            return BatchNorm(
+                width, span=config.bn_span, scale=scale, epsilon=config.norm_epsilon, policy=policy
+            )
 
         self.conv1 = conv3x3(features_in, stride)
         self.norm1 = norm()
@@ -227,7 +238,7 @@ class ResNet(nnx.Module):
         """
         self.config = config
         self.stem = Stem(config, policy=policy, rngs=rngs)
-        self.norm = BatchNorm(config.width, span=config.bn_span, policy=policy)
+        self.norm = BatchNorm(config.width, span=config.bn_span, epsilon=config.norm_epsilon, policy=policy)
         self.blocks: nnx.Dict[Bottleneck] = nnx.Dict()
         features = config.width
         for name, width, stride in bottlenecks(config):
@@ -294,8 +305,8 @@ def flops_per_image(config: ResNetConfig, *, train: bool) -> int:
     features = config.width
     for _, width, stride in bottlenecks(config):
         inner, features_out = config.inner * width, EXPANSION * width
-        products += features * inner * size**2
-        size = _halved(size) if stride == 2 else size
+        before, size = size, _halved(size) if stride == 2 else size
+        products += features * inner * (size if config.strided == "1x1" else before) ** 2
         products += (9 * inner * inner // config.groups + inner * features_out) * size**2
         if stride > 1 or features != features_out:
             products += features * features_out * size**2

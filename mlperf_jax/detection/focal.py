@@ -22,18 +22,26 @@ IGNORED = -1
 _AT_ONCE = 8  # boxes whose overlaps with all anchors are in memory
 
 
-def match(corners: jax.Array, labels: jax.Array, anchors: jax.Array) -> tuple[jax.Array, jax.Array]:
+def match(
+    corners: jax.Array,
+    labels: jax.Array,
+    anchors: jax.Array,
+    *,
+    background_below: float = BACKGROUND_BELOW,
+    matched_from: float = MATCHED_FROM,
+) -> tuple[jax.Array, jax.Array]:
     """Assigns boxes to anchors, image by image.
 
-    An anchor's box is the one that it overlaps most (of equal ones the first), if their IoU is .5 or more,
-    or if no anchor overlaps some box more than this one does, be it another box. Of the others those that
-    overlap a box by .4 or more belong to nothing, the rest to the background. A box without area, or that
-    overlaps no anchor, takes no part.
+    An anchor's box is the one that it overlaps most (of equal ones the first), if their IoU is `matched_from` or
+    more, or if no anchor overlaps some box more than this one does, be it another box. Of the others those that
+    overlap a box by `background_below` or more belong to nothing, the rest to the background. A box without area,
+    or that overlaps no anchor, takes no part.
 
     Args:
         corners: [B, M, 4]; rows of label 0 are padding, which had best come last: no time is spent on it.
         labels: [B, M] int32.
         anchors: [A, 4] corners, in the same unit.
+        background_below, matched_from: of the IoU; by default RetinaNet's.
 
     Returns:
         [B, A] int32, the row of each anchor's box (any where it has none), and [B, A] int32, its label, 0
@@ -62,8 +70,8 @@ def match(corners: jax.Array, labels: jax.Array, anchors: jax.Array) -> tuple[ja
     blocks = real.reshape(images, -1, _AT_ONCE).any((0, 2))
     used = jnp.where(blocks, jnp.arange(1, len(blocks) + 1, dtype=jnp.int32), 0).max()
     most, best, wanted = lax.fori_loop(0, used, look, none)
-    matched = (most >= MATCHED_FROM) | wanted
-    unmatched = jnp.where(most >= BACKGROUND_BELOW, IGNORED, 0)
+    matched = (most >= matched_from) | wanted
+    unmatched = jnp.where(most >= background_below, IGNORED, 0)
     found = jnp.take_along_axis(labels, best, axis=1)
     return best, jnp.where(matched, found, unmatched).astype(jnp.int32)
 
