@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,6 @@ from mlperf_jax.errors import Refused, UserError
 from mlperf_jax.weights.protobuf import as_bytes, fields, varints
 
 HEAD, TAIL = 12, 4  # bytes around a record's own
-
-_LIST = {1: "bytes", 2: "float", 3: "int64"}  # fields of tf.train.Feature
 
 
 def offsets(path: Path, every: int) -> tuple[np.ndarray, int]:
@@ -76,7 +74,7 @@ def parse(example: bytes) -> dict[str, np.ndarray | list[bytes]]:
                 parts = dict(fields(entry))
                 feature = as_bytes(parts.get(2, memoryview(b"")))
                 for kind, values in fields(feature):
-                    found[bytes(as_bytes(parts[1])).decode()] = _VALUES[_LIST[kind]](as_bytes(values))
+                    found[bytes(as_bytes(parts[1])).decode()] = _VALUES[kind](as_bytes(values))
     except (IndexError, KeyError, ValueError, TypeError, struct.error, UnicodeDecodeError) as error:
         raise error if isinstance(error, Refused) else Refused("a record is no example, or damaged") from None
     return found
@@ -159,7 +157,16 @@ def _floats(values: memoryview) -> np.ndarray:
     return np.frombuffer(b"".join(_all(values, 1)), "<f4").astype(np.float32)
 
 
-_VALUES = {"bytes": lambda values: [bytes(v) for v in _all(values, 1)], "float": _floats, "int64": _integers}
+def _texts(values: memoryview) -> list[bytes]:
+    return [bytes(value) for value in _all(values, 1)]
+
+
+_VALUES: Mapping[int, Callable[[memoryview], np.ndarray | list[bytes]]] = {
+    1: _texts,
+    2: _floats,
+    3: _integers,
+}
+"""By the field of tf.train.Feature that holds a list."""
 
 
 def _varint(value: int) -> bytes:
