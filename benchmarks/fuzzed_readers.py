@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from benchmarks.fuzzing import Reader
-from input_pipelines import fetch, prepared
+from input_pipelines import fetch, prepared, tfrecord
 from input_pipelines.clicks import criteo_multihot, criteo_text, pickled_frame
 from input_pipelines.image import coco_originals, fashion_mnist, qt_resources
 from input_pipelines.ratings import tables
@@ -27,7 +27,7 @@ from input_pipelines.text import subwords
 from input_pipelines.volumes import nifti
 from loadgen_py import conf
 from loadgen_py.settings import TestSettings
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import Refused, UserError
 from mlperf_jax.go import records
 from mlperf_jax.results import curves, folders
 from mlperf_jax.results import events as own_events
@@ -72,6 +72,7 @@ def readers() -> list[Reader]:
         ),
         Reader("ratings", _text("ratings.csv", _RATINGS), _read_ratings, (ValueError,)),
         Reader("multi-hot npz", _writer(_write_tables), _read_tables),
+        Reader("TFRecords", _writer(_write_records), _read_records, (Refused, UserError)),
     ]
     if importlib.util.find_spec("pandas"):
         found.append(Reader("pickled table", _writer(_write_frame), _of_bytes(pickled_frame.read)))
@@ -424,3 +425,15 @@ def _write_frame(path: Path) -> None:
     with pandas.option_context("future.infer_string", False):
         table = pandas.DataFrame({"a": [1.5, 2.5], "b": [1, 2], "c": np.array(["x", None], object)})
     path.write_bytes(pickle.dumps(table, protocol=5))
+
+
+def _write_records(path: Path) -> None:
+    example = {"ids": np.array([7, 300, -1]), "weights": np.float32([0.5, 1])}
+    path.write_bytes(tfrecord.framed(tfrecord.encode(example)) * 3)
+
+
+def _read_records(path: Path) -> None:
+    starts, _ = tfrecord.offsets(path, 2)
+    for start, stop in zip(starts, starts[1:], strict=False):
+        for record in tfrecord.block(path, int(start), int(stop)):
+            tfrecord.parse(record)

@@ -46,7 +46,7 @@ class Ragged:
         return Ragged(np.concatenate([self.values[:0], *parts]), starts)
 
 
-def pack(sources: np.ndarray, targets: np.ndarray, length: int) -> list[list[int]]:
+def pack(sources: np.ndarray, targets: np.ndarray, length: int, most: int = MOST_SEGMENTS) -> list[list[int]]:
     """Distributes pairs over rows of `length` source and as many target tokens, in their order.
 
     Each goes to the row that it fills best (best fit), so rows are full but for what source and target of a
@@ -55,6 +55,7 @@ def pack(sources: np.ndarray, targets: np.ndarray, length: int) -> list[list[int
     Args:
         sources, targets: [N] lengths, none longer than `length`.
         length: of a row.
+        most: pairs that a row may hold.
 
     Returns:
         The pairs of each row.
@@ -78,7 +79,7 @@ def pack(sources: np.ndarray, targets: np.ndarray, length: int) -> list[list[int
         rows[row].append(pair)
         used[row] = (used[row][0] + source, used[row][1] + target)
         room = length - max(used[row])
-        if room and len(rows[row]) < MOST_SEGMENTS:
+        if room and len(rows[row]) < most:
             by_room[room].append(row)
             open_rooms |= 1 << room
     return rows

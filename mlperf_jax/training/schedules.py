@@ -44,6 +44,39 @@ def polynomial_with_warmup(
     return schedule
 
 
+def polynomial_under_warmup(
+    base_lr: float, warmup_steps: int, decay_steps: int, *, start_warmup_step: int = 0, power: float = 1.0
+) -> optax.Schedule:
+    """Polynomial decay to zero from the first step on, in whose place a linear warm-up stands: BERT's schedule.
+
+    At step s (0 for the first update):
+
+        s - start_warmup_step < warmup_steps:  base_lr * (s - start_warmup_step) / warmup_steps
+        otherwise:                             base_lr * (1 - min(s / decay_steps, 1))**power
+
+    Source: mlcommons/training, language_model/tensorflow/bert/optimization.py.
+
+    Args:
+        base_lr: the rate that the warm-up leads to and the decay begins at.
+        warmup_steps: 0 for none.
+        decay_steps: from the first step to zero; the rate stays there.
+        start_warmup_step: below 0 where the first update is in the middle of the warm-up.
+        power: of the decay.
+    """
+    if warmup_steps < 0 or decay_steps <= 0:
+        raise ValueError(f"warmup_steps {warmup_steps} must be >= 0 and decay_steps {decay_steps} > 0")
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        step = jnp.asarray(step, float)
+        decayed = base_lr * (1 - jnp.minimum(step / decay_steps, 1)) ** power
+        if warmup_steps == 0:
+            return decayed
+        done = step - start_warmup_step
+        return jnp.where(done < warmup_steps, base_lr * done / warmup_steps, decayed)
+
+    return schedule
+
+
 def step_decay_with_warmup(
     base_lr: float,
     warmup_steps: float,

@@ -117,6 +117,20 @@ def without_first(array: Tensor) -> LazyArray:
     return LazyArray((rows - 1, *rest), array.dtype, lambda index: np.array(np.asarray(array)[1:][index]))
 
 
+def together(arrays: Sequence[Tensor]) -> LazyArray:
+    """Arrays of one shape and dtype on a new first axis, each read when a part of it is."""
+
+    def read(index: Index) -> np.ndarray:
+        first, *rest = index
+        shape = [first.stop - first.start, *(axis.stop - axis.start for axis in rest)]
+        part = np.empty(shape, arrays[0].dtype)
+        for i, array in enumerate(arrays[first]):
+            part[i] = array[tuple(rest)]
+        return part
+
+    return LazyArray((len(arrays), *arrays[0].shape), arrays[0].dtype, read)
+
+
 def finite(name: str, array: LazyArray) -> LazyArray:
     """The array; its numbers are looked at when they are read."""
     return LazyArray(array.shape, array.dtype, lambda index: require_finite(name, array[index]))

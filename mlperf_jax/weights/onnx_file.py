@@ -2,8 +2,9 @@
 
 Field numbers are those of onnx.proto (ModelProto, GraphProto, NodeProto, AttributeProto, TensorProto). Weights are
 named as in PyTorch: its exporter keeps the names of parameters, but where it folds a batch norm into
-the convolution before it, only the node still tells the module: `/layer1/layer1.0/conv1/Conv`. What other exporters
-name says nothing of the kind; there layers are numbered by their place in the graph (`onnx_layers`).
+the convolution before it, or turns a linear layer's matrix around, only the node still tells the module
+(`/layer1/layer1.0/conv1/Conv`), or the bias that is added. What other exporters name says nothing of the kind; there
+layers are numbered by their place in the graph (`onnx_layers`).
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def read(path: Path) -> dict[str, LazyArray]:
         raise Refused(
             str(error) if isinstance(error, Refused) else "it is no ONNX model, or damaged"
         ) from None
-    named = _by_module(nodes, tensors)
+    named = _by_bias(nodes, _by_module(nodes, tensors))
     if any(name.endswith(".weight") for name in named):
         return named | onnx_layers.scales(nodes, tensors)
     return named | onnx_layers.numbered(nodes, tensors)
@@ -82,8 +83,23 @@ def _by_module(nodes: list[Node], tensors: dict[str, LazyArray]) -> dict[str, La
             continue
         for suffix, source in zip((".weight", ".bias"), node.inputs[1:3], strict=False):
             if source in tensors and source not in (module + ".weight", module + ".bias"):
-                named[module + suffix] = tensors.pop(source)
+                array = tensors.pop(source)
+                named[module + suffix] = array.T if node.operator == "MatMul" else array
     return tensors | named
+
+
+def _by_bias(nodes: list[Node], tensors: dict[str, LazyArray]) -> dict[str, LazyArray]:
+    """The tensors; a nameless matrix of a product, to which X.bias is added, is the transpose of X.weight."""
+    tensors, matrix = dict(tensors), {}  # of a product's output the name of its matrix
+    for node in nodes:
+        if node.operator == "MatMul" and len(node.inputs) == 2 and node.inputs[1] in tensors:
+            matrix |= dict.fromkeys(node.outputs, node.inputs[1])
+        elif node.operator == "Add":
+            bias = next((name for name in node.inputs if name.endswith(".bias")), "")
+            product = next((name for name in node.inputs if name in matrix), "")
+            if bias in tensors and matrix.get(product) in tensors:
+                tensors[bias.removesuffix("bias") + "weight"] = tensors.pop(matrix[product]).T
+    return tensors
 
 
 def _tensor(data: memoryview) -> dict[str, LazyArray]:

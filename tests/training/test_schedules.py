@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mlperf_jax.training.schedules import (
     halvings_with_exponential_warmup,
     linear_warmup,
+    polynomial_under_warmup,
     polynomial_with_warmup,
     step_decay_with_warmup,
 )
@@ -117,3 +118,31 @@ def test_linear_warmup_is_the_references(base, warmup, factor, boundaries, step)
     for boundary in boundaries:
         rate *= 0.3 if step >= boundary else 1
     np.testing.assert_allclose(schedule(step), rate, rtol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    base=st.floats(1e-4, 1),
+    warmup=st.integers(0, 40),
+    start=st.integers(-30, 5),
+    decay=st.integers(1, 80),
+    power=st.sampled_from([1.0, 2.0]),
+)
+def test_berts_decay_goes_on_under_its_warmup(base, warmup, start, decay, power):
+    """create_optimizer written out: the warm-up takes the decay's place and does not move it."""
+    schedule = polynomial_under_warmup(base, warmup, decay, start_warmup_step=start, power=power)
+    rates = np.asarray(schedule(np.arange(100)))
+    for step in range(100):
+        expected = base * (1 - min(step, decay) / decay) ** power
+        if warmup and step - start < warmup:
+            expected = base * ((step - start) / warmup)
+        np.testing.assert_allclose(rates[step], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_berts_schedule_at_a_reference_point():
+    """Of 8,192 sequences: 287 steps of warm-up that began 76 before the first update, 600 of decay."""
+    schedule = polynomial_under_warmup(0.00288293, 287, 600, start_warmup_step=-76)
+    for step, rate in ((0, 76 / 287), (210, 286 / 287), (211, 1 - 211 / 600), (600, 0)):
+        np.testing.assert_allclose(schedule(step), 0.00288293 * rate, rtol=1e-6)
+    with pytest.raises(ValueError, match="decay_steps 0 > 0"):
+        polynomial_under_warmup(1.0, 0, 0)

@@ -55,6 +55,24 @@ def test_any_part_of_a_file_is_what_numpy_cuts(shape, block, data, tmp_path_fact
     np.testing.assert_array_equal(flat, expected.T.reshape(-1)[1:5])
 
 
+def test_arrays_together_are_read_one_by_one():
+    asked = []
+
+    def one(number):
+        def read(index):
+            asked.append(number)
+            return np.arange(6).reshape(2, 3)[index] + 10 * number
+
+        return lazy.LazyArray((2, 3), np.int64, read)
+
+    found = lazy.together([one(n) for n in range(4)])
+    assert found.shape == (4, 2, 3) and not asked
+    expected = np.arange(6).reshape(2, 3) + 10 * np.arange(4)[:, None, None]
+    np.testing.assert_array_equal(found[1:3, :, 1:2], expected[1:3, :, 1:2])
+    assert asked == [1, 2]
+    np.testing.assert_array_equal(found, expected)
+
+
 def write(kind, path, arrays):
     if kind == "safetensors":
         safetensors_file.write(path, arrays)

@@ -1,0 +1,319 @@
+"""BERT (Devlin et al., arXiv:1810.04805): pre-training by masked words and next sentences, and answers as spans.
+
+Source of every choice: mlcommons/training, language_model/tensorflow/bert/modeling.py and run_pretraining.py. Norms
+after each sublayer's sum, biases everywhere, learned positions, and the words' table once more as the last product of
+masked words. Its GELU is the approximation by a hyperbolic tangent; PyTorch's ports, MLPerf Inference's SQuAD model
+and MiniLM among them, have the error function ("erf"). BERT-large with both heads has 336,226,108 parameters.
+
+Rows of a batch may hold several sequences one after the other ("packed"): segment ids say which token belongs to
+which, and 0 marks padding. What the reference calls segment ids (sentence A or B) are token types here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import initializers
+
+from mlperf_jax.parallel.layout import constrain
+from mlperf_jax.precision import Policy
+from models.attention import LayerNorm, split
+from models.attention_function import CHOICES, attend
+from models.attention_mask import Mask
+from models.products import product
+from models.random_bits import dropout
+from models.stack import LAYER_REMAT, scan, stacked
+from models.transformer import segment_positions
+
+GELU = ("tanh", "erf")
+
+_EPSILON = 1e-12  # of norms
+_STDDEV = 0.02  # of first values, drawn from within two of it
+_draw = initializers.truncated_normal(_STDDEV)
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """Sizes of a BERT.
+
+    Attributes:
+        vocab_size: V, subwords.
+        width: D, of embeddings and between layers.
+        mlp_width: inside feed-forward layers.
+        num_heads: H, of every attention; divides the width.
+        num_layers: of the encoder.
+        num_positions: tokens of the longest row.
+        num_types: of tokens: sentence A and sentence B.
+        dropout: of embeddings and of what sublayers add.
+        attention_dropout: of attention weights.
+        gelu: one of `GELU`.
+        attention: a name of `models.attention_function.CHOICES`, for training; without a key for dropout "auto".
+        remat: a name of `models.stack.LAYER_REMAT`.
+    """
+
+    vocab_size: int = 30522
+    width: int = 1024
+    mlp_width: int = 4096
+    num_heads: int = 16
+    num_layers: int = 24
+    num_positions: int = 512
+    num_types: int = 2
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    gelu: str = "tanh"
+    attention: str = "auto"
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        for name, value, offered in (
+            ("gelu", self.gelu, GELU),
+            ("attention", self.attention, CHOICES),
+            ("remat", self.remat, LAYER_REMAT),
+        ):
+            if value not in offered:
+                raise ValueError(f"{name} {value!r} is none of {', '.join(offered)}")
+        if self.width % self.num_heads:
+            raise ValueError(f"{self.num_heads} heads do not divide a width of {self.width}")
+
+    @classmethod
+    def large(cls) -> BertConfig:
+        """MLPerf's model."""
+        return cls()
+
+
+class Projection(nnx.Module):
+    """A product with a kernel [*shape_in, *shape_out] over the last axes of its input, and a bias [*shape_out]."""
+
+    def __init__(
+        self,
+        shape_in: tuple[int, ...],
+        shape_out: tuple[int, ...],
+        *,
+        axes: tuple[str | None, ...],
+        policy: Policy,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Builds the layer.
+
+        Args:
+            shape_in, shape_out: what it maps from and to, both without the axes of the batch.
+            axes: what the kernel's axes mean to the layout.
+            policy: dtypes.
+            rngs: holds the stream "params".
+        """
+        flat = math.prod(shape_in), math.prod(shape_out)
+        kernel = _draw(rngs.params(), flat, policy.param_dtype).reshape(*shape_in, *shape_out)
+        self.kernel = nnx.Param(kernel, axes=axes)
+        self.bias = nnx.Param(jnp.zeros(shape_out, policy.param_dtype), axes=axes[len(shape_in) :])
+        self.shape_in, self.shape_out = shape_in, shape_out
+        self.dtype = policy.compute_dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., *shape_in] to [..., *shape_out] in the compute dtype."""
+        batch = x.shape[: x.ndim - len(self.shape_in)]
+        features_in, features_out = math.prod(self.shape_in), math.prod(self.shape_out)
+        kernel = self.kernel[...].astype(self.dtype).reshape(features_in, features_out)
+        y = product(x.astype(self.dtype).reshape(*batch, features_in), kernel)
+        return y.reshape(*batch, *self.shape_out) + self.bias[...].astype(self.dtype)
+
+
+class SelfAttention(nnx.Module):
+    """Attention of a sequence to itself; queries, keys and values are parameters of their own, as LAMB sees them."""
+
+    def __init__(self, config: BertConfig, *, policy: Policy, rngs: nnx.Rngs) -> None:
+        width, heads = (config.width,), (config.num_heads, config.width // config.num_heads)
+
+        def into_heads() -> Projection:
+            return Projection(width, heads, axes=("embed", "heads", "kv"), policy=policy, rngs=rngs)
+
+        self.query, self.key, self.value = into_heads(), into_heads(), into_heads()
+        self.out = Projection(heads, width, axes=("heads", "kv", "embed"), policy=policy, rngs=rngs)
+        self.rate, self.choice = config.attention_dropout, config.attention
+
+    def __call__(self, x: jax.Array, mask: Mask, key: jax.Array | None) -> jax.Array:
+        """Maps [B, L, D] to [B, L, D] under a mask."""
+        projected = (projection(x) for projection in (self.query, self.key, self.value))
+        q, k, v = (constrain(part, "batch", None, "heads", None) for part in projected)
+        choice = "auto" if key is None else self.choice  # evaluation and serving have rows of every length
+        found = attend(q, k, v, mask, rate=self.rate, key=key, choice=choice)
+        return self.out(constrain(found, "batch", None, "heads", None))
+
+
+class EncoderLayer(nnx.Module):
+    """Self-attention and feed-forward, each added to its input and then normalised."""
+
+    def __init__(self, config: BertConfig, *, policy: Policy, rngs: nnx.Rngs) -> None:
+        width, mlp = (config.width,), (config.mlp_width,)
+        self.attention = SelfAttention(config, policy=policy, rngs=rngs)
+        self.attention_norm = _norm(config, policy)
+        self.mlp_in = Projection(width, mlp, axes=("embed", "mlp"), policy=policy, rngs=rngs)
+        self.mlp_out = Projection(mlp, width, axes=("mlp", "embed"), policy=policy, rngs=rngs)
+        self.mlp_norm = _norm(config, policy)
+        self.dropout_rate, self.approximate = config.dropout, config.gelu == "tanh"
+
+    def __call__(self, x: jax.Array, mask: Mask, key: jax.Array | None) -> jax.Array:
+        """Maps [B, L, D] to [B, L, D] under a mask."""
+        keys = split(key, 3)
+        added = dropout(_pin(self.attention(x, mask, keys[0])), self.dropout_rate, keys[1])
+        x = _pin(self.attention_norm(x + added))
+        inner = jax.nn.gelu(self.mlp_in(x), self.approximate)
+        added = self.mlp_out(constrain(inner, "batch", None, "mlp"))
+        return _pin(self.mlp_norm(x + dropout(_pin(added), self.dropout_rate, keys[2])))
+
+
+class Encoder(nnx.Module):
+    """Embeddings and layers, whose parameters are stacked on a first axis "layers"."""
+
+    def __init__(self, config: BertConfig, *, policy: Policy, rngs: nnx.Rngs) -> None:
+        def table(rows: int, axis: str | None) -> nnx.Param:
+            values = _draw(rngs.params(), (rows, config.width), policy.param_dtype)
+            return nnx.Param(values, axes=(axis, "embed"))
+
+        self.config, self.dtype = config, policy.compute_dtype
+        self.embedding = table(config.vocab_size, "vocab")
+        self.position_embedding = table(config.num_positions, None)
+        self.type_embedding = table(config.num_types, None)
+        self.embedding_norm = _norm(config, policy)
+        layers = range(config.num_layers)
+        self.layers = stacked([EncoderLayer(config, policy=policy, rngs=rngs) for _ in layers])
+
+    def __call__(
+        self, tokens: jax.Array, segment: jax.Array, token_type: jax.Array, *, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Encodes rows of tokens.
+
+        Args:
+            tokens: [B, L] int.
+            segment: [B, L] int, numbers of a row's sequences from 1; 0 is padding.
+            token_type: [B, L] int, 0 for sentence A and 1 for sentence B.
+            key: for dropout; None for none.
+
+        Returns:
+            [B, L, D] in the compute dtype; what stands at padding means nothing.
+
+        Raises:
+            ValueError: a row is longer than there are positions.
+        """
+        if tokens.shape[1] > self.config.num_positions:
+            raise ValueError(f"a row has {tokens.shape[1]} tokens, of {self.config.num_positions} positions")
+        keys = split(key, 2)
+        word = self.embedding[...].astype(self.dtype)[tokens]
+        position = self.position_embedding[...].astype(self.dtype)[segment_positions(segment)]
+        # As a product, so that its gradient is no scatter into two rows.
+        kinds = jax.nn.one_hot(token_type, self.config.num_types, dtype=self.dtype)
+        x = self.embedding_norm(word + position + kinds @ self.type_embedding[...].astype(self.dtype))
+        x = dropout(_pin(x), self.config.dropout, keys[0])
+        mask = Mask(segment, segment)
+
+        def layer(module: EncoderLayer, x: jax.Array, key: jax.Array | None) -> jax.Array:
+            return module(x, mask, key)
+
+        return scan(self.layers, layer, x, keys[1], remat=self.config.remat)
+
+
+class PretrainedBert(nnx.Module):
+    """The encoder with the heads of pre-training: words that were masked, and whether B follows A."""
+
+    def __init__(self, config: BertConfig, *, policy: Policy, rngs: nnx.Rngs) -> None:
+        """Builds the network.
+
+        Args:
+            config: sizes.
+            policy: dtypes.
+            rngs: holds the stream "params"; nothing of it is kept.
+        """
+        width = (config.width,)
+        self.encoder = Encoder(config, policy=policy, rngs=rngs)
+        self.pooler = Projection(width, width, axes=("embed", None), policy=policy, rngs=rngs)
+        self.next_sentence = Projection(width, (2,), axes=("embed", None), policy=policy, rngs=rngs)
+        self.transform = Projection(width, width, axes=("embed", None), policy=policy, rngs=rngs)
+        self.transform_norm = _norm(config, policy)
+        self.bias_vocab = nnx.Param(jnp.zeros(config.vocab_size, policy.param_dtype), axes=("vocab",))
+        self.approximate = config.gelu == "tanh"
+        self.dtype, self.output_dtype = policy.compute_dtype, policy.output_dtype
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segment: jax.Array,
+        token_type: jax.Array,
+        masked: jax.Array,
+        first: jax.Array,
+        *,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Logits of masked words and of next sentences.
+
+        Args:
+            tokens, segment, token_type, key: as `Encoder` takes them.
+            masked: [B, P] int, positions in the row of the words to be told; only these go through the large product.
+            first: [B, S] int, where in the row each of its sequences begins.
+
+        Returns:
+            Of words [B, P, V], and of the classes "is next" and "is random" [B, S, 2]; both in the output dtype.
+        """
+        x = self.encoder(tokens, segment, token_type, key=key)
+        return self.words(_at(x, masked)), self.next_sentence(self.pooled(_at(x, first))).astype(
+            self.output_dtype
+        )
+
+    def pooled(self, x: jax.Array) -> jax.Array:
+        """What stands for a sequence, of its first token: [..., D] to [..., D]."""
+        return jnp.tanh(self.pooler(x))
+
+    def words(self, x: jax.Array) -> jax.Array:
+        """[B, P, D] to logits [B, P, V]."""
+        x = self.transform_norm(jax.nn.gelu(self.transform(x), self.approximate))
+        table = self.encoder.embedding[...].astype(self.dtype)
+        if self.output_dtype == self.dtype:
+            logits = product(x, table.T)
+        else:
+            logits = jnp.einsum("bpd,vd->bpv", x, table, preferred_element_type=self.output_dtype)
+        return constrain(logits + self.bias_vocab[...].astype(self.output_dtype), "batch", None, "vocab")
+
+
+class SpanBert(nnx.Module):
+    """The encoder with a head that says where an answer begins and ends, as SQuAD asks for it."""
+
+    def __init__(self, config: BertConfig, *, policy: Policy, rngs: nnx.Rngs) -> None:
+        """Builds the network; see `PretrainedBert`."""
+        self.encoder = Encoder(config, policy=policy, rngs=rngs)
+        self.span = Projection((config.width,), (2,), axes=("embed", None), policy=policy, rngs=rngs)
+        self.output_dtype = policy.output_dtype
+
+    def __call__(
+        self, tokens: jax.Array, segment: jax.Array, token_type: jax.Array, *, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Logits of begin and end at every token: [B, L, 2] in the output dtype; arguments as `Encoder` has them."""
+        x = self.encoder(tokens, segment, token_type, key=key)
+        return self.span(x).astype(self.output_dtype)
+
+
+def _norm(config: BertConfig, policy: Policy) -> LayerNorm:
+    return LayerNorm(config.width, epsilon=_EPSILON, policy=policy)
+
+
+def _pin(x: jax.Array) -> jax.Array:
+    """Between sublayers a layout may split the length, where tensor parallelism has no axis to split."""
+    return constrain(x, "batch", "length", "embed")
+
+
+def _at(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """[B, P, D] of x [B, L, D] at positions [B, P] of each row."""
+    return jnp.take_along_axis(x, positions[..., None], axis=1, mode="clip")
+
+
+def train_flops_per_row(config: BertConfig, length: int, masked: int) -> int:
+    """Floating-point operations that pre-training asks for, of a row of `length` tokens with `masked` to be told.
+
+    Products count 2 per multiply-add, three times for training. Scores count whole rows, as they are
+    computed; look-ups, norms, next sentences and the optimizer count nothing.
+    """
+    width = config.width
+    layer = 4 * width**2 + 2 * width * config.mlp_width + 2 * length * width
+    head = width**2 + width * config.vocab_size
+    return 3 * 2 * (length * config.num_layers * layer + masked * head)
