@@ -428,7 +428,7 @@ def _write_frame(path: Path) -> None:
 
 
 def _write_records(path: Path) -> None:
-    example = {"ids": np.array([7, 300, -1]), "weights": np.float32([0.5, 1])}
+    example = {"ids": np.array([7, 300, -1]), "weights": np.array([0.5, 1], np.float32)}
     path.write_bytes(tfrecord.framed(tfrecord.encode(example)) * 3)
 
 

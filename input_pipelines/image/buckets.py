@@ -52,7 +52,7 @@ def bucket_of(sizes: np.ndarray, padded: Sequence[Shape]) -> np.ndarray:
         ValueError: an image fits into none.
     """
     those = np.asarray(padded)
-    fits = (sizes[:, None] <= those).all(-1)
+    fits = np.asarray((sizes[:, None] <= those).all(-1))
     if not fits.any(1).all():
         height, width = sizes[~fits.any(1)][0].tolist()
         raise ValueError(f"no shape holds an image of {height} x {width} pixels")

@@ -90,14 +90,15 @@ def _by_module(nodes: list[Node], tensors: dict[str, LazyArray]) -> dict[str, La
 
 def _by_bias(nodes: list[Node], tensors: dict[str, LazyArray]) -> dict[str, LazyArray]:
     """The tensors; a nameless matrix of a product, to which X.bias is added, is the transpose of X.weight."""
-    tensors, matrix = dict(tensors), {}  # of a product's output the name of its matrix
+    tensors = dict(tensors)
+    matrix: dict[str, str] = {}  # of a product's output the name of its matrix
     for node in nodes:
         if node.operator == "MatMul" and len(node.inputs) == 2 and node.inputs[1] in tensors:
             matrix |= dict.fromkeys(node.outputs, node.inputs[1])
         elif node.operator == "Add":
             bias = next((name for name in node.inputs if name.endswith(".bias")), "")
             product = next((name for name in node.inputs if name in matrix), "")
-            if bias in tensors and matrix.get(product) in tensors:
+            if bias in tensors and matrix.get(product, "") in tensors:
                 tensors[bias.removesuffix("bias") + "weight"] = tensors.pop(matrix[product]).T
     return tensors
 
