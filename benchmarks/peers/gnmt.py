@@ -155,8 +155,8 @@ class Peer(peer.Peer):
     def make_optimizer(self) -> Optimizer:
         numbers = self.config.optimizer
         self.clip_norm = numbers.clip_norm
-        return torch_optimizers.corrected_adam(
-            self.model.parameters(),
+        return torch_optimizers.adamw(
+            self.model,
             beta1=numbers.beta1,
             beta2=numbers.beta2,
             epsilon=numbers.epsilon,

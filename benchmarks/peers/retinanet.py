@@ -218,11 +218,12 @@ class Peer(peer.Peer):
 
     def make_optimizer(self) -> Optimizer:
         numbers = self.config.optimizer
-        return torch_optimizers.corrected_adam(
-            (p for p in self.model.parameters() if p.requires_grad),
+        return torch_optimizers.adamw(
+            self.model,
             beta1=numbers.beta1,
             beta2=numbers.beta2,
             epsilon=numbers.epsilon,
+            weight_decay=numbers.weight_decay,
             fused=self.fast,
         )
 

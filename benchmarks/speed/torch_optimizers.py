@@ -43,7 +43,8 @@ def _groups(
 ) -> list[dict[str, Any]]:
     parts: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
-        parts[decays(name, parameter)].append(parameter)
+        if parameter.requires_grad:
+            parts[decays(name, parameter)].append(parameter)
     decay = {True: weight_decay, False: 0.0}
     return [{"params": parts[yes], "weight_decay": decay[yes]} for yes in parts if parts[yes]]
 
@@ -94,12 +95,12 @@ def adam(model: nn.Module, *, beta1: float, beta2: float, epsilon: float, fused:
     return Optimizer(torch.optim.Adam(model.parameters(), betas=(beta1, beta2), fused=fused), say)
 
 
-def corrected_adam(
-    parameters: Iterable[nn.Parameter], *, beta1: float, beta2: float, epsilon: float, fused: bool
+def adamw(
+    model: nn.Module, *, beta1: float, beta2: float, epsilon: float, weight_decay: float = 0.0, fused: bool
 ) -> Optimizer:
-    """`torch.optim.Adam` as it is, which our `adamw` is without decay."""
-    inner = torch.optim.Adam(parameters, betas=(beta1, beta2), eps=epsilon, fused=fused)
-    return Optimizer(inner, _rate_alone)
+    """`torch.optim.AdamW` as it is, of what is trained; without decay `torch.optim.Adam`."""
+    groups = _groups(model, weight_decay, is_matrix)
+    return Optimizer(torch.optim.AdamW(groups, betas=(beta1, beta2), eps=epsilon, fused=fused), _rate_alone)
 
 
 def sgd(parameters: Iterable[nn.Parameter], *, fused: bool) -> Optimizer:

@@ -28,9 +28,10 @@ SMALL = {
     "ssd_mobilenet": ["batch_size=4", "model.blocks=((16,2),(24,2))", "model.taken_after=(1,2)"],
     "unet3d": [
         "batch_size=2",
-        "data.patch=(8,8,8)",
-        "data.stride=(4,4,4)",
+        "data.patch=(16,16,16)",
+        "data.stride=(8,8,8)",
         "data.num_eval=3",
+        "optimizer.epsilon=1e-2",
         "inference.batch_sizes=(1,3)",
     ],
     "dlrm": ["batch_size=64"],
@@ -74,7 +75,8 @@ def drawn(struct):
         scale = 0.1 if leaf.ndim == 1 else np.prod(leaf.shape[:-1]) ** -0.5
         return (random.normal(size=leaf.shape) * scale).astype(leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, struct)
+    state = jax.tree_util.tree_map_with_path(draw, struct)
+    return state | ({"ema": state["params"]} if "ema" in state else {})  # where the average begins
 
 
 def nested(tree):

@@ -389,7 +389,7 @@ def test_where_there_is_no_state_dict_the_names_are_told(model, tmp_path):
     with pytest.raises(UserError) as caught:
         files.read_tensors(tmp_path / "x.pth")
     assert f"'generator' (a dict of {len(model.state_dict())} tensors), 'epoch' (int)" in str(caught.value)
-    assert "under one of state_dict, model_state_dict, model, net" in str(caught.value)
+    assert "under one of state_dict, model_state_dict, best_model_state_dict, model, net" in str(caught.value)
     tensors = {f"generator.{name}": t.numpy() for name, t in model.state_dict().items()}
     with pytest.raises(UserError, match=r"no conv1.weight; they have generator\.\S*conv1.weight, .* more; "):
         from_torchvision(tensors, OURS)
