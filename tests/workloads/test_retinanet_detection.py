@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from configs.retinanet import get_config
-from mlperf_jax import prepare
 from mlperf_jax.config import resolve
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel.layout import STRATEGIES
@@ -32,19 +31,14 @@ def closed_run(tmp_path_factory):
     It starts before the first test, beside which it has a core of its own.
     """
     folder = tmp_path_factory.mktemp("closed")
-    names = ("--workload=retinanet", "--preset=closed", f"--data_dir={folder}")
-    assert prepare.main([*names, "--fake=4"]) == 0
     cuts = (
-        "data.fake=4",
         "data.image_size=128",
         "model.image_size=128",
         "backbone_weights=",
         "batch_size=2",
         "eval_batch_size=1",
-        "max_epochs=1",
     )
-    flags = (f"--config.{cut}" for cut in cuts)
-    process = door.start(folder, *names, "--platform=cpu", *flags, **door.LIGHTLY)
+    process = door.start_closed(folder, "retinanet", 4, *cuts, "max_epochs=1")
     yield folder, process
     process.kill()
 
