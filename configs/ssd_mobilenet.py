@@ -133,6 +133,7 @@ def _mini() -> Numbers:
         eval_batch_size=100,
         optimizer=dict(name="rmsprop", base_lr=0.1, decay=0.9, momentum=0.9, epsilon=1.0, weight_decay=4e-5),
         schedule=dict(warmup_steps=200, boundary_steps=(1600, 2000), decay_factor=0.1),
+        ema_decay=0.99,
         target=0.20,
         max_epochs=12,
         **loop(eval_every_epochs=1),
