@@ -3,9 +3,10 @@
 Holmes et al., J. Comput. Assist. Tomogr. 22 (1998), 324-333; the regions (AAL) were drawn on this very brain:
 Tzourio-Mazoyer et al., NeuroImage 15 (2002), 273-289. Both from Debian's `mricron-data`, 1 mm, here at 2 mm.
 
-The left half is trained on, the right half is evaluated, and a gap between them is neither. Each is a volume of its
-own, so what a network sees of one never holds a voxel of the other, however wide its view; with a gap as wide as that
-the regions in the middle would be gone. Both are read from the side inwards: the right half lies mirrored.
+The left half is trained on, the right half is evaluated, and a gap between them is neither: 12 mm about the middle of
+the file, which is the template's plane x = 0. Each half is a volume of its own, so what a network sees of one never
+holds a voxel of the other, however wide its view; with a gap as wide as that the regions in the middle would be gone.
+Both are read from the side inwards: the right half lies mirrored. Nothing here was chosen by what the right half holds.
 """
 
 from __future__ import annotations
@@ -33,9 +34,8 @@ GROUPS: dict[str, tuple[int, ...]] = {
 CLASS_NAMES = tuple(GROUPS)
 
 SPACING = 2.0  # mm
-# Of 90 voxels from left to right. The image is most like its mirror image about voxel 45 (correlation .94).
-LEFT, RIGHT = slice(1, 43), slice(48, 90)
-# Of a half, read from the side inwards, the box of whole windows around the left half's groups.
+LEFT, RIGHT = slice(0, 42), slice(48, 90)  # of 90 voxels
+# Of a half, read from the side inwards, the box of whole windows in whose middle the left half's groups lie.
 PART = (slice(10, 42), slice(7, 87), slice(0, 64))
 _MOST_REGIONS = 256
 

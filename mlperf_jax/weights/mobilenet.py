@@ -8,8 +8,10 @@ was the likeliest gets the next. Slots of the optimizer and running averages of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.weights import onnx_layers
@@ -57,9 +59,17 @@ def published(tensors: Mapping[str, Tensor], config: MobileNetConfig) -> State:
     return {"params": {"trunk": params, "head": head}, "model_state": {"trunk": stats}}
 
 
-def classifiers_layers(tensors: Mapping[str, Tensor], config: MobileNetConfig) -> _Graph | Variables:
+def classifiers_layers(tensors: Mapping[str, Tensor], config: MobileNetConfig) -> Graph | Variables:
     """The layers of a classifier, in whichever form."""
-    return _Graph(tensors, config) if "graph.0.weight" in tensors else Variables(tensors)
+    if "graph.0.weight" in tensors:
+        return Graph(tensors, [*trunks_layers(config), _LOGITS], config.epsilon)
+    return Variables(tensors)
+
+
+def trunks_layers(config: MobileNetConfig) -> list[str]:
+    """TensorFlow's names of the convolutions of the trunk, one after the other."""
+    blocks = range(1, len(config.blocks) + 1)
+    return ["Conv2d_0", *(f"Conv2d_{i}_{kind}" for i in blocks for kind in ("depthwise", "pointwise"))]
 
 
 def trunk(source: Layers, config: MobileNetConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -130,23 +140,33 @@ class Variables(Source):
         return _dense(kernel, bias, features, classes)
 
 
-class _Graph:
-    """The numbered layers of an ONNX graph, by the names that TensorFlow gives them."""
+class Graph:
+    """The numbered layers of an ONNX graph (`onnx_layers`), by the names that TensorFlow gives them.
 
-    def __init__(self, tensors: Mapping[str, Tensor], config: MobileNetConfig) -> None:
-        self._source = TorchSource(tensors)
-        self._epsilon = config.epsilon
-        kinds = [
-            f"Conv2d_{i}_{kind}"
-            for i in range(1, len(config.blocks) + 1)
-            for kind in ("depthwise", "pointwise")
-        ]
-        names = ["Conv2d_0", *kinds, _LOGITS]
+    Args:
+        tensors: of the graph.
+        names: of its layers, in their order.
+        epsilon: of this model's norms.
+
+    Raises:
+        UserError: the graph has more layers, or wants images that are not from -1 to 1.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], names: Sequence[str], epsilon: float) -> None:
+        self._tensors, self._source = tensors, TorchSource(tensors)
+        self._epsilon = epsilon
         self._places = {name: f"graph.{i}" for i, name in enumerate(names)}
         if f"graph.{len(names)}.weight" in tensors:
             raise UserError(
                 f"The weights' graph has more than {len(names)} layers; they are of another model."
             )
+        if "graph.input" in tensors:
+            factor, summand = np.asarray(tensors["graph.input"]).tolist()
+            if abs(127.5 * factor - 1) > 1e-3 or abs(summand + 1) > 1e-3:
+                raise UserError(
+                    f"The weights' graph takes images times {factor:.5g} plus {summand:.5g}, where this model's are "
+                    "from -1 to 1; they are of another model."
+                )
 
     def conv(self, name: str, size: int, features_in: int, features_out: int) -> Arrays:
         return self._source.conv(self._places[name], size, features_in, features_out)
@@ -159,6 +179,15 @@ class _Graph:
         place = self._places[name]
         params, stats = self._source.norm(f"{place}.norm", place, features)
         return params, stats | {"var": shifted(stats["var"], onnx_layers.EPSILON - self._epsilon)}
+
+    def features(self, name: str) -> int:
+        """How many a layer gives, 0 where it is missing."""
+        weight = self._tensors.get(f"{self._places[name]}.weight")
+        return 0 if weight is None else weight.shape[0]
+
+    def bias(self, name: str, features: int) -> Tensor:
+        """Of a layer without a norm, [O]."""
+        return self._source.take(f"{self._places[name]}.bias", (features,))
 
     def classifier(self, name: str, features: int, classes: int) -> Arrays:
         place = self._places[name]

@@ -73,6 +73,10 @@ def published(tensors: Mapping[str, Tensor], config: ResNetConfig) -> tuple[Stat
 
 def _from_graph(tensors: Mapping[str, Tensor], config: ResNetConfig) -> dict[str, Tensor]:
     """The numbered layers of an ONNX graph by torchvision's names."""
+    if "graph.input" in tensors:
+        raise UserError(
+            "The weights' graph scales its images, as no published ResNet-50 does; they are of another model."
+        )
     places = [*_places(config, shortcut=1), ("fc", "")]
     layers = sum(name.startswith("graph.") and name.endswith(".weight") for name in tensors)
     layers -= sum(name.startswith("graph.") and name.endswith(".norm.weight") for name in tensors)

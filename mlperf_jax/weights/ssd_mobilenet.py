@@ -1,6 +1,6 @@
 """SSD-MobileNet v1 under its published names, into `models.ssd_mobilenet`; and a classifier's trunk.
 
-Two forms are known:
+Three forms are known:
 
 - variables as TensorFlow's Object Detection API saves them (ssd_mobilenet_v1_coco_2018_01_28, model.ckpt and
   frozen_inference_graph.pb):
@@ -9,7 +9,9 @@ Two forms are known:
   BoxPredictor_0/BoxEncodingPredictor/weights, BoxPredictor_0/ClassPredictor/biases;
 - MLPerf Inference's own in PyTorch (mlcommons/inference, vision/classification_and_detection/python/models/
   ssd_mobilenet_v1.py), whose norms were folded into the convolutions before them, depthwise ones excepted:
-  backbone.1.depthwise.weight, backbone.1.depthwise/BatchNorm.scale, extras.0.0.weight, predictors.0.regression.weight.
+  backbone.1.depthwise.weight, backbone.1.depthwise/BatchNorm.scale, extras.0.0.weight, predictors.0.regression.weight;
+- the graph of TensorFlow's in ONNX, as MLPerf Inference has it (ssd_mobilenet_v1_coco_2018_01_28.onnx), whose layers are
+  known by their place.
 
 Both predict a box as (y, x, height, width), ours as (x, y, width, height).
 """
@@ -24,7 +26,15 @@ import numpy as np
 
 from mlperf_jax.weights.lazy import LazyArray, Tensor
 from mlperf_jax.weights.mobilenet import CONFIG as CLASSIFIERS_CONFIG
-from mlperf_jax.weights.mobilenet import Arrays, Layers, Variables, classifiers_layers, trunk
+from mlperf_jax.weights.mobilenet import (
+    Arrays,
+    Graph,
+    Layers,
+    Variables,
+    classifiers_layers,
+    trunk,
+    trunks_layers,
+)
 from mlperf_jax.weights.source import Source, unwrapped
 from mlperf_jax.workload import State
 from models.ssd_mobilenet import SSDMobileNetConfig
@@ -49,6 +59,8 @@ def from_published(tensors: Mapping[str, Tensor], config: SSDMobileNetConfig) ->
     Raises:
         UserError: an array is missing, has another shape, or belongs to another model.
     """
+    if "graph.0.weight" in tensors:
+        return _detector(_DetectorGraph(tensors, config), config)
     plain = {unwrapped(name): array for name, array in tensors.items()}
     if any(name.startswith(_Port.FIRST) for name in plain):
         return _detector(_Port(plain), config)
@@ -64,11 +76,9 @@ class _Detectors(Layers, Protocol):
 def _detector(source: _Detectors, config: SSDMobileNetConfig) -> State:
     params, stats = trunk(source, config.trunk)
     channels, extras, seen, heads = config.map_channels, {}, {}, {}
-    features, last = config.blocks[-1][0], f"Conv2d_{len(config.blocks)}_pointwise"
+    features = config.blocks[-1][0]
     for i, (inner, outer) in enumerate(zip(config.extra_inner, config.extra_outer, strict=True), 1):
-        first, second = (
-            f"{last}_{n}_Conv2d_{i + 1}_{size}" for n, size in ((1, f"1x1_{inner}"), (2, f"3x3_s2_{outer}"))
-        )
+        first, second = _extras_layers(config, i)
         norm1, seen1 = source.norm(first, inner)
         norm2, seen2 = source.norm(second, outer)
         extras[f"stage{i}"] = {
@@ -91,6 +101,16 @@ def _detector(source: _Detectors, config: SSDMobileNetConfig) -> State:
     }
 
 
+def _extras_layers(config: SSDMobileNetConfig, stage: int) -> tuple[str, str]:
+    """TensorFlow's names of the two convolutions of a stage, from 1, after the trunk."""
+    last, inner, outer = (
+        f"Conv2d_{len(config.blocks)}_pointwise",
+        config.extra_inner[stage - 1],
+        config.extra_outer[stage - 1],
+    )
+    return f"{last}_1_Conv2d_{stage + 1}_1x1_{inner}", f"{last}_2_Conv2d_{stage + 1}_3x3_s2_{outer}"
+
+
 def _across_first(array: Tensor) -> LazyArray:
     """(y, x, height, width) of every anchor, along the last axis, as (x, y, width, height)."""
     order = np.arange(array.shape[-1]).reshape(-1, 2)[:, ::-1].ravel()
@@ -108,6 +128,33 @@ class _Detector(Variables):
             "kernel": self.take(f"{name}/weights", (1, 1, features, values)),
             "bias": self.take(f"{name}/biases", (values,)),
         }
+
+
+class _DetectorGraph(Graph):
+    """The layers of TensorFlow's detector in ONNX; after each map come first what leads on, then its two predictors."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], config: SSDMobileNetConfig) -> None:
+        chain = trunks_layers(config.trunk)
+        for stage in range(1, len(config.extra_inner) + 1):
+            chain += _extras_layers(config, stage)
+        ends = [2 * block for block in config.taken_after]
+        ends += range(ends[-1] + 2, len(chain), 2)
+        names: list[str] = []
+        for i, name in enumerate(chain):
+            names.append(name)
+            if i - 1 in ends:
+                names += self._pair(ends.index(i - 1))
+        super().__init__(tensors, [*names, *self._pair(len(ends) - 1)], config.epsilon)
+
+    @staticmethod
+    def _pair(place: int) -> list[str]:
+        return [f"BoxPredictor_{place}/{i}" for i in range(2)]
+
+    def predictor(self, place: int, kind: str, features: int, values: int) -> Arrays:
+        """The one of the two that has so many values, for they come in any order."""
+        pair = self._pair(place)
+        name = next((name for name in pair if self.features(name) == values), pair[0])
+        return self.conv(name, 1, features, values) | {"bias": self.bias(name, values)}
 
 
 class _Port(Source):

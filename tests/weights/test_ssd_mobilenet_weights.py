@@ -1,4 +1,6 @@
-"""SSD-MobileNet under its published names: TensorFlow's variables, MLPerf's PyTorch port, a classifier's trunk."""
+"""SSD-MobileNet under its published names: TensorFlow's variables and graph, MLPerf's PyTorch port, a classifier's trunk."""
+
+import dataclasses
 
 import jax
 import numpy as np
@@ -7,12 +9,14 @@ from flax import nnx
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.precision import POLICIES
+from mlperf_jax.weights import files
 from mlperf_jax.weights.ssd_mobilenet import backbone, from_published
 from models.ssd_mobilenet import SSDMobileNet, SSDMobileNetConfig
+from tests.weights.onnx_graph import Graph
 
 CONFIG = SSDMobileNetConfig(
     image_size=35,
-    num_classes=4,
+    num_classes=5,
     stem=8,
     blocks=((8, 1), (10, 2), (12, 2)),
     taken_after=(2, 3),
@@ -94,6 +98,57 @@ def test_both_forms_predict_the_same():
         found = predictions(from_published({f"{prefix}{n}": a for n, a in port.items()}, CONFIG))
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max())
+
+
+def detector_graph(port, path, factor=2 / 255):
+    """The port's arrays in a graph like TensorFlow's: images scaled, norms of depthwise convolutions halved, boxes decoded."""
+    graph = Graph()
+    graph.node("Cast")
+    graph.node("Mul", np.float32(factor))
+    graph.node("Sub", np.float32(1))
+    graph.node("Transpose")
+    taken = []
+
+    def layer(place, bias):
+        weight = port[f"{place}.weight"]
+        if place.endswith("depthwise"):
+            graph.node("Conv", weight)
+            graph.node("Mul", port[f"{place}/BatchNorm.scale"].reshape(1, -1, 1, 1))
+            graph.node("Add", bias.reshape(1, -1, 1, 1))
+        else:
+            graph.node("Conv", weight, bias)
+        return graph.node("Clip")
+
+    for name, place, *_ in convolutions():
+        rest = place if place.startswith("extras") else f"{place}/BatchNorm"
+        last = layer(place, port[f"{rest}.bias"])
+        if name in ("Conv2d_2_pointwise", "Conv2d_3_pointwise") or "_3x3_s2_" in name:
+            taken.append(last)
+    for i, last in enumerate(taken):
+        for kind in ("regression", "classification")[:: 1 if i % 2 else -1]:  # in whichever order
+            graph.node("Conv", port[f"predictors.{i}.{kind}.weight"], inputs=[last])
+            graph.node("Transpose")
+            graph.node("Add", port[f"predictors.{i}.{kind}.bias"])
+            graph.node("Reshape", np.array([1, -1, 4]))
+    graph.node("Mul", np.float32([0.1, 0.1, 0.2, 0.2]))  # of decoding
+    graph.node("Sub", np.float32(0.5))
+    graph.write(path)
+
+
+def test_a_graph_predicts_the_same(tmp_path):
+    tensorflow, port = drawn()
+    expected = predictions(from_published(tensorflow, CONFIG))
+    detector_graph(port, tmp_path / "x.onnx")
+    found = predictions(from_published(files.read_tensors(tmp_path / "x.onnx"), CONFIG))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max())
+    detector_graph(port, tmp_path / "x.onnx", factor=1.0)
+    with pytest.raises(UserError, match="takes images times 1 plus -1, where this model's are from -1 to 1"):
+        from_published(files.read_tensors(tmp_path / "x.onnx"), CONFIG)
+    shallow = dataclasses.replace(CONFIG, blocks=CONFIG.blocks[:2], taken_after=(1, 2))
+    detector_graph(port, tmp_path / "x.onnx")
+    with pytest.raises(UserError, match="more than|has shape"):
+        from_published(files.read_tensors(tmp_path / "x.onnx"), shallow)
 
 
 def test_a_box_is_predicted_across_before_down():

@@ -21,57 +21,12 @@ torch = pytest.importorskip("torch", reason="PyTorch is the judge")
 from torch.nn import functional as F  # noqa: E402  it needs torch
 
 from benchmarks.peers import mobilenet as judge_of_mobilenet  # noqa: E402
+from tests.weights.onnx_graph import Graph  # noqa: E402
 from tests.weights.torchvision_resnet import random_resnet  # noqa: E402
 
 BLOCKS, WIDTH, CLASSES, SIZE = (2, 1), 4, 7, 48
 OURS = ResNetConfig(stages=BLOCKS, width=WIDTH, num_classes=CLASSES, image_size=SIZE, padding="fixed")
 SMALL = MobileNetConfig(stem=8, blocks=((16, 1), (24, 2), (24, 1)), num_classes=7, image_size=37)
-
-
-class Graph:
-    """Writes an ONNX model node by node; constants come in no order that tells anything."""
-
-    def __init__(self):
-        self.nodes, self.tensors, self.last = b"", [], "input_tensor:0"
-
-    def constant(self, array):
-        name = f"const_fold_opt__{len(self.tensors)}"
-        array = np.ascontiguousarray(array)
-        kind = field(2, {"float32": 1, "int64": 7}[str(array.dtype)])
-        shape = b"".join(field(1, n) for n in array.shape)
-        self.tensors.append(field(5, shape + kind + field(8, name.encode()) + field(9, array.tobytes())))
-        return name
-
-    def node(self, operator, *constants, name="", inputs=None, attributes=b""):
-        """Adds a node that reads what the last one gave, and constants."""
-        name = name or f"{operator}__{self.nodes.count(b':0')}"
-        reads = (inputs or [self.last]) + [self.constant(array) for array in constants]
-        message = b"".join(field(1, read.encode()) for read in reads) + field(2, f"{name}:0".encode())
-        message += field(3, name.encode()) + field(4, operator.encode()) + attributes
-        self.nodes += field(1, message)
-        self.last = f"{name}:0"
-        return self.last
-
-    def norm(self, norm, name):
-        """A batch norm that stayed one, with an epsilon of its own."""
-        arrays = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-        epsilon = bytes([2 << 3 | 5]) + np.float32(norm.eps).tobytes()
-        attribute = field(5, field(1, b"epsilon") + epsilon)
-        return self.node(
-            "BatchNormalization", *(a.detach().numpy() for a in arrays), name=name, attributes=attribute
-        )
-
-    def folded(self, conv, norm, **options):
-        """A convolution that the norm after it was folded into."""
-        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        bias = norm.bias - norm.running_mean * scale
-        weight = conv.weight * scale[:, None, None, None]
-        return self.node("Conv", weight.detach().numpy(), bias.detach().numpy(), **options)
-
-    def write(self, path):
-        random = np.random.default_rng(0)
-        tensors = b"".join(self.tensors[i] for i in random.permutation(len(self.tensors)))
-        path.write_bytes(field(1, 3) + field(7, tensors + self.nodes))
 
 
 def with_the_class_that_is_none(array):
@@ -80,9 +35,11 @@ def with_the_class_that_is_none(array):
     return np.concatenate([np.full_like(array[:1], 9), array])
 
 
-def resnet_graph(model, path, is_changed=False):
+def resnet_graph(model, path, is_changed=False, scaled=False):
     """As the converter wrote resnet50_v1.onnx: the first norm stayed, shortcuts come now before and now after."""
     graph = Graph()
+    if scaled:
+        graph.node("Div", np.float32(255), name="resnet_model/div")
     graph.node("Pad", name="resnet_model/Pad")
     graph.node("Conv", model.conv1.weight.detach().numpy(), name="resnet_model/conv2d/Conv2D")
     graph.norm(model.bn1, "resnet_model/batch_normalization/FusedBatchNorm")
@@ -251,6 +208,9 @@ def test_other_graphs_are_refused(resnet_case, tmp_path):
     resnet_graph(model, path, is_changed=True)
     with pytest.raises(UserError, match=r"its Mul 'resnet_model/mul' is no part of a layer"):
         files.read_tensors(path)
+    resnet_graph(model, path, scaled=True)
+    with pytest.raises(UserError, match="scales its images"):
+        resnet.published(files.read_tensors(path), OURS)
     resnet_graph(model, path)
     tensors = files.read_tensors(path)
     deeper = ResNetConfig(stages=(2, 2), width=WIDTH, num_classes=CLASSES, padding="fixed")

@@ -111,8 +111,18 @@ def test_groups_are_those_of_the_atlas_and_halves_do_not_touch():
     for number, name in enumerate(colin27.CLASS_NAMES, 1):
         np.testing.assert_array_equal(label == number, np.isin(atlas, colin27.GROUPS[name]))
     left, right = colin27.LEFT, colin27.RIGHT
-    assert left.stop - left.start == right.stop - right.start == 42 and right.start - left.stop == 5
-    assert left.start + right.stop - 1 == 2 * 45  # as far from the middle on both sides
+    assert left.stop - left.start == right.stop - right.start == 42 and right.start - left.stop == 6
+    assert left.start + right.stop - 1 == 89  # as far from the middle on both sides
+
+
+def test_the_box_is_chosen_by_the_left_half_alone():
+    """By hand, of `aal.nii.gz`: where the left half's groups begin and end."""
+    for part, (first, last), size in zip(
+        colin27.PART, ((15, 41), (17, 76), (6, 48)), (42, 108, 90), strict=True
+    ):
+        assert 0 <= part.start <= first and last < part.stop <= size
+        before, behind = first - part.start, part.stop - 1 - last
+        assert abs(before - behind) <= 1 or part.stop == size or part.start == 0  # or against an edge
 
 
 def resampled_index(old, new):
