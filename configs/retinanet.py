@@ -130,10 +130,10 @@ def _mini() -> Numbers:
         batch_size=16,
         eval_batch_size=100,
         optimizer=dict(base_lr=2e-3, **_ADAM | dict(weight_decay=0.05)),
-        schedule=dict(warmup_epochs=0.5, warmup_factor=1e-3, decay_epochs=(6,), decay_factor=0.1),
+        schedule=dict(warmup_epochs=0.5, warmup_factor=1e-3, decay_epochs=(8,), decay_factor=0.1),
         ema_decay=0.99,
         target=0.25,
-        max_epochs=10,
+        max_epochs=16,
         **loop(eval_every_epochs=1),
         inference=serving("retinanet", (1, 2, 4, 8, 16, 32), min_duration_s=10.0),
     )

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlperf_jax import prepare
 from mlperf_jax.judging import official
 from mlperf_jax.parallel.layout import STRATEGIES
 from mlperf_jax.parallel.mesh import make_layout, single_device_layout
@@ -23,11 +22,7 @@ STEPS, BATCH = 10, 64
 def closed_run(tmp_path_factory):
     """A closed run of the whole network on made-up ratings: its folder and process, started before the first test."""
     folder = tmp_path_factory.mktemp("ncf")
-    names = ("--workload=ncf", "--preset=closed", f"--data_dir={folder}")
-    assert prepare.main([*names, "--fake=720"]) == 0
-    cuts = ("data.fake=720", "batch_size=512", "eval_batch_size=4", "max_epochs=1")
-    flags = (f"--config.{cut}" for cut in cuts)
-    process = door.start(folder, *names, "--platform=cpu", *flags, "--seed=1", **door.LIGHTLY)
+    process = door.start_closed(folder, "ncf", 720, "batch_size=512", "eval_batch_size=4", "max_epochs=1")
     yield folder, process
     process.kill()
 

@@ -3,19 +3,16 @@
 import functools
 
 import jax
-import numpy as np
 import pytest
 
 from mlperf_jax.config import base_config
-from mlperf_jax.parallel.layout import STRATEGIES
-from mlperf_jax.parallel.mesh import make_layout, single_device_layout
 from mlperf_jax.results.events import read_events
 from mlperf_jax.training.checkpoints import Checkpoints
-from mlperf_jax.training.engine import Engine
 from tests import door, toys
+from tests.agreement import Layouts, assert_close
 from tests.workloads.small_mobile import SmallMobileNet, SmallShuffleNet, SmallShuffleNetV1
 
-STEPS, BATCH, EPOCH = 10, 8, 13
+BATCH, EPOCH = 8, 13
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,58 +33,18 @@ def closed_runs(tmp_path_factory):
 
 
 @functools.cache
-def engine_of(cls, strategy):
-    with jax.enable_x64(True):
-        layout = make_layout(STRATEGIES[strategy]) if strategy else single_device_layout()
-        engine = Engine(toys.make(cls, "float64", batch_size=BATCH), layout)
-        engine.compile("train_step", *(() if strategy else ("init",)))
-        return engine
-
-
-@functools.cache
-def trained(cls, strategy, steps=STEPS):
-    """Losses and the state after some steps in float64, from one device's initial state."""
-    with jax.enable_x64(True):
-        engine = engine_of(cls, strategy)
-        start = initial(cls) if strategy else jax.device_get(engine.init(1))
-        state = jax.device_put(start, jax.tree.map(lambda x: x.sharding, engine.state))
-        batches = engine.workload.dataset.train_batches(
-            seed=1, batch_size=BATCH, start_step=0, rows=engine.rows
-        )
-        losses = []
-        for _ in range(steps):
-            state, metrics = engine.train(state, engine.place(next(batches), engine.batch), steps=1)
-            losses.append(float(metrics["loss"]))
-        batches.close()
-        return losses, jax.device_get(state), start
-
-
-def initial(cls):
-    return trained(cls, None)[2]
+def layouts(cls):
+    return Layouts(lambda strategy: toys.make(cls, "float64", batch_size=BATCH))
 
 
 @pytest.mark.parametrize("strategy", ["dp", "zero1", "fsdp", "tp", "fsdp_tp", "spatial"])
 @pytest.mark.parametrize("cls", [SmallMobileNet, SmallShuffleNet])
 def test_ten_steps_agree_with_one_device_in_float64(cls, strategy):
-    agree(cls, strategy)
+    layouts(cls).agree(strategy, floor=1e-6)
 
 
 def test_grouped_products_agree_too():
-    agree(SmallShuffleNetV1, "fsdp_tp")
-
-
-def agree(cls, strategy):
-    expected_losses, expected, _ = trained(cls, None)
-    losses, state, _ = trained(cls, strategy)
-    np.testing.assert_allclose(losses, expected_losses, rtol=1e-9)
-    assert_same(state, expected)
-
-
-def assert_same(state, expected):
-    for part in ("params", "model_state", "opt_state"):
-        for a, b in zip(jax.tree.leaves(state[part]), jax.tree.leaves(expected[part]), strict=True):
-            a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-            assert np.abs(a - b).max() <= 1e-9 * max(np.abs(b).max(), 1e-6)
+    layouts(SmallShuffleNetV1).agree("fsdp_tp", floor=1e-6)
 
 
 def test_two_processes_agree_with_one(tmp_path):
@@ -98,12 +55,12 @@ def test_two_processes_agree_with_one(tmp_path):
     pair = [door.start(tmp_path, *flags, f"--process_id={i}", **door.LIGHTLY) for i in range(2)]
     for ended in map(door.finish, pair):
         assert ended.returncode == 0, ended.stderr
-    losses, expected, _ = trained(SmallMobileNet, "fsdp", steps=EPOCH)
+    losses, expected = layouts(SmallMobileNet).trained("fsdp", EPOCH)
     with jax.enable_x64(True):
-        engine = engine_of(SmallMobileNet, "fsdp")
+        engine = layouts(SmallMobileNet).engine("fsdp")
         checkpoints = Checkpoints(door.run_folder(tmp_path / "results") / "checkpoints")
         assert checkpoints.position().step == EPOCH == len(losses)
-        assert_same(checkpoints.restore(engine.state), expected)
+        assert_close(checkpoints.restore(engine.state), expected, floor=1e-6)
         checkpoints.close()
 
 

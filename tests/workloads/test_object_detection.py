@@ -1,6 +1,5 @@
 """SSD as a workload: every layout, its evaluation beside training, its answers, its weights, its log."""
 
-import functools
 import subprocess
 import sys
 from concurrent.futures import Future
@@ -14,16 +13,14 @@ from mlperf_jax.config import resolve
 from mlperf_jax.errors import UserError
 from mlperf_jax.inference.trained import Trained, model_config
 from mlperf_jax.metrics.mean_average_precision import GroundTruth
-from mlperf_jax.parallel.layout import STRATEGIES
-from mlperf_jax.parallel.mesh import make_layout, single_device_layout
 from mlperf_jax.precision import POLICIES
-from mlperf_jax.training.engine import Engine
 from mlperf_jax.workloads.object_detection import SSDResNet34
 from tests import door, toys
+from tests.agreement import Layouts
 from tests.weights.test_ssd_weights import drawn, reference_shapes, torchvision_shapes
 from tests.workloads.small_ssd import SmallSSD
 
-STEPS, BATCH = 10, 8
+BATCH = 8
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,53 +43,17 @@ def closed_run(tmp_path_factory):
     process.kill()
 
 
-@functools.cache
-def engine_of(strategy, precision="float64"):
-    with jax.enable_x64(precision == "float64"):
-        layout = make_layout(STRATEGIES[strategy]) if strategy else single_device_layout()
-        engine = Engine(toys.make(SmallSSD, precision, batch_size=BATCH), layout)
-        engine.compile(
-            "train_step", *(() if strategy not in (None, "spatial") else ("eval_init", "eval_step"))
-        )
-        if strategy is None:
-            engine.compile("init")
-        return engine
-
-
-@functools.cache
-def trained(strategy):
-    """Losses and the state after ten steps from one initial state, in float64."""
-    alone, engine = engine_of(None), engine_of(strategy)
-    with jax.enable_x64(True):
-        start = jax.device_get(alone.init(1))
-        state = jax.device_put(start, jax.tree.map(lambda x: x.sharding, engine.state))
-        batches = engine.workload.dataset.train_batches(
-            seed=1, batch_size=BATCH, start_step=0, rows=engine.rows
-        )
-        losses = []
-        for _ in range(STEPS):
-            state, metrics = engine.train(state, engine.place(next(batches), engine.batch), steps=1)
-            losses.append(float(metrics["loss"]))
-        batches.close()
-        return losses, state
-
-
-def assert_close(actual, expected, relative):
-    named = jax.tree_util.tree_leaves_with_path(expected)
-    for (path, a), b in zip(named, jax.tree.leaves(actual), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert np.abs(a - b).max() <= relative * max(np.abs(a).max(), 1e-30), jax.tree_util.keystr(path)
+LAYOUTS = Layouts(
+    lambda strategy: toys.make(SmallSSD, "float64", batch_size=BATCH),
+    lambda strategy, engine: ("eval_init", "eval_step") if strategy in (None, "spatial") else (),
+)
+engine_of, trained = LAYOUTS.engine, LAYOUTS.trained
 
 
 @pytest.mark.parametrize("strategy", ["dp", "zero1", "fsdp", "tp", "fsdp_tp", "spatial"])
 def test_every_strategy_agrees_with_one_device_in_float64(strategy):
     """Spatial partitioning among them: rows of images lie on different devices."""
-    expected_losses, expected = trained(None)
-    losses, state = trained(strategy)
-    assert expected["params"]["heads"]["map1"]["boxes"]["kernel"].dtype == np.float64
-    np.testing.assert_allclose(losses, expected_losses, rtol=1e-9)
-    for part in ("params", "model_state", "opt_state"):
-        assert_close(state[part], expected[part], 1e-9)
+    LAYOUTS.agree(strategy)
 
 
 def test_images_are_split_over_height():

@@ -1,27 +1,20 @@
 """GNMT as a workload: layouts, continuing where it was, evaluation, its schedule; and through the door."""
 
-import functools
-import itertools
-
 import jax
 import numpy as np
 import pytest
 
 from configs import gnmt as numbers
 from loadgen_py import TestMode, TestScenario
-from mlperf_jax import prepare
 from mlperf_jax.inference.settings import Asked, Timing, make_settings
-from mlperf_jax.parallel.layout import STRATEGIES
-from mlperf_jax.parallel.mesh import make_layout, single_device_layout
 from mlperf_jax.precision import POLICIES
 from mlperf_jax.results.events import read_events
 from mlperf_jax.results.folders import read_json
-from mlperf_jax.training.engine import Engine
 from mlperf_jax.workloads.translation import GNMTTranslation
 from tests import door, toys_translation
+from tests.agreement import Layouts, train
 from tests.toys_translation import RecurrentWordByWord
 
-STEPS = 10
 TOY = ("--workload=tests.toys_translation:RecurrentWordByWord", "--platform=cpu", "--system=here")
 
 
@@ -29,25 +22,12 @@ TOY = ("--workload=tests.toys_translation:RecurrentWordByWord", "--platform=cpu"
 def running(tmp_path_factory):
     """A closed run of a model of width 32, and the toy trained until it translates something, by folder."""
     closed, toy = (tmp_path_factory.mktemp(name) for name in ("closed", "toy"))
-    assert prepare.main(["--workload=gnmt", "--fake=24", f"--data_dir={closed}"]) == 0
+    cuts = (
+        *("model.width=32", "model.num_layers=2", "batch_size=2", "eval_batch_size=4"),
+        *("decode.source_lengths=(32,)", "decode.extra_length=5", "max_epochs=1"),
+    )
     started = {
-        closed: door.start(
-            closed,
-            "--workload=gnmt",
-            "--platform=cpu",
-            "--preset=closed",
-            f"--data_dir={closed}",
-            "--seed=1",
-            "--config.data.fake=24",
-            "--config.model.width=32",
-            "--config.model.num_layers=2",
-            "--config.batch_size=2",
-            "--config.eval_batch_size=4",
-            "--config.decode.source_lengths=(32,)",
-            "--config.decode.extra_length=5",
-            "--config.max_epochs=1",
-            **door.LIGHTLY,
-        ),
+        closed: door.start_closed(closed, "gnmt", 24, *cuts),
         toy: door.start(
             door.ROOT,
             *TOY,
@@ -69,54 +49,16 @@ def runs(running):
     return {folder: door.finish(process) for folder, process in running.items()}
 
 
-@functools.cache
-def engine_of(strategy):
-    """One for all tests: it takes seconds to compile."""
-    with jax.enable_x64(True):
-        layout = make_layout(STRATEGIES[strategy]) if strategy else single_device_layout()
-        engine = Engine(toys_translation.make("float64", RecurrentWordByWord), layout)
-        engine.compile("train_step", *(() if strategy else ("init",)))
-        return engine
-
-
-def train(engine, state, start, stop):
-    """Steps [start, stop); returns the losses and the state."""
-    batches = engine.workload.dataset.train_batches(
-        seed=1, batch_size=engine.workload.batch_size, start_step=start, rows=engine.rows
-    )
-    losses = []
-    for batch in itertools.islice(batches, stop - start):
-        state, metrics = engine.train(state, engine.place(batch, engine.batch), steps=1)
-        losses.append(float(metrics["loss"]))
-    batches.close()
-    return np.array(losses), state
-
-
-@functools.cache
-def one_device():
-    """The initial state, and losses and state after ten steps, as numpy arrays."""
-    with jax.enable_x64(True):
-        engine = engine_of(None)
-        start = jax.device_get(engine.init(1))
-        losses, state = train(engine, jax.device_put(start), 0, STEPS)
-        return start, losses, jax.device_get(state)
+LAYOUTS = Layouts(lambda strategy: toys_translation.make("float64", RecurrentWordByWord))
+engine_of = LAYOUTS.engine
 
 
 @pytest.mark.parametrize("strategy", ["dp", "zero1", "fsdp", "tp", "fsdp_tp"])
 def test_ten_steps_agree_with_one_device(strategy):
     """With dropout: its masks do not depend on the layout."""
-    start, expected_losses, expected = one_device()
-    with jax.enable_x64(True):
-        engine = engine_of(strategy)
-        places = jax.tree.map(lambda x: x.sharding, engine.state)
-        losses, state = train(engine, jax.device_put(start, places), 0, STEPS)
-        np.testing.assert_allclose(losses, expected_losses, rtol=1e-9)
-        for part in ("params", "opt_state"):
-            found = jax.tree.leaves(state[part])
-            for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(expected[part]), found, strict=True):
-                a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-                assert np.abs(a - b).max() <= 1e-9 * max(np.abs(a).max(), 1e-30), path
-    assert expected_losses[-1] < expected_losses[0]
+    state = LAYOUTS.agree(strategy)
+    losses, _ = LAYOUTS.trained(None)
+    assert losses[-1] < losses[0]
     kernel = state["params"]["decoder"][1]["directions"][0]["kernel"]
     split = {"tp": 2, "fsdp": 8, "fsdp_tp": 8}.get(strategy, 1)
     assert kernel.addressable_shards[0].data.size * split == kernel.size
@@ -176,7 +118,7 @@ def test_evaluation_translates_every_sentence_once_whatever_the_batches():
     workload, indices = engine.workload, np.arange(engine.workload.num_eval)
     with jax.enable_x64(True):
         engine.compile("translate_8", "translate_16")
-        start = jax.device_put(one_device()[0], jax.tree.map(lambda x: x.sharding, engine.state))
+        start = jax.device_put(LAYOUTS.start, jax.tree.map(lambda x: x.sharding, engine.state))
         _, state = train(engine, start, 0, 60)
         quality = workload.evaluate(engine, state)["quality"]
         variables = jax.device_put(jax.device_get(workload.served_state(state)), jax.devices()[0])

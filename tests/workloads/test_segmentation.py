@@ -1,6 +1,5 @@
 """3D U-Net as a workload: every layout, whole volumes, its answers, its scenarios, its log."""
 
-import functools
 import socket
 from pathlib import Path
 
@@ -9,22 +8,19 @@ import numpy as np
 import pytest
 
 from configs.unet3d import get_config
-from mlperf_jax import prepare
 from mlperf_jax.config import resolve
 from mlperf_jax.errors import UserError
-from mlperf_jax.parallel.layout import STRATEGIES
-from mlperf_jax.parallel.mesh import make_layout, single_device_layout
 from mlperf_jax.precision import POLICIES
 from mlperf_jax.results.events import read_events
 from mlperf_jax.segmentation.dice import dice
 from mlperf_jax.training import schedules
 from mlperf_jax.training.checkpoints import Checkpoints
-from mlperf_jax.training.engine import Engine
 from mlperf_jax.workloads.segmentation import UNet3DSegmentation
 from tests import door, toys
+from tests.agreement import STEPS, Layouts, assert_close
 from tests.workloads.small_unet3d import SmallUNet3D
 
-STEPS, BATCH = 10, 8
+BATCH = 8
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,10 +30,7 @@ def closed_run(tmp_path_factory):
     It starts before the first test, beside which it has a core of its own.
     """
     folder = tmp_path_factory.mktemp("closed")
-    names = ("--workload=unet3d", "--preset=closed", f"--data_dir={folder}")
-    assert prepare.main([*names, "--fake=1"]) == 0
     cuts = (
-        "data.fake=1",
         "data.patch=(32,32,32)",
         "data.stride=(16,16,16)",
         "data.buckets=1",
@@ -47,8 +40,7 @@ def closed_run(tmp_path_factory):
         "eval_offset_epochs=1",
         "max_epochs=1",
     )
-    flags = (f"--config.{cut}" for cut in cuts)
-    process = door.start(folder, *names, "--platform=cpu", *flags, **door.LIGHTLY)
+    process = door.start_closed(folder, "unet3d", 1, *cuts)
     yield folder, process
     process.kill()
 
@@ -57,70 +49,46 @@ def eval_programs(engine):
     return [name for name in engine.programs if name.startswith("eval_")]
 
 
-@functools.cache
-def engine_of(strategy, precision="float64", form="cpu"):
-    with jax.enable_x64(precision == "float64"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("models.layers.compiled_for", lambda: form)
-        layout = make_layout(STRATEGIES[strategy]) if strategy else single_device_layout()
-        # Both buckets on one device; elsewhere all volumes in one, which is half of the compilation.
-        buckets = 1 if strategy else 2
-        changes = dict(batch_size=BATCH, eval_batch_size=4, data__buckets=buckets)
-        engine = Engine(toys.make(SmallUNet3D, precision, **changes), layout)
-        engine.compile("train_step")
-        if strategy is None:
-            engine.compile("init")
-        if strategy in (None, "spatial"):
-            engine.compile(*eval_programs(engine))
-        return engine
+def small(strategy):
+    # Both buckets on one device; elsewhere all volumes in one, which is half of the compilation.
+    buckets = 1 if strategy else 2
+    return toys.make(SmallUNet3D, "float64", batch_size=BATCH, eval_batch_size=4, data__buckets=buckets)
 
 
-@functools.cache
-def trained(strategy, form="cpu"):
-    """Losses and the state after ten steps from one initial state, in float64."""
-    alone, engine = engine_of(None), engine_of(strategy, form=form)
-    with jax.enable_x64(True):
-        start = jax.device_get(alone.init(1))
-        state = jax.device_put(start, jax.tree.map(lambda x: x.sharding, engine.state))
-        batches = engine.workload.dataset.train_batches(
-            seed=1, batch_size=BATCH, start_step=0, rows=engine.rows
-        )
-        losses = []
-        for _ in range(STEPS):
-            state, metrics = engine.train(state, engine.place(next(batches), engine.batch), steps=1)
-            losses.append(float(metrics["loss"]))
-        batches.close()
-        return losses, state
+LAYOUTS = Layouts(
+    small, lambda strategy, engine: eval_programs(engine) if strategy in (None, "spatial") else ()
+)
+engine_of, trained = LAYOUTS.engine, LAYOUTS.trained
 
 
-def agree(strategy, form="cpu"):
-    expected_losses, expected = trained(None)
-    losses, state = trained(strategy, form)
-    np.testing.assert_allclose(losses, expected_losses, rtol=1e-9)
-    assert_close(state, expected)
+class AsOnAccelerators(Layouts):
+    start = property(lambda self: LAYOUTS.start)
+
+    def _engine(self, strategy):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("models.layers.compiled_for", lambda: "tpu")
+            return super()._engine(strategy)
 
 
-def assert_close(state, expected):
-    for part in ("params", "opt_state"):
-        named = jax.tree_util.tree_leaves_with_path(expected[part])
-        for (path, a), b in zip(named, jax.tree.leaves(state[part]), strict=True):
-            a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-            assert np.abs(a - b).max() <= 1e-9 * max(np.abs(a).max(), 1e-9), jax.tree_util.keystr(path)
+ON_ACCELERATORS = AsOnAccelerators(small)
 
 
 @pytest.mark.parametrize("strategy", ["dp", "zero1", "fsdp", "tp", "fsdp_tp", "spatial"])
 def test_every_strategy_agrees_with_one_device_in_float64(strategy):
-    assert trained(None)[1]["params"]["head"]["kernel"].dtype == np.float64
-    agree(strategy)
+    LAYOUTS.agree(strategy, floor=1e-9)
 
 
 @pytest.mark.parametrize("strategy", ["fsdp_tp", "spatial"])
 def test_convolutions_as_accelerators_have_them_agree_too(strategy):
     """XLA's own in three dimensions, cut on a mesh of two axes."""
-    agree(strategy, "tpu")
+    expected_losses, expected = trained(None)
+    losses, state = ON_ACCELERATORS.trained(strategy)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-9)
+    assert_close(state, expected, floor=1e-9)
 
 
 def test_volumes_are_split_over_their_first_axis():
-    engine = engine_of("spatial", form="tpu")
+    engine = ON_ACCELERATORS.engine("spatial")
     assert tuple(engine.batch["image"].sharding.spec) == ("data", "space")
     assert "collective-permute" in engine.compiled("train_step").as_text()
 
@@ -265,7 +233,7 @@ def test_two_processes_agree_with_one_device(tmp_path):
         state = checkpoints.restore(engine.state)
         checkpoints.close()
         quality = engine.workload.evaluate(engine, expected)["quality"]
-    assert_close(state, expected)
+    assert_close(state, expected, floor=1e-9)
     (logged,) = door.values(door.events_of(tmp_path / "results"), "eval_accuracy")
     assert logged == pytest.approx(quality, rel=1e-6)
 

@@ -1,8 +1,5 @@
 """The translation workload: its loss, layouts and evaluation, continuing where it was; and through the door."""
 
-import functools
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,15 +10,12 @@ from hypothesis import strategies as st
 from loadgen_py import TestScenario
 from mlperf_jax import prepare
 from mlperf_jax.metrics.bleu import bleu
-from mlperf_jax.parallel.layout import STRATEGIES
-from mlperf_jax.parallel.mesh import make_layout, single_device_layout
 from mlperf_jax.results.events import read_events
 from mlperf_jax.results.folders import read_json
-from mlperf_jax.training.engine import Engine
 from mlperf_jax.workloads.translation import smoothed_cross_entropy
 from tests import door, toys_translation
+from tests.agreement import Layouts, train
 
-STEPS = 10
 TOY = ("--workload=tests.toys_translation:WordByWord", "--platform=cpu", "--system=here")
 
 
@@ -82,60 +76,16 @@ def test_the_loss_is_the_references(seed, vocab_size, smoothing):
     np.testing.assert_allclose(ours, -(soft * log_probs).sum(1) - least, rtol=1e-9, atol=1e-9)
 
 
-@functools.cache
-def engine_of(strategy):
-    """One for all tests: it takes seconds to compile."""
-    with jax.enable_x64(True):
-        layout = make_layout(STRATEGIES[strategy]) if strategy else single_device_layout()
-        engine = Engine(toys_translation.make("float64"), layout)
-        engine.compile("train_step", *(() if strategy else ("init",)))
-        return engine
-
-
-def train(engine, state, start, stop):
-    """Steps [start, stop); returns the losses and the state."""
-    batches = engine.workload.dataset.train_batches(
-        seed=1, batch_size=engine.workload.batch_size, start_step=start, rows=engine.rows
-    )
-    losses = []
-    for batch in itertools.islice(batches, stop - start):
-        state, metrics = engine.train(state, engine.place(batch, engine.batch), steps=1)
-        losses.append(float(metrics["loss"]))
-    batches.close()
-    return np.array(losses), state
-
-
-@functools.cache
-def one_device():
-    """The initial state, and losses and state after ten steps, as numpy arrays."""
-    with jax.enable_x64(True):
-        engine = engine_of(None)
-        start = jax.device_get(engine.init(1))
-        losses, state = train(engine, jax.device_put(start), 0, STEPS)
-        return start, losses, jax.device_get(state)
-
-
-def assert_same(actual, expected, relative):
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(actual), strict=True
-    ):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert np.abs(a - b).max() <= relative * max(np.abs(a).max(), 1e-30), jax.tree_util.keystr(path)
+LAYOUTS = Layouts(lambda strategy: toys_translation.make("float64"))
+engine_of = LAYOUTS.engine
 
 
 @pytest.mark.parametrize("strategy", ["dp", "zero1", "fsdp", "tp", "fsdp_tp", "sequence"])
 def test_ten_steps_agree_with_one_device(strategy):
     """With dropout: its masks do not depend on the layout."""
-    start, expected_losses, expected = one_device()
-    with jax.enable_x64(True):
-        engine = engine_of(strategy)
-        losses, state = train(
-            engine, jax.device_put(start, jax.tree.map(lambda x: x.sharding, engine.state)), 0, STEPS
-        )
-        np.testing.assert_allclose(losses, expected_losses, rtol=1e-9)
-        assert_same(state["params"], expected["params"], 1e-9)
-        assert_same(state["opt_state"], expected["opt_state"], 1e-9)
-    assert expected_losses[-1] < expected_losses[0]
+    state = LAYOUTS.agree(strategy)
+    losses, _ = LAYOUTS.trained(None)
+    assert losses[-1] < losses[0]
     layers = state["params"]["decoder"]["attention"]["query_key_value"]
     split = {"tp": 2, "sequence": 2, "fsdp": 8, "fsdp_tp": 8}.get(strategy, 1)
     assert layers.addressable_shards[0].data.size * split == layers.size
@@ -166,7 +116,7 @@ def test_evaluation_translates_every_sentence_once_whatever_the_batches():
     workload, indices = engine.workload, np.arange(engine.workload.num_eval)
     with jax.enable_x64(True):
         engine.compile("translate_8", "translate_16")
-        start = jax.device_put(one_device()[0], jax.tree.map(lambda x: x.sharding, engine.state))
+        start = jax.device_put(LAYOUTS.start, jax.tree.map(lambda x: x.sharding, engine.state))
         _, state = train(engine, start, 0, 60)
         quality = workload.evaluate(engine, state)["quality"]
         variables = jax.device_put(jax.device_get(workload.served_state(state)), jax.devices()[0])
