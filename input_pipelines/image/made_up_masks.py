@@ -20,12 +20,17 @@ class MadeUpMasks:
         counts: split -> number of images.
         sizes: height and width that the images have in turn.
         num_labels: labels are 1 to this.
+        most_objects: in an image.
     """
 
-    most_objects = _MOST_OBJECTS
-
-    def __init__(self, counts: Mapping[str, int], sizes: Sequence[tuple[int, int]], num_labels: int) -> None:
-        self.counts = dict(counts)
+    def __init__(
+        self,
+        counts: Mapping[str, int],
+        sizes: Sequence[tuple[int, int]],
+        num_labels: int,
+        most_objects: int,
+    ) -> None:
+        self.counts, self.most_objects = dict(counts), most_objects
         random = np.random.default_rng(0)
         pool = np.array([sizes[i % len(sizes)] for i in range(_POOL)], np.int32)
         self._images = [random.integers(256, size=(*size, 3), dtype=np.uint8) for size in pool.tolist()]
@@ -34,7 +39,7 @@ class MadeUpMasks:
         self.image_ids = np.arange(self.counts["eval"], dtype=np.int32)
 
     def _drawn(self, random: np.random.Generator, num_labels: int) -> masked_detection.MaskedObjects:
-        count = int(random.integers(1, _MOST_OBJECTS + 1))
+        count = int(random.integers(1, self.most_objects + 1))
         corners = np.sort(random.random((count, 2, 2), np.float32), axis=1).reshape(count, 4)
         masks = [outlines.bits_of_polygons([outlines.ellipse(box)], box, outlines.CELLS) for box in corners]
         return corners, random.integers(1, num_labels + 1, count, dtype=np.int32), np.stack(masks)
@@ -77,7 +82,8 @@ def open_synthetic(
         sizes: height and width of images.
     """
     num_train, num_eval = synthetic.counts(options, num_train, num_eval)
-    source = MadeUpMasks({"train": num_train, "eval": num_eval}, sizes, len(category_ids))
+    most = min(_MOST_OBJECTS, detection.positive_option(options, "max_boxes"))
+    source = MadeUpMasks({"train": num_train, "eval": num_eval}, sizes, len(category_ids), most)
     truth = detection.coco_truth(
         ((index, *size) for index, size in enumerate(source.sizes.tolist())),
         source.true_boxes(category_ids),
