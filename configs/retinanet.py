@@ -130,7 +130,7 @@ def _mini() -> Numbers:
         batch_size=16,
         eval_batch_size=100,
         optimizer=dict(base_lr=2e-3, **_ADAM | dict(weight_decay=0.05, clip_norm=1.0)),
-        schedule=dict(warmup_epochs=1, warmup_factor=1e-3, decay_epochs=(8,), decay_factor=0.1),
+        schedule=dict(warmup_epochs=1.0, warmup_factor=1e-3, decay_epochs=(8,), decay_factor=0.1),
         ema_decay=0.99,
         target=0.25,
         max_epochs=16,

@@ -36,7 +36,7 @@ SMALL = {
     ],
     "dlrm": ["batch_size=64"],
     # Of gradients that are rounding, Adagrad's and Adam's first step would else be their sign.
-    "retinanet": ["batch_size=4", "schedule.warmup_epochs=0.01", "optimizer.epsilon=1e-2"],
+    "retinanet": ["batch_size=4", "schedule.warmup_epochs=0.01", "optimizer.epsilon=2e-5"],
     "dlrm_dcnv2": ["batch_size=64", "optimizer.epsilon=1e-4"],
     "ncf": ["batch_size=64"],
     "sentiment": [
