@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 SPINE = "spine"  # what all workloads share
 WORKLOADS = {
     "ssd_mobilenet": ("ssd_mobilenet", "mined_sigmoid", "sampled_crop", "rmsprop"),
+    "maskrcnn": ("maskrcnn", "masked", "proposals", "regions", "outlines", "image_buckets"),
     "retinanet": ("retinanet", "pyramid", "openimages"),
     "ssd_resnet34": ("ssd", "coco", "composites", "box", "detection", "average_precision"),
     "unet3d": ("unet3d", "volumes", "segmentation"),

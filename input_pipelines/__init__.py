@@ -22,8 +22,10 @@ from mlperf_jax.errors import UserError
 
 _MODULES = {
     "coco": "input_pipelines.image.coco",
+    "coco_masks": "input_pipelines.image.coco_masks",
     "colin27": "input_pipelines.volumes.colin27",
     "composites": "input_pipelines.image.composites",
+    "composites_masks": "input_pipelines.image.composites_masks",
     "criteo": "input_pipelines.clicks.criteo",
     "criteo_multihot": "input_pipelines.clicks.criteo_multihot",
     "fashion_mnist": "input_pipelines.image.fashion_mnist",

@@ -15,7 +15,7 @@ import json
 import shutil
 import struct
 import tokenize
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,11 @@ class Manifest(dict[str, Any]):
 
 
 def prepare_folder(
-    folder: Path, build: Callable[[Path], dict[str, Any]], *, verify: bool = False
+    folder: Path,
+    build: Callable[[Path], dict[str, Any]],
+    *,
+    verify: bool = False,
+    wanted: Collection[str] = (),
 ) -> Manifest:
     """Returns the manifest of `folder`, building it first unless it is there and sound.
 
@@ -64,6 +68,8 @@ def prepare_folder(
         build: writes the files into the empty folder it is given, and returns the facts for the
             manifest (`name`, `fake`, `num_train`, `num_eval`, ...).
         verify: hash the files of a folder that is there already.
+        wanted: files that the folder must have, which an earlier version may not have written; without one of
+            them it is built again.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
@@ -72,7 +78,9 @@ def prepare_folder(
     old = folder.with_name(f".{folder.name}.old")
     with _sentences_for_disks(folder), locked(folder):
         with contextlib.suppress(UserError):
-            return read_manifest(folder, verify=verify)
+            manifest = read_manifest(folder, verify=verify)
+            if manifest["files"].keys() >= set(wanted):
+                return manifest
         _remove(partial)
         _remove(old)
         partial.mkdir()

@@ -199,11 +199,18 @@ def _list() -> str:
     for name in registry.names():
         for preset in configs.PRESETS:
             config = configs.base_config(name, preset)
-            rows.append((name, preset, f"{config.target}", f"{config.batch_size}", config.data.name))
+            rows.append((name, preset, _target(config.target), f"{config.batch_size}", config.data.name))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def _target(target: Any) -> str:
+    """One figure, or several that one state must reach."""
+    if not hasattr(target, "items"):
+        return f"{target}"
+    return ", ".join(f"{name} {figure}" for name, figure in target.items())
 
 
 if __name__ == "__main__":

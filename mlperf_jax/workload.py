@@ -433,6 +433,7 @@ _REGISTRY = {
     "dlrm": "mlperf_jax.workloads.recommendation:DLRMv1",
     "dlrm_dcnv2": "mlperf_jax.workloads.recommendation:DLRMDCNv2",
     "gnmt": "mlperf_jax.workloads.translation:GNMTTranslation",
+    "maskrcnn": "mlperf_jax.workloads.instance_segmentation:MaskRCNNSegmentation",
     "minigo": "mlperf_jax.workloads.reinforcement_learning:MiniGo",
     "mobilenet": "mlperf_jax.workloads.image_classification:MobileNet",
     "ncf": "mlperf_jax.workloads.collaborative_filtering:NCF",

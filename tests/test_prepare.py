@@ -68,7 +68,17 @@ def test_minigo_needs_nothing(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "workload",
-    ["resnet50", "ssd_resnet34", "retinanet", "transformer", "dlrm", "dlrm_dcnv2", "ncf", "sentiment"],
+    [
+        "resnet50",
+        "ssd_resnet34",
+        "retinanet",
+        "maskrcnn",
+        "transformer",
+        "dlrm",
+        "dlrm_dcnv2",
+        "ncf",
+        "sentiment",
+    ],
 )
 def test_more_than_any_disk_holds_is_refused_before_the_first_file(tmp_path, capsys, workload):
     arguments = [f"--workload={workload}", f"--data_dir={tmp_path / 'data'}", "--fake=99999999999999"]

@@ -1,6 +1,7 @@
 """A set of JPEGs with boxes as it is prepared: the JPEGs as they are in ArrayRecord files, boxes as arrays.
 
-The ground truth for evaluation is kept as COCO's annotations have it, without outlines.
+The ground truth for evaluation is kept as COCO's annotations have it. Where the original has outlines, these are in it,
+and each object's mask to train on is an array: bits on a grid over its box (`input_pipelines.image.outlines`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from input_pipelines import prepared, progress
-from input_pipelines.image import box_augmentation, coco_originals, detection, preprocessing
+from input_pipelines.image import box_augmentation, coco_originals, detection, outlines, preprocessing
 from mlperf_jax.errors import UserError
 
 _SHARD = 8192  # images in a file
@@ -50,16 +51,19 @@ def write(
 def _write_train_objects(
     folder: Path, listing: Sequence[coco_originals.Image], category_ids: Sequence[int]
 ) -> None:
-    """Writes the boxes of all train images one after the other, and where each image's end."""
+    """Writes the objects of all train images one after the other, and where each image's end."""
     label_of = {category: label for label, category in enumerate(category_ids, 1)}
-    boxes, labels = [], []
+    boxes, kept = [], []
     for image in listing:
         corners = np.concatenate([image.boxes[:, :2], image.boxes[:, :2] + image.boxes[:, 2:]], 1)
         parts = (corners / ([image.width, image.height] * 2)).astype(np.float32)
-        classes = np.array([label_of[category] for category in image.categories.tolist()], np.int32)
-        parts, classes = box_augmentation.without_degenerate(parts, classes)
+        parts, rows = box_augmentation.without_degenerate(parts, np.arange(len(parts)))
         boxes.append(parts)
-        labels.append(classes)
+        kept.append(rows)
+    labels = [
+        np.array([label_of[category] for category in image.categories[rows].tolist()], np.int32)
+        for image, rows in zip(listing, kept, strict=True)
+    ]
     ends = np.cumsum([len(some) for some in boxes], dtype=np.int64)
     ids = np.array([image.id for image in listing], np.int32)
     arrays: dict[str, np.ndarray] = {
@@ -68,7 +72,46 @@ def _write_train_objects(
         "ends": ends,
         "ids": ids,
     }
+    if has_outlines(listing):
+        arrays["sizes"] = np.array([(image.height, image.width) for image in listing], np.int32)
+        arrays["crowds"] = np.concatenate(
+            [image.crowds[rows] for image, rows in zip(listing, kept, strict=True)]
+        )
+        _write_masks(folder, listing, kept, boxes)
     prepared.save_arrays(folder, "train", arrays)
+
+
+def has_outlines(listing: Sequence[coco_originals.Image]) -> bool:
+    """Whether the objects of all images have outlines."""
+    return all(image.outlines is not None for image in listing)
+
+
+MASKS = "train_masks.npy"
+
+
+def _write_masks(
+    folder: Path,
+    listing: Sequence[coco_originals.Image],
+    kept: Sequence[np.ndarray],
+    boxes: Sequence[np.ndarray],
+) -> None:
+    """Writes the bits of every object that is kept, one after the other: [objects, CELLS, CELLS / 8] uint8; 0 where it has no polygons."""
+    count = sum(map(len, kept))
+    shape = count, outlines.CELLS, outlines.CELLS // 8
+    # Gigabytes, so never whole in memory.
+    masks = np.lib.format.open_memmap(folder / MASKS, "w+", np.uint8, shape)
+    row = 0
+    with progress.step("drawing outlines", count, "objects") as advance:
+        for image, rows, parts in zip(listing, kept, boxes, strict=True):
+            corners = parts.astype(float) * ([image.width, image.height] * 2)
+            assert image.outlines is not None
+            for index, box in zip(rows.tolist(), corners, strict=True):
+                outline = image.outlines[index]
+                if isinstance(outline, list):
+                    masks[row] = outlines.bits_of_polygons(outline, box, outlines.CELLS)
+                row += 1
+            advance(len(rows))
+    masks.flush()
 
 
 def _write_ground_truth(
@@ -87,8 +130,15 @@ def _write_ground_truth(
 
 def _true_boxes(image: coco_originals.Image) -> Iterator[detection.TrueBox]:
     columns = (image.categories, image.boxes, image.areas, image.crowds)
-    for category, box, area, crowd in zip(*(column.tolist() for column in columns), strict=True):
-        yield detection.TrueBox(image.id, category, box, area, int(crowd))
+    drawn: Sequence[coco_originals.Outline | None] = image.outlines or [None] * len(image.boxes)
+    for category, box, area, crowd, outline in zip(
+        *(column.tolist() for column in columns), drawn, strict=True
+    ):
+        if isinstance(outline, list):
+            polygons = [points.ravel().tolist() for points in outline]
+            yield detection.TrueBox(image.id, category, box, area, int(crowd), polygons)
+        else:
+            yield detection.TrueBox(image.id, category, box, area, int(crowd), outline)
 
 
 def _write_jpegs(
@@ -189,5 +239,9 @@ class Records:
         return f"{self.folder}, {split} image {image_id},"
 
     def objects(self, index: int) -> detection.Objects:
-        first, end = (int(self._ends[index - 1]) if index else 0), int(self._ends[index])
-        return self._boxes[first:end], self._labels[first:end]
+        here = self.rows_of(index)
+        return self._boxes[here], self._labels[here]
+
+    def rows_of(self, index: int) -> slice:
+        """Which of all objects are a train image's."""
+        return slice(int(self._ends[index - 1]) if index else 0, int(self._ends[index]))

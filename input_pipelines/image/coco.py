@@ -4,10 +4,11 @@ Lin et al., "Microsoft COCO: Common Objects in Context", arXiv:1405.0312. `prepa
   original   annotations_trainval2017.zip, train2017.zip and val2017.zip of cocodataset.org, each as it is
              or unpacked into folders annotations, train2017 and val2017; in DATA_DIR or DATA_DIR/coco
   TFDS       DATA_DIR/coco/2017/<version>/, the builder `coco/2017` in ArrayRecord files
-and writes DATA_DIR/coco2017: the JPEGs as they are, in ArrayRecord files, the boxes as arrays, and the
-ground truth without outlines. Images are in the order of their ids, whatever they came from. As in
+and writes DATA_DIR/coco2017: the JPEGs as they are, in ArrayRecord files, boxes and masks as arrays, and the
+ground truth. TFDS's has no outlines, and so no masks. Images are in the order of their ids, whatever they came from. As in
 MLPerf's reference (retired_benchmarks/ssd-v1/ssd/utils.py, COCODetection) train images without any
-annotation are left out, and crowds are trained on like single objects.
+annotation are left out, and crowds are trained on like single objects (with masks they are not trained on:
+`input_pipelines.image.coco_masks`).
 """
 
 from __future__ import annotations
@@ -29,50 +30,63 @@ _CATEGORIES = {category: str(category) for category in CATEGORY_IDS}
 FAKE_BYTES = 100_000
 
 
-def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
+def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False, masks: bool = False) -> str:
     """Makes DATA_DIR/coco2017, or a made-up set in its form, unless it is there, and says what it is.
 
     Args:
         data_dir: see the module.
         fake: if not 0, the number of made-up train images; an eighth as many are for evaluation.
         verify: compare the SHA-256 of every file that is there already.
+        masks: they must be there; make it again where an earlier version left none.
 
     Raises:
         UserError: COCO is not there, not whole or damaged, or the disk is full.
     """
-    folder = _folder(data_dir, fake)
-    prepared.prepare_folder(folder, functools.partial(_build, data_dir=data_dir, fake=fake), verify=verify)
-    return f"{_describe(boxed_jpegs.Records(folder), fake > 0)}, in {folder}"
+    folder = folder_of(data_dir, fake)
+    build = functools.partial(_build, data_dir=data_dir, fake=fake, masks=masks)
+    wanted = (boxed_jpegs.MASKS,) if masks else ()
+    prepared.prepare_folder(folder, build, verify=verify, wanted=wanted)
+    return f"{describe(boxed_jpegs.Records(folder), fake > 0)}, in {folder}"
 
 
-def _folder(data_dir: Path, fake: int) -> Path:
+def folder_of(data_dir: Path, fake: int) -> Path:
+    """Where the set, or a made-up one, lies."""
     return data_dir / (f"coco_fake_{fake}" if fake else "coco2017")
 
 
-def _build(folder: Path, *, data_dir: Path, fake: int) -> dict[str, Any]:
+def _build(folder: Path, *, data_dir: Path, fake: int, masks: bool) -> dict[str, Any]:
     if fake:
         counts = {"train": fake, "eval": max(1, fake // 8)}
-        original: coco_originals.Original = coco_originals.MadeUp(counts, fake_images.photograph)
+        original: coco_originals.Original = coco_originals.MadeUp(
+            counts, fake_images.photograph, outlined=True
+        )
     elif found := coco_originals.find(data_dir):
         original = found
     else:
-        raise UserError(f"COCO 2017 is not in {data_dir}; {_HOW_TO_GET_IT}")
+        raise UserError(f"COCO 2017 is not in {data_dir}; {how_to_get_it('ssd_resnet34')}")
     with progress.step("reading the annotations"):
         listings = {split: original.images(split) for split in detection.SPLITS}
     with_objects = [image for image in listings["train"] if len(image.boxes)]
     if not fake:
         _check_counts(data_dir, len(listings["train"]), len(with_objects), len(listings["eval"]))
     listings["train"] = with_objects
+    if masks and not boxed_jpegs.has_outlines(with_objects):
+        raise UserError(
+            f"The COCO in {data_dir} has no outlines (TFDS's has none); get annotations_trainval2017.zip, "
+            "train2017.zip and val2017.zip from cocodataset.org and put them there instead."
+        )
     counts = boxed_jpegs.write(folder, "COCO", original, listings, _CATEGORIES)
     return {"name": folder.name, "fake": fake > 0} | counts
 
 
-_HOW_TO_GET_IT = (
-    "get annotations_trainval2017.zip, train2017.zip and val2017.zip from cocodataset.org and put them there, "
-    "unpacked or not, or TFDS's coco/2017 in array_record format, then prepare it (--prepare, or python -m "
-    "mlperf_jax.prepare); or use --preset=mini, --synthetic_data, or a made-up set: `python -m "
-    "mlperf_jax.prepare --workload=ssd_resnet34 --fake=N`, then --config.data.fake=N."
-)
+def how_to_get_it(workload: str) -> str:
+    """What people without it can do."""
+    return (
+        "get annotations_trainval2017.zip, train2017.zip and val2017.zip from cocodataset.org and put them there, "
+        "unpacked or not, or (without masks) TFDS's coco/2017 in array_record format, then prepare it (--prepare, or "
+        "python -m mlperf_jax.prepare); or use --preset=mini, --synthetic_data, or a made-up set: `python -m "
+        f"mlperf_jax.prepare --workload={workload} --fake=N`, then --config.data.fake=N."
+    )
 
 
 def _check_counts(data_dir: Path, num_train: int, num_with_objects: int, num_eval: int) -> None:
@@ -99,9 +113,9 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> detection.Augmen
         UserError: it is not prepared, or damaged.
     """
     fake = options.get("fake") or 0
-    folder = _folder(data_dir, fake)
+    folder = folder_of(data_dir, fake)
     if not fake and not folder.is_dir():
-        raise UserError(f"COCO 2017 is not prepared in {data_dir}; {_HOW_TO_GET_IT}")
+        raise UserError(f"COCO 2017 is not prepared in {data_dir}; {how_to_get_it('ssd_resnet34')}")
     source = boxed_jpegs.Records(folder)
     return detection.AugmentedDetection(
         source,
@@ -109,11 +123,12 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> detection.Augmen
         ground_truth=folder / "eval.json",
         options=options,
         fake=source.fake,
-        description=_describe(source, source.fake),
+        description=describe(source, source.fake),
     )
 
 
-def _describe(source: boxed_jpegs.Records, fake: bool) -> str:
+def describe(source: boxed_jpegs.Records, fake: bool) -> str:
+    """One phrase for logs."""
     what = "Fake COCO (random images, not MLPerf's data)" if fake else "COCO 2017"
     return f"{what}, {source.counts['train']:,} train and {source.counts['eval']:,} eval images"
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from input_pipelines.image import outlines
 from input_pipelines.prepared import one_line
 from mlperf_jax.errors import UserError
 from mlperf_jax.regular import read_regular
@@ -25,6 +26,10 @@ CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66
 _YEAR_SPLITS = {"train": "train2017", "eval": "val2017"}
 _MOST_BYTES = 2**26  # of a JPEG; COCO's largest has a hundredth of that
 _MOST_ANNOTATION_BYTES = 2**31  # of a file of annotations; COCO's largest has a quarter of that
+
+
+Outline = list[np.ndarray] | dict[str, Any]
+"""An object's polygons, points [n, 2] float64 each (x and y in pixels), or its runs of pixels as COCO has those of crowds."""
 
 
 class Image(NamedTuple):
@@ -38,6 +43,7 @@ class Image(NamedTuple):
         crowds: [n] bool.
         areas: [n] float64, of the objects' outlines in pixels.
         key: what the original knows its JPEG by.
+        outlines: of every object; None where the original has none.
     """
 
     id: int
@@ -48,6 +54,7 @@ class Image(NamedTuple):
     crowds: np.ndarray
     areas: np.ndarray
     key: Any
+    outlines: Sequence[Outline] | None = None
 
 
 class Original(Protocol):
@@ -103,7 +110,7 @@ class _Files:
     def images(self, split: str) -> list[Image]:
         name = f"instances_{_YEAR_SPLITS[split]}.json"
         text = self._read("annotations", name, most=_MOST_ANNOTATION_BYTES)
-        return parse_annotations(text, str(self._folder / "annotations" / name))
+        return parse_annotations(text, str(self._folder / "annotations" / name), outlined=True)
 
     def jpeg(self, split: str, image: Image) -> bytes:
         return self._read(_YEAR_SPLITS[split], image.key, most=_MOST_BYTES)
@@ -138,20 +145,23 @@ class _Files:
         return self._archives[name]
 
 
-def parse_annotations(text: bytes, where: str, categories: Sequence[int] = CATEGORY_IDS) -> list[Image]:
+def parse_annotations(
+    text: bytes, where: str, categories: Sequence[int] = CATEGORY_IDS, *, outlined: bool = False
+) -> list[Image]:
     """Reads an annotation file of COCO's instances, whose images are then in the order of their ids.
 
     Args:
         text: its content.
         where: it is, for people.
         categories: that objects may have.
+        outlined: whether objects have outlines that are wanted.
 
     Raises:
         UserError: it is not such a file; names `where`.
     """
     try:
         # Outlines are most of a file of COCO's, OpenImages has ten million objects.
-        content = json.loads(text, object_hook=_needed)
+        content = json.loads(text, object_hook=_with_outline if outlined else _needed)
         objects: dict[int, list[Mapping[str, Any]]] = {image["id"]: [] for image in content["images"]}
         if len(objects) != len(content["images"]):
             raise ValueError("two images have the same id")
@@ -190,6 +200,46 @@ def _needed(content: dict[str, Any]) -> dict[str, Any]:
 _READ = ("image_id", "category_id", "bbox", "area", "iscrowd")
 
 
+def _with_outline(content: dict[str, Any]) -> dict[str, Any]:
+    """As `_needed`, with the outline, whose polygons become arrays at once: lists of numbers would fill the memory."""
+    needed = _needed(content)
+    if "bbox" not in content or "segmentation" not in content:
+        return needed
+    outline = content["segmentation"]
+    if isinstance(outline, list):
+        if not outline:
+            raise ValueError("an object without an outline")
+        outline = [_points(polygon) for polygon in outline]
+    return needed | {"segmentation": outline}
+
+
+def _points(polygon: list[float]) -> np.ndarray:
+    if not all(type(value) in (int, float) for value in polygon):
+        raise ValueError("an outline of something else than numbers")
+    points = np.array(polygon, np.float64)
+    if len(points) < 4 or len(points) % 2 or not (np.abs(points) <= _FARTHEST).all():
+        raise ValueError("an outline that is none")
+    return points.reshape(-1, 2)
+
+
+def _require_runs(image: Image) -> None:
+    """Refuses runs of pixels that are not of their image, in an object that is a crowd; others must have polygons.
+
+    Raises:
+        ValueError: says which image has what.
+    """
+    pixels = image.height * image.width
+    for outline, crowd in zip(image.outlines or (), image.crowds.tolist(), strict=False):
+        if isinstance(outline, list):
+            continue
+        if not crowd:
+            raise ValueError(f"image {image.id} has an object without polygons that is no crowd")
+        counts = outline["counts"]
+        whole = isinstance(counts, list) and all(type(n) is int and 0 <= n <= pixels for n in counts)
+        if outline["size"] != [image.height, image.width] or not whole or sum(counts) != pixels:
+            raise ValueError(f"image {image.id} has a crowd whose runs of pixels are not of its size")
+
+
 def _image(image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], known: Sequence[int]) -> Image:
     number, height, width, name = (image[key] for key in ("id", "height", "width", "file_name"))
     if not all(type(value) is int and 0 <= value < 2**31 for value in (number, height, width)):
@@ -208,8 +258,12 @@ def _image(image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], k
         raise ValueError(f"image {number} has an object of a category that there is not")
     if not np.isin(crowds, (0, 1)).all():
         raise ValueError(f"image {number} has an object whose iscrowd is neither 0 nor 1")
-    found = Image(number, height, width, boxes, categories.astype(np.int64), crowds > 0, areas, name)
+    drawn = (
+        [a["segmentation"] for a in annotations] if all("segmentation" in a for a in annotations) else None
+    )
+    found = Image(number, height, width, boxes, categories.astype(np.int64), crowds > 0, areas, name, drawn)
     _require_boxes(found)
+    _require_runs(found)
     return found
 
 
@@ -312,6 +366,7 @@ class MadeUp:
         counts: split -> number of images.
         photograph: (random, label, size=(H, W)) -> an image [H, W, 3] uint8.
         categories: that objects have.
+        outlined: objects are ellipses, crowds rectangles; else nothing but boxes.
     """
 
     def __init__(
@@ -319,8 +374,11 @@ class MadeUp:
         counts: Mapping[str, int],
         photograph: Callable[..., np.ndarray],
         categories: Sequence[int] = CATEGORY_IDS,
+        *,
+        outlined: bool = False,
     ) -> None:
         self._counts, self._photograph, self._categories = counts, photograph, categories
+        self._outlined = outlined
 
     def images(self, split: str) -> list[Image]:
         return [self._image(split, index) for index in range(self._counts[split])]
@@ -332,15 +390,23 @@ class MadeUp:
         count = min(int(random.geometric(1 / 7)), 90) * (split == "train" or index % 100 != 1)
         corners = np.sort(random.random((count, 2, 2)), axis=1) * [width, height]
         boxes = np.concatenate([corners[:, 0], corners[:, 1] - corners[:, 0]], 1).round(2)
+        categories, crowds = random.choice(self._categories, count), random.random(count) < 0.01
+        made = [
+            rectangle_runs(box, height, width)
+            if crowd
+            else [outlines.ellipse(box.reshape(2, 2).cumsum(0).ravel())]
+            for box, crowd in zip(boxes, crowds.tolist(), strict=True)
+        ]
         return Image(
             id=1000 * (split == "eval") + index + 1,
             height=height,
             width=width,
             boxes=boxes,
-            categories=random.choice(self._categories, count),
-            crowds=random.random(count) < 0.01,
+            categories=categories,
+            crowds=crowds,
             areas=boxes[:, 2:].prod(1),
             key=index,
+            outlines=made if self._outlined else None,
         )
 
     def jpeg(self, split: str, image: Image) -> bytes:
@@ -349,3 +415,12 @@ class MadeUp:
         random = np.random.default_rng([split == "eval", image.key, 1])
         pixels = self._photograph(random, int(random.integers(1000)), size=(image.height, image.width))
         return simplejpeg.encode_jpeg(pixels, quality=90, colorsubsampling="420")
+
+
+def rectangle_runs(box: np.ndarray, height: int, width: int) -> dict[str, Any]:
+    """The pixels of a box [4] (left, top, width, height) as COCO has those of crowds: runs along columns, off and on in turn."""
+    left, top, right, bottom = np.round(box.reshape(2, 2).cumsum(0).ravel()).astype(int).tolist()
+    covered = np.zeros((width, height), bool)
+    covered[left:right, top:bottom] = True
+    turns = np.flatnonzero(np.diff(covered.ravel().astype(int), prepend=0)).tolist()
+    return {"size": [height, width], "counts": np.diff([0, *turns, covered.size]).tolist()}

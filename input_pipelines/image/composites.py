@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from input_pipelines import base, fetch, prepared, progress
-from input_pipelines.image import box_augmentation, detection, qt_resources
+from input_pipelines.image import box_augmentation, detection, outlines, qt_resources
 from mlperf_jax.errors import UserError
 
 SIZE = 128
@@ -52,12 +52,14 @@ _OPAQUE = 128  # the alpha from which a pixel belongs to its object
 _SIDES = (0.25, 0.65)  # of an object's longer side, in parts of the image's
 _LEAST_SEEN = 0.6  # of every object, when others are put before it
 _PLACINGS = 10  # tried for an object
-_CATEGORY_IDS = tuple(range(1, len(CLASSES) + 1))
+CATEGORY_IDS = tuple(range(1, len(CLASSES) + 1))
+MASKS = "train_masks.npy"
 _SPEC: base.Spec = {
     "image": ((SIZE, SIZE, 3), np.dtype(np.uint8)),
     "boxes": ((MAX_OBJECTS, 4), np.dtype(np.float32)),
     "labels": ((MAX_OBJECTS,), np.dtype(np.int32)),
 }
+MASKS_SHAPE = MAX_OBJECTS, outlines.CELLS, outlines.CELLS // 8
 
 
 class CutOut(NamedTuple):
@@ -68,16 +70,22 @@ class CutOut(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """An image [SIZE, SIZE, 3] uint8, its boxes [n, 4] int64 in pixels, labels [n], and visible areas [n]."""
+    """An image [SIZE, SIZE, 3] uint8, its boxes [n, 4] int64 in pixels, labels [n], and what is seen, [n, SIZE, SIZE] bool."""
 
     image: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
-    areas: np.ndarray
+    masks: np.ndarray
 
 
-def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
+def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False, masks: bool = False) -> str:
     """Makes DATA_DIR/composites unless it is there, and says what it is.
+
+    Args:
+        data_dir: holds all data sets.
+        fake: must be 0.
+        verify: compare the SHA-256 of every file that is there already.
+        masks: make it again where an earlier version left none.
 
     Raises:
         UserError: the pictures could not be had from any source, or the disk is full.
@@ -85,8 +93,9 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
     if fake:
         raise UserError("Composites are small and real, so there is no --fake set of them; leave --fake out.")
     folder = data_dir / "composites"
-    prepared.prepare_folder(folder, functools.partial(_build, manual=data_dir / "manual"), verify=verify)
-    return f"{_describe(NUM_TRAIN, NUM_EVAL)}, in {folder}"
+    build = functools.partial(_build, manual=data_dir / "manual")
+    prepared.prepare_folder(folder, build, verify=verify, wanted=(MASKS,) if masks else ())
+    return f"{describe(NUM_TRAIN, NUM_EVAL)}, in {folder}"
 
 
 def _build(folder: Path, *, manual: Path) -> dict[str, Any]:
@@ -212,7 +221,7 @@ def scene(
                 break
     extents = [(_extent(mask, 0), _extent(mask, 1)) for mask in seen]
     boxes = [(left, top, right, bottom) for (left, right), (top, bottom) in extents]
-    return Scene(image, np.array(boxes), np.array(labels), np.array([mask.sum() for mask in seen]))
+    return Scene(image, np.array(boxes), np.array(labels), np.array(seen))
 
 
 def _chosen(some: Sequence[Any], draws: Iterator[float]) -> Any:
@@ -235,25 +244,36 @@ def _paste(image: np.ndarray, pixels: np.ndarray, y: int, x: int) -> None:
 
 
 def _write(folder: Path, split: str, scenes: Iterator[Scene], count: int) -> None:
-    """Writes a split's arrays, and for evaluation the ground truth as COCO has it."""
+    """Writes a split's arrays, with the masks to train on, and for evaluation the ground truth as COCO has it."""
     arrays = {field: np.zeros((count, *shape), dtype) for field, (shape, dtype) in _SPEC.items()}
+    masks = np.zeros((count if split == "train" else 0, *MASKS_SHAPE), np.uint8)
     truth: list[detection.TrueBox] = []
     with progress.step(f"drawing {split} composites", count, "images") as advance:
         for index, drawn in enumerate(scenes):
             arrays["image"][index] = drawn.image
             arrays["boxes"][index, : len(drawn.boxes)] = drawn.boxes / SIZE
             arrays["labels"][index, : len(drawn.labels)] = drawn.labels
-            for (left, top, right, bottom), label, area in zip(
-                drawn.boxes.tolist(), drawn.labels.tolist(), drawn.areas.tolist(), strict=True
-            ):
-                bbox = [left, top, right - left, bottom - top]
-                truth.append(detection.TrueBox(index, label, bbox, area, 0))
+            if split == "train":
+                for row, seen, box in zip(masks[index], drawn.masks, drawn.boxes, strict=False):
+                    row[...] = outlines.bits_of_pixels(seen, box, outlines.CELLS)
+            else:
+                truth += _true_boxes(index, drawn)
             advance(1)
-    prepared.save_arrays(folder, split, arrays)
-    if split == "eval":
+    if split == "train":
+        arrays["masks"] = masks
+    else:
         images = ((index, SIZE, SIZE) for index in range(count))
         content = detection.coco_truth(images, truth, enumerate(CLASSES, 1))
         (folder / "eval.json").write_text(json.dumps(content))
+    prepared.save_arrays(folder, split, arrays)
+
+
+def _true_boxes(index: int, drawn: Scene) -> Iterator[detection.TrueBox]:
+    for (left, top, right, bottom), label, seen in zip(
+        drawn.boxes.tolist(), drawn.labels.tolist(), drawn.masks, strict=True
+    ):
+        bbox = [left, top, right - left, bottom - top]
+        yield detection.TrueBox(index, label, bbox, int(seen.sum()), 0, outlines.run_lengths(seen))
 
 
 def open_synthetic(options: Mapping[str, Any]) -> detection.SyntheticDetection:
@@ -262,7 +282,7 @@ def open_synthetic(options: Mapping[str, Any]) -> detection.SyntheticDetection:
         "composites",
         num_train=NUM_TRAIN,
         num_eval=NUM_EVAL,
-        category_ids=_CATEGORY_IDS,
+        category_ids=CATEGORY_IDS,
         options=options,
     )
 
@@ -273,7 +293,7 @@ class Composites:
     most_objects = MAX_OBJECTS
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         manifest = prepared.read_manifest(folder)
         self.counts = {split: int(manifest[f"num_{split}"]) for split in detection.SPLITS}
         arrays = {
@@ -285,7 +305,7 @@ class Composites:
         self.sizes = np.full((self.counts["eval"], 2), SIZE, np.int32)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Composites, (self._folder,)  # A worker maps the files itself.
+        return Composites, (self.folder,)  # A worker maps the files itself.
 
     def image(self, split: str, index: int) -> np.ndarray:
         return self._images[split][index]
@@ -305,13 +325,13 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> detection.Augmen
     source = Composites(folder)
     return detection.AugmentedDetection(
         source,
-        category_ids=_CATEGORY_IDS,
+        category_ids=CATEGORY_IDS,
         ground_truth=folder / "eval.json",
         options=options,
         fake=False,
-        description=_describe(*source.counts.values()),
+        description=describe(*source.counts.values()),
     )
 
 
-def _describe(num_train: int, num_eval: int) -> str:
+def describe(num_train: int, num_eval: int) -> str:
     return f"composites of {len(CLASSES)} classes, {num_train:,} train and {num_eval:,} eval images"

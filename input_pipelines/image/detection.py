@@ -188,12 +188,20 @@ def checked_options(options: Mapping[str, Any]) -> tuple[int, int, int]:
     Raises:
         UserError: one of them is not positive.
     """
-    values = {name: options[name] for name in ("image_size", "max_boxes")}
-    values["crop_attempts"] = options.get("crop_attempts", 1)
-    for name, value in values.items():
-        if value < 1:
-            raise UserError(f"--config.data.{name}={value} makes no sense; it must be 1 or more.")
-    return tuple(values.values())
+    size, most = (positive_option(options, name) for name in ("image_size", "max_boxes"))
+    return size, most, positive_option({"crop_attempts": 1, **options}, "crop_attempts")
+
+
+def positive_option(options: Mapping[str, Any], name: str) -> int:
+    """One of the options.
+
+    Raises:
+        UserError: it is not positive.
+    """
+    value: int = options[name]
+    if value < 1:
+        raise UserError(f"--config.data.{name}={value} makes no sense; it must be 1 or more.")
+    return value
 
 
 class SyntheticDetection(base.InMemoryDataset, DetectionDataset):
@@ -245,13 +253,17 @@ class SyntheticDetection(base.InMemoryDataset, DetectionDataset):
 
 
 class TrueBox(NamedTuple):
-    """An object as COCO's annotations have it; `bbox` is left, top, width, height in pixels."""
+    """An object as COCO's annotations have it; `bbox` is left, top, width, height in pixels.
+
+    Its outline, where it is known: polygons, each one list of x and y in turn, or runs of pixels.
+    """
 
     image_id: int
     category_id: int
     bbox: list[float]
     area: float
     iscrowd: int
+    segmentation: list[list[float]] | Mapping[str, Any] | None = None
 
 
 def _true_boxes(boxes: np.ndarray, labels: np.ndarray, category_ids: Sequence[int]) -> Iterator[TrueBox]:
@@ -269,6 +281,9 @@ def coco_truth(
     """Returns ground truth in COCO's form: (id, height, width) of images, boxes, (id, name) of categories."""
     return {
         "images": [{"id": image, "height": height, "width": width} for image, height, width in images],
-        "annotations": [{"id": number, **box._asdict()} for number, box in enumerate(boxes, 1)],
+        "annotations": [
+            {"id": number, **{name: value for name, value in box._asdict().items() if value is not None}}
+            for number, box in enumerate(boxes, 1)
+        ],
         "categories": [{"id": category, "name": name} for category, name in categories],
     }

@@ -8,8 +8,11 @@ structures/segmentation_mask.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+CELLS = 112  # a side of the grid that prepared sets have
 
 
 def bits_of_polygons(polygons: Sequence[np.ndarray], corners: np.ndarray, cells: int) -> np.ndarray:
@@ -38,6 +41,21 @@ def bits_of_pixels(mask: np.ndarray, corners: np.ndarray, cells: int) -> np.ndar
     return np.packbits(mask[np.ix_(y, x)], axis=-1)
 
 
+def ellipse(corners: np.ndarray) -> np.ndarray:
+    """A made-up outline [16, 2] that touches all sides of a box [4] (left, top, right, bottom)."""
+    angles = np.arange(16) * np.pi / 8
+    middle, half = (corners[:2] + corners[2:]) / 2, (corners[2:] - corners[:2]) / 2
+    return np.asarray(middle + half * np.stack([np.cos(angles), np.sin(angles)], 1))
+
+
 def mirrored(bits: np.ndarray) -> np.ndarray:
     """Masks [..., G, G / 8] as they are in an image whose left and right are swapped."""
     return np.packbits(np.unpackbits(bits, axis=-1)[..., ::-1], axis=-1)
+
+
+def run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """Exact pixels [H, W] bool as COCO writes them: "size" and "counts", text as `pycocotools.mask.encode` makes it."""
+    from pycocotools import mask as pycocotools_mask
+
+    runs = pycocotools_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": runs["size"], "counts": runs["counts"].decode("ascii")}

@@ -16,6 +16,7 @@ import numpy as np
 from mlperf_jax.detection import boxes as box
 
 SAMPLES = 2  # a side of every cell of the window
+FEW_CELLS = 1024  # of all levels of an image, up to which products are faster than reading cells (a factor of 10 on a CPU)
 _USUAL_SIZE, _USUAL_STRIDE = 224, 16  # of a box that the level of this stride is for
 _MARGIN = 1e-6  # by which a box may be too small for its level
 
@@ -25,9 +26,10 @@ def roi_align(
 ) -> jax.Array:
     """Means of bilinear samples in each cell of a window laid over each box, from the level for its size.
 
-    The levels are joined and read at once, with 16 cells for each of the window: four samples, each between
+    Large levels are joined and read at once, with 16 cells for each of the window: four samples, each between
     four cells. No level is read for boxes of another, nothing depends on how many boxes a level has, and the
-    gradient is one sum into the joined levels.
+    gradient is one sum into the joined levels. Where an image has few cells, all of them are weighted, along one
+    axis after the other: two products of matrices for each level.
 
     Args:
         levels: [B, h, w, C], the largest first.
@@ -40,6 +42,14 @@ def roi_align(
     """
     wide = jnp.promote_types(levels[0].dtype, jnp.float32)
     corners = jax.lax.stop_gradient(corners).astype(wide)
+    few = sum(x.shape[1] * x.shape[2] for x in levels) <= FEW_CELLS
+    return (_by_products if few else _by_reading)(levels, strides, corners, window)
+
+
+def _by_reading(
+    levels: Sequence[jax.Array], strides: Sequence[int], corners: jax.Array, window: int
+) -> jax.Array:
+    wide = corners.dtype
     level = level_of(corners, strides)
     heights, widths = (np.array([x.shape[axis] for x in levels], np.int32) for axis in (1, 2))
     starts = np.cumsum([0, *(heights * widths)[:-1]], dtype=np.int32)
@@ -63,6 +73,28 @@ def roi_align(
     return jnp.sum(found * shares[..., None], axis=-2, dtype=wide).astype(levels[0].dtype)
 
 
+def _by_products(
+    levels: Sequence[jax.Array], strides: Sequence[int], corners: jax.Array, window: int
+) -> jax.Array:
+    dtype, wide = levels[0].dtype, corners.dtype
+    chosen = level_of(corners, strides)
+    total = jnp.zeros((), wide)
+    for i, (level, stride) in enumerate(zip(levels, strides, strict=True)):
+
+        def shares(axis: int, count: int, stride: int = stride) -> jax.Array:
+            """[B, R, window, count]: how much of each of the level's cells is taken along an axis."""
+            start, end = corners[..., axis] / stride, (corners[..., 2 + axis] - 1) / stride
+            at, inside = _samples(start, end, jnp.full(start.shape, count), window)
+            near = jnp.maximum(1 - jnp.abs(at[..., None] - jnp.arange(count)), 0)
+            return jnp.sum(near * inside[..., None], axis=-2) / SAMPLES
+
+        y = shares(1, level.shape[1]) * (chosen == i)[..., None, None]
+        x = shares(0, level.shape[2])
+        rows = jnp.einsum("brph,bhwc->brpwc", y.astype(dtype), level, preferred_element_type=wide)
+        total += jnp.einsum("brqw,brpwc->brpqc", x, rows)
+    return total.astype(dtype)
+
+
 def level_of(corners: jax.Array, strides: Sequence[int]) -> jax.Array:
     """The level for each box [..., 4] in pixels, int32 from 0: twice as large a box is for the next one."""
     size = jnp.sqrt(box.area(corners))
@@ -82,15 +114,28 @@ def _cells(start: jax.Array, end: jax.Array, count: jax.Array, window: int) -> t
     Returns:
         [B, R, window, 2 SAMPLES] int32 and the shares, which add up to 1 where no sample lies outside.
     """
-    step = jnp.maximum(end - start, 1)[..., None, None] / window
-    within = (jnp.arange(SAMPLES) + 0.5) / SAMPLES
-    at = start[..., None, None] + (jnp.arange(window)[:, None] + within.astype(start.dtype)) * step
+    at, inside = _samples(start, end, count, window)
     last = count[..., None, None] - 1
-    inside = (at >= -1) & (at <= last + 1)
-    at = jnp.clip(at, 0, last.astype(at.dtype))
     low = jnp.floor(at).astype(jnp.int32)
     high = jnp.minimum(low + 1, last)
     beyond = at - low
     share = jnp.stack([1 - beyond, beyond], -1) * inside[..., None] / SAMPLES
     cells = jnp.stack([low, high], -1)
     return cells.reshape(*cells.shape[:3], -1), share.reshape(*share.shape[:3], -1)
+
+
+def _samples(start: jax.Array, end: jax.Array, count: jax.Array, window: int) -> tuple[jax.Array, jax.Array]:
+    """Where along one axis a window is sampled, and whether there is something.
+
+    Args:
+        start, end, count, window: as `_cells` takes them.
+
+    Returns:
+        [B, R, window, SAMPLES] in cells, drawn in to the first or the last one, and bool.
+    """
+    step = jnp.maximum(end - start, 1)[..., None, None] / window
+    within = (jnp.arange(SAMPLES) + 0.5) / SAMPLES
+    at = start[..., None, None] + (jnp.arange(window)[:, None] + within.astype(start.dtype)) * step
+    last = count[..., None, None] - 1
+    inside = (at >= -1) & (at <= last + 1)
+    return jnp.clip(at, 0, last.astype(at.dtype)), inside

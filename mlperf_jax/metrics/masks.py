@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from input_pipelines.image import outlines, preprocessing
+
 _HALF = 127.5  # of 255
 
 
@@ -27,18 +29,13 @@ def run_lengths(mask: np.ndarray, corners: np.ndarray, height: int, width: int) 
     Returns:
         "size" and "counts", as `pycocotools.mask.encode` has them, the latter text.
     """
-    from pycocotools import mask as pycocotools_mask
-
     covered = np.zeros((height, width), np.uint8, order="F")
-    _paste(covered, mask, np.asarray(corners, np.float32))
-    runs = pycocotools_mask.encode(covered)
-    return {"size": runs["size"], "counts": runs["counts"].decode("ascii")}
+    paste(covered, mask, np.asarray(corners, np.float32))
+    return outlines.run_lengths(covered)
 
 
-def _paste(covered: np.ndarray, mask: np.ndarray, corners: np.ndarray) -> None:
-    """Marks what a mask covers in an image [H, W], in place."""
-    from input_pipelines.image import preprocessing
-
+def paste(covered: np.ndarray, mask: np.ndarray, corners: np.ndarray) -> None:
+    """Marks what a mask covers in an image [H, W], in place; arguments as `run_lengths` has them."""
     bordered = np.pad(mask, 1).astype(np.float32)
     first, last = corners[:2], corners[2:] - 1
     middle, half = (first + last) / 2, (last - first) / 2 * (len(bordered) / len(mask))

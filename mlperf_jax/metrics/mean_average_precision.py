@@ -1,10 +1,10 @@
-"""COCO's mean average precision, by the official package (pycocotools), which is what MLPerf asks for."""
+"""COCO's mean average precision of boxes and masks, by the official package (pycocotools), which is what MLPerf asks for."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,7 +30,7 @@ def _package() -> tuple[ModuleType, ModuleType]:
 
 
 class GroundTruth:
-    """The true boxes of an evaluation set.
+    """The true boxes of an evaluation set, and its masks where it has outlines.
 
     Args:
         source: a COCO file of instances, or its content.
@@ -62,20 +62,26 @@ class GroundTruth:
         """What a category is called."""
         return str(self._coco.cats.get(category_id, {}).get("name", category_id))
 
-    def judge(self, detections: np.ndarray, image_ids: Collection[int] | None = None) -> dict[str, float]:
-        """Scores detections.
+    def judge(
+        self,
+        detections: np.ndarray,
+        image_ids: Collection[int] | None = None,
+        masks: Sequence[Mapping[str, Any]] | None = None,
+    ) -> dict[str, float]:
+        """Scores detections, by their boxes or by their masks.
 
         Args:
             detections: [N, 7] image id, left, top, width, height in pixels of the original, score,
                 category id. At most 100 of an image count, the best.
             image_ids: the images to judge by; None for all of them.
+            masks: the pixels of each, as `mlperf_jax.metrics.masks` writes them; with them masks are judged.
 
         Returns:
             `FIGURES`, each of 1; -1 for a size that no object has.
         """
         _, cocoeval = _package()
-        found = _index(self._coco.dataset | {"annotations": _annotations(detections)})
-        judge = cocoeval.COCOeval(self._coco, found, "bbox")
+        found = _index(self._coco.dataset | {"annotations": _annotations(detections, masks)})
+        judge = cocoeval.COCOeval(self._coco, found, "bbox" if masks is None else "segm")
         if image_ids is not None:
             judge.params.imgIds = sorted(image_ids)
         judge.evaluate()
@@ -92,9 +98,9 @@ def _index(content: Mapping[str, Any]) -> Any:
     return index
 
 
-def _annotations(detections: np.ndarray) -> list[dict[str, Any]]:
-    """As `COCO.loadRes` makes them of boxes."""
-    return [
+def _annotations(detections: np.ndarray, masks: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    """As `COCO.loadRes` makes them of boxes, or of masks."""
+    boxes = [
         {
             "id": i,
             "image_id": int(image),
@@ -105,4 +111,12 @@ def _annotations(detections: np.ndarray) -> list[dict[str, Any]]:
             "iscrowd": 0,
         }
         for i, (image, left, top, width, height, score, category) in enumerate(detections.tolist(), 1)
+    ]
+    if masks is None:
+        return boxes
+    from pycocotools import mask as pycocotools_mask
+
+    return [
+        box | {"segmentation": dict(mask), "area": float(pycocotools_mask.area(dict(mask)))}
+        for box, mask in zip(boxes, masks, strict=True)
     ]

@@ -72,7 +72,14 @@ def sgd(
 
 
 def torch_sgd(
-    schedule: optax.Schedule, *, momentum: float, weight_decay: float, nesterov: bool = False
+    schedule: optax.Schedule,
+    *,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool = False,
+    bias_rate: float = 1.0,
+    bias_decay: float = 1.0,
+    mask: optax.Params | None = None,
 ) -> optax.GradientTransformation:
     """Gradient descent with momentum as PyTorch's `optim.SGD` has it: a change of rate acts on all of m.
 
@@ -80,11 +87,22 @@ def torch_sgd(
 
         m <- momentum * m + d;  w <- w - lr * m, with `nesterov` w <- w - lr * (momentum * m + d)
 
+    Where `mask` is False (biases) the rate is `bias_rate` times lr, and the decay `bias_decay` times `weight_decay`.
     Source: mlcommons/training, retired_benchmarks/ssd-v1/ssd/train.py; with `nesterov`
-    retired_benchmarks/unet3d/pytorch/runtime/training.py.
+    retired_benchmarks/unet3d/pytorch/runtime/training.py; of biases
+    retired_benchmarks/maskrcnn/pytorch/maskrcnn_benchmark/solver/build.py.
     """
     descent = optax.sgd(schedule, momentum=momentum, nesterov=nesterov)
-    return optax.chain(optax.add_decayed_weights(weight_decay), descent)
+    decay = optax.add_decayed_weights(weight_decay)
+    if mask is None or bias_rate == bias_decay == 1:
+        return optax.chain(decay, descent)
+    biases = jax.tree.map(lambda kept: not kept, mask)
+    return optax.chain(
+        optax.masked(decay, mask),
+        optax.masked(optax.add_decayed_weights(bias_decay * weight_decay), biases),
+        descent,
+        optax.masked(optax.scale(bias_rate), biases),
+    )
 
 
 def lars(

@@ -20,6 +20,7 @@ from mlperf_jax.nested import flatten
 from mlperf_jax.results.folders import read_json, write_json
 from mlperf_jax.weights import (
     budget,
+    caffe2_file,
     numpy_file,
     onnx_file,
     safetensors_file,
@@ -34,7 +35,7 @@ _DEEPEST = 64  # dicts within each other
 
 
 def read_tensors(path: Path) -> dict[str, LazyArray]:
-    """The arrays of a file of PyTorch, safetensors, NumPy (.npz), ONNX or TensorFlow (.index, .pb), to be read one by one.
+    """The arrays of a file of PyTorch, safetensors, NumPy (.npz), Caffe2 (.pkl), ONNX or TensorFlow (.index, .pb), to be read one by one.
 
     Raises:
         UserError: it is none of these, damaged, or hostile; and when an array is read that holds NaN or
@@ -43,7 +44,7 @@ def read_tensors(path: Path) -> dict[str, LazyArray]:
     with said_of(path):
         if not path.is_file():
             raise UserError(
-                f"There is no file {path}; give a .pth, .safetensors, .npz, .onnx, .index or .pb file."
+                f"There is no file {path}; give a .pth, .safetensors, .npz, .pkl, .onnx, .index or .pb file."
             )
         return {name: finite(name, array) for name, array in _read(path).items()}
 
@@ -62,6 +63,8 @@ def _read(path: Path) -> dict[str, LazyArray]:
         return budget.held(numpy_file.read(path) if is_numpy else torch_file.read(path), size)
     if start[8:9] == b"{":  # after the length of its JSON header
         return budget.held(safetensors_file.read(path), size)
+    if start[:3] == caffe2_file.START:
+        return budget.held(caffe2_file.read(path), size)
     if start[:1] == b"\x80":  # the opcode that every pickle of PyTorch's begins with
         return budget.held(torch_file.read(path), size)
     if start[:1] == tensorflow_graph.START:

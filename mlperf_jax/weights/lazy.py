@@ -117,6 +117,13 @@ def without_first(array: Tensor) -> LazyArray:
     return LazyArray((rows - 1, *rest), array.dtype, lambda index: np.array(np.asarray(array)[1:][index]))
 
 
+def mirrored(array: Tensor, axis: int) -> LazyArray:
+    """The array with an axis turned round, whose whole is read for any part."""
+    return LazyArray(
+        array.shape, array.dtype, lambda index: np.array(np.flip(np.asarray(array), axis)[index])
+    )
+
+
 def together(arrays: Sequence[Tensor]) -> LazyArray:
     """Arrays of one shape and dtype on a new first axis, each read when a part of it is."""
 

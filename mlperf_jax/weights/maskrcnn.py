@@ -1,7 +1,9 @@
 """Published weights for `models.maskrcnn`: an ImageNet classifier as its trunk, and whole detectors.
 
 Whole ones are named as maskrcnn-benchmark names them (mlcommons/training, retired_benchmarks/maskrcnn) or as
-torchvision does; the same for a trunk alone.
+torchvision does; a trunk alone as torchvision names it, or as Caffe2 does (MSRA's R-50.pkl of Detectron, which the
+reference begins with). Caffe2's and the reference's see blue first, and pixels of 0 to 255 from which a mean is
+subtracted: here the first kernel is turned, so that all models see red first.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mlperf_jax.weights import resnet
-from mlperf_jax.weights.lazy import Tensor
+from mlperf_jax.weights.lazy import LazyArray, Tensor, mirrored
 from mlperf_jax.weights.source import TorchSource, unwrapped
 from mlperf_jax.workload import State
 from models.maskrcnn import MaskRCNNConfig
@@ -33,12 +37,72 @@ _TORCHVISION = (
 )
 
 
+CONFIG = {"data.mean": (122.7717, 115.9465, 102.9801), "data.std": (1.0, 1.0, 1.0)}
+"""What goes with the reference's weights: MSRA's means of red, green and blue."""
+
+TORCHVISION_CONFIG = {key: resnet.CONFIG[key] for key in ("data.mean", "data.std")} | {
+    "model.strided": "3x3",
+    "model.norm_epsilon": 1e-5,
+}
+"""What goes with torchvision's."""
+
+_STEM = "backbone.body.stem.conv1.weight"  # under the reference's names only
+
+
+def published(tensors: Mapping[str, Tensor], config: MaskRCNNConfig) -> tuple[State, dict[str, Any]]:
+    """Parameters and statistics of a whole detector, float32, and the config that goes with them.
+
+    Raises:
+        UserError: as `from_reference`.
+    """
+    named = {unwrapped(name): array for name, array in tensors.items()}
+    if _STEM not in named:
+        return from_reference(named, config), dict(TORCHVISION_CONFIG)
+    named[_STEM] = mirrored(named[_STEM], axis=1)
+    return from_reference(named, config), dict(CONFIG)
+
+
+_BRANCHES = {"branch1": "downsample", "branch2a": "1", "branch2b": "2", "branch2c": "3"}
+
+
+def _from_caffe2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Caffe2's names of a ResNet (conv1_w, res_conv1_bn_s, res2_0_branch2a_w, ...) as torchvision's.
+
+    Its norms are a scale and a bias, so that the mean is 0 and the variance 1.
+    """
+    found: dict[str, Tensor] = {"conv1.weight": mirrored(tensors["conv1_w"], axis=1)}
+    for name, array in tensors.items():
+        norm = re.fullmatch(r"res_conv1_bn_([sb])", name)
+        layer = re.fullmatch(r"res(\d)_(\d+)_(branch\w+?)_(w|bn_[sb])", name)
+        if norm:
+            _put_norm(found, "bn1", norm[1], array)
+        elif layer and layer[3] in _BRANCHES:
+            block, part = f"layer{int(layer[1]) - 1}.{layer[2]}", _BRANCHES[layer[3]]
+            conv, bn = (f"{part}.0", f"{part}.1") if part == "downsample" else (f"conv{part}", f"bn{part}")
+            if layer[4] == "w":
+                found[f"{block}.{conv}.weight"] = array
+            else:
+                _put_norm(found, f"{block}.{bn}", layer[4][-1], array)
+    return found
+
+
+def _put_norm(found: dict[str, Tensor], name: str, kind: str, array: Tensor) -> None:
+    if kind == "b":
+        found[f"{name}.bias"] = array
+        return
+    found[f"{name}.weight"] = array
+    found[f"{name}.running_mean"] = LazyArray.of(np.zeros(array.shape, np.float32))
+    found[f"{name}.running_var"] = LazyArray.of(np.ones(array.shape, np.float32))
+
+
 def backbone(tensors: Mapping[str, Tensor], config: MaskRCNNConfig) -> State:
     """Parameters and statistics of the trunk from an image classifier, float32.
 
     Raises:
         UserError: an array is missing, has another shape, or belongs to another model.
     """
+    if "conv1_w" in tensors:
+        tensors = _from_caffe2(tensors)
     named = {_named(name): array for name, array in resnet.torchvision_names(tensors).items()}
     source = TorchSource({name: array for name, array in named.items() if not name.startswith("fc.")})
     params, stats = resnet.trunk(source, config.trunk)

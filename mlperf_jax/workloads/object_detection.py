@@ -6,7 +6,7 @@ import abc
 import functools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,9 @@ from mlperf_jax.workload import Batch, Evaluation, Spec, State
 from mlperf_jax.workloads.backbones import BackboneWorkload
 from models.ssd import SSD, SSDConfig, flops_per_image
 
+M = TypeVar("M")
+D = TypeVar("D", bound=DetectionDataset)
+
 ANSWER = ("index", "top", "left", "bottom", "right", "score", "label")
 """Columns of an answer, as MLPerf Inference's accuracy log has them (tools/accuracy-coco.py)."""
 
@@ -49,7 +52,53 @@ class Detector(Protocol):
         """Normalised images [B, S, S, 3] to box codes [B, A, 4] and logits [B, A, classes]."""
 
 
-class ObjectDetection(BackboneWorkload[Detector, DetectionDataset]):
+class JudgedDetection(BackboneWorkload[M, D]):
+    """What is detected in images, judged by pycocotools in a thread while training goes on."""
+
+    background = True
+    """Whether the first of the model's classes is the background's."""
+
+    @functools.cached_property
+    def scorer(self) -> ThreadPoolExecutor:
+        """The thread."""
+        return ThreadPoolExecutor(1, thread_name_prefix="mean average precision")
+
+    @functools.cached_property
+    def ground_truth(self) -> GroundTruth:
+        return GroundTruth(self.dataset.ground_truth)
+
+    def check_data(self) -> None:
+        """Also: that the model has room for the classes."""
+        super().check_data()
+        classes = max(self.dataset.num_classes, 2) - (not self.background)
+        if classes > self.config.model.num_classes:
+            raise UserError(
+                f"The data has {classes} classes{' with the background' if self.background else ''} and the model "
+                f"{self.config.model.num_classes}; use --config.model.num_classes={classes}."
+            )
+
+    def true_boxes(self, image_id: int, height: int, width: int) -> list[drawing.LabelledBox]:
+        """What is to be seen in an image of that size, for people."""
+        boxes = self.ground_truth.boxes(image_id)
+        return [
+            ((x / width, y / height, (x + w) / width, (y + h) / height), self.ground_truth.name(category))
+            for (x, y, w, h), category in boxes
+        ]
+
+    def found_boxes(self, rows: np.ndarray) -> list[drawing.LabelledBox]:
+        """Detections [n, 6], as `Detections.rows` has them, for people."""
+        return [
+            (tuple(corners), f"{self.ground_truth.name(self.dataset.category_ids[int(label)])} {score:.2f}")
+            for *corners, score, label in rows[is_drawn(rows)].tolist()
+        ]
+
+
+def is_drawn(rows: np.ndarray) -> np.ndarray:
+    """Which of detections [n, 6] are certain enough to be shown, [n] bool."""
+    return (rows[:, 5] > 0) & (rows[:, 4] >= _DRAWN_SCORE)
+
+
+class ObjectDetection(JudgedDetection[Detector, DetectionDataset]):
     """A detector on uint8 images [B, S, S, 3] with boxes [B, M, 4] (corners) and labels [B, M].
 
     A family of detectors brings its model, what the model's predictions cost in training (anchors, matcher and
@@ -59,9 +108,6 @@ class ObjectDetection(BackboneWorkload[Detector, DetectionDataset]):
     """
 
     # What a family supplies, besides its model.
-
-    background = True
-    """Whether the first of the logits is the background's."""
 
     @abc.abstractmethod
     def box_loss(self, codes: Predicted, logits: Predicted, boxes: jax.Array, labels: jax.Array) -> Loss:
@@ -108,7 +154,7 @@ class ObjectDetection(BackboneWorkload[Detector, DetectionDataset]):
 
     def eval_result(self, totals: Any) -> Future[Evaluation]:
         real = totals["mask"] > 0
-        return self._scorer.submit(
+        return self.scorer.submit(
             self._score, totals["rows"][real], totals["image_id"][real], totals["size"][real]
         )
 
@@ -117,46 +163,14 @@ class ObjectDetection(BackboneWorkload[Detector, DetectionDataset]):
         figures = self.ground_truth.judge(detections)
         return figures | {"quality": figures[self.config.figure]}
 
-    @functools.cached_property
-    def _scorer(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1, thread_name_prefix="mean average precision")
-
-    @functools.cached_property
-    def ground_truth(self) -> GroundTruth:
-        return GroundTruth(self.dataset.ground_truth)
-
     def pictures(self, engine: Engine, state: State, count: int) -> list[bytes]:
         count = min(count, self.num_eval)
         rows = self.measured(engine, state, batches=-(-count // self.config.eval_batch_size))["rows"]
         examples = self.dataset.read_eval(np.arange(count), ("image", "image_id", "size"))
         return [
-            drawing.draw(image, self._true_boxes(int(image_id), *map(int, size)), self._found_boxes(found))
+            drawing.draw(image, self.true_boxes(int(image_id), *map(int, size)), self.found_boxes(found))
             for image, image_id, size, found in zip(*examples.values(), rows[:count], strict=True)
         ]
-
-    def _true_boxes(self, image_id: int, height: int, width: int) -> list[drawing.LabelledBox]:
-        boxes = self.ground_truth.boxes(image_id)
-        return [
-            ((x / width, y / height, (x + w) / width, (y + h) / height), self.ground_truth.name(category))
-            for (x, y, w, h), category in boxes
-        ]
-
-    def _found_boxes(self, rows: np.ndarray) -> list[drawing.LabelledBox]:
-        return [
-            (tuple(corners), f"{self.ground_truth.name(self.dataset.category_ids[int(label)])} {score:.2f}")
-            for *corners, score, label in rows.tolist()
-            if label and score >= _DRAWN_SCORE
-        ]
-
-    def check_data(self) -> None:
-        """Also: that the model has room for the classes."""
-        super().check_data()
-        classes = max(self.dataset.num_classes, 2) - (not self.background)
-        if classes > self.config.model.num_classes:
-            raise UserError(
-                f"The data has {classes} classes{' with the background' if self.background else ''} and the model "
-                f"{self.config.model.num_classes}; use --config.model.num_classes={classes}."
-            )
 
     # Inference.
 

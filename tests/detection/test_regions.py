@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mlperf_jax.detection import roi_align as roi
 from mlperf_jax.detection.regions import (
     Regions,
     detect_regions,
@@ -17,7 +18,7 @@ from mlperf_jax.detection.regions import (
     region_loss,
     shares_of_255,
 )
-from mlperf_jax.detection.roi_align import level_of, roi_align
+from mlperf_jax.detection.roi_align import level_of
 from mlperf_jax.detection.suppression import Selection
 from mlperf_jax.metrics.masks import run_lengths
 
@@ -44,20 +45,37 @@ def some_boxes(random, count, height=HEIGHT, width=WIDTH):
     return np.concatenate([low, low + sides], 1)
 
 
-align = jax.jit(roi_align, static_argnums=(1, 3))
-align_gradient = jax.jit(
-    lambda levels, boxes, weights: jax.grad(lambda x: (roi_align(x, STRIDES, boxes, 3) * weights).sum())(
-        levels
+FORMS = {"products": roi.FEW_CELLS, "reading": 0}
+
+
+@functools.cache
+def align(form):
+    """A function of its own for each form: traces are kept by function."""
+
+    def aligned(levels, strides, boxes, window):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(roi, "FEW_CELLS", FORMS[form])
+            return roi.roi_align(levels, strides, boxes, window)
+
+    return jax.jit(aligned, static_argnums=(1, 3))
+
+
+@functools.cache
+def align_gradient(form):
+    return jax.jit(
+        lambda levels, boxes, weights: jax.grad(
+            lambda x: (align(form)(x, STRIDES, boxes, 3) * weights).sum()
+        )(levels)
     )
-)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("seed", range(4))
-def test_what_boxes_hold_and_its_gradient_are_the_references(seed):
+def test_what_boxes_hold_and_its_gradient_are_the_references(seed, form):
     random = np.random.default_rng(seed)
     levels = [random.normal(size=(2, HEIGHT // s, WIDTH // s, 3)) for s in STRIDES]
     boxes = np.stack([some_boxes(random, 9) for _ in range(2)])
-    found = align(levels, STRIDES, boxes, 3)
+    found = align(form)(levels, STRIDES, boxes, 3)
     theirs = [torch.tensor(level, requires_grad=True) for level in levels]
     expected = [
         [
@@ -70,7 +88,7 @@ def test_what_boxes_hold_and_its_gradient_are_the_references(seed):
     np.testing.assert_allclose(found, expected.detach(), rtol=1e-10, atol=1e-12)
     weights = random.normal(size=found.shape)
     (expected * torch.tensor(weights)).sum().backward()
-    for ours, wanted in zip(align_gradient(levels, boxes, weights), theirs, strict=True):
+    for ours, wanted in zip(align_gradient(form)(levels, boxes, weights), theirs, strict=True):
         wanted = np.zeros_like(ours) if wanted.grad is None else wanted.grad
         np.testing.assert_allclose(ours, wanted, rtol=1e-10, atol=1e-12)
 
@@ -86,9 +104,10 @@ def test_sizes_have_their_levels():
         assert int(level_of(jnp.asarray(one), STRIDES)) == expected
 
 
-def test_features_in_bfloat16_are_summed_in_float32():
+@pytest.mark.parametrize("form", FORMS)
+def test_features_in_bfloat16_are_summed_in_float32(form):
     levels = [np.ones((1, 8, 8, 2), jnp.bfloat16), np.ones((1, 4, 4, 2), jnp.bfloat16)]
-    found = align(levels, (4, 8), np.array([[[2.0, 2, 20, 20]]], np.float32), 2)
+    found = align(form)(levels, (4, 8), np.array([[[2.0, 2, 20, 20]]], np.float32), 2)
     assert found.dtype == jnp.bfloat16 and (np.asarray(found) == 1).all()
 
 

@@ -15,7 +15,7 @@ from models.maskrcnn import MaskRCNN, MaskRCNNConfig, flops_per_image
 
 torch = pytest.importorskip("torch", reason="PyTorch is the judge")
 
-from tests.models.torch_maskrcnn import TorchMaskRCNN, random_maskrcnn  # noqa: E402  it needs torch
+from benchmarks.peers.maskrcnn import TorchMaskRCNN, random_maskrcnn  # noqa: E402  it needs torch
 
 SMALL = MaskRCNNConfig(
     num_classes=3,

@@ -213,6 +213,8 @@ def test_folders_archives_and_tfds_prepare_to_the_same(folders_dir, zips_dir, tf
         for one, other in zip(truths[0]["annotations"], truths[1]["annotations"], strict=True):
             np.testing.assert_allclose(one.pop("bbox"), other.pop("bbox"), atol=1e-3)
             assert abs(one.pop("area") - other.pop("area")) < 1  # TFDS keeps whole numbers
+            drawn = [a.pop("segmentation", None) for a in (one, other)]
+            assert drawn[0] == drawn[1] or data is sets[2] and drawn[1] is None  # and no outlines
             assert one == other
 
 
