@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 SPINE = "spine"  # what all workloads share
 WORKLOADS = {
+    "objectron": ("objectron", "tflite"),
     "ssd_mobilenet": ("ssd_mobilenet", "mined_sigmoid", "sampled_crop", "rmsprop"),
     "retinanet": ("retinanet", "pyramid", "openimages"),
     "ssd_resnet34": ("ssd", "coco", "composites", "box", "detection", "average_precision"),
