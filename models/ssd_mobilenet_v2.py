@@ -21,6 +21,7 @@ from flax import nnx
 from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
 from models.layers import Conv
+from models.resnet import pin
 from models.ssd_mobilenet import Predictor
 
 _BLOCKS = (
@@ -95,6 +96,10 @@ class SSDMobileNetV2Config:
 _conv = functools.partial(Conv, bias=True)
 
 
+def _active(x: jax.Array) -> jax.Array:
+    return jax.nn.relu6(pin(x))
+
+
 class InvertedResidual(nnx.Module):
     """1x1 to more channels, 3x3 of each by itself (strided), ReLU6 after both; 1x1 to few, and the input where it fits."""
 
@@ -117,8 +122,8 @@ class InvertedResidual(nnx.Module):
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Maps [B, H, W, I] to its expanded features [B, H, W, E] and the block's [B, H/stride, W/stride, O]."""
-        expanded = jax.nn.relu6(self.expand(x)) if self.expand is not None else x
-        y = self.project(jax.nn.relu6(self.depthwise(expanded)))
+        expanded = _active(self.expand(x)) if self.expand is not None else x
+        y = pin(self.project(_active(self.depthwise(expanded))))
         return expanded, x + y if self.is_residual else y
 
 
@@ -131,7 +136,7 @@ class ExtraStage(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, H, W, I] to [B, H/2, W/2, outer]."""
-        return jax.nn.relu6(self.conv2(jax.nn.relu6(self.conv1(x))))
+        return _active(self.conv2(_active(self.conv1(x))))
 
 
 class SSDMobileNetV2(nnx.Module):
@@ -177,12 +182,12 @@ class SSDMobileNetV2(nnx.Module):
             Box codes [B, A, 4] (see `mlperf_jax.detection.boxes.encode`) and logits [B, A, num_classes] in
             the policy's output dtype. Anchors are in the order of `mlperf_jax.detection.grid_anchors`.
         """
-        x, maps = jax.nn.relu6(self.stem(images)), []
+        x, maps = _active(self.stem(images)), []
         for i in range(1, len(self.blocks) + 1):
             expanded, x = self.blocks[f"block{i}"](x)
             if i == self.config.taken_in:
                 maps.append(expanded)
-        maps.append(jax.nn.relu6(self.last(x)))
+        maps.append(_active(self.last(x)))
         for i in range(1, len(self.extras) + 1):
             maps.append(self.extras[f"stage{i}"](maps[-1]))
         found = [self.heads[f"map{i}"](x) for i, x in enumerate(maps, 1)]

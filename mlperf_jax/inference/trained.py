@@ -93,7 +93,7 @@ def find(options: InferOptions, cls: type[ServedWorkload]) -> Trained:
     if options.weights:
         return from_weights(Path(options.weights), options.workload)
     if cls.brings_weights and not options.checkpoint:
-        return _with_the_data(cls)
+        return with_the_data(cls)
     if not issubclass(cls, TrainedWorkload):
         raise UserError(
             f"{cls.__name__} is served, not trained; give it --weights, made with `python -m "
@@ -164,7 +164,7 @@ def from_weights(folder: Path, workload: str) -> Trained:
     return Trained(f"{imported.source['file']} in {folder}", imported.config, None, load)
 
 
-def _with_the_data(cls: type[ServedWorkload]) -> Trained:
+def with_the_data(cls: type[ServedWorkload]) -> Trained:
     """The published weights that a workload's data set holds."""
 
     def load(workload: ServedWorkload, layout: Layout) -> State:

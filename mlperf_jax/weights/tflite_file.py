@@ -32,8 +32,8 @@ CODE, READS, WRITES = 0, 1, 2
 OLD_CODE, NEW_CODE = 0, 3
 DATA, FAR_AWAY = 0, 1
 
-INTS = np.dtype("<i4")
-DTYPES = {0: np.dtype("<f4"), 1: np.dtype("<f2"), 2: INTS, 4: np.dtype("<i8")}
+INTS: np.dtype = np.dtype("<i4")
+DTYPES: dict[int, np.dtype] = {0: np.dtype("<f4"), 1: np.dtype("<f2"), 2: INTS, 4: np.dtype("<i8")}
 """TensorType -> dtype, of what is read."""
 
 CONV, DEPTHWISE, DENSE, DEQUANTIZE = 3, 4, 9, 6

@@ -5,25 +5,19 @@ import numpy as np
 import pytest
 
 from benchmarks import objectron as by_hand
-from mlperf_jax import main, making
+from loadgen_py import TestScenario
+from mlperf_jax import import_weights, main, making
 from mlperf_jax.errors import UserError
 from mlperf_jax.inference import trained
 from mlperf_jax.parallel import mesh
 from mlperf_jax.results.folders import read_json
 from mlperf_jax.workloads.objectron import Objectron
 from models.ssd_mobilenet_v2 import SSDMobileNetV2Config
+from tests import door
 from tests.input_pipelines.image import objectron_packages as packages
 from tests.weights import tflite_detector
+from tests.workloads.small_objectron import SMALL
 
-# Few channels; its maps are as large as the real one's, so that the anchors are the real ones.
-SMALL = {
-    "stem": 8,
-    "blocks": ((1, 8, 1), (2, 8, 2), (2, 8, 2), (2, 8, 2), (2, 8, 2)),
-    "taken_in": 5,
-    "last": 32,
-    "extra_inner": (8, 8, 8, 8),
-    "extra_outer": (16, 16, 16, 16),
-}
 OVERRIDES = [f"--config.model.{key}={value}" for key, value in SMALL.items()]
 
 
@@ -45,7 +39,7 @@ def workload(data_dir):
 
 @pytest.fixture(scope="module")
 def answers(workload):
-    state = trained._with_the_data(Objectron).load(workload, mesh.single_device_layout())
+    state = trained.with_the_data(Objectron).load(workload, mesh.single_device_layout())
     return np.asarray(jax.jit(workload.predict)(state, workload.read_samples(np.arange(5))))
 
 
@@ -90,7 +84,7 @@ def test_agreement_is_one_where_answers_are_as_recorded(data_dir, workload, answ
         quality(answers[::-1])
 
 
-def test_through_the_door_with_the_weights_that_lie_with_the_data(
+def test_through_the_door_with_the_weights_that_liewith_the_data(
     data_dir, workload, expected, tmp_path, capsys
 ):
     packages.record(data_dir, expected)
@@ -112,8 +106,44 @@ def test_through_the_door_with_the_weights_that_lie_with_the_data(
     assert "Objectron is served, not trained; measure it with --scenario" in capsys.readouterr().err
 
 
+@pytest.mark.timing
+def test_four_scenarios_answer_as_recorded(data_dir, workload, expected, tmp_path):
+    packages.record(data_dir, expected)
+    ended = door.run(
+        door.ROOT,
+        "--workload=tests.workloads.small_objectron:SmallObjectron",
+        "--platform=cpu",
+        "--system=here",
+        f"--data_dir={data_dir}",
+        f"--results_dir={tmp_path}",
+        "--scenario=all",
+        "--qps=40",
+        "--max_latency=2",
+        "--time=0.5",
+        **door.LIGHTLY,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    folder = tmp_path / "mini/inference/here/tests.workloads.small_objectron.SmallObjectron"
+    for scenario in TestScenario.__members__:
+        assert read_json(folder / scenario / "performance/run_1/result.json")["valid"]
+        found = read_json(folder / scenario / "accuracy/result.json")
+        assert found["quality"] == pytest.approx(1.0) and found["passed"]
+
+
+def test_the_file_may_also_be_imported(workload, tmp_path, capsys):
+    arguments = ["--workload=objectron", f"--from={workload.weights_file}", f"--to={tmp_path}", *OVERRIDES]
+    assert import_weights.main(arguments) == 2
+    assert "has no preset closed" in capsys.readouterr().err
+    assert import_weights.main([*arguments, "--preset=mini"]) == 0
+    layout = mesh.single_device_layout()
+    imported = trained.from_weights(tmp_path, "objectron").load(workload, layout)
+    jax.tree.map(
+        np.testing.assert_array_equal, imported, trained.with_the_data(Objectron).load(workload, layout)
+    )
+
+
 def test_a_detector_that_is_gone_or_another_gets_a_sentence(data_dir, workload):
-    model = trained._with_the_data(Objectron)
+    model = trained.with_the_data(Objectron)
     path = workload.weights_file
     content = path.read_bytes()
     try:
