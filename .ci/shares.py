@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 SPINE = "spine"  # what all workloads share
 WORKLOADS = {
+    "objectron": ("objectron", "tflite"),
     "ssd_mobilenet": ("ssd_mobilenet", "mined_sigmoid", "sampled_crop", "rmsprop"),
     "maskrcnn": ("maskrcnn", "masked", "proposals", "regions", "outlines", "image_buckets"),
     "retinanet": ("retinanet", "pyramid", "openimages"),

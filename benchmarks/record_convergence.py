@@ -91,8 +91,8 @@ def scenario(folder: Path) -> dict:
     }
 
 
-def served_text(served: dict) -> str:
-    """A table of the four scenarios."""
+def served_table(served: dict) -> str:
+    """The four scenarios, a row each."""
 
     def figure(name: str, found: dict) -> str:
         figures = list(found["metrics"].values())
@@ -110,6 +110,11 @@ def served_text(served: dict) -> str:
         f"| {name} | {found['result']} | {figure(name, found)} | {found['quality']:.4f} |"
         for name, found in served["scenarios"].items()
     )
+    return f"| scenario | result | found | quality of the logged answers |\n|---|---|---|---|\n{rows}\n"
+
+
+def served_text(served: dict) -> str:
+    """The four scenarios, and how they were measured."""
     any_ = next(iter(served["scenarios"].values()))
     head = (
         f"The newest of these models had {any_['trained_quality']:.4f} in training; asked is {any_['quality_target']:.4f}. "
@@ -125,10 +130,7 @@ def served_text(served: dict) -> str:
 {served["command"]}
 ```
 
-| scenario | result | found | quality of the logged answers |
-|---|---|---|---|
-{rows}
-"""
+{served_table(served)}"""
 
 
 def text(record: dict) -> str:

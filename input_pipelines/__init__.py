@@ -37,6 +37,7 @@ _MODULES = {
     "movielens_100k": "input_pipelines.ratings.movielens_100k",
     "movielens_20m": "input_pipelines.ratings.movielens_20m",
     "nycflights": "input_pipelines.clicks.nycflights",
+    "objectron": "input_pipelines.image.objectron",
     "openimages": "input_pipelines.image.openimages",
     "wmt": "input_pipelines.text.wmt",
     "wmt16": "input_pipelines.text.wmt16",

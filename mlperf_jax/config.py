@@ -62,6 +62,11 @@ def default_preset(platform: str) -> str:
     return "mini" if platform == "cpu" else "closed"
 
 
+def presets(workload: str) -> tuple[str, ...]:
+    """Those that a workload of the registry has: all, or what its file of numbers calls `PRESETS`."""
+    return getattr(importlib.import_module(f"configs.{workload}"), "PRESETS", PRESETS)
+
+
 def base_config(workload: str, preset: str) -> ConfigDict:
     """The config of a workload as written.
 
@@ -80,6 +85,11 @@ def base_config(workload: str, preset: str) -> ConfigDict:
         source = importlib.import_module(f"configs.{workload}")
     if preset not in PRESETS:
         raise UserError(f"There is no --preset={preset}; use {' or '.join(PRESETS)}.")
+    if ":" not in workload and preset not in presets(workload):
+        raise UserError(
+            f"--workload={workload} has no preset {preset}, for MLPerf has no such benchmark; "
+            f"use --preset={presets(workload)[0]}."
+        )
     config = source.get_config(preset)
     config.lock()
     return config

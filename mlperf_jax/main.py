@@ -197,9 +197,10 @@ def _list() -> str:
 
     rows = [("workload", "preset", "target", "batch", "data")]
     for name in registry.names():
-        for preset in configs.PRESETS:
+        for preset in configs.presets(name):
             config = configs.base_config(name, preset)
-            rows.append((name, preset, _target(config.target), f"{config.batch_size}", config.data.name))
+            batch = config.get("batch_size", "only served")
+            rows.append((name, preset, _target(config.target), f"{batch}", config.data.name))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -414,6 +414,14 @@ class ServedWorkload(Workload):
             ValueError: an answer is not of the form that `predict` gives.
         """
 
+    brings_weights: str = ""
+    """Whose published weights lie with the data set, for people and logs; they are measured where no others are named."""
+
+    @property
+    def weights_file(self) -> Path:
+        """Where these lie, as published."""
+        raise NotImplementedError
+
     def import_weights(self, tensors: Mapping[str, Tensor]) -> tuple[State, dict[str, Any]]:
         """Turns published weights into what `served_struct` describes.
 
@@ -438,6 +446,7 @@ _REGISTRY = {
     "mobilenet": "mlperf_jax.workloads.image_classification:MobileNet",
     "ncf": "mlperf_jax.workloads.collaborative_filtering:NCF",
     "retinanet": "mlperf_jax.workloads.retinanet:RetinaNetDetection",
+    "objectron": "mlperf_jax.workloads.objectron:Objectron",
     "resnet50": "mlperf_jax.workloads.image_classification:ResNet50",
     "sentiment": "mlperf_jax.workloads.sentiment_analysis:Sentiment",
     "shufflenet": "mlperf_jax.workloads.image_classification:ShuffleNet",
