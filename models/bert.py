@@ -22,7 +22,7 @@ from jax.nn import initializers
 
 from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
-from models.attention import LayerNorm, split
+from models.attention import LayerNorm, position_encoding, split
 from models.attention_function import CHOICES, attend
 from models.attention_mask import Mask
 from models.products import product
@@ -53,6 +53,8 @@ class BertConfig:
         attention: a name of `models.attention_function.CHOICES`, for training; without a key for dropout "auto".
         remat: a name of `models.stack.LAYER_REMAT`.
         initializer_range: deviation of first values, drawn from within two of it.
+        first_positions: "drawn", as the reference's are, or "sinusoids" of the same deviation, from which what
+            stands beside what is learnt sooner; trained either way.
     """
 
     vocab_size: int = 30522
@@ -68,12 +70,14 @@ class BertConfig:
     attention: str = "auto"
     remat: str = "none"
     initializer_range: float = 0.02
+    first_positions: str = "drawn"
 
     def __post_init__(self) -> None:
         for name, value, offered in (
             ("gelu", self.gelu, GELU),
             ("attention", self.attention, CHOICES),
             ("remat", self.remat, LAYER_REMAT),
+            ("first_positions", self.first_positions, ("drawn", "sinusoids")),
         ):
             if value not in offered:
                 raise ValueError(f"{name} {value!r} is none of {', '.join(offered)}")
@@ -182,6 +186,10 @@ class Encoder(nnx.Module):
         self.config, self.dtype = config, policy.compute_dtype
         self.embedding = table(config.vocab_size, "vocab")
         self.position_embedding = table(config.num_positions, None)
+        if config.first_positions == "sinusoids":
+            waves = position_encoding(config.num_positions, config.width)
+            waves *= math.sqrt(2) * config.initializer_range
+            self.position_embedding[...] = jnp.asarray(waves, policy.param_dtype)
         self.type_embedding = table(config.num_types, None)
         self.embedding_norm = _norm(config, policy)
         layers = range(config.num_layers)

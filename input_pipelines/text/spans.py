@@ -95,7 +95,7 @@ def rows(questions: Sequence[Question], vocabulary: Sequence[str], cut: Cut) -> 
         tokenizer.encode_batch(texts, add_special_tokens=False)
         for texts in ([q.context for q in questions], [q.question for q in questions])
     )
-    made: dict[str, list[np.ndarray]] = {name: [] for name in (train_spec(0) | eval_spec(0))}
+    made: dict[str, list[Any]] = {name: [] for name in {**train_spec(0), **eval_spec(0)}}
     for number, (question, context, words) in enumerate(zip(questions, contexts, asked, strict=True)):
         if len(question.context) > np.iinfo(np.uint16).max:
             raise UserError(f"The text of question {question.id} has {len(question.context):,} characters.")
