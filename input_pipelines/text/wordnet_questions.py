@@ -107,7 +107,8 @@ def fetch_questions(data_dir: Path, scratch: Path) -> tuple[list[Question], list
     by_hand = f"{_NOUNS.name} of WordNet 3.0 into {data_dir / 'manual' / 'wordnet'}"
     files = fetch.fetch("WordNet's nouns", [_NOUNS], sources(data_dir), places[1], by_hand=by_hand)
     known = glosses(files[_NOUNS.name].decode("latin-1"))
-    train, evaluation = [], []
+    train: list[Question] = []
+    evaluation: list[Question] = []
     for title, paragraphs in articles.items():
         (evaluation if gensim_articles.held_out(title) else train).extend(questions(title, paragraphs, known))
     kept = base.epoch_permutation(0, 0, len(evaluation))[:NUM_EVAL]
