@@ -3,10 +3,13 @@
     python -m benchmarks.record_convergence transformer --trivial="copying the source: BLEU 0.044"
     python -m benchmarks.record_convergence transformer --seed=11 --runs=3 --data_dir=DATA
     python -m benchmarks.record_convergence transformer --seed=4 --runs=5 --more
+    python -m benchmarks.record_convergence bert --unserved
+    python -m benchmarks.record_convergence bert_qa --after=bert
 
 writes benchmarks/convergence/WORKLOAD_mini.json and .md from the result logs, with the most memory that a
 process held, and how busy the machine was with other work. Serving is `--scenario=all` of the same folder.
-`--more` only trains, and adds its seeds to the record that stands; each run keeps the cores that it had.
+`--more` only trains, and adds its seeds to the record that stands; each run keeps the cores that it had. What begins
+with another's model has that trained before, with its first seed and in the same folder; time and memory are of both.
 """
 
 from __future__ import annotations
@@ -160,7 +163,7 @@ def text(record: dict) -> str:
 {rows}
 
 Training took {record["command_seconds"]:.0f} s in all, at most {record["peak_resident_gb"]} GB of resident memory.
-{served_text(record["served"])}"""
+{served_text(record["served"]) if record["served"] else ""}"""
 
 
 def serve(workload: str, seconds: float, extra: list[str]) -> dict:
@@ -189,6 +192,8 @@ def main() -> None:
     parser.add_argument(
         "--more", action="store_true", help="add these seeds to the record, and serve nothing"
     )
+    parser.add_argument("--unserved", action="store_true", help="serve nothing, and write a record")
+    parser.add_argument("--after", help="the workload with whose model this one begins")
     asked = parser.parse_args()
     arguments = [
         f"--workload={asked.workload}",
@@ -199,16 +204,17 @@ def main() -> None:
     extra = [f"--data_dir={asked.data_dir}"] if asked.data_dir else []
     before, began = os.getloadavg()[0], time.monotonic()
     with tempfile.TemporaryDirectory() as results:
-        command = [sys.executable, "-m", "mlperf_jax.main", *arguments, *extra, f"--results_dir={results}"]
-        status = subprocess.run(command).returncode
-        if status not in (0, 1):
-            raise SystemExit(status)
-        logs = sorted(Path(results).glob("mini/results/*/*/result_*.txt"))
+        extra.append(f"--results_dir={results}")
+        if asked.after:
+            train(f"--workload={asked.after}", "--platform=cpu", f"--seed={asked.seed}", *extra)
+        before_it = _logs(results)
+        train(*arguments, *extra)
+        logs = [log for log in _logs(results) if log not in before_it]
         runs = [run(log) for log in logs]
         metric = _first(read_events(logs[0]), "quality_target").metadata["metric"]
         seconds, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
         after = os.getloadavg()[0]
-        served = {} if asked.more else serve(asked.workload, asked.time, [*extra, f"--results_dir={results}"])
+        served = {} if asked.more or asked.unserved else serve(asked.workload, asked.time, extra)
     path = FOLDER / f"{asked.workload}_mini.json"
     record = {
         "schema_version": 1,
@@ -233,6 +239,17 @@ def main() -> None:
     records.write(path, record)
     path.with_suffix(".md").write_text(text(record))
     print(text(record))
+
+
+def train(*arguments: str) -> None:
+    """Trains, whether the target is reached or not."""
+    status = subprocess.run([sys.executable, "-m", "mlperf_jax.main", *arguments]).returncode
+    if status not in (0, 1):
+        raise SystemExit(status)
+
+
+def _logs(results: str) -> list[Path]:
+    return sorted(Path(results).glob("mini/results/*/*/result_*.txt"))
 
 
 def with_more(stands: dict, added: dict) -> dict:

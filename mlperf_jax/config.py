@@ -38,6 +38,7 @@ _POSITIVE = (
     "evals_per_epoch",
     "steps_per_dispatch",
     "gradient_accumulation_steps",
+    "training_steps",
     # Of a depth of 0 or less nothing would be left of a model, and of images divided by 0.
     "num_layers",
     "cross_layers",
@@ -53,7 +54,7 @@ _BELOW_ONE = (
     "attention_dropout",
     "relu_dropout",
 )
-_SIGNED = ("komi",)
+_SIGNED = ("komi", "start_warmup_step")
 _MAY_BE_EMPTY = ("lr_boundaries", "decay_epochs", "source_lengths")
 
 

@@ -155,6 +155,7 @@ def _infer(overrides: list[str], arguments: list[str]) -> int:
     from mlperf_jax.inference import command
     from mlperf_jax.inference.options import InferOptions
     from mlperf_jax.inference.settings import Asked
+    from mlperf_jax.workload import served
 
     if FLAGS.coordinator or FLAGS.num_processes > 1:
         raise UserError("Inference runs in one process; leave --coordinator and --num_processes out.")
@@ -166,6 +167,7 @@ def _infer(overrides: list[str], arguments: list[str]) -> int:
     options = _options(
         InferOptions,
         arguments,
+        workload=served(FLAGS.workload),
         overrides=tuple(overrides),
         data_dir=_data_dir(),
         asked=Asked(FLAGS.time, FLAGS.qps, FLAGS.max_latency),

@@ -170,8 +170,9 @@ def test_every_workload_has_every_preset_with_what_the_loop_needs():
         for preset in configs.PRESETS:
             config = configs.base_config(name, preset)
             assert keys <= set(config.keys()), (name, preset)
-            # Said as one or the other: DLRM's rules count evaluations an epoch.
-            assert {"eval_every_epochs", "evals_per_epoch"} & set(config.keys()), (name, preset)
+            # Said as one or the other: DLRM's rules count evaluations an epoch, BERT's samples.
+            said = {"eval_every_epochs", "evals_per_epoch", "eval_every_samples"}
+            assert said & set(config.keys()), (name, preset)
             assert config.preset == preset and config.workload == name
 
 

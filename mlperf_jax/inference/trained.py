@@ -110,8 +110,8 @@ def _newest(options: InferOptions, benchmark: str) -> Trained:
     Raises:
         UserError: there is none; the text says how to train one.
     """
-    runs = [run for run in _finished(options.preset_dir, benchmark) if _steps(run[1])]
-    if not runs:
+    found = newest_run(options.preset_dir, benchmark)
+    if found is None:
         train = f"python -m mlperf_jax.main --workload={options.workload} --platform={options.platform}"
         if options.preset != configs.default_preset(options.platform):
             train += f" --preset={options.preset}"
@@ -119,8 +119,13 @@ def _newest(options: InferOptions, benchmark: str) -> Trained:
             f"There is no trained {options.preset} model of {benchmark} in {options.results_dir}; train one "
             f"with `{train} --results_dir={options.results_dir}`, or give --checkpoint or --weights."
         )
-    _, folder, status = max(runs, key=lambda run: run[0])
-    return _from_run(folder, status)
+    return _from_run(*found)
+
+
+def newest_run(root: Path, benchmark: str) -> tuple[Path, dict[str, Any]] | None:
+    """Folder and status of the newest finished run in RESULTS[/mini] that has a checkpoint; None where there is none."""
+    runs = [run for run in _finished(root, benchmark) if _steps(run[1])]
+    return max(runs, key=lambda run: run[0])[1:] if runs else None
 
 
 def _finished(root: Path, benchmark: str) -> Iterator[tuple[str, Path, dict[str, Any]]]:

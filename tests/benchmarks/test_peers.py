@@ -59,6 +59,9 @@ SMALL = {
         "optimizer.epsilon=1e-2",
         "detection.score=0.0",
     ],
+    # In the first step of AdamW a gradient that is rounding would be its sign.
+    "bert": ["batch_size=4", "model.num_layers=1", "schedule.warmup_steps=2", "optimizer.epsilon=1e-2"],
+    "bert_qa": ["batch_size=4", "model.num_layers=1", "optimizer.epsilon=1e-2", "data.num_train=64"],
     "minigo": ["batch_size=16", "model.trunk_layers=1", "self_play.lanes=16", "self_play.rows=8"],
 }
 SAMPLES = 3
