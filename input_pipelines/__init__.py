@@ -22,12 +22,14 @@ from mlperf_jax.errors import UserError
 
 _MODULES = {
     "coco": "input_pipelines.image.coco",
+    "coco_keypoints": "input_pipelines.image.coco_keypoints",
     "coco_masks": "input_pipelines.image.coco_masks",
     "colin27": "input_pipelines.volumes.colin27",
     "composites": "input_pipelines.image.composites",
     "composites_masks": "input_pipelines.image.composites_masks",
     "criteo": "input_pipelines.clicks.criteo",
     "criteo_multihot": "input_pipelines.clicks.criteo_multihot",
+    "figures": "input_pipelines.image.figures",
     "fashion_mnist": "input_pipelines.image.fashion_mnist",
     "imagenet": "input_pipelines.image.imagenet",
     "kits19": "input_pipelines.volumes.kits19",

@@ -2,6 +2,7 @@
 
 The ground truth for evaluation is kept as COCO's annotations have it. Where the original has outlines, these are in it,
 and each object's mask to train on is an array: bits on a grid over its box (`input_pipelines.image.outlines`).
+Keypoints likewise, where it has those.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from typing import Any
 import numpy as np
 
 from input_pipelines import prepared, progress
-from input_pipelines.image import box_augmentation, coco_originals, detection, outlines, preprocessing
+from input_pipelines.image import (
+    box_augmentation,
+    coco_originals,
+    detection,
+    keypoint_detection,
+    outlines,
+    preprocessing,
+)
 from mlperf_jax.errors import UserError
 
 _SHARD = 8192  # images in a file
@@ -78,12 +86,25 @@ def _write_train_objects(
             [image.crowds[rows] for image, rows in zip(listing, kept, strict=True)]
         )
         _write_masks(folder, listing, kept, boxes)
+    if has_keypoints(listing):
+        arrays["keypoints"] = np.concatenate(
+            [
+                image.points[rows] / (image.width, image.height, 1)
+                for image, rows in zip(listing, kept, strict=True)
+                if image.points is not None
+            ]
+        ).astype(np.float32)
     prepared.save_arrays(folder, "train", arrays)
 
 
 def has_outlines(listing: Sequence[coco_originals.Image]) -> bool:
     """Whether the objects of all images have outlines."""
     return all(image.outlines is not None for image in listing)
+
+
+def has_keypoints(listing: Sequence[coco_originals.Image]) -> bool:
+    """Whether the objects of all images have keypoints."""
+    return all(image.points is not None for image in listing)
 
 
 MASKS = "train_masks.npy"
@@ -122,6 +143,9 @@ def _write_ground_truth(
         itertools.chain.from_iterable(map(_true_boxes, listing)),
         categories.items(),
     )
+    if has_keypoints(listing):
+        labelled = (points for image in listing if image.points is not None for points in image.points)
+        truth = keypoint_detection.with_keypoints(truth, labelled)
     (folder / "eval.json").write_text(json.dumps(truth))
     ids = np.array([image.id for image in listing], np.int32)
     sizes = np.array([(image.height, image.width) for image in listing], np.int32)

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from input_pipelines.image import outlines
+from input_pipelines.image import keypoints, outlines
 from input_pipelines.prepared import one_line
 from mlperf_jax.errors import UserError
 from mlperf_jax.regular import read_regular
 
 # Of the 91 ids that were planned, those of the 80 categories that were annotated.
+PERSON = (1,)
 CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 
 _YEAR_SPLITS = {"train": "train2017", "eval": "val2017"}
@@ -44,6 +45,8 @@ class Image(NamedTuple):
         areas: [n] float64, of the objects' outlines in pixels.
         key: what the original knows its JPEG by.
         outlines: of every object; None where the original has none.
+        points: [n, 17, 3] float64, keypoints of people, x and y in pixels, whole ones as the middle of their pixel, and
+            their flags; None where the original has none.
     """
 
     id: int
@@ -55,6 +58,7 @@ class Image(NamedTuple):
     areas: np.ndarray
     key: Any
     outlines: Sequence[Outline] | None = None
+    points: np.ndarray | None = None
 
 
 class Original(Protocol):
@@ -89,6 +93,14 @@ def find(data_dir: Path) -> Original | None:
     return None
 
 
+def find_people(data_dir: Path) -> Original | None:
+    """As `find`, with people's keypoints and nothing but people; only cocodataset.org's files have them."""
+    for folder in (data_dir, data_dir / "coco"):
+        if all(_holds(folder, name) for name in ("annotations", *_YEAR_SPLITS.values())):
+            return _Files(folder, people=True)
+    return None
+
+
 def _holds(folder: Path, name: str) -> bool:
     return (folder / name).is_dir() or (folder / _archive(name)).is_file()
 
@@ -101,16 +113,22 @@ _FARTHEST = 2.0**24  # pixels: single precision still tells them apart
 
 
 class _Files:
-    """`annotations/instances_*2017.json` and `*2017/*.jpg`, each in a folder or in the archive of its name."""
+    """`annotations/instances_*2017.json` and `*2017/*.jpg`, each in a folder or in the archive of its name.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Of people it is `annotations/person_keypoints_*2017.json`.
+    """
+
+    def __init__(self, folder: Path, *, people: bool = False) -> None:
+        self._folder, self._people = folder, people
         self._archives: dict[str, zipfile.ZipFile] = {}
 
     def images(self, split: str) -> list[Image]:
-        name = f"instances_{_YEAR_SPLITS[split]}.json"
+        name = f"{'person_keypoints' if self._people else 'instances'}_{_YEAR_SPLITS[split]}.json"
         text = self._read("annotations", name, most=_MOST_ANNOTATION_BYTES)
-        return parse_annotations(text, str(self._folder / "annotations" / name), outlined=True)
+        where = str(self._folder / "annotations" / name)
+        if self._people:
+            return parse_annotations(text, where, PERSON, outlined=True, people=True)
+        return parse_annotations(text, where, outlined=True)
 
     def jpeg(self, split: str, image: Image) -> bytes:
         return self._read(_YEAR_SPLITS[split], image.key, most=_MOST_BYTES)
@@ -146,7 +164,12 @@ class _Files:
 
 
 def parse_annotations(
-    text: bytes, where: str, categories: Sequence[int] = CATEGORY_IDS, *, outlined: bool = False
+    text: bytes,
+    where: str,
+    categories: Sequence[int] = CATEGORY_IDS,
+    *,
+    outlined: bool = False,
+    people: bool = False,
 ) -> list[Image]:
     """Reads an annotation file of COCO's instances, whose images are then in the order of their ids.
 
@@ -155,6 +178,7 @@ def parse_annotations(
         where: it is, for people.
         categories: that objects may have.
         outlined: whether objects have outlines that are wanted.
+        people: whether objects must have keypoints.
 
     Raises:
         UserError: it is not such a file; names `where`.
@@ -170,6 +194,8 @@ def parse_annotations(
                 raise ValueError(f"an object of image {annotation['image_id']!r}")
             objects[annotation["image_id"]].append(annotation)
         images = [_image(image, objects[image["id"]], categories) for image in content["images"]]
+        if people and any(image.points is None for image in images):
+            raise ValueError("people without keypoints")
     except (ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{where} is not an annotation file of COCO ({one_line(error) or type(error).__name__}); get it again."
@@ -197,7 +223,7 @@ def _needed(content: dict[str, Any]) -> dict[str, Any]:
     return {key: content[key] for key in _READ if key in content} if "bbox" in content else content
 
 
-_READ = ("image_id", "category_id", "bbox", "area", "iscrowd")
+_READ = ("image_id", "category_id", "bbox", "area", "iscrowd", "keypoints", "num_keypoints")
 
 
 def _with_outline(content: dict[str, Any]) -> dict[str, Any]:
@@ -261,10 +287,33 @@ def _image(image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], k
     drawn = (
         [a["segmentation"] for a in annotations] if all("segmentation" in a for a in annotations) else None
     )
-    found = Image(number, height, width, boxes, categories.astype(np.int64), crowds > 0, areas, name, drawn)
+    placed = _keypoints(annotations) if all("keypoints" in a for a in annotations) else None
+    found = Image(
+        number, height, width, boxes, categories.astype(np.int64), crowds > 0, areas, name, drawn, placed
+    )
     _require_boxes(found)
     _require_runs(found)
     return found
+
+
+def _keypoints(annotations: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """People's keypoints, see `Image`.
+
+    Raises:
+        ValueError: they are not 17 places with flags, as many of them labelled as is said.
+    """
+    flat = [a["keypoints"] for a in annotations]
+    if not all(type(value) in (int, float) for points in flat for value in points):
+        raise ValueError("keypoints of something else than numbers")
+    if not all(len(points) == 3 * keypoints.COUNT for points in flat):
+        raise ValueError(f"a person with other than {keypoints.COUNT} keypoints")
+    points = np.array(flat, np.float64).reshape(-1, keypoints.COUNT, 3)
+    if not (np.abs(points) <= _FARTHEST).all() or not np.isin(points[..., 2], (0, 1, 2)).all():
+        raise ValueError("a keypoint that is none")
+    labelled = points[..., 2:] > 0
+    if labelled.sum((1, 2)).tolist() != [a["num_keypoints"] for a in annotations]:
+        raise ValueError("a person with another number of keypoints than is said")
+    return np.where(labelled, points + [0.5, 0.5, 0], 0)
 
 
 def _require_boxes(image: Image) -> None:
@@ -367,6 +416,7 @@ class MadeUp:
         photograph: (random, label, size=(H, W)) -> an image [H, W, 3] uint8.
         categories: that objects have.
         outlined: objects are ellipses, crowds rectangles; else nothing but boxes.
+        people: they have keypoints somewhere in their boxes.
     """
 
     def __init__(
@@ -376,7 +426,9 @@ class MadeUp:
         categories: Sequence[int] = CATEGORY_IDS,
         *,
         outlined: bool = False,
+        people: bool = False,
     ) -> None:
+        self._people = people
         self._counts, self._photograph, self._categories = counts, photograph, categories
         self._outlined = outlined
 
@@ -397,6 +449,11 @@ class MadeUp:
             else [outlines.ellipse(box.reshape(2, 2).cumsum(0).ravel())]
             for box, crowd in zip(boxes, crowds.tolist(), strict=True)
         ]
+        points = None
+        if self._people:
+            flags = random.integers(3, size=(count, keypoints.COUNT, 1)) * ~crowds[:, None, None]
+            places = boxes[:, None, :2] + random.random((count, keypoints.COUNT, 2)) * boxes[:, None, 2:]
+            points = np.where(flags > 0, np.concatenate([places, flags], -1), 0)
         return Image(
             id=1000 * (split == "eval") + index + 1,
             height=height,
@@ -407,6 +464,7 @@ class MadeUp:
             areas=boxes[:, 2:].prod(1),
             key=index,
             outlines=made if self._outlined else None,
+            points=points,
         )
 
     def jpeg(self, split: str, image: Image) -> bytes:

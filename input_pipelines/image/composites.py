@@ -99,15 +99,24 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False, masks: bool 
 
 
 def _build(folder: Path, *, manual: Path) -> dict[str, Any]:
-    with prepared.scratch_folder(folder) as scratch:
-        stamps = _fetched("Tux Paint's stamps", STAMPS, "tuxpaint-stamps-default", manual, scratch)
-        bundles = _fetched("GCompris's pictures", PLACES, "gcompris-qt-data", manual, scratch)
-    with progress.step("cutting out objects"):
-        objects, places = cut_outs(stamps), pictures(bundles)
+    objects, places = fetch_pictures(folder, manual)
     for split, count in (("train", NUM_TRAIN), ("eval", NUM_EVAL)):
         scenes = _scenes(objects, places, split, count)
         _write(folder, split, scenes, count)
     return {"name": "composites", "fake": False, "num_train": NUM_TRAIN, "num_eval": NUM_EVAL}
+
+
+def fetch_pictures(folder: Path, manual: Path) -> tuple[list[CutOut], list[np.ndarray]]:
+    """The objects and the places, of packages put into `manual`, installed, or fetched through a folder beside `folder`.
+
+    Raises:
+        UserError: they could not be had from any source.
+    """
+    with prepared.scratch_folder(folder) as scratch:
+        stamps = _fetched("Tux Paint's stamps", STAMPS, "tuxpaint-stamps-default", manual, scratch)
+        bundles = _fetched("GCompris's pictures", PLACES, "gcompris-qt-data", manual, scratch)
+    with progress.step("cutting out objects"):
+        return cut_outs(stamps), pictures(bundles)
 
 
 _FOLDERS = {
@@ -140,7 +149,7 @@ def cut_outs(stamps: Mapping[str, bytes]) -> list[CutOut]:
         if path.endswith("_mirror.png") or not 0.05 < solid.mean() < 0.98:
             continue
         (top, bottom), (left, right) = (_extent(solid, axis) for axis in (1, 0))
-        objects.append(CutOut(label, _fitted(pixels[top:bottom, left:right], SIZE)))
+        objects.append(CutOut(label, fitted(pixels[top:bottom, left:right], SIZE)))
     return objects
 
 
@@ -166,7 +175,7 @@ def _extent(occupied: np.ndarray, axis: int) -> tuple[int, int]:
     return int(places[0]), int(places[-1]) + 1
 
 
-def _fitted(pixels: np.ndarray, longest: int) -> np.ndarray:
+def fitted(pixels: np.ndarray, longest: int) -> np.ndarray:
     """Shrinks [h, w, 4] to a longer side of at most `longest`."""
     from PIL import Image
 
@@ -176,17 +185,25 @@ def _fitted(pixels: np.ndarray, longest: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _scenes(
-    objects: Sequence[CutOut], places: Sequence[np.ndarray], split: str, count: int
-) -> Iterator[Scene]:
+def parted(
+    objects: Sequence[CutOut], places: Sequence[np.ndarray], split: str
+) -> tuple[list[list[CutOut]], list[np.ndarray]]:
+    """The objects of each class, and the places, of a split: none is in both."""
     held_out = split == "eval"
     places = [p for i, p in enumerate(places) if (i % _HELD_OUT_PLACES == 0) == held_out]
     by_class = [[o for o in objects if o.label == label] for label in range(1, len(CLASSES) + 1)]
     by_class = [
         [o for i, o in enumerate(some) if (i % _HELD_OUT_OBJECTS == 0) == held_out] for some in by_class
     ]
+    return by_class, places
+
+
+def _scenes(
+    objects: Sequence[CutOut], places: Sequence[np.ndarray], split: str, count: int
+) -> Iterator[Scene]:
+    by_class, some_places = parted(objects, places, split)
     for index in range(count):
-        yield scene(by_class, places, box_augmentation.stream(int(held_out), index))
+        yield scene(by_class, some_places, box_augmentation.stream(int(split == "eval"), index))
 
 
 def scene(
@@ -199,36 +216,47 @@ def scene(
         places: [H, W, 3] uint8 each, no side shorter than SIZE.
         draws: random numbers in [0, 1) without end.
     """
-    image = _background(_chosen(places, draws), draws)
+    image = background(chosen(places, draws), draws)
     labels: list[int] = []
     seen: list[np.ndarray] = []  # [SIZE, SIZE] bool, of each object
     solid: list[int] = []  # pixels of each object, seen or not
     for _ in range(1 + int(next(draws) * MAX_OBJECTS)):
-        label, pixels = _chosen(_chosen(by_class, draws), draws)
-        pixels = _fitted(pixels, round(SIZE * (_SIDES[0] + next(draws) * (_SIDES[1] - _SIDES[0]))))
+        label, pixels = chosen(chosen(by_class, draws), draws)
+        pixels = fitted(pixels, round(SIZE * (_SIDES[0] + next(draws) * (_SIDES[1] - _SIDES[0]))))
         if next(draws) < 0.5:
             pixels = pixels[:, ::-1]
         for _ in range(_PLACINGS):
             y, x = (int(next(draws) * (SIZE - side + 1)) for side in pixels.shape[:2])
-            mask = np.zeros((SIZE, SIZE), bool)
-            mask[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels[..., 3] >= _OPAQUE
+            mask = mask_of(pixels, y, x)
             left = [other & ~mask for other in seen]
             if all(part.sum() >= _LEAST_SEEN * whole for part, whole in zip(left, solid, strict=True)):
-                _paste(image, pixels, y, x)
+                paste(image, pixels, y, x)
                 seen = [*left, mask]
                 solid.append(int(mask.sum()))
                 labels.append(label)
                 break
+    return Scene(image, boxes_of(seen), np.array(labels), np.array(seen))
+
+
+def mask_of(pixels: np.ndarray, y: int, x: int) -> np.ndarray:
+    """What an object's pixels [h, w, 4] cover that lie at y, x, [SIZE, SIZE] bool."""
+    mask = np.zeros((SIZE, SIZE), bool)
+    mask[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels[..., 3] >= _OPAQUE
+    return mask
+
+
+def boxes_of(seen: Sequence[np.ndarray]) -> np.ndarray:
+    """Left, top, right, bottom of masks [SIZE, SIZE] bool, [n, 4] int64."""
     extents = [(_extent(mask, 0), _extent(mask, 1)) for mask in seen]
-    boxes = [(left, top, right, bottom) for (left, right), (top, bottom) in extents]
-    return Scene(image, np.array(boxes), np.array(labels), np.array(seen))
+    return np.array([(left, top, right, bottom) for (left, right), (top, bottom) in extents])
 
 
-def _chosen(some: Sequence[Any], draws: Iterator[float]) -> Any:
+def chosen(some: Sequence[Any], draws: Iterator[float]) -> Any:
+    """One of them."""
     return some[int(next(draws) * len(some))]
 
 
-def _background(place: np.ndarray, draws: Iterator[float]) -> np.ndarray:
+def background(place: np.ndarray, draws: Iterator[float]) -> np.ndarray:
     """Cuts a random square out of a picture, half its shorter side or more, and resizes it."""
     height, width = place.shape[:2]
     side = int(min(height, width) * (0.5 + 0.5 * next(draws)))
@@ -236,7 +264,7 @@ def _background(place: np.ndarray, draws: Iterator[float]) -> np.ndarray:
     return box_augmentation.resized(place[y : y + side, x : x + side], SIZE).copy()
 
 
-def _paste(image: np.ndarray, pixels: np.ndarray, y: int, x: int) -> None:
+def paste(image: np.ndarray, pixels: np.ndarray, y: int, x: int) -> None:
     """Blends [h, w, 4] over part of an image, in place, in whole numbers."""
     under = image[y : y + pixels.shape[0], x : x + pixels.shape[1]]
     alpha = pixels[..., 3:].astype(np.uint32)
@@ -257,7 +285,7 @@ def _write(folder: Path, split: str, scenes: Iterator[Scene], count: int) -> Non
                 for row, seen, box in zip(masks[index], drawn.masks, drawn.boxes, strict=False):
                     row[...] = outlines.bits_of_pixels(seen, box, outlines.CELLS)
             else:
-                truth += _true_boxes(index, drawn)
+                truth += true_boxes(index, drawn)
             advance(1)
     if split == "train":
         arrays["masks"] = masks
@@ -268,7 +296,8 @@ def _write(folder: Path, split: str, scenes: Iterator[Scene], count: int) -> Non
     prepared.save_arrays(folder, split, arrays)
 
 
-def _true_boxes(index: int, drawn: Scene) -> Iterator[detection.TrueBox]:
+def true_boxes(index: int, drawn: Scene) -> Iterator[detection.TrueBox]:
+    """The objects of image `index` as COCO has them."""
     for (left, top, right, bottom), label, seen in zip(
         drawn.boxes.tolist(), drawn.labels.tolist(), drawn.masks, strict=True
     ):

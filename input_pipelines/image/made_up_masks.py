@@ -10,7 +10,7 @@ import numpy as np
 from input_pipelines import synthetic
 from input_pipelines.image import detection, masked_detection, outlines
 
-_POOL, _MOST_OBJECTS = 16, 8
+POOL, MOST_OBJECTS = 16, 8
 
 
 class MadeUpMasks:
@@ -32,10 +32,10 @@ class MadeUpMasks:
     ) -> None:
         self.counts, self.most_objects = dict(counts), most_objects
         random = np.random.default_rng(0)
-        pool = np.array([sizes[i % len(sizes)] for i in range(_POOL)], np.int32)
+        pool = np.array([sizes[i % len(sizes)] for i in range(POOL)], np.int32)
         self._images = [random.integers(256, size=(*size, 3), dtype=np.uint8) for size in pool.tolist()]
-        self._objects = [self._drawn(random, num_labels) for _ in range(_POOL)]
-        self.train_sizes, self.sizes = (pool[np.arange(count) % _POOL] for count in self.counts.values())
+        self._objects = [self._drawn(random, num_labels) for _ in range(POOL)]
+        self.train_sizes, self.sizes = (pool[np.arange(count) % POOL] for count in self.counts.values())
         self.image_ids = np.arange(self.counts["eval"], dtype=np.int32)
 
     def _drawn(self, random: np.random.Generator, num_labels: int) -> masked_detection.MaskedObjects:
@@ -45,13 +45,13 @@ class MadeUpMasks:
         return corners, random.integers(1, num_labels + 1, count, dtype=np.int32), np.stack(masks)
 
     def image(self, split: str, index: int) -> np.ndarray:
-        return self._images[index % _POOL]
+        return self._images[index % POOL]
 
     def objects(self, index: int) -> detection.Objects:
-        return self._objects[index % _POOL][:2]
+        return self._objects[index % POOL][:2]
 
     def masked_objects(self, index: int) -> masked_detection.MaskedObjects:
-        return self._objects[index % _POOL]
+        return self._objects[index % POOL]
 
     def true_boxes(self, category_ids: Sequence[int]) -> Iterator[detection.TrueBox]:
         """The objects of the eval images."""
@@ -82,7 +82,7 @@ def open_synthetic(
         sizes: height and width of images.
     """
     num_train, num_eval = synthetic.counts(options, num_train, num_eval)
-    most = min(_MOST_OBJECTS, detection.positive_option(options, "max_boxes"))
+    most = min(MOST_OBJECTS, detection.positive_option(options, "max_boxes"))
     source = MadeUpMasks({"train": num_train, "eval": num_eval}, sizes, len(category_ids), most)
     truth = detection.coco_truth(
         ((index, *size) for index, size in enumerate(source.sizes.tolist())),

@@ -35,32 +35,48 @@ class GroundTruth:
     Args:
         source: a COCO file of instances, or its content.
 
+    Attributes:
+        index: the package's, `pycocotools.coco.COCO`.
+
     Raises:
         UserError: the file is damaged.
     """
 
+    index: Any
+
     def __init__(self, source: Path | Mapping[str, Any]) -> None:
         if not isinstance(source, str | Path):
-            self._coco = _index(source)
+            self.index = indexed(source)
             return
         try:
             content = json.loads(Path(source).read_bytes())
             for annotation in content["annotations"]:
-                # A number that no float holds would end the judging much later.
-                _, _, _, _ = map(float, annotation["bbox"])
-            self._coco = _index(content)
+                self.require(annotation)
+            self.index = indexed(content)
         except (ArithmeticError, LookupError, OSError, TypeError, ValueError, RecursionError) as error:
             reason = " ".join(str(error)[:200].split())
             raise UserError(f"{source} is no COCO file of true boxes ({reason}); prepare it again.") from None
 
+    def require(self, annotation: Mapping[str, Any]) -> None:
+        """Raises where an object lacks its numbers, or has some that no float holds: that would end the judging much later."""
+        _, _, _, _ = map(float, annotation["bbox"])
+
     def boxes(self, image_id: int) -> list[tuple[list[float], int]]:
         """The objects of an image, crowds not among them: (left, top, width, height) in pixels, category."""
-        found = self._coco.imgToAnns.get(image_id, [])
-        return [(a["bbox"], a["category_id"]) for a in found if not a.get("iscrowd", 0)]
+        return [(a["bbox"], a["category_id"]) for a in self.annotations(image_id)]
+
+    def annotations(self, image_id: int) -> list[dict[str, Any]]:
+        """The objects of an image as the file has them, crowds not among them."""
+        return [a for a in self.index.imgToAnns.get(image_id, []) if not a.get("iscrowd", 0)]
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the file holds."""
+        return dict(self.index.dataset)
 
     def name(self, category_id: int) -> str:
         """What a category is called."""
-        return str(self._coco.cats.get(category_id, {}).get("name", category_id))
+        return str(self.index.cats.get(category_id, {}).get("name", category_id))
 
     def judge(
         self,
@@ -79,18 +95,25 @@ class GroundTruth:
         Returns:
             `FIGURES`, each of 1; -1 for a size that no object has.
         """
-        _, cocoeval = _package()
-        found = _index(self._coco.dataset | {"annotations": _annotations(detections, masks)})
-        judge = cocoeval.COCOeval(self._coco, found, "bbox" if masks is None else "segm")
-        if image_ids is not None:
-            judge.params.imgIds = sorted(image_ids)
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-        return dict(zip(FIGURES, map(float, judge.stats), strict=False))
+        found = indexed(self.content | {"annotations": _annotations(detections, masks)})
+        stats = evaluated(self.index, found, "bbox" if masks is None else "segm", image_ids)
+        return dict(zip(FIGURES, stats, strict=False))
 
 
-def _index(content: Mapping[str, Any]) -> Any:
+def evaluated(true: Any, found: Any, kind: str, image_ids: Collection[int] | None) -> list[float]:
+    """What `COCOeval.summarize` prints of a kind ("bbox", "segm", "keypoints"), by some images or all."""
+    _, cocoeval = _package()
+    judge = cocoeval.COCOeval(true, found, kind)
+    if image_ids is not None:
+        judge.params.imgIds = sorted(image_ids)
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    return list(map(float, judge.stats))
+
+
+def indexed(content: Mapping[str, Any]) -> Any:
+    """The package's own index (`pycocotools.coco.COCO`) of what a COCO file holds."""
     coco, _ = _package()
     index = coco.COCO()
     index.dataset = dict(content)
