@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 
 from benchmarks import records
+from mlperf_jax.goals import Quality
 from mlperf_jax.results.events import Event, read_events
 
 FOLDER = Path(__file__).parent / "convergence"
@@ -46,7 +47,7 @@ def run(log: Path, eval_unit: str = "epoch_num") -> dict:
         "seed": _first(events, "seed").value,
         "status": stop.metadata["status"],
         "target": _first(events, "quality_target").value,
-        "eval_accuracy": [round(event.value, 4) for event in evaluations],
+        "eval_accuracy": [_rounded(event.value) for event in evaluations],
         "epochs": round(evaluations[-1].metadata.get(eval_unit, 0), 2),
         "compile_seconds": round(_first(events, "compile_time").value, 2),
         "run_seconds": round(whole / 1e3, 3),
@@ -55,6 +56,25 @@ def run(log: Path, eval_unit: str = "epoch_num") -> dict:
         "eval_seconds": round(evaluation / 1e3, 2),
         "outside_train_and_eval_percent": round(100 * (1 - (train + evaluation) / whole), 2),
     }
+
+
+def _rounded(quality: Quality) -> Quality:
+    if isinstance(quality, dict):
+        return {name: round(figure, 4) for name, figure in quality.items()}
+    return round(quality, 4)
+
+
+def shown(quality: Quality) -> str:
+    """One figure, or several by name."""
+    if isinstance(quality, dict):
+        return ", ".join(f"{name} {figure:.4f}" for name, figure in quality.items())
+    return f"{quality:.4f}"
+
+
+def _target(target: Quality, metric: str | dict[str, str]) -> str:
+    if isinstance(target, dict) and isinstance(metric, dict):
+        return ", ".join(f"{figure} {metric[name]}" for name, figure in target.items())
+    return f"{target} {metric}"
 
 
 def _first(events: list[Event], key: str) -> Event:
@@ -110,7 +130,7 @@ def served_table(served: dict) -> str:
         return f"{figures[0]:,.1f} samples/s"
 
     rows = "\n".join(
-        f"| {name} | {found['result']} | {figure(name, found)} | {found['quality']:.4f} |"
+        f"| {name} | {found['result']} | {figure(name, found)} | {shown(found['quality'])} |"
         for name, found in served["scenarios"].items()
     )
     return f"| scenario | result | found | quality of the logged answers |\n|---|---|---|---|\n{rows}\n"
@@ -120,7 +140,8 @@ def served_text(served: dict) -> str:
     """The four scenarios, and how they were measured."""
     any_ = next(iter(served["scenarios"].values()))
     head = (
-        f"The newest of these models had {any_['trained_quality']:.4f} in training; asked is {any_['quality_target']:.4f}. "
+        f"The newest of these models had {shown(any_['trained_quality'])} in training; asked is "
+        f"{shown(any_['quality_target'])}. "
         "SingleStream's p90 and MultiStream's p99 are early stopping's; Server found its rate itself. Load average "
         f"{served['load_average'][0]} before and {served['load_average'][1]} after."
     )
@@ -139,7 +160,7 @@ def served_text(served: dict) -> str:
 def text(record: dict) -> str:
     """The page for people."""
     rows = "\n".join(
-        f"| {r['seed']} | {r['eval_accuracy'][-1]:.4f} | {r['epochs']:g} | {r['run_seconds']:.1f} s | {r.get('cores', 2)} | "
+        f"| {r['seed']} | {shown(r['eval_accuracy'][-1])} | {r['epochs']:g} | {r['run_seconds']:.1f} s | {r.get('cores', 2)} | "
         f"{r['compile_seconds']:.1f} s | {r['eval_seconds']:.1f} s | {r['outside_train_and_eval_percent']} % | {r['status']} |"
         for r in record["runs"]
     )
@@ -148,7 +169,7 @@ def text(record: dict) -> str:
     head = (
         f"{LABEL}. {record['machine']}, of whose time this command had {record['cpu_share_percent']} %; load average "
         f"{load[0]} before and {load[1]} after. Python {versions['python']}, jax {versions['jax']}. "
-        f"Target {record['runs'][0]['target']} {record['metric']}.{trivial}"
+        f"Target {_target(record['runs'][0]['target'], record['metric'])}.{trivial}"
     )
     return f"""# {record["workload"]} mini: convergence
 

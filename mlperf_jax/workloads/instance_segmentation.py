@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -220,7 +220,7 @@ class MaskRCNNSegmentation(JudgedDetection[MaskRCNN, MaskedDetection]):
             for bucket, batch in self.eval_batch_structs(layout).items()
         }
 
-    def measured_batches(self, engine: Engine, state: State) -> Iterator[Batch]:
+    def measured_batches(self, engine: Engine, state: State) -> Generator[Batch]:
         """The answers to each evaluation batch on the host, while the devices are at the next one."""
         structs, served = self.eval_batch_structs(engine.layout), self.served_state(state)
         size, waiting = self.config.eval_batch_size, None
@@ -276,12 +276,12 @@ class MaskRCNNSegmentation(JudgedDetection[MaskRCNN, MaskedDetection]):
         """Of the first examples by bucket, as evaluation takes them."""
         ids: list[int] = []
         found: list[Found] = []
-        for batch in self.measured_batches(engine, state):
-            real = batch["mask"] > 0
-            ids += batch["image_id"][real].tolist()
-            found += map(unpacked, batch["answer"][real])
-            if len(ids) >= count:
-                break
+        with contextlib.closing(self.measured_batches(engine, state)) as batches:
+            while len(ids) < min(count, self.num_eval):
+                batch = next(batches)
+                real = batch["mask"] > 0
+                ids += batch["image_id"][real].tolist()
+                found += map(unpacked, batch["answer"][real])
         return [self._picture(*one) for one in zip(ids[:count], found[:count], strict=True)]
 
     def _picture(self, image_id: int, found: Found) -> bytes:
