@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 SPINE = "spine"  # what all workloads share
 WORKLOADS = {
+    "objectron": ("objectron", "tflite"),
     "ssd_mobilenet": ("ssd_mobilenet", "mined_sigmoid", "sampled_crop", "rmsprop"),
     "maskrcnn2go": ("maskrcnn2go", "keypoint", "figures"),
     "maskrcnn": ("maskrcnn", "masked", "proposals", "regions", "outlines", "image_buckets"),
@@ -22,6 +23,16 @@ WORKLOADS = {
     "unet3d": ("unet3d", "volumes", "segmentation"),
     "mobilenet, shufflenet": ("mobile", "grouped"),
     "resnet50": ("resnet", "imagenet", "preprocessing", "classification"),
+    "bert, bert_qa": (
+        "bert",
+        "wikipedia",
+        "masked",
+        "wordpiece",
+        "spans",
+        "newsgroups",
+        "answer",
+        "tfrecord",
+    ),
     "gnmt": ("gnmt", "lstm", "recurrent_translation", "wmt16"),
     "sentiment": ("sentiment", "text_classifier", "labelled_text"),
     "transformer": ("transformer", "translation", ".text.", "beam_search", "bleu"),

@@ -18,6 +18,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from benchmarks import tflite_graph
 from benchmarks.fuzzing import Reader
 from input_pipelines import fetch, prepared, tfrecord
 from input_pipelines.clicks import criteo_multihot, criteo_text, pickled_frame
@@ -43,7 +44,7 @@ ARRAYS: dict[str, np.ndarray] = {
 
 def readers() -> list[Reader]:
     """All readers; the pickled table is left out where there is no pandas to write it."""
-    weights = WEIGHTS | {"graph.onnx": _write_onnx_graph}
+    weights = WEIGHTS | {"graph.onnx": _write_onnx_graph, "tflite": _write_tflite}
     found = [Reader(name, _writer(write, name), _read_weights) for name, write in weights.items()]
     found += [
         Reader("weights.json", _write_imported, lambda path: files.load(path.parent)),
@@ -194,6 +195,15 @@ def _write_onnx_graph(path: Path) -> None:
     )
     graph += node(b"Relu", b"r", b"z") + node(b"MatMul", b"l", b"r", b"m") + node(b"Add", b"a", b"l", b"b")
     path.write_bytes(field(1, 8) + field(7, graph))
+
+
+def _write_tflite(path: Path) -> None:
+    """Two layers, one of them depthwise, and their sum with the input."""
+    graph = tflite_graph.Graph(1, 4, 4, 2)
+    x = graph.conv(graph.input, np.ones((1, 3, 3, 2)), np.zeros(2), depthwise=True)
+    x = graph.conv(x, np.ones((2, 1, 1, 2)), np.ones(2), activation=tflite_graph.NO_ACTIVATION)
+    x = graph.operator(tflite_graph.ADD, [x, graph.input], graph.shape(x), {0: ("b", tflite_graph.RELU)})
+    graph.write(path, [graph.reshape(x, 1, 32)])
 
 
 def _write_frozen(path: Path) -> None:

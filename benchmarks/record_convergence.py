@@ -3,10 +3,13 @@
     python -m benchmarks.record_convergence transformer --trivial="copying the source: BLEU 0.044"
     python -m benchmarks.record_convergence transformer --seed=11 --runs=3 --data_dir=DATA
     python -m benchmarks.record_convergence transformer --seed=4 --runs=5 --more
+    python -m benchmarks.record_convergence bert --unserved
+    python -m benchmarks.record_convergence bert_qa --after=bert
 
 writes benchmarks/convergence/WORKLOAD_mini.json and .md from the result logs, with the most memory that a
 process held, and how busy the machine was with other work. Serving is `--scenario=all` of the same folder.
-`--more` only trains, and adds its seeds to the record that stands; each run keeps the cores that it had.
+`--more` only trains, and adds its seeds to the record that stands; each run keeps the cores that it had. What begins
+with another's model has that trained before, with its first seed and in the same folder; time and memory are of both.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import time
 from pathlib import Path
 
 from benchmarks import records
+from mlperf_jax.goals import Quality
 from mlperf_jax.results.events import Event, read_events
 
 FOLDER = Path(__file__).parent / "convergence"
@@ -43,7 +47,7 @@ def run(log: Path, eval_unit: str = "epoch_num") -> dict:
         "seed": _first(events, "seed").value,
         "status": stop.metadata["status"],
         "target": _first(events, "quality_target").value,
-        "eval_accuracy": [round(event.value, 4) for event in evaluations],
+        "eval_accuracy": [_rounded(event.value) for event in evaluations],
         "epochs": round(evaluations[-1].metadata.get(eval_unit, 0), 2),
         "compile_seconds": round(_first(events, "compile_time").value, 2),
         "run_seconds": round(whole / 1e3, 3),
@@ -52,6 +56,25 @@ def run(log: Path, eval_unit: str = "epoch_num") -> dict:
         "eval_seconds": round(evaluation / 1e3, 2),
         "outside_train_and_eval_percent": round(100 * (1 - (train + evaluation) / whole), 2),
     }
+
+
+def _rounded(quality: Quality) -> Quality:
+    if isinstance(quality, dict):
+        return {name: round(figure, 4) for name, figure in quality.items()}
+    return round(quality, 4)
+
+
+def shown(quality: Quality) -> str:
+    """One figure, or several by name."""
+    if isinstance(quality, dict):
+        return ", ".join(f"{name} {figure:.4f}" for name, figure in quality.items())
+    return f"{quality:.4f}"
+
+
+def _target(target: Quality, metric: str | dict[str, str]) -> str:
+    if isinstance(target, dict) and isinstance(metric, dict):
+        return ", ".join(f"{figure} {metric[name]}" for name, figure in target.items())
+    return f"{target} {metric}"
 
 
 def _first(events: list[Event], key: str) -> Event:
@@ -91,8 +114,8 @@ def scenario(folder: Path) -> dict:
     }
 
 
-def served_text(served: dict) -> str:
-    """A table of the four scenarios."""
+def served_table(served: dict) -> str:
+    """The four scenarios, a row each."""
 
     def figure(name: str, found: dict) -> str:
         figures = list(found["metrics"].values())
@@ -107,12 +130,18 @@ def served_text(served: dict) -> str:
         return f"{figures[0]:,.1f} samples/s"
 
     rows = "\n".join(
-        f"| {name} | {found['result']} | {figure(name, found)} | {found['quality']:.4f} |"
+        f"| {name} | {found['result']} | {figure(name, found)} | {shown(found['quality'])} |"
         for name, found in served["scenarios"].items()
     )
+    return f"| scenario | result | found | quality of the logged answers |\n|---|---|---|---|\n{rows}\n"
+
+
+def served_text(served: dict) -> str:
+    """The four scenarios, and how they were measured."""
     any_ = next(iter(served["scenarios"].values()))
     head = (
-        f"The newest of these models had {any_['trained_quality']:.4f} in training; asked is {any_['quality_target']:.4f}. "
+        f"The newest of these models had {shown(any_['trained_quality'])} in training; asked is "
+        f"{shown(any_['quality_target'])}. "
         "SingleStream's p90 and MultiStream's p99 are early stopping's; Server found its rate itself. Load average "
         f"{served['load_average'][0]} before and {served['load_average'][1]} after."
     )
@@ -125,16 +154,13 @@ def served_text(served: dict) -> str:
 {served["command"]}
 ```
 
-| scenario | result | found | quality of the logged answers |
-|---|---|---|---|
-{rows}
-"""
+{served_table(served)}"""
 
 
 def text(record: dict) -> str:
     """The page for people."""
     rows = "\n".join(
-        f"| {r['seed']} | {r['eval_accuracy'][-1]:.4f} | {r['epochs']:g} | {r['run_seconds']:.1f} s | {r.get('cores', 2)} | "
+        f"| {r['seed']} | {shown(r['eval_accuracy'][-1])} | {r['epochs']:g} | {r['run_seconds']:.1f} s | {r.get('cores', 2)} | "
         f"{r['compile_seconds']:.1f} s | {r['eval_seconds']:.1f} s | {r['outside_train_and_eval_percent']} % | {r['status']} |"
         for r in record["runs"]
     )
@@ -143,7 +169,7 @@ def text(record: dict) -> str:
     head = (
         f"{LABEL}. {record['machine']}, of whose time this command had {record['cpu_share_percent']} %; load average "
         f"{load[0]} before and {load[1]} after. Python {versions['python']}, jax {versions['jax']}. "
-        f"Target {record['runs'][0]['target']} {record['metric']}.{trivial}"
+        f"Target {_target(record['runs'][0]['target'], record['metric'])}.{trivial}"
     )
     return f"""# {record["workload"]} mini: convergence
 
@@ -158,7 +184,7 @@ def text(record: dict) -> str:
 {rows}
 
 Training took {record["command_seconds"]:.0f} s in all, at most {record["peak_resident_gb"]} GB of resident memory.
-{served_text(record["served"])}"""
+{served_text(record["served"]) if record["served"] else ""}"""
 
 
 def serve(workload: str, seconds: float, extra: list[str]) -> dict:
@@ -187,6 +213,8 @@ def main() -> None:
     parser.add_argument(
         "--more", action="store_true", help="add these seeds to the record, and serve nothing"
     )
+    parser.add_argument("--unserved", action="store_true", help="serve nothing, and write a record")
+    parser.add_argument("--after", help="the workload with whose model this one begins")
     asked = parser.parse_args()
     arguments = [
         f"--workload={asked.workload}",
@@ -197,16 +225,17 @@ def main() -> None:
     extra = [f"--data_dir={asked.data_dir}"] if asked.data_dir else []
     before, began = os.getloadavg()[0], time.monotonic()
     with tempfile.TemporaryDirectory() as results:
-        command = [sys.executable, "-m", "mlperf_jax.main", *arguments, *extra, f"--results_dir={results}"]
-        status = subprocess.run(command).returncode
-        if status not in (0, 1):
-            raise SystemExit(status)
-        logs = sorted(Path(results).glob("mini/results/*/*/result_*.txt"))
+        extra.append(f"--results_dir={results}")
+        if asked.after:
+            train(f"--workload={asked.after}", "--platform=cpu", f"--seed={asked.seed}", *extra)
+        before_it = _logs(results)
+        train(*arguments, *extra)
+        logs = [log for log in _logs(results) if log not in before_it]
         runs = [run(log) for log in logs]
         metric = _first(read_events(logs[0]), "quality_target").metadata["metric"]
         seconds, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
         after = os.getloadavg()[0]
-        served = {} if asked.more else serve(asked.workload, asked.time, [*extra, f"--results_dir={results}"])
+        served = {} if asked.more or asked.unserved else serve(asked.workload, asked.time, extra)
     path = FOLDER / f"{asked.workload}_mini.json"
     record = {
         "schema_version": 1,
@@ -231,6 +260,17 @@ def main() -> None:
     records.write(path, record)
     path.with_suffix(".md").write_text(text(record))
     print(text(record))
+
+
+def train(*arguments: str) -> None:
+    """Trains, whether the target is reached or not."""
+    status = subprocess.run([sys.executable, "-m", "mlperf_jax.main", *arguments]).returncode
+    if status not in (0, 1):
+        raise SystemExit(status)
+
+
+def _logs(results: str) -> list[Path]:
+    return sorted(Path(results).glob("mini/results/*/*/result_*.txt"))
 
 
 def with_more(stands: dict, added: dict) -> dict:

@@ -16,7 +16,7 @@ of v0.7 logged (training_results_v0.7, NVIDIA), by their sentences a batch. They
 mini: three layers a side on LibreOffice's help (34,582 pairs to train on); not MLPerf's data or model.
 
     ./run_and_time.sh --workload=gnmt --platform=cpu
-    no record yet: its first steps are in benchmarks/NOTES.md
+    expected: BLEU 0.15 after epoch 2 of 4, in 4 1/2 minutes on one core (benchmarks/convergence); copying the source has 0.064
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _mini() -> Numbers:
         optimizer=dict(_ADAM, base_lr=4e-3),
         schedule=dict(_DECAY, warmup_steps=100, remain_steps=0.5, decay_interval=0),
         decode=dict(beams=5, alpha=0.6, beta=0.1, end=1, extra_length=20, source_lengths=(16, 32)),
-        target=0.13,
+        target=0.15,
         max_epochs=4,
         **loop(eval_every_epochs=1),
         inference=_serving((1, 2, 4, 8, 16, 32), min_duration_s=10.0),

@@ -19,7 +19,7 @@ mini: six of the same blocks and an extra stage, on composites of photographs (a
 ssd_resnet34's.
 
     ./run_and_time.sh --workload=ssd_mobilenet --platform=cpu
-    expected: 0.20 after epoch 7 to 12 of 12, in 2.5 to 4 minutes on one core (seeds 1 to 5; benchmarks/convergence)
+    expected: 0.20 after epoch 6 to 11 of 12, in 2 to 3 1/2 minutes on one core (seeds 1 to 8; benchmarks/convergence)
 """
 
 from __future__ import annotations

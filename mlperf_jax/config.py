@@ -38,6 +38,7 @@ _POSITIVE = (
     "evals_per_epoch",
     "steps_per_dispatch",
     "gradient_accumulation_steps",
+    "training_steps",
     # Of a depth of 0 or less nothing would be left of a model, and of images divided by 0.
     "num_layers",
     "cross_layers",
@@ -53,13 +54,18 @@ _BELOW_ONE = (
     "attention_dropout",
     "relu_dropout",
 )
-_SIGNED = ("komi",)
+_SIGNED = ("komi", "start_warmup_step")
 _MAY_BE_EMPTY = ("lr_boundaries", "decay_epochs", "source_lengths")
 
 
 def default_preset(platform: str) -> str:
     """mini on a CPU, MLPerf's own closed elsewhere."""
     return "mini" if platform == "cpu" else "closed"
+
+
+def presets(workload: str) -> tuple[str, ...]:
+    """Those that a workload of the registry has: all, or what its file of numbers calls `PRESETS`."""
+    return getattr(importlib.import_module(f"configs.{workload}"), "PRESETS", PRESETS)
 
 
 def base_config(workload: str, preset: str) -> ConfigDict:
@@ -80,6 +86,11 @@ def base_config(workload: str, preset: str) -> ConfigDict:
         source = importlib.import_module(f"configs.{workload}")
     if preset not in PRESETS:
         raise UserError(f"There is no --preset={preset}; use {' or '.join(PRESETS)}.")
+    if ":" not in workload and preset not in presets(workload):
+        raise UserError(
+            f"--workload={workload} has no preset {preset}, for MLPerf has no such benchmark; "
+            f"use --preset={presets(workload)[0]}."
+        )
     config = source.get_config(preset)
     config.lock()
     return config

@@ -38,20 +38,21 @@ def _command(arguments: list[str]) -> int:
     for name in ("workload", "from"):
         if not given[name]:
             raise UserError(f"--{name} is missing, as in --workload=resnet50 --from=resnet50-19c8e357.pth.")
-    folder = Path(FLAGS.to or f"weights/{FLAGS.workload}")
-    print(_import(FLAGS.workload, FLAGS.preset, Path(given["from"]), folder, overrides))
+    print(_import(FLAGS.workload, FLAGS.preset, Path(given["from"]), FLAGS.to, overrides))
     return 0
 
 
-def _import(workload: str, preset: str, source: Path, folder: Path, overrides: list[str]) -> str:
-    """Reads `source`, writes `folder`, and says in a sentence what it wrote."""
+def _import(workload: str, preset: str, source: Path, to: str | None, overrides: list[str]) -> str:
+    """Reads `source`, writes the folder `to`, and says in a sentence what it wrote."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only shapes are computed, on no device
     import jax
 
     from mlperf_jax import making
     from mlperf_jax.weights import files
-    from mlperf_jax.workload import ServedWorkload
+    from mlperf_jax.workload import ServedWorkload, served
 
+    workload = served(workload)
+    folder = Path(to or f"weights/{workload}")
     found = making.choose(
         workload, preset, "cpu", [*overrides, "--config.precision=float32"], kind=ServedWorkload
     ).make()

@@ -155,6 +155,7 @@ def _infer(overrides: list[str], arguments: list[str]) -> int:
     from mlperf_jax.inference import command
     from mlperf_jax.inference.options import InferOptions
     from mlperf_jax.inference.settings import Asked
+    from mlperf_jax.workload import served
 
     if FLAGS.coordinator or FLAGS.num_processes > 1:
         raise UserError("Inference runs in one process; leave --coordinator and --num_processes out.")
@@ -166,6 +167,7 @@ def _infer(overrides: list[str], arguments: list[str]) -> int:
     options = _options(
         InferOptions,
         arguments,
+        workload=served(FLAGS.workload),
         overrides=tuple(overrides),
         data_dir=_data_dir(),
         asked=Asked(FLAGS.time, FLAGS.qps, FLAGS.max_latency),
@@ -197,9 +199,10 @@ def _list() -> str:
 
     rows = [("workload", "preset", "target", "batch", "data")]
     for name in registry.names():
-        for preset in configs.PRESETS:
+        for preset in configs.presets(name):
             config = configs.base_config(name, preset)
-            rows.append((name, preset, _target(config.target), f"{config.batch_size}", config.data.name))
+            batch = config.get("batch_size", "only served")
+            rows.append((name, preset, _target(config.target), f"{batch}", config.data.name))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows

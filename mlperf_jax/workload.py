@@ -230,6 +230,13 @@ class TrainedWorkload(Workload):
         `block.start` only where a run is resumed.
         """
 
+    def look_for_start(self, results: Path) -> None:
+        """Called before a run is begun, for a workload that starts from what an earlier one left in RESULTS[/mini].
+
+        Raises:
+            UserError: it is not there; the text says how to make it.
+        """
+
     def initial_state(self, engine: Engine, seed: int) -> State:
         """The state that a run begins with: what `init` makes of the seed.
 
@@ -314,6 +321,9 @@ class TrainedWorkload(Workload):
 
     counts_samples: bool = False
     """Whether MLPerf's log of this benchmark counts samples, not epochs."""
+
+    samples_are_epochs: bool = False
+    """Whether that log has the samples of an evaluation under the name of epochs too, as BERT's checker wants them."""
 
     def eval_epoch(self, step: int) -> float:
         """The epoch under which MLPerf's log has the evaluation after so many steps.
@@ -414,6 +424,14 @@ class ServedWorkload(Workload):
             ValueError: an answer is not of the form that `predict` gives.
         """
 
+    brings_weights: str = ""
+    """Whose published weights lie with the data set, for people and logs; they are measured where no others are named."""
+
+    @property
+    def weights_file(self) -> Path:
+        """Where these lie, as published."""
+        raise NotImplementedError
+
     def import_weights(self, tensors: Mapping[str, Tensor]) -> tuple[State, dict[str, Any]]:
         """Turns published weights into what `served_struct` describes.
 
@@ -430,6 +448,8 @@ class ServedWorkload(Workload):
 
 
 _REGISTRY = {
+    "bert": "mlperf_jax.workloads.bert_pretraining:BertPretraining",
+    "bert_qa": "mlperf_jax.workloads.question_answering:QuestionAnswering",
     "dlrm": "mlperf_jax.workloads.recommendation:DLRMv1",
     "dlrm_dcnv2": "mlperf_jax.workloads.recommendation:DLRMDCNv2",
     "gnmt": "mlperf_jax.workloads.translation:GNMTTranslation",
@@ -439,6 +459,7 @@ _REGISTRY = {
     "mobilenet": "mlperf_jax.workloads.image_classification:MobileNet",
     "ncf": "mlperf_jax.workloads.collaborative_filtering:NCF",
     "retinanet": "mlperf_jax.workloads.retinanet:RetinaNetDetection",
+    "objectron": "mlperf_jax.workloads.objectron:Objectron",
     "resnet50": "mlperf_jax.workloads.image_classification:ResNet50",
     "sentiment": "mlperf_jax.workloads.sentiment_analysis:Sentiment",
     "shufflenet": "mlperf_jax.workloads.image_classification:ShuffleNet",
@@ -447,6 +468,15 @@ _REGISTRY = {
     "transformer": "mlperf_jax.workloads.translation:TransformerTranslation",
     "unet3d": "mlperf_jax.workloads.segmentation:UNet3DSegmentation",
 }
+
+
+_SERVED = {"bert": "bert_qa"}
+"""Of a workload that MLPerf trains and serves with different heads, the one that is served."""
+
+
+def served(name: str) -> str:
+    """The workload whose model is measured where `name` is asked for: itself, but for few."""
+    return _SERVED.get(name, name)
 
 
 def names() -> list[str]:

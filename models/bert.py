@@ -12,6 +12,7 @@ which, and 0 marks padding. What the reference calls segment ids (sentence A or 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -21,7 +22,7 @@ from jax.nn import initializers
 
 from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
-from models.attention import LayerNorm, split
+from models.attention import LayerNorm, position_encoding, split
 from models.attention_function import CHOICES, attend
 from models.attention_mask import Mask
 from models.products import product
@@ -32,8 +33,6 @@ from models.transformer import segment_positions
 GELU = ("tanh", "erf")
 
 _EPSILON = 1e-12  # of norms
-_STDDEV = 0.02  # of first values, drawn from within two of it
-_draw = initializers.truncated_normal(_STDDEV)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +52,9 @@ class BertConfig:
         gelu: one of `GELU`.
         attention: a name of `models.attention_function.CHOICES`, for training; without a key for dropout "auto".
         remat: a name of `models.stack.LAYER_REMAT`.
+        initializer_range: deviation of first values, drawn from within two of it.
+        first_positions: "drawn", as the reference's are, or "sinusoids" of the same deviation, from which what
+            stands beside what is learnt sooner; trained either way.
     """
 
     vocab_size: int = 30522
@@ -67,12 +69,15 @@ class BertConfig:
     gelu: str = "tanh"
     attention: str = "auto"
     remat: str = "none"
+    initializer_range: float = 0.02
+    first_positions: str = "drawn"
 
     def __post_init__(self) -> None:
         for name, value, offered in (
             ("gelu", self.gelu, GELU),
             ("attention", self.attention, CHOICES),
             ("remat", self.remat, LAYER_REMAT),
+            ("first_positions", self.first_positions, ("drawn", "sinusoids")),
         ):
             if value not in offered:
                 raise ValueError(f"{name} {value!r} is none of {', '.join(offered)}")
@@ -94,6 +99,7 @@ class Projection(nnx.Module):
         shape_out: tuple[int, ...],
         *,
         axes: tuple[str | None, ...],
+        deviation: float,
         policy: Policy,
         rngs: nnx.Rngs,
     ) -> None:
@@ -102,11 +108,12 @@ class Projection(nnx.Module):
         Args:
             shape_in, shape_out: what it maps from and to, both without the axes of the batch.
             axes: what the kernel's axes mean to the layout.
+            deviation: of the kernel's first values.
             policy: dtypes.
             rngs: holds the stream "params".
         """
         flat = math.prod(shape_in), math.prod(shape_out)
-        kernel = _draw(rngs.params(), flat, policy.param_dtype).reshape(*shape_in, *shape_out)
+        kernel = _draw(deviation, rngs, flat, policy).reshape(*shape_in, *shape_out)
         self.kernel = nnx.Param(kernel, axes=axes)
         self.bias = nnx.Param(jnp.zeros(shape_out, policy.param_dtype), axes=axes[len(shape_in) :])
         self.shape_in, self.shape_out = shape_in, shape_out
@@ -127,11 +134,13 @@ class SelfAttention(nnx.Module):
     def __init__(self, config: BertConfig, *, policy: Policy, rngs: nnx.Rngs) -> None:
         width, heads = (config.width,), (config.num_heads, config.width // config.num_heads)
 
+        project = functools.partial(Projection, deviation=config.initializer_range, policy=policy, rngs=rngs)
+
         def into_heads() -> Projection:
-            return Projection(width, heads, axes=("embed", "heads", "kv"), policy=policy, rngs=rngs)
+            return project(width, heads, axes=("embed", "heads", "kv"))
 
         self.query, self.key, self.value = into_heads(), into_heads(), into_heads()
-        self.out = Projection(heads, width, axes=("heads", "kv", "embed"), policy=policy, rngs=rngs)
+        self.out = project(heads, width, axes=("heads", "kv", "embed"))
         self.rate, self.choice = config.attention_dropout, config.attention
 
     def __call__(self, x: jax.Array, mask: Mask, key: jax.Array | None) -> jax.Array:
@@ -148,10 +157,11 @@ class EncoderLayer(nnx.Module):
 
     def __init__(self, config: BertConfig, *, policy: Policy, rngs: nnx.Rngs) -> None:
         width, mlp = (config.width,), (config.mlp_width,)
+        project = functools.partial(Projection, deviation=config.initializer_range, policy=policy, rngs=rngs)
         self.attention = SelfAttention(config, policy=policy, rngs=rngs)
         self.attention_norm = _norm(config, policy)
-        self.mlp_in = Projection(width, mlp, axes=("embed", "mlp"), policy=policy, rngs=rngs)
-        self.mlp_out = Projection(mlp, width, axes=("mlp", "embed"), policy=policy, rngs=rngs)
+        self.mlp_in = project(width, mlp, axes=("embed", "mlp"))
+        self.mlp_out = project(mlp, width, axes=("mlp", "embed"))
         self.mlp_norm = _norm(config, policy)
         self.dropout_rate, self.approximate = config.dropout, config.gelu == "tanh"
 
@@ -170,12 +180,16 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: BertConfig, *, policy: Policy, rngs: nnx.Rngs) -> None:
         def table(rows: int, axis: str | None) -> nnx.Param:
-            values = _draw(rngs.params(), (rows, config.width), policy.param_dtype)
+            values = _draw(config.initializer_range, rngs, (rows, config.width), policy)
             return nnx.Param(values, axes=(axis, "embed"))
 
         self.config, self.dtype = config, policy.compute_dtype
         self.embedding = table(config.vocab_size, "vocab")
         self.position_embedding = table(config.num_positions, None)
+        if config.first_positions == "sinusoids":
+            waves = position_encoding(config.num_positions, config.width)
+            waves *= math.sqrt(2) * config.initializer_range
+            self.position_embedding[...] = jnp.asarray(waves, policy.param_dtype)
         self.type_embedding = table(config.num_types, None)
         self.embedding_norm = _norm(config, policy)
         layers = range(config.num_layers)
@@ -226,11 +240,14 @@ class PretrainedBert(nnx.Module):
             policy: dtypes.
             rngs: holds the stream "params"; nothing of it is kept.
         """
-        width = (config.width,)
+        width, axes = (config.width,), ("embed", None)
+        project = functools.partial(
+            Projection, axes=axes, deviation=config.initializer_range, policy=policy, rngs=rngs
+        )
         self.encoder = Encoder(config, policy=policy, rngs=rngs)
-        self.pooler = Projection(width, width, axes=("embed", None), policy=policy, rngs=rngs)
-        self.next_sentence = Projection(width, (2,), axes=("embed", None), policy=policy, rngs=rngs)
-        self.transform = Projection(width, width, axes=("embed", None), policy=policy, rngs=rngs)
+        self.pooler = project(width, width)
+        self.next_sentence = project(width, (2,))
+        self.transform = project(width, width)
         self.transform_norm = _norm(config, policy)
         self.bias_vocab = nnx.Param(jnp.zeros(config.vocab_size, policy.param_dtype), axes=("vocab",))
         self.approximate = config.gelu == "tanh"
@@ -282,7 +299,10 @@ class SpanBert(nnx.Module):
     def __init__(self, config: BertConfig, *, policy: Policy, rngs: nnx.Rngs) -> None:
         """Builds the network; see `PretrainedBert`."""
         self.encoder = Encoder(config, policy=policy, rngs=rngs)
-        self.span = Projection((config.width,), (2,), axes=("embed", None), policy=policy, rngs=rngs)
+        deviation = config.initializer_range
+        self.span = Projection(
+            (config.width,), (2,), axes=("embed", None), deviation=deviation, policy=policy, rngs=rngs
+        )
         self.output_dtype = policy.output_dtype
 
     def __call__(
@@ -291,6 +311,10 @@ class SpanBert(nnx.Module):
         """Logits of begin and end at every token: [B, L, 2] in the output dtype; arguments as `Encoder` has them."""
         x = self.encoder(tokens, segment, token_type, key=key)
         return self.span(x).astype(self.output_dtype)
+
+
+def _draw(deviation: float, rngs: nnx.Rngs, shape: tuple[int, ...], policy: Policy) -> jax.Array:
+    return initializers.truncated_normal(deviation)(rngs.params(), shape, policy.param_dtype)
 
 
 def _norm(config: BertConfig, policy: Policy) -> LayerNorm:

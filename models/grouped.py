@@ -4,8 +4,10 @@ Three forms say the same: XLA's own; k x k products of shifted images, element b
 group (depthwise), else a product of matrices for each group; and a convolution of all channels whose kernel is zero
 outside of the groups. Of XLA's own:
 
-- Its partitioner gives wrong numbers for it (jaxlib 0.10.2): on a mesh of two axes with the batch split
-  over one of them the kernel's gradient, and with channels split over the other the values too.
+- Its partitioner (jaxlib 0.10.2) gathers the whole batch on every device where groups have several channels, and gives wrong
+  numbers on a mesh of two axes: with the batch split over one of them the kernel's gradient, and with channels split
+  over the other the values too. So each device convolves its own rows of the batch by itself (`shard_map`), with whole
+  kernels; where heights are split another form is taken.
 - XLA:CPU takes 4 to 11 times as long for a depthwise one, and up to 20 times for its gradients (benchmarks/NOTES.md).
 """
 
@@ -17,6 +19,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from mlperf_jax.parallel import layout
 from mlperf_jax.platform import compiled_for
@@ -51,13 +54,13 @@ def _form(inputs: int, outputs: int, groups: int, is_product: bool = False) -> C
     """The fastest of those that are right on the layout in use; `is_product` of a window of one pixel."""
     platform, is_depthwise = compiled_for(), inputs == outputs == groups
     in_use = layout.active()
-    is_split_twice = in_use is not None and sum(size > 1 for size in in_use.mesh.shape.values()) > 1
+    is_cut = in_use is not None and any(in_use.choices(size) for size in ("height", "depth"))
     if platform == "tpu":
         most = _DENSE_DEPTHWISE if is_depthwise else _DENSE
         is_small = max(inputs, outputs) <= most or groups <= _FEW
-        return dense if is_small or is_split_twice else grouped
+        return dense if is_small or is_cut else grouped
     if platform == "gpu" and not is_depthwise:
-        return dense if is_split_twice else grouped
+        return dense if is_cut else grouped
     if platform == "cpu" and not (is_depthwise or is_product) and max(inputs, outputs) <= _DENSE_ON_CPU:
         return dense
     return shifted
@@ -66,10 +69,20 @@ def _form(inputs: int, outputs: int, groups: int, is_product: bool = False) -> C
 def grouped(
     x: jax.Array, kernel: jax.Array, stride: Sequence[int], padding: Padding, groups: int
 ) -> jax.Array:
-    """`convolve_groups` as XLA has it; not on a mesh of which two axes split something."""
-    numbers = _numbers(x.ndim - 2)
-    return lax.conv_general_dilated(
-        x, kernel, stride, padding, dimension_numbers=numbers, feature_group_count=groups
+    """`convolve_groups` as XLA has it, on each device's rows of the batch; sizes between may not be split."""
+
+    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        numbers = _numbers(x.ndim - 2)
+        return lax.conv_general_dilated(
+            x, kernel, stride, padding, dimension_numbers=numbers, feature_group_count=groups
+        )
+
+    in_use = layout.active()
+    if in_use is None or in_use.mesh.size == 1:
+        return convolve(x, kernel)
+    rows = in_use.spec(x.shape, ("batch", *[None] * (x.ndim - 1)))
+    return jax.shard_map(convolve, mesh=in_use.mesh, in_specs=(rows, PartitionSpec()), out_specs=rows)(
+        x, kernel
     )
 
 

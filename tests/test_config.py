@@ -164,11 +164,33 @@ def test_what_a_run_can_have_stays():
 def test_every_workload_has_every_preset_with_what_the_loop_needs():
     keys = {"benchmark", "preset", "batch_size", "target", "max_epochs", "precision"}
     for name in workload.names():
+        if not issubclass(workload.find(name, workload.Workload), workload.TrainedWorkload):
+            continue
+        assert configs.presets(name) == configs.PRESETS
         for preset in configs.PRESETS:
             config = configs.base_config(name, preset)
             assert keys <= set(config.keys()), (name, preset)
-            # Said as one or the other: DLRM's rules count evaluations an epoch.
-            assert {"eval_every_epochs", "evals_per_epoch"} & set(config.keys()), (name, preset)
+            # Said as one or the other: DLRM's rules count evaluations an epoch, BERT's samples.
+            said = {"eval_every_epochs", "evals_per_epoch", "eval_every_samples"}
+            assert said & set(config.keys()), (name, preset)
+            assert config.preset == preset and config.workload == name
+
+
+def test_what_is_only_served_has_what_serving_needs():
+    served = [
+        name
+        for name in workload.names()
+        if not issubclass(workload.find(name, workload.Workload), workload.TrainedWorkload)
+    ]
+    assert served == ["objectron"]
+    for name in served:
+        for preset in configs.PRESETS:
+            if preset not in configs.presets(name):
+                with pytest.raises(UserError, match=f"has no preset {preset}.*use --preset=mini"):
+                    configs.base_config(name, preset)
+                continue
+            config = configs.base_config(name, preset)
+            assert {"benchmark", "target", "precision", "inference"} <= set(config.keys())
             assert config.preset == preset and config.workload == name
 
 

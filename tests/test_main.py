@@ -52,7 +52,7 @@ def refused(capsys, *arguments: str) -> str:
         (["--workload="], "--workload is missing"),
         (["resnet50"], "'resnet50' is not a flag; write --name=value"),
         (["--workload=resnet5"], "There is no --workload=resnet5; did you mean resnet50?"),
-        (["--workload=zzz"], "There is no --workload=zzz; there are dlrm"),
+        (["--workload=zzz"], "There is no --workload=zzz; there are bert"),
         (["--platform=cup"], "flag --platform=cup: value should be one of <cpu|gpu|tpu>"),
         (["--preset=big"], "flag --preset=big: value should be one of <mini|closed>"),
         (["--runs=0"], "flag --runs=0: 0 is not a positive integer"),

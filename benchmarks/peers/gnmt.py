@@ -154,7 +154,6 @@ class Peer(peer.Peer):
 
     def make_optimizer(self) -> Optimizer:
         numbers = self.config.optimizer
-        self.clip_norm = numbers.clip_norm
         return torch_optimizers.adamw(
             self.model,
             beta1=numbers.beta1,
@@ -162,14 +161,6 @@ class Peer(peer.Peer):
             epsilon=numbers.epsilon,
             fused=self.fast,
         )
-
-    def train_step(self, batch: peer.Tensors, rate: float) -> torch.Tensor:
-        with self._precision():
-            loss = self.compiled_loss(batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        self.optimizer.step(rate)
-        return loss.detach()
 
     def loss(self, batch: peer.Tensors) -> torch.Tensor:
         source, target = (

@@ -51,6 +51,9 @@ class Peer(abc.ABC):
         self.take_over(state)
         self.model.to(device)
         self.optimizer = self.make_optimizer()
+        self.trained = [weights for weights in self.model.parameters() if weights.requires_grad]
+        averaged = self.trained if self.config.get("ema_decay", 0) else []
+        self.averages = [weights.detach().clone() for weights in averaged]
         self.compiled_loss, self.compiled_answer = self.compiled()
 
     @abc.abstractmethod
@@ -86,7 +89,12 @@ class Peer(abc.ABC):
         with self._precision():
             loss = self.compiled_loss(batch)
         loss.backward()
+        if limit := self.config.optimizer.get("clip_norm", 0):
+            nn.utils.clip_grad_norm_(self.trained, limit, foreach=True)
         self.optimizer.step(rate)
+        if decay := self.config.get("ema_decay", 0):
+            with torch.no_grad():
+                torch._foreach_lerp_(self.averages, self.trained, 1 - decay)
         return loss.detach()
 
     def predict(self, inputs: Tensors) -> torch.Tensor:

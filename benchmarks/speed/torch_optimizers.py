@@ -179,3 +179,43 @@ def rmsprop(
 ) -> Optimizer:
     groups = _groups(model, weight_decay, is_matrix)
     return Optimizer(_RmsProp(groups, decay=decay, momentum=momentum, eps=epsilon), _rate_alone)
+
+
+class _Lamb(torch.optim.Optimizer):
+    """LAMB as `mlperf_jax.training.adam` states it, all parameters of a group at once; layers are parameters of their own."""
+
+    def __init__(self, groups: list[dict[str, Any]], **numbers: float) -> None:
+        super().__init__(groups, {"lr": _NO_RATE, "step": 0, **numbers})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            weights, decay = group["params"], group["weight_decay"]
+            grads = [w.grad for w in weights]
+            slots = [self.state[w] for w in weights]
+            means, squares = (
+                [s.setdefault(name, torch.zeros_like(w)) for s, w in zip(slots, weights, strict=True)]
+                for name in ("m", "v")
+            )
+            torch._foreach_lerp_(means, grads, 1 - group["beta1"])
+            torch._foreach_mul_(squares, group["beta2"])
+            torch._foreach_addcmul_(squares, grads, grads, value=1 - group["beta2"])
+            roots = torch._foreach_div(squares, 1 - group["beta2"] ** group["step"])
+            torch._foreach_sqrt_(roots)
+            torch._foreach_add_(roots, group["eps"])
+            steps = torch._foreach_div(means, roots)
+            torch._foreach_div_(steps, 1 - group["beta1"] ** group["step"])
+            if decay:
+                torch._foreach_add_(steps, weights, alpha=decay)
+                norms = zip(torch._foreach_norm(weights), torch._foreach_norm(steps), strict=True)
+                trust = [torch.where((w > 0) & (d > 0), w / d, 1.0) for w, d in norms]
+                steps = torch._foreach_mul(steps, trust)
+            torch._foreach_add_(weights, steps, alpha=-group["lr"])
+
+
+def lamb(model: nn.Module, *, beta1: float, beta2: float, epsilon: float, weight_decay: float) -> Optimizer:
+    def say(group: dict[str, Any], rate: float, step: int) -> None:
+        group["lr"], group["step"] = rate, step
+
+    groups = _groups(model, weight_decay, is_matrix)
+    return Optimizer(_Lamb(groups, beta1=beta1, beta2=beta2, eps=epsilon), say)

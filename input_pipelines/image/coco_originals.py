@@ -438,8 +438,8 @@ class MadeUp:
     def _image(self, split: str, index: int) -> Image:
         random = np.random.default_rng([split == "eval", index])
         height, width = ((480, 640), (480, 640), (640, 480), (427, 640), (640, 426))[random.integers(5)]
-        # COCO has seven objects in an image on average; one eval image in a hundred has none.
-        count = min(int(random.geometric(1 / 7)), 90) * (split == "train" or index % 100 > 0)
+        # COCO has seven objects in an image on average; one eval image in a hundred has none, here the second.
+        count = min(int(random.geometric(1 / 7)), 90) * (split == "train" or index % 100 != 1)
         corners = np.sort(random.random((count, 2, 2)), axis=1) * [width, height]
         boxes = np.concatenate([corners[:, 0], corners[:, 1] - corners[:, 0]], 1).round(2)
         categories, crowds = random.choice(self._categories, count), random.random(count) < 0.01

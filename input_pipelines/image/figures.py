@@ -162,7 +162,7 @@ def _placed(points: np.ndarray, draws: Iterator[float]) -> np.ndarray:
 
 def _labelled(points: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """Keypoints [17, 2] in pixels of a figure of which `seen` [SIZE, SIZE] is seen, with their flags, [17, 3]."""
-    inside = ((points >= 0) & (points < SIZE)).all(1)
+    inside = np.all((points >= 0) & (points < SIZE), axis=1)
     x, y = np.clip(np.floor(points).astype(int), 0, SIZE - 1).T
     flags = np.where(inside, np.where(seen[y, x], keypoints.VISIBLE, keypoints.HIDDEN), 0)
     return np.where(inside[:, None], np.concatenate([points, flags[:, None]], 1), 0)

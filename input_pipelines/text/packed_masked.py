@@ -10,11 +10,22 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from input_pipelines.base import HostBatch
+from input_pipelines.base import HostBatch, Spec
 from input_pipelines.text import packing
 
 PER_ROW = 3
 """Sequences that a row holds at most, as in Krell et al., arXiv:2107.02027: their third makes rows nearly full."""
+
+
+def spec(sequence: Spec, words: int, per_row: int = PER_ROW) -> Spec:
+    """What `packed` gives of rows [L] with places for W words, of sequences as `wikipedia.SPEC` has them."""
+    shapes = {name: sequence[name] for name in ("tokens", "segment", "token_type")}
+    shapes |= {name: ((words,), sequence[name][1]) for name in ("masked", "word", "word_weight")}
+    return shapes | {
+        "first": ((per_row,), np.dtype(np.uint16)),
+        "is_random": ((per_row,), sequence["is_random"][1]),
+        "weight": ((per_row,), np.dtype(np.float32)),
+    }
 
 
 def packed(

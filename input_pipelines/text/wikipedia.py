@@ -21,6 +21,7 @@ import numpy as np
 
 from input_pipelines import base, prepared, progress, tfrecord
 from input_pipelines.base import HostBatch, Spec
+from input_pipelines.text import masked_pairs
 from mlperf_jax.errors import Refused, UserError
 
 LENGTH, MASKED, VOCABULARY_SIZE = 512, 76, 30_522
@@ -30,17 +31,7 @@ NUM_TRAIN, NUM_EVAL = (156_725_653, 156_726_829), 10_000
 BLOCK, WINDOW = 256, 64  # records, and blocks whose records are drawn together
 _INDEX = np.dtype(np.int64)
 
-SPEC: Spec = {
-    "tokens": ((LENGTH,), np.dtype(np.uint16)),
-    "segment": ((LENGTH,), np.dtype(np.uint8)),
-    "token_type": ((LENGTH,), np.dtype(np.uint8)),
-    "masked": ((MASKED,), np.dtype(np.uint16)),
-    "word": ((MASKED,), np.dtype(np.uint16)),
-    "word_weight": ((MASKED,), np.dtype(np.float32)),
-    "is_random": ((1,), np.dtype(np.uint8)),
-}
-"""Of a sequence: tokens, which of them are there, sentence A or B; positions of masked words, the words, 1 where there
-is one; and whether B does not follow A."""
+SPEC: Spec = masked_pairs.spec(LENGTH, MASKED)
 
 _FEATURES = {
     "tokens": "input_ids",
@@ -224,6 +215,16 @@ def _made_up(random: np.random.Generator) -> dict[str, np.ndarray]:
         "masked_lm_weights": told.astype(np.float32),
         "next_sentence_labels": random.integers(2, size=1),
     }
+
+
+open_synthetic = functools.partial(
+    masked_pairs.open_synthetic,
+    "wikipedia",
+    SPEC,
+    VOCABULARY_SIZE,
+    num_train=NUM_TRAIN[0],
+    num_eval=NUM_EVAL,
+)
 
 
 def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> Wikipedia:

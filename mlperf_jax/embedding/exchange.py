@@ -115,7 +115,9 @@ class Exchange:
         holder = jnp.arange(self.size, dtype=jnp.int32)
         begin = holder * self.rows + jnp.minimum(number * width, self.rows)
         end = holder * self.rows + jnp.minimum((number + 1) * width, self.rows)
-        start, stop = jnp.searchsorted(wanted.rows, jnp.stack([begin, end])).astype(jnp.int32)
+        start, stop = jnp.searchsorted(wanted.rows, jnp.stack([begin, end]), method="scan_unrolled").astype(
+            jnp.int32
+        )
         numbers = start[:, None] + jnp.arange(self.capacity, dtype=jnp.int32)
         numbers = jnp.where(numbers < stop[:, None], numbers, len(wanted.rows))
         rows = wanted.rows.at[numbers].get(mode="fill", fill_value=self.none) - (holder * self.rows)[:, None]

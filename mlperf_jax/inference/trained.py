@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from input_pipelines.prepared import AGAIN
 from mlperf_jax import config as configs
 from mlperf_jax import platform as platforms
 from mlperf_jax import workload as registry
@@ -91,6 +92,8 @@ def find(options: InferOptions, cls: type[ServedWorkload]) -> Trained:
         raise UserError("--checkpoint and --weights each name a model; give one of them.")
     if options.weights:
         return from_weights(Path(options.weights), options.workload)
+    if cls.brings_weights and not options.checkpoint:
+        return with_the_data(cls)
     if not issubclass(cls, TrainedWorkload):
         raise UserError(
             f"{cls.__name__} is served, not trained; give it --weights, made with `python -m "
@@ -107,8 +110,8 @@ def _newest(options: InferOptions, benchmark: str) -> Trained:
     Raises:
         UserError: there is none; the text says how to train one.
     """
-    runs = [run for run in _finished(options.preset_dir, benchmark) if _steps(run[1])]
-    if not runs:
+    found = newest_run(options.preset_dir, benchmark)
+    if found is None:
         train = f"python -m mlperf_jax.main --workload={options.workload} --platform={options.platform}"
         if options.preset != configs.default_preset(options.platform):
             train += f" --preset={options.preset}"
@@ -116,8 +119,13 @@ def _newest(options: InferOptions, benchmark: str) -> Trained:
             f"There is no trained {options.preset} model of {benchmark} in {options.results_dir}; train one "
             f"with `{train} --results_dir={options.results_dir}`, or give --checkpoint or --weights."
         )
-    _, folder, status = max(runs, key=lambda run: run[0])
-    return _from_run(folder, status)
+    return _from_run(*found)
+
+
+def newest_run(root: Path, benchmark: str) -> tuple[Path, dict[str, Any]] | None:
+    """Folder and status of the newest finished run in RESULTS[/mini] that has a checkpoint; None where there is none."""
+    runs = [run for run in _finished(root, benchmark) if _steps(run[1])]
+    return max(runs, key=lambda run: run[0])[1:] if runs else None
 
 
 def _finished(root: Path, benchmark: str) -> Iterator[tuple[str, Path, dict[str, Any]]]:
@@ -156,21 +164,42 @@ def from_weights(folder: Path, workload: str) -> Trained:
         )
 
     def load(workload: ServedWorkload, layout: Layout) -> State:
-        struct = workload.served_struct(layout)
-        found, asked = (
-            {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-            for leaves in map(jax.tree_util.tree_leaves_with_path, (imported.state, struct))
-        )
-        for name in found.keys() | asked.keys():
-            shapes = [tree[name].shape if name in tree else "not there" for tree in (found, asked)]
-            if shapes[0] != shapes[1]:
-                raise UserError(
-                    f"{folder} is of another model: {name} is {shapes[0]} in it and {shapes[1]} here."
-                )
-        placed = [lazy.place(found[name], where) for name, where in asked.items()]
-        return jax.tree.unflatten(jax.tree.structure(struct), placed)
+        return _placed(imported.state, workload.served_struct(layout), folder)
 
     return Trained(f"{imported.source['file']} in {folder}", imported.config, None, load)
+
+
+def with_the_data(cls: type[ServedWorkload]) -> Trained:
+    """The published weights that a workload's data set holds."""
+
+    def load(workload: ServedWorkload, layout: Layout) -> State:
+        path = workload.weights_file
+        if not path.is_file():
+            raise UserError(f"There is no {path}; {AGAIN}")
+        state, _ = workload.import_weights(files.read_tensors(path))
+        return _placed(state, workload.served_struct(layout), path)
+
+    return Trained(cls.brings_weights, {}, None, load)
+
+
+def _placed(state: State, struct: State, source: Path) -> State:
+    """Published arrays where they belong.
+
+    Raises:
+        UserError: they are of another model, or cannot be read.
+    """
+    found, asked = (
+        {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (state, struct))
+    )
+    for name in found.keys() | asked.keys():
+        shapes = [tree[name].shape if name in tree else "not there" for tree in (found, asked)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"{source} is of another model: {name} is {shapes[0]} in it and {shapes[1]} here."
+            )
+    placed = [lazy.place(found[name], where) for name, where in asked.items()]
+    return jax.tree.unflatten(jax.tree.structure(struct), placed)
 
 
 def _steps(run: Path) -> list[Path]:

@@ -184,6 +184,9 @@ class Runs:
         system: a name for the machine, part of paths.
         benchmark: MLPerf's name, e.g. "resnet".
 
+    Attributes:
+        root: RESULTS[/mini], what the preset has for itself.
+
     Raises:
         UserError: a name cannot be a folder's.
     """
@@ -195,9 +198,9 @@ class Runs:
             check_name(what, name)
         self.results_dir = Path(results_dir)
         self.system_path = self.results_dir / "systems" / f"{system}.json"
-        root = self.results_dir / "mini" if preset == "mini" else self.results_dir
-        self.logs = root / "results" / system / benchmark
-        self.folder = root / "runs" / system / benchmark
+        self.root = self.results_dir / "mini" if preset == "mini" else self.results_dir
+        self.logs = self.root / "results" / system / benchmark
+        self.folder = self.root / "runs" / system / benchmark
         self._lock: int | None = None
 
     def all(self) -> list[Run]:

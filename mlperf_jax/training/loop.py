@@ -235,7 +235,9 @@ class _Evaluations:
     def _metadata(self) -> dict[str, float]:
         workload = self._session.engine.workload
         if workload.counts_samples:
-            return events.eval_metadata(self.step * workload.batch_size, "samples")
+            done = self.step * workload.batch_size
+            called = events.eval_metadata(done) if workload.samples_are_epochs else {}
+            return events.eval_metadata(done, "samples") | called
         return events.eval_metadata(workload.eval_epoch(self.step))
 
 

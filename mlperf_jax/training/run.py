@@ -80,6 +80,7 @@ def train_command(workload: TrainedWorkload, layout: Layout, options: TrainOptio
     _agree(workload, layout, options)
     name = options.system or system.default_system_name(jax.devices())
     runs = Runs(options.results_dir, options.preset, name, workload.benchmark)
+    workload.look_for_start(runs.root)
     first = jax.process_index() == 0
     if first:
         description = system.describe_system(

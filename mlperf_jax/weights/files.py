@@ -26,6 +26,7 @@ from mlperf_jax.weights import (
     safetensors_file,
     tensorflow_file,
     tensorflow_graph,
+    tflite_file,
     torch_file,
 )
 from mlperf_jax.weights.lazy import LazyArray, finite, said_of
@@ -35,7 +36,9 @@ _DEEPEST = 64  # dicts within each other
 
 
 def read_tensors(path: Path) -> dict[str, LazyArray]:
-    """The arrays of a file of PyTorch, safetensors, NumPy (.npz), Caffe2 (.pkl), ONNX or TensorFlow (.index, .pb), to be read one by one.
+    """The arrays of a file of PyTorch, safetensors, NumPy (.npz), Caffe2 (.pkl), ONNX or TensorFlow (.index, .pb, .tflite), one by one.
+
+    They are read when they are asked for.
 
     Raises:
         UserError: it is none of these, damaged, or hostile; and when an array is read that holds NaN or
@@ -44,7 +47,7 @@ def read_tensors(path: Path) -> dict[str, LazyArray]:
     with said_of(path):
         if not path.is_file():
             raise UserError(
-                f"There is no file {path}; give a .pth, .safetensors, .npz, .pkl, .onnx, .index or .pb file."
+                f"There is no file {path}; give a .pth, .safetensors, .npz, .pkl, .onnx, .index, .pb or .tflite file."
             )
         return {name: finite(name, array) for name, array in _read(path).items()}
 
@@ -57,6 +60,8 @@ def _read(path: Path) -> dict[str, LazyArray]:
         end = file.read(8)
     if end == tensorflow_file.MAGIC:
         return tensorflow_file.read(path)  # whose arrays lie in other files
+    if start[4:8] == tflite_file.MAGIC:  # before zip archives, one of which may lie behind it
+        return budget.held(tflite_file.read(path), size)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             is_numpy = all(name.endswith(".npy") for name in archive.namelist())

@@ -79,7 +79,7 @@ def numbered(nodes: Sequence[Node], tensors: Mapping[str, LazyArray]) -> dict[st
     """
     layers, scaling = _found(nodes, tensors)
     in_order = sorted(layers, key=lambda layer: (layer.before, -layer.after))
-    scaled = {} if scaling == _AS_IT_IS else {"graph.input": LazyArray.of(np.float32(scaling))}
+    scaled = {} if scaling == _AS_IT_IS else {"graph.input": LazyArray.of(np.array(scaling, np.float32))}
     return scaled | {
         f"graph.{i}.{part}": array for i, layer in enumerate(in_order) for part, array in layer.arrays.items()
     }

@@ -19,7 +19,7 @@ Both predict a box as (y, x, height, width), ours as (x, y, width, height).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -92,7 +92,7 @@ def _detector(source: _Detectors, config: SSDMobileNetConfig) -> State:
     for i, (features, anchors) in enumerate(zip(channels, config.anchors, strict=True)):
         boxes = source.predictor(i, "BoxEncodingPredictor", features, 4 * anchors)
         heads[f"map{i + 1}"] = {
-            "boxes": {name: _across_first(array) for name, array in boxes.items()},
+            "boxes": {name: across_first(array) for name, array in boxes.items()},
             "classes": source.predictor(i, "ClassPredictor", features, config.num_classes * anchors),
         }
     return {
@@ -111,7 +111,7 @@ def _extras_layers(config: SSDMobileNetConfig, stage: int) -> tuple[str, str]:
     return f"{last}_1_Conv2d_{stage + 1}_1x1_{inner}", f"{last}_2_Conv2d_{stage + 1}_3x3_s2_{outer}"
 
 
-def _across_first(array: Tensor) -> LazyArray:
+def across_first(array: Tensor) -> LazyArray:
     """(y, x, height, width) of every anchor, along the last axis, as (x, y, width, height)."""
     order = np.arange(array.shape[-1]).reshape(-1, 2)[:, ::-1].ravel()
     return LazyArray(array.shape, np.float32, lambda index: np.asarray(array)[..., order][index])
@@ -139,22 +139,36 @@ class _DetectorGraph(Graph):
             chain += _extras_layers(config, stage)
         ends = [2 * block for block in config.taken_after]
         ends += range(ends[-1] + 2, len(chain), 2)
-        names: list[str] = []
-        for i, name in enumerate(chain):
-            names.append(name)
-            if i - 1 in ends:
-                names += self._pair(ends.index(i - 1))
-        super().__init__(tensors, [*names, *self._pair(len(ends) - 1)], config.epsilon)
-
-    @staticmethod
-    def _pair(place: int) -> list[str]:
-        return [f"BoxPredictor_{place}/{i}" for i in range(2)]
+        super().__init__(tensors, with_predictors(chain, ends), config.epsilon)
 
     def predictor(self, place: int, kind: str, features: int, values: int) -> Arrays:
-        """The one of the two that has so many values, for they come in any order."""
-        pair = self._pair(place)
-        name = next((name for name in pair if self.features(name) == values), pair[0])
-        return self.conv(name, 1, features, values) | {"bias": self.bias(name, values)}
+        return predictors_layer(self, place, features, values)
+
+
+def with_predictors(chain: Sequence[str], ends: Sequence[int]) -> list[str]:
+    """The names of all layers of a detector's graph.
+
+    Args:
+        chain: those of the layers that follow each other.
+        ends: places in it of the layers whose features are predicted from, in rising order, the last one's at its end.
+    """
+    names: list[str] = []
+    for i, name in enumerate(chain):
+        names.append(name)
+        if i - 1 in ends:
+            names += _pair(ends.index(i - 1))
+    return [*names, *_pair(len(ends) - 1)]
+
+
+def predictors_layer(graph: Graph, place: int, features: int, values: int) -> Arrays:
+    """The 1x1 of a map, from 0: of its two the one that has so many values, for they come in any order."""
+    pair = _pair(place)
+    name = next((name for name in pair if graph.features(name) == values), pair[0])
+    return graph.conv(name, 1, features, values) | {"bias": graph.bias(name, values)}
+
+
+def _pair(place: int) -> list[str]:
+    return [f"BoxPredictor_{place}/{i}" for i in range(2)]
 
 
 class _Port(Source):

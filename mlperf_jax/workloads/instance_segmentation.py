@@ -14,7 +14,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -265,7 +265,7 @@ class InstanceSegmentation(JudgedDetection[M, D]):
             for bucket, batch in self.eval_batch_structs(layout).items()
         }
 
-    def measured_batches(self, engine: Engine, state: State) -> Iterator[Batch]:
+    def measured_batches(self, engine: Engine, state: State) -> Generator[Batch]:
         """The answers to each evaluation batch on the host, while the devices are at the next one."""
         structs, served = self.eval_batch_structs(engine.layout), self.served_state(state)
         size, waiting = self.config.eval_batch_size, None
@@ -322,12 +322,12 @@ class InstanceSegmentation(JudgedDetection[M, D]):
         """Of the first examples by bucket, as evaluation takes them."""
         ids: list[int] = []
         found: list[tuple[Found, np.ndarray]] = []
-        for batch in self.measured_batches(engine, state):
-            real = batch["mask"] > 0
-            ids += batch["image_id"][real].tolist()
-            found += map(self.unpacked, batch["answer"][real])
-            if len(ids) >= count:
-                break
+        with contextlib.closing(self.measured_batches(engine, state)) as batches:
+            while len(ids) < min(count, self.num_eval):
+                batch = next(batches)
+                real = batch["mask"] > 0
+                ids += batch["image_id"][real].tolist()
+                found += map(self.unpacked, batch["answer"][real])
         return [self._picture(one, *those) for one, those in zip(ids[:count], found[:count], strict=True)]
 
     def _picture(self, image_id: int, found: Found, beyond: np.ndarray) -> bytes:

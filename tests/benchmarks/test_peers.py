@@ -37,7 +37,7 @@ SMALL = {
     ],
     "dlrm": ["batch_size=64"],
     # Of gradients that are rounding, Adagrad's and Adam's first step would else be their sign.
-    "retinanet": ["batch_size=4", "schedule.warmup_epochs=0.01", "optimizer.epsilon=1e-2"],
+    "retinanet": ["batch_size=4", "schedule.warmup_epochs=0.01", "optimizer.epsilon=2e-5"],
     "dlrm_dcnv2": ["batch_size=64", "optimizer.epsilon=1e-4"],
     "ncf": ["batch_size=64"],
     "sentiment": [
@@ -74,6 +74,9 @@ SMALL = {
         "schedule.warmup_steps=0",
         "detection.score=0.0",
     ],
+    # In the first step of AdamW a gradient that is rounding would be its sign.
+    "bert": ["batch_size=4", "model.num_layers=1", "schedule.warmup_steps=2", "optimizer.epsilon=1e-2"],
+    "bert_qa": ["batch_size=4", "model.num_layers=1", "optimizer.epsilon=1e-2", "data.num_train=64"],
     "minigo": ["batch_size=16", "model.trunk_layers=1", "self_play.lanes=16", "self_play.rows=8"],
 }
 SAMPLES = 3
@@ -136,8 +139,9 @@ def in_torch(name):
     return peers.find(name)(work, nested({k: v for k, v in first.items() if k != "opt_state"}))
 
 
-def test_every_workload_has_a_peer():
-    assert peers.names() == registry.names()
+def test_every_trained_workload_has_a_peer():
+    found = ((name, registry.find(name, registry.Workload)) for name in registry.names())
+    assert peers.names() == [name for name, cls in found if issubclass(cls, TrainedWorkload)]
 
 
 @pytest.mark.parametrize("name", peers.names())

@@ -117,7 +117,7 @@ def test_medians_quartiles_and_ratios_are_of_rounds():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--only=resnet51"], "--only=resnet51 has no peer; there are dlrm, "),
+        (["--only=resnet51"], "--only=resnet51 has no peer; there are bert, "),
         (["--only=dlrm", "--peers=jax"], "--peers=jax is none of eager, compile and none"),
         (["--rounds=1"], "--rounds"),
     ],

@@ -396,3 +396,39 @@ def test_fashion_mnist_array_of_another_shape_is_refused(tmp_path, small_fashion
     monkeypatch.setitem(fashion_mnist._SPEC, "label", ((2,), np.dtype(np.int32)))
     with pytest.raises(UserError, match="train_label.npy holds int32"):
         fashion_mnist.open_dataset(tmp_path, {})
+
+
+def test_npm_package_reads_the_tarball_that_npm_leaves(tmp_path, monkeypatch):
+    whole = gzip.compress(tar_of(("package/a", b"A"), ("package/../a", b"B"), ("package/link", None)))
+    left = {"x@1.2": [whole], "x@9": [], "x@3": [whole[:-20]], "x@4": [b"PK"]}
+
+    def run(command, cwd):
+        assert command[:2] == ["npm", "pack"] and "--ignore-scripts" in command
+        for i, content in enumerate(left[command[-1]]):
+            (cwd / f"x-{i}.tgz").write_bytes(content)
+        return b""
+
+    monkeypatch.setattr(fetch, "_run", run)
+    monkeypatch.setattr(fetch.shutil, "which", lambda name: name)
+    scratch = iter(tmp_path / str(i) for i in range(9))
+
+    def read(package, names):
+        folder = next(scratch)
+        folder.mkdir()
+        return fetch.npm_package(package).read(names, folder)
+
+    assert read("x@1.2", ["a"]) == {"a": b"A"}
+    for package, names, said in (
+        ("x@1.2", ["link"], "has no file link"),
+        ("x@9", ["a"], "left no package"),
+        ("x@3", ["a"], "damaged"),
+        ("x@4", ["a"], "damaged"),
+    ):
+        with pytest.raises(fetch.SourceError, match=said):
+            read(package, names)
+    monkeypatch.setattr(fetch, "_MOST_MEMBER_BYTES", 100)
+    with pytest.raises(fetch.SourceError, match="unfolds to more"):
+        read("x@1.2", ["a"])
+    monkeypatch.setattr(fetch.shutil, "which", lambda name: None)
+    with pytest.raises(fetch.SourceError, match="npm is not on this machine"):
+        read("x@1.2", ["a"])

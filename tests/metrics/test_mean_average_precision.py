@@ -76,3 +76,48 @@ def test_a_crowd_neither_counts_nor_harms():
     inside = found((1, 10, 10, 40, 40, 0.5, 18), (1, 120, 20, 30, 30, 0.9, 18))
     assert judge.judge(inside)["mAP_50"] == pytest.approx(1)
     assert judge.boxes(1) == [([10, 10, 40, 40], 18)] and judge.boxes(7) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_masks_are_judged_as_pycocotools_does_by_itself(seed):
+    """Its own reading of results without boxes; the truth has polygons, runs and a crowd."""
+    from pycocotools import coco, cocoeval
+    from pycocotools import mask as pycocotools_mask
+
+    random = np.random.default_rng(seed)
+    content = truth([(image, 18, 10 + 9 * n, 10, 40, 40, 0) for image in (1, 2) for n in range(3)])
+    for i, annotation in enumerate(content["annotations"]):
+        left, top, width, height = annotation["bbox"]
+        right, bottom = left + width, top + height
+        annotation["segmentation"] = [[left, top, right, top, right, bottom, left + width / 2, bottom]]
+        if i == 2:
+            annotation["segmentation"] = {"size": [100, 200], "counts": [2000, 4000, 14000]}
+            annotation["iscrowd"] = 1
+    rows, runs = [], []
+    for image, category, left, top, width, height, _ in [
+        (i % 2 + 1, 18, *b[2:]) for i, b in enumerate(8 * BOXES)
+    ]:
+        covered = np.zeros((100, 200), np.uint8, order="F")
+        x, y = (int(v) for v in random.integers(0, 12, 2) + (left, top))
+        covered[y : y + height, x : x + width] = (
+            random.random((100, 200))[y : y + height, x : x + width] < 0.9
+        )
+        run = pycocotools_mask.encode(covered)
+        runs.append({"size": run["size"], "counts": run["counts"].decode()})
+        rows.append((image, x, y, width, height, random.random(), category))
+    results = [
+        {"image_id": row[0], "category_id": row[6], "score": row[5], "segmentation": dict(run)}
+        for row, run in zip(rows, runs, strict=True)
+    ]
+    judge = coco.COCO()
+    judge.dataset = json.loads(json.dumps(content))
+    judge.createIndex()
+    judge = cocoeval.COCOeval(judge, judge.loadRes(results), "segm")
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    ground_truth = GroundTruth(content)
+    for _ in range(2):  # what it makes of the truth's outlines stays
+        figures = ground_truth.judge(found(*rows), masks=runs)
+        assert list(figures.values()) == pytest.approx(judge.stats[:6].tolist())
+    assert figures["mAP_50"] > 0 and figures != ground_truth.judge(found(*rows))

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mlperf_jax.parallel import layout
+from mlperf_jax.parallel.mesh import make_layout
 from models import grouped as module
 from models.grouped import convolve_groups, dense, grouped, shifted
 
@@ -76,6 +77,19 @@ def test_a_mesh_of_one_axis_gives_them_to_xlas_own_form_too(groups, inputs, outp
     compare(jax.make_mesh((8,), ("a",), axis_types=AUTO), grouped, groups, inputs, outputs, split)
 
 
+@pytest.mark.parametrize("strategy", ["dp", "fsdp", "tp", "fsdp_tp"])
+@pytest.mark.parametrize(("groups", "inputs", "outputs"), [(8, 8, 8), (2, 8, 8), (8, 16, 32)])
+def test_xlas_own_form_of_each_devices_rows_gives_them_in_a_layout(groups, inputs, outputs, strategy):
+    """And no device asks another for its rows."""
+    in_use = make_layout(layout.STRATEGIES[strategy])
+    axes = ("batch", None, None, "channels"), ("window", "window", "conv_in", "conv_out")
+    shapes = (8, 8, 5, inputs), (3, 3, inputs // groups, outputs)
+    split = in_use.spec(shapes[0], axes[0]), in_use.param_sharding(shapes[1], axes[1]).spec
+    with layout.use(in_use):
+        text = compare(in_use.mesh, grouped, groups, inputs, outputs, split)
+    assert strategy != "dp" or "all-gather" not in text
+
+
 def compare(mesh, form, groups, inputs, outputs, split):
     random = np.random.default_rng(1)
     with jax.enable_x64(True):
@@ -90,29 +104,32 @@ def compare(mesh, form, groups, inputs, outputs, split):
             jax.device_put(array, NamedSharding(mesh, spec))
             for array, spec in zip((x, kernel), split, strict=True)
         ]
-        found = jax.jit(jax.value_and_grad(loss(form), (0, 1)))(*placed)
+        compiled = jax.jit(jax.value_and_grad(loss(form), (0, 1))).lower(*placed).compile()
+        found = compiled(*placed)
         jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-11), found, expected)
+        return compiled.as_text()
 
 
 @pytest.mark.parametrize(
-    ("platform", "sizes", "inputs", "groups", "expected"),
+    ("platform", "strategy", "inputs", "groups", "expected"),
     [
-        ("cpu", (8,), 64, 64, shifted),
-        ("cpu", (4, 2), 64, 8, dense),
-        ("cpu", (8,), 512, 32, shifted),
-        ("tpu", (4, 2), 128, 128, dense),
-        ("tpu", (8,), 256, 256, grouped),
-        ("tpu", (8, 1), 512, 32, grouped),
-        ("tpu", (8,), 256, 32, dense),
-        ("tpu", (8,), 480, 3, dense),
-        ("tpu", (4, 2), 512, 512, dense),
-        ("gpu", (8,), 64, 64, shifted),
-        ("gpu", (8,), 64, 8, grouped),
-        ("gpu", (4, 2), 64, 8, dense),
+        ("cpu", "dp", 64, 64, shifted),
+        ("cpu", "tp", 64, 8, dense),
+        ("cpu", "dp", 512, 32, shifted),
+        ("tpu", "tp", 128, 128, dense),
+        ("tpu", "dp", 256, 256, grouped),
+        ("tpu", "dp", 512, 32, grouped),
+        ("tpu", "dp", 256, 32, dense),
+        ("tpu", "dp", 480, 3, dense),
+        ("tpu", "tp", 512, 512, grouped),
+        ("tpu", "spatial", 512, 512, dense),
+        ("gpu", "dp", 64, 64, shifted),
+        ("gpu", "dp", 64, 8, grouped),
+        ("gpu", "fsdp_tp", 64, 8, grouped),
+        ("gpu", "spatial", 64, 8, dense),
     ],
 )
-def test_the_form_by_platform_and_mesh(platform, sizes, inputs, groups, expected, monkeypatch):
+def test_the_form_by_platform_and_layout(platform, strategy, inputs, groups, expected, monkeypatch):
     monkeypatch.setattr(module, "compiled_for", lambda: platform)
-    mesh = jax.make_mesh(sizes, ("data", "model")[: len(sizes)], axis_types=AUTO * len(sizes))
-    with layout.use(layout.Layout(layout.STRATEGIES["dp"], mesh)):
+    with layout.use(make_layout(layout.STRATEGIES[strategy])):
         assert module._form(inputs, inputs, groups) is expected

@@ -121,7 +121,7 @@ class SmallMaskRCNN(MaskRCNNSegmentation):
                 "max_epochs": 3,
                 "target.BBOX": 2.0,
                 "target.SEGM": 0.0,
-                "inference.batch_sizes": (1, 4),
+                "inference.batch_sizes": (1,),
             }
         )
         return config
