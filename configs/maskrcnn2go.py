@@ -78,7 +78,7 @@ def _closed() -> Numbers:
             shorter=224,
             longest=448,
             longer=(320, 448),
-            max_boxes=40,
+            max_boxes=100,
             mean=_MEAN,
             std=_STD,
             **made_up(),
