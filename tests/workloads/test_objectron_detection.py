@@ -85,7 +85,7 @@ def test_agreement_is_one_where_answers_are_as_recorded(data_dir, workload, answ
         quality(answers[::-1])
 
 
-def test_through_the_door_with_the_weights_that_liewith_the_data(
+def test_through_the_door_with_the_weights_that_lie_with_the_data(
     data_dir, workload, expected, tmp_path, capsys
 ):
     packages.record(data_dir, expected)
