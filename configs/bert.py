@@ -44,7 +44,7 @@ def _closed() -> Numbers:
             attention_dropout=0.1,
             gelu="tanh",
             initializer_range=0.02,
-            first_positions="drawn",
+            first_values="drawn",
         ),
         data=dict(
             name="wikipedia",
@@ -121,7 +121,7 @@ def _mini() -> Numbers:
             vocab_size=4096,
             width=128,
             mlp_width=512,
-            num_heads=2,
+            num_heads=4,
             num_layers=2,
             num_positions=128,
             dropout=0.0,
@@ -129,7 +129,7 @@ def _mini() -> Numbers:
             gelu="tanh",
             # Narrow layers learn to attend sooner from these.
             initializer_range=0.05,
-            first_positions="sinusoids",
+            first_values="beside",
         ),
         data=dict(name="newsgroups", packing=0.0, num_train=0, num_eval=0),
         start_weights="",
