@@ -10,13 +10,13 @@ DATA_DIR/weights/model.ckpt-28252.index and .data-00000-of-00001; its own accura
 Written down is the reference's point for batch 448; `--config.reference_point=4096` takes that of another batch
 (mlperf_logging 4.1.68, training_5.1.0/rcps_bert.json). Sequences are packed, of two or three into a row.
 
-mini: two layers of 128 from random weights, 4,096 subwords, on 20 Newsgroups and gensim's Wikipedia articles in rows of
-128; not MLPerf's data or model. The most frequent subword has an accuracy of 0.0329, of which the target is four times; a
-count of both neighbours 0.2865, and with the words that are shown 0.3261 (`python -m benchmarks.neighbours`).
+mini: two layers of 128 from random weights, in which two heads look beside their place from the first step on, with
+4,096 subwords, on 20 Newsgroups and gensim's Wikipedia articles in rows of 128; not MLPerf's data or model. The most
+frequent subword has an accuracy of 0.0329, of which the target is more than four times; a count of both neighbours
+0.2865, and with the words that are shown 0.3261 (`python -m benchmarks.neighbours`).
 
     ./run_and_time.sh --workload=bert --platform=cpu
-    so far: 0.116 after 32,000 sequences (seed 1, positions drawn), the target is not reached yet: nearly all of it are
-    the words that are shown, hidden ones are told no better than by the most frequent
+    no record yet: its network had 0.131 after 360 steps without next sentences, in 52 s of one core (benchmarks/NOTES.md)
 """
 
 from __future__ import annotations
