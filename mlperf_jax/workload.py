@@ -454,6 +454,7 @@ _REGISTRY = {
     "dlrm_dcnv2": "mlperf_jax.workloads.recommendation:DLRMDCNv2",
     "gnmt": "mlperf_jax.workloads.translation:GNMTTranslation",
     "maskrcnn": "mlperf_jax.workloads.instance_segmentation:MaskRCNNSegmentation",
+    "maskrcnn2go": "mlperf_jax.workloads.pose_estimation:PoseEstimation",
     "minigo": "mlperf_jax.workloads.reinforcement_learning:MiniGo",
     "mobilenet": "mlperf_jax.workloads.image_classification:MobileNet",
     "ncf": "mlperf_jax.workloads.collaborative_filtering:NCF",

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlperf_jax.parallel.layout import STRATEGIES
 from mlperf_jax.parallel.mesh import make_layout, single_device_layout
-from mlperf_jax.training.engine import Engine
+from mlperf_jax.training.engine import Engine, named
 from mlperf_jax.workload import State, TrainedWorkload
 
 STEPS = 10
@@ -25,14 +25,16 @@ class Layouts:
     Args:
         make: the workload, in float64; a strategy, or None, is given it.
         programs: what is compiled beside the train step under a strategy; all of an engine, which is given it.
+        bucket: that all batches are of, where there are buckets.
     """
 
     def __init__(
         self,
         make: Callable[[str | None], TrainedWorkload],
         programs: Callable[[str | None, Engine], Sequence[str]] = lambda strategy, engine: (),
+        bucket: str = "",
     ) -> None:
-        self._make, self._programs = make, programs
+        self._make, self._programs, self._bucket = make, programs, bucket
         self.engine = functools.cache(self._engine)
         self.trained = functools.cache(self._trained)
 
@@ -40,7 +42,8 @@ class Layouts:
         with jax.enable_x64(True):
             layout = make_layout(STRATEGIES[strategy]) if strategy else single_device_layout()
             engine = Engine(self._make(strategy), layout)
-            engine.compile("train_step", *self._programs(strategy, engine), *(() if strategy else ("init",)))
+            step = named("train_step", self._bucket)
+            engine.compile(step, *self._programs(strategy, engine), *(() if strategy else ("init",)))
             return engine
 
     @functools.cached_property
@@ -54,7 +57,7 @@ class Layouts:
         engine = self.engine(strategy)
         with jax.enable_x64(True):
             places = jax.tree.map(lambda x: x.sharding, engine.state)
-            return train(engine, jax.device_put(self.start, places), 0, steps)
+            return train(engine, jax.device_put(self.start, places), 0, steps, self._bucket)
 
     def agree(self, strategy: str, floor: float = 1e-30) -> State:
         """Holds ten steps of a strategy against one device's, to 1e-9, and returns the strategy's state."""
@@ -66,14 +69,14 @@ class Layouts:
         return state
 
 
-def train(engine: Engine, state: State, start: int, stop: int) -> tuple[np.ndarray, State]:
-    """Steps [start, stop) of a workload without buckets; the losses, and the state after them."""
+def train(engine: Engine, state: State, start: int, stop: int, bucket: str = "") -> tuple[np.ndarray, State]:
+    """Steps [start, stop) of a workload whose batches are all of one bucket; the losses, and the state after them."""
     batches = engine.workload.dataset.train_batches(
         seed=1, batch_size=engine.workload.batch_size, start_step=start, rows=engine.rows
     )
     losses = []
     for batch in itertools.islice(batches, stop - start):
-        state, metrics = engine.train(state, engine.place(batch, engine.batch), steps=1)
+        state, metrics = engine.train(state, engine.place(batch, engine.batch), steps=1, bucket=bucket)
         losses.append(float(metrics["loss"]))
     batches.close()
     return np.array(losses), state

@@ -73,6 +73,7 @@ def test_minigo_needs_nothing(tmp_path, capsys):
         "ssd_resnet34",
         "retinanet",
         "maskrcnn",
+        "maskrcnn2go",
         "transformer",
         "dlrm",
         "dlrm_dcnv2",

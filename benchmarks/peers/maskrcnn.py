@@ -303,8 +303,8 @@ class Peer(peer.Peer):
         config, params = self.workload.model_config, [state["params"], state.get("frozen", {})]
         for path, layer in layers(self.model, config):
             is_norm = isinstance(layer, nn.BatchNorm2d | FixedNorm)
-            stats = _at(state["model_state"], path) if is_norm else None
-            found = {name: array for tree in params for name, array in _at(tree, path).items()}
+            stats = at(state["model_state"], path) if is_norm else None
+            found = {name: array for tree in params for name, array in at(tree, path).items()}
             if path == ("boxes", "first"):  # there channels come first in what the layer sees
                 kernel = found["kernel"].reshape(config.box_window**2, config.channels, -1)
                 found["kernel"] = kernel.swapaxes(0, 1).reshape(found["kernel"].shape)
@@ -376,7 +376,7 @@ class Peer(peer.Peer):
         anchors = self.anchors(levels)
         total = self.proposal_loss(logits, codes, boxes, labels, extent, torch.cat(anchors))
         corners, there = self.proposals(logits, codes, extent, anchors, self.config.proposals.train)
-        return total + self.region_loss(levels, corners, there, boxes, labels, batch["masks"])
+        return total + self.region_loss(levels, corners, there, boxes, labels, batch)
 
     def proposal_loss(self, logits, codes, boxes, labels, extent, anchors):
         places = to_corners(anchors)
@@ -395,7 +395,7 @@ class Peer(peer.Peer):
         ).sum(-1)
         return ((entropy * counted).sum() + (apart * positive).sum()) / counted.sum()
 
-    def region_loss(self, levels, corners, there, boxes, labels, masks):
+    def region_loss(self, levels, corners, there, boxes, labels, batch):
         numbers = self.config.regions
         with torch.no_grad():
             real = (labels > 0) & (area(boxes) > 0)
@@ -417,11 +417,16 @@ class Peer(peer.Peer):
         first = int(numbers.count * numbers.share)
         corners, rows, positive, targets = (x[:, :first] for x in (corners, rows, positive, targets))
         (found_masks,) = self.held(levels, corners, "mask")
-        wanted = self.mask_targets(masks, corners, rows, boxes, found_masks.shape[-1])
+        wanted = self.mask_targets(batch["masks"], corners, rows, boxes, found_masks.shape[-1])
         losses = F.binary_cross_entropy_with_logits(
             self.of_class(found_masks, targets), wanted, reduction="none"
         ).mean((2, 3))
-        return total + (losses * positive).sum() / positive.sum().clamp(min=1)
+        total = total + (losses * positive).sum() / positive.sum().clamp(min=1)
+        return total + self.loss_in_boxes(levels, corners, rows, positive, batch)
+
+    def loss_in_boxes(self, levels, corners, rows, positive, batch):
+        """What else a family learns in boxes [B, N, 4] that hold something, of the true ones with these rows."""
+        return 0
 
     @staticmethod
     def of_class(x, labels):
@@ -474,11 +479,17 @@ class Peer(peer.Peer):
         left, top, right, bottom = (boxes / extent.flip(-1).repeat(1, 2)[:, None]).unbind(-1)
         index = inputs["index"][:, None].expand_as(scores)
         columns = torch.stack([index, top, left, bottom, right, scores, labels], -1).float()
-        rows = torch.cat([columns.contiguous().view(torch.uint8), masks.flatten(2)], -1)
+        parts = [columns.contiguous().view(torch.uint8), masks.flatten(2)]
+        beyond = self.found_in_boxes(levels, boxes, extent)
+        rows = torch.cat(parts if beyond is None else [*parts, beyond], -1)
         return F.pad(rows, (0, 0, 0, numbers.detections - rows.shape[1]))
 
+    def found_in_boxes(self, levels, boxes, extent):
+        """What else a family finds in boxes [B, K, 4], [B, K, n] uint8; nothing by default."""
+        return None
 
-def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any]:
+
+def at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any]:
     """The layer there, {} where the tree has none: what is frozen and what is not are in trees of their own."""
     for name in path:
         tree = tree.get(name, {})

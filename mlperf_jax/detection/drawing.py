@@ -21,13 +21,15 @@ def draw(
     true: Iterable[LabelledBox],
     found: Iterable[LabelledBox],
     masks: Iterable[np.ndarray] = (),
+    lines: Iterable[np.ndarray] = (),
 ) -> bytes:
-    """Draws true boxes green and predicted ones orange, over predicted masks, each of a colour of its own.
+    """Draws true boxes green and predicted ones orange, over predicted masks, each of a colour of its own, and lines.
 
     Args:
         image: [H, W, 3] uint8.
         true, found: the boxes.
         masks: [H, W] bool each.
+        lines: [n, 2, 2] each, from point to point, x and y in [0, 1], of the masks' colours.
 
     Returns:
         The content of a PNG file.
@@ -50,6 +52,10 @@ def draw(
                 continue
             canvas.rectangle((left, top, right, bottom), outline=colour, width=2)
             canvas.text((left + 3, bottom - 13 if below else top + 2), text, fill=colour)
+    for some, colour in zip(lines, itertools.cycle(_MASKS)):
+        bright = tuple(128 + value // 2 for value in colour)
+        for ends in (some * picture.size).tolist():
+            canvas.line([tuple(end) for end in ends], fill=bright, width=2)
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return file.getvalue()

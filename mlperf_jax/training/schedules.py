@@ -114,6 +114,36 @@ def step_decay_with_warmup(
     return schedule
 
 
+def cosine_with_warmup(
+    base_lr: float, warmup_steps: int, steps: int, warmup_factor: float = 0.001
+) -> optax.Schedule:
+    """Half a cosine from the first step on, which a warm-up multiplies: Detectron2's WarmupCosineLR.
+
+    At step s (0 for the first update) base_lr * (1 + cos(pi min(s / steps, 1))) / 2, times a factor that rises linearly
+    from `warmup_factor` to 1 in `warmup_steps`.
+
+    Source: facebookresearch/detectron2, detectron2/solver/build.py and lr_scheduler.py.
+
+    Args:
+        base_lr: the rate at the beginning, but for the warm-up.
+        warmup_steps: 0 for none.
+        steps: until the rate is zero, where it stays.
+        warmup_factor: of the first step.
+    """
+    if warmup_steps < 0 or steps <= 0:
+        raise ValueError(f"warmup_steps {warmup_steps} must be >= 0 and steps {steps} > 0")
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        step = jnp.asarray(step, float)
+        rate = base_lr * (1 + jnp.cos(jnp.pi * jnp.minimum(step / steps, 1))) / 2
+        if warmup_steps == 0:
+            return rate
+        share = jnp.minimum(step / warmup_steps, 1)
+        return rate * (warmup_factor * (1 - share) + share)
+
+    return schedule
+
+
 def halvings_with_exponential_warmup(
     base_lr: float,
     warmup_steps: int,

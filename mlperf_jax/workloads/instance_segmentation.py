@@ -11,11 +11,12 @@ mask of bytes each. The accuracy log has those that there are, and nothing else.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import functools
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from mlperf_jax.detection import drawing
 from mlperf_jax.detection.mask_answers import NUMBERS, Found, is_there, numbers_of, packed, unpacked
 from mlperf_jax.detection.proposals import proposal_anchors, proposal_loss, propose
 from mlperf_jax.detection.regions import (
+    Regions,
     detect_regions,
     draw_regions,
     mask_loss,
@@ -63,38 +65,67 @@ from mlperf_jax.workloads.object_detection import JudgedDetection, in_pixels, is
 from models.maskrcnn import MaskRCNN, MaskRCNNConfig, flops_per_image
 
 
-class MaskRCNNSegmentation(JudgedDetection[MaskRCNN, MaskedDetection]):
-    """Mask R-CNN on COCO (closed), and a small one of its family on composites (mini).
+class Kept(NamedTuple):
+    """Detections [n, 7], as `GroundTruth.judge` takes them, the pixels of each, and bytes beyond masks, one array for an image."""
+
+    detections: np.ndarray
+    runs: list[dict[str, Any]]
+    beyond: list[np.ndarray]
+
+
+class TwoStages(Protocol):
+    """A network of two stages, see `models.maskrcnn.MaskRCNN`; its heads are called on what boxes hold."""
+
+    @property
+    def boxes(self) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]: ...
+
+    @property
+    def masks(self) -> Callable[[jax.Array], jax.Array]: ...
+
+    def __call__(
+        self, images: jax.Array, *, train: bool
+    ) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array]]: ...
+
+
+class TwoStageConfig(Protocol):
+    """Sizes that the second stage asks for."""
+
+    @property
+    def strides(self) -> tuple[int, ...]: ...
+
+    @property
+    def box_window(self) -> int: ...
+
+    @property
+    def mask_window(self) -> int: ...
+
+
+M = TypeVar("M", bound=TwoStages)
+D = TypeVar("D", bound=MaskedDetection)
+
+
+class InstanceSegmentation(JudgedDetection[M, D]):
+    """Boxes, and what of them belongs to their object. A family of networks brings its own, and what else it finds in boxes.
 
     Images lie in padded shapes, each a bucket with programs of its own, named as "800x1344".
     """
 
-    benchmark = "maskrcnn"
-    published_backbone = "MSRA's ResNet-50 of Detectron, R-50.pkl"
-
-    @functools.cached_property
-    def model_config(self) -> MaskRCNNConfig:
-        return MaskRCNNConfig(**self.model_numbers())
-
-    def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
-        return MaskRCNN(self.model_config, policy=self.policy, rngs=rngs)
-
-    def is_frozen(self, path: tuple[str | int, ...]) -> bool:
-        return self.model_config.is_fixed(path)
+    row_bytes_beyond_mask = 0
+    """What a family adds to a row of `mask_answers`."""
 
     @property
-    def goals(self) -> tuple[Goal, ...]:
-        """Of boxes and of masks, under the names that MLPerf's log has."""
-        target, figure = self.config.target, {"mAP": "mAP", "mAP_50": "mAP at IoU .5"}[self.config.figure]
-        return (
-            Goal("BBOX", target.BBOX, metric=f"box {figure}"),
-            Goal("SEGM", target.SEGM, metric=f"mask {figure}"),
-        )
+    def _row_bytes(self) -> int:
+        return NUMBERS + (2 * self.model_config.mask_window) ** 2
+
+    @property
+    @abc.abstractmethod
+    def model_config(self) -> TwoStageConfig:
+        """The sizes of the network."""
 
     # Training.
 
-    def loss(self, model: MaskRCNN, batch: Batch, key: jax.Array) -> Loss:
-        """The five losses of the reference, added up.
+    def loss(self, model: M, batch: Batch, key: jax.Array) -> Loss:
+        """The losses of both stages, added up: of Mask R-CNN the five of the reference.
 
         Each is a mean over what the batch was found to have of its examples. Micro-batches count alike, as the
         reference's processes do, whose gradients are averaged.
@@ -111,13 +142,21 @@ class MaskRCNNSegmentation(JudgedDetection[MaskRCNN, MaskedDetection]):
         regions = draw_regions(
             *proposals, boxes, labels, for_regions, count=numbers.count, share=numbers.share
         )
-        losses += region_loss(*model.boxes(self.held(levels, regions.corners, "box")), regions, boxes)
+        losses += region_loss(
+            *model.boxes(self.held(levels, regions.corners, self.model_config.box_window)), regions, boxes
+        )
 
         positive = regions.first(int(numbers.count * numbers.share))
-        masks = model.masks(self.held(levels, positive.corners, "mask"))
-        targets = mask_targets(batch["masks"], positive, boxes, masks.shape[2])
-        losses.append(mask_loss(masks, targets, positive.labels))
+        losses += self.losses_in_boxes(model, levels, positive, boxes, batch)
         return jnp.stack(losses).sum() * len(labels), len(labels)
+
+    def losses_in_boxes(
+        self, model: M, levels: Sequence[jax.Array], positive: Regions, boxes: jax.Array, batch: Batch
+    ) -> list[jax.Array]:
+        """What the heads cost that look into boxes which hold something; `boxes` [B, M, 4] are the true ones, in pixels."""
+        masks = model.masks(self.held(levels, positive.corners, self.model_config.mask_window))
+        targets = mask_targets(batch["masks"], positive, boxes, masks.shape[2])
+        return [mask_loss(masks, targets, positive.labels)]
 
     def shown(self, inputs: Batch) -> jax.Array:
         """Normalised images, 0 beyond their extent."""
@@ -148,9 +187,8 @@ class MaskRCNNSegmentation(JudgedDetection[MaskRCNN, MaskedDetection]):
             logits, codes, extent, anchors, candidates=numbers.candidates, iou=iou, count=numbers.count
         )
 
-    def held(self, levels: Sequence[jax.Array], corners: jax.Array, head: str) -> jax.Array:
-        """What boxes hold, as the head "box" or "mask" wants it."""
-        window = {"box": self.model_config.box_window, "mask": self.model_config.mask_window}[head]
+    def held(self, levels: Sequence[jax.Array], corners: jax.Array, window: int) -> jax.Array:
+        """What boxes hold, [B, R, window, window, channels]."""
         return roi_align(levels, self.model_config.strides[:-1], corners, window)
 
     def schedule(self) -> optax.Schedule:
@@ -188,23 +226,30 @@ class MaskRCNNSegmentation(JudgedDetection[MaskRCNN, MaskedDetection]):
 
     # Evaluation.
 
-    def detected(self, model: MaskRCNN, inputs: Batch) -> tuple[Detections, jax.Array]:
-        """Detections of `image` and `extent`, corners in parts of the images, and masks [B, K, w, w] uint8."""
+    def detected(self, model: M, inputs: Batch) -> tuple[Detections, *tuple[jax.Array, ...]]:
+        """Detections of `image` and `extent`, corners in parts of the images, and what `found_in_boxes` says of them."""
         extent = inputs["extent"]
         levels, logits, codes = model(self.shown(inputs), train=False)
         anchors = self.anchors(levels)
         proposals = self.proposals(logits, codes, extent, anchors, self.config.proposals.eval)
         selection = Selection(**self.config.detection.to_dict())
-        found = detect_regions(
-            *model.boxes(self.held(levels, proposals[0], "box")), *proposals, extent, selection
-        )
-        masks = of_class(model.masks(self.held(levels, found.corners, "mask")), found.labels)
+        held = self.held(levels, proposals[0], self.model_config.box_window)
+        found = detect_regions(*model.boxes(held), *proposals, extent, selection)
         parts = found.corners / _sides(extent)[:, None].astype(found.corners.dtype)
-        return Detections(parts, found.scores, found.labels), shares_of_255(masks)
+        in_boxes = self.found_in_boxes(model, levels, found, extent)
+        return Detections(parts, found.scores, found.labels), *in_boxes
 
-    def answer(self, model: MaskRCNN, inputs: Batch) -> jax.Array:
-        """[B, K, 28 + w w] uint8, see `mask_answers`; a row of label 0 holds no detection."""
-        return packed(inputs["index"], *self.detected(model, inputs))
+    def found_in_boxes(
+        self, model: M, levels: Sequence[jax.Array], found: Detections, extent: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        """Masks [B, K, w, w] uint8 of what was found, whose corners are in pixels, and what else a family finds, [B, K, n] uint8."""
+        masks = model.masks(self.held(levels, found.corners, self.model_config.mask_window))
+        return (shares_of_255(of_class(masks, found.labels)),)
+
+    def answer(self, model: M, inputs: Batch) -> jax.Array:
+        """[B, K, 28 + w w] uint8, see `mask_answers`, and what else is found in boxes; a row of label 0 holds no detection."""
+        found, masks, *beyond = self.detected(model, inputs)
+        return jnp.concatenate([packed(inputs["index"], found, masks), *beyond], axis=-1)
 
     def programs(self, state: State, layout: Layout) -> dict[str, Program]:
         """A bucket's evaluation batch to the answers to it, on every device whole."""
@@ -241,50 +286,51 @@ class MaskRCNNSegmentation(JudgedDetection[MaskRCNN, MaskedDetection]):
 
     def evaluate(self, engine: Engine, state: State, notes: Notes = NO_NOTES) -> Future[Evaluation]:
         parts = [
-            self.scorer.submit(
-                self._kept, batch["answer"][real], batch["image_id"][real], batch["size"][real]
-            )
+            self.scorer.submit(self.kept, batch["answer"][real], batch["image_id"][real], batch["size"][real])
             for batch in self.measured_batches(engine, state)
             for real in [batch["mask"] > 0]
         ]
-        return self.scorer.submit(lambda: self._judged([part.result() for part in parts]))
+        return self.scorer.submit(lambda: self.judged([part.result() for part in parts]))
 
-    def _kept(self, answers: Sequence[np.ndarray], image_ids: np.ndarray, sizes: np.ndarray) -> _Kept:
+    def kept(self, answers: Sequence[np.ndarray], image_ids: np.ndarray, sizes: np.ndarray) -> Kept:
         """Detections of images as the ground truth's package takes them, of answers [N, K, 28 + w w] or as many [n, ...]."""
-        detections, runs = [np.zeros((0, 7))], []
+        detections, runs, beyond = [np.zeros((0, 7))], [], []
         for answer, image_id, (height, width) in zip(answers, image_ids, sizes.tolist(), strict=True):
-            rows, masks = unpacked(answer)
+            (rows, masks), more = self.unpacked(answer)
             detections.append(
                 in_pixels(rows[None], image_id[None], np.array([[height, width]]), self.dataset.category_ids)
             )
             corners = rows[:, :4] * [width, height, width, height]
             runs += [pasted.run_lengths(*one, height, width) for one in zip(masks, corners, strict=True)]
-        return _Kept(np.concatenate(detections), runs)
+            beyond.append(more)
+        return Kept(np.concatenate(detections), runs, beyond)
 
-    def _judged(self, parts: Sequence[_Kept], image_ids: Sequence[int] | None = None) -> Evaluation:
+    def judged(self, parts: Sequence[Kept], image_ids: Sequence[int] | None = None) -> Evaluation:
+        """The figures of detections, by some images or all."""
         detections = np.concatenate([part.detections for part in parts])
         runs = [run for part in parts for run in part.runs]
         boxes = self.ground_truth.judge(detections, image_ids)
         masks = self.ground_truth.judge(detections, image_ids, runs)
-        named_figures = {
-            f"{kind}_{name}": x for kind, y in (("box", boxes), ("mask", masks)) for name, x in y.items()
-        }
-        figure = self.config.figure
-        return {"BBOX": boxes[figure], "SEGM": masks[figure], **named_figures}
+        return {f"{kind}_{name}": x for kind, y in (("box", boxes), ("mask", masks)) for name, x in y.items()}
+
+    def unpacked(self, answer: np.ndarray) -> tuple[Found, np.ndarray]:
+        """The detections of an answer, and the bytes that follow each, [n, row_bytes_beyond_mask] uint8."""
+        answer = answer[is_there(answer)]
+        return unpacked(answer[:, : self._row_bytes]), answer[:, self._row_bytes :]
 
     def pictures(self, engine: Engine, state: State, count: int) -> list[bytes]:
         """Of the first examples by bucket, as evaluation takes them."""
         ids: list[int] = []
-        found: list[Found] = []
+        found: list[tuple[Found, np.ndarray]] = []
         with contextlib.closing(self.measured_batches(engine, state)) as batches:
             while len(ids) < min(count, self.num_eval):
                 batch = next(batches)
                 real = batch["mask"] > 0
                 ids += batch["image_id"][real].tolist()
-                found += map(unpacked, batch["answer"][real])
-        return [self._picture(*one) for one in zip(ids[:count], found[:count], strict=True)]
+                found += map(self.unpacked, batch["answer"][real])
+        return [self._picture(one, *those) for one, those in zip(ids[:count], found[:count], strict=True)]
 
-    def _picture(self, image_id: int, found: Found) -> bytes:
+    def _picture(self, image_id: int, found: Found, beyond: np.ndarray) -> bytes:
         index = np.flatnonzero(self.dataset.source.image_ids == image_id)
         example = self.dataset.read_eval(index, ("image", "extent", "size"))
         height, width = example["extent"][0].tolist()
@@ -300,7 +346,12 @@ class MaskRCNNSegmentation(JudgedDetection[MaskRCNN, MaskedDetection]):
             self.true_boxes(image_id, *example["size"][0].tolist()),
             self.found_boxes(rows),
             covered.astype(bool),
+            self.lines(beyond[there]),
         )
+
+    def lines(self, beyond: np.ndarray) -> Sequence[np.ndarray]:
+        """What else is drawn of detections [n, row_bytes_beyond_mask]: for each lines between points, [m, 2, 2] x and y in parts of the image."""
+        return ()
 
     # Inference: a sample is an image in its padded shape.
 
@@ -322,7 +373,7 @@ class MaskRCNNSegmentation(JudgedDetection[MaskRCNN, MaskedDetection]):
         return np.ascontiguousarray(answer[: int(is_there(answer).sum())])
 
     def answered_figures(self, indices: np.ndarray, answers: Sequence[bytes]) -> Evaluation:
-        row = NUMBERS + (2 * self.model_config.mask_window) ** 2
+        row = self._row_bytes + self.row_bytes_beyond_mask
         found = []
         for index, answer in zip(indices.tolist(), answers, strict=True):
             if len(answer) % row:
@@ -332,25 +383,10 @@ class MaskRCNNSegmentation(JudgedDetection[MaskRCNN, MaskedDetection]):
                 raise ValueError("answers name other samples than those that were asked")
             found.append(rows)
         truth = self.dataset.read_eval(indices, ("image_id", "size"))
-        kept = self._kept(found, truth["image_id"], truth["size"])
-        return self._judged([kept], truth["image_id"].tolist())
+        kept = self.kept(found, truth["image_id"], truth["size"])
+        return self.judged([kept], truth["image_id"].tolist())
 
-    # Weights, and facts for logs.
-
-    def import_backbone(self, tensors: Mapping[str, Tensor]) -> State:
-        return weights.backbone(tensors, self.model_config)
-
-    def import_weights(self, tensors: Mapping[str, Tensor]) -> tuple[State, dict[str, Any]]:
-        state, changes = weights.published(tensors, self.model_config)
-        return self.parted(state), changes
-
-    def train_flops_per_example(self) -> float:
-        """Of an image of the largest padded shape."""
-        numbers = self.config.regions
-        positive = int(numbers.count * numbers.share)
-        return flops_per_image(
-            self.model_config, self.dataset.shapes[-1], numbers.count, positive, train=True
-        )
+    # Facts for logs.
 
     def hyperparameters(self) -> dict[str, Any]:
         optimizer, schedule, data = self.config.optimizer, self.config.schedule, self.config.data
@@ -370,11 +406,49 @@ class MaskRCNNSegmentation(JudgedDetection[MaskRCNN, MaskedDetection]):
         }
 
 
-class _Kept(NamedTuple):
-    """Detections [n, 7], as `GroundTruth.judge` takes them, and the pixels of each."""
+class MaskRCNNSegmentation(InstanceSegmentation[MaskRCNN, MaskedDetection]):
+    """Mask R-CNN on COCO (closed), and a small one of its family on composites (mini)."""
 
-    detections: np.ndarray
-    runs: list[dict[str, Any]]
+    benchmark = "maskrcnn"
+    published_backbone = "MSRA's ResNet-50 of Detectron, R-50.pkl"
+
+    @functools.cached_property
+    def model_config(self) -> MaskRCNNConfig:
+        return MaskRCNNConfig(**self.model_numbers())
+
+    def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
+        return MaskRCNN(self.model_config, policy=self.policy, rngs=rngs)
+
+    def is_frozen(self, path: tuple[str | int, ...]) -> bool:
+        return self.model_config.is_fixed(path)
+
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """Of boxes and of masks, under the names that MLPerf's log has."""
+        target, figure = self.config.target, {"mAP": "mAP", "mAP_50": "mAP at IoU .5"}[self.config.figure]
+        return (
+            Goal("BBOX", target.BBOX, metric=f"box {figure}"),
+            Goal("SEGM", target.SEGM, metric=f"mask {figure}"),
+        )
+
+    def judged(self, parts: Sequence[Kept], image_ids: Sequence[int] | None = None) -> Evaluation:
+        figures, figure = super().judged(parts, image_ids), self.config.figure
+        return {"BBOX": figures[f"box_{figure}"], "SEGM": figures[f"mask_{figure}"], **figures}
+
+    def import_backbone(self, tensors: Mapping[str, Tensor]) -> State:
+        return weights.backbone(tensors, self.model_config)
+
+    def import_weights(self, tensors: Mapping[str, Tensor]) -> tuple[State, dict[str, Any]]:
+        state, changes = weights.published(tensors, self.model_config)
+        return self.parted(state), changes
+
+    def train_flops_per_example(self) -> float:
+        """Of an image of the largest padded shape."""
+        numbers = self.config.regions
+        positive = int(numbers.count * numbers.share)
+        return flops_per_image(
+            self.model_config, self.dataset.shapes[-1], numbers.count, positive, train=True
+        )
 
 
 def _sides(extent: jax.Array) -> jax.Array:
