@@ -166,7 +166,9 @@ def _mini() -> Numbers:
         ),
         batch_size=16,
         eval_batch_size=100,
-        optimizer=dict(name="adamw", base_lr=2e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.05, clip_norm=1.0),
+        optimizer=dict(
+            name="adamw", base_lr=2e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.05, clip_norm=1.0
+        ),
         schedule=dict(warmup_steps=375, warmup_factor=5e-6, decay_steps=(3000,), decay_factor=0.1),
         ema_decay=0.99,
         target=dict(BBOX=0.25, SEGM=0.20),
