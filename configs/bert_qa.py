@@ -15,7 +15,7 @@ benchmarks.constant_spans`), of which the target is three times.
 
     python -m mlperf_jax.main --workload=bert --platform=cpu
     python -m mlperf_jax.main --workload=bert_qa --platform=cpu
-    not trained yet: it waits for a trunk that has learnt from context
+    not trained yet
 """
 
 from __future__ import annotations

@@ -17,12 +17,13 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.nn import initializers
 
 from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
-from models.attention import LayerNorm, position_encoding, split
+from models.attention import LayerNorm, split
 from models.attention_function import CHOICES, attend
 from models.attention_mask import Mask
 from models.products import product
@@ -31,8 +32,11 @@ from models.stack import LAYER_REMAT, scan, stacked
 from models.transformer import segment_positions
 
 GELU = ("tanh", "erf")
+FIRST_VALUES = ("drawn", "beside")
 
 _EPSILON = 1e-12  # of norms
+_WAVES = np.geomspace(2.5, 0.05, 16)  # radians a place, of `Encoder.look_beside`
+_GAIN = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +57,8 @@ class BertConfig:
         attention: a name of `models.attention_function.CHOICES`, for training; without a key for dropout "auto".
         remat: a name of `models.stack.LAYER_REMAT`.
         initializer_range: deviation of first values, drawn from within two of it.
-        first_positions: "drawn", as the reference's are, or "sinusoids" of the same deviation, from which what
-            stands beside what is learnt sooner; trained either way.
+        first_values: "drawn", as the reference's are, or "beside": from these narrow models learn sooner, see
+            `Encoder.look_beside`.
     """
 
     vocab_size: int = 30522
@@ -70,19 +74,25 @@ class BertConfig:
     attention: str = "auto"
     remat: str = "none"
     initializer_range: float = 0.02
-    first_positions: str = "drawn"
+    first_values: str = "drawn"
 
     def __post_init__(self) -> None:
         for name, value, offered in (
             ("gelu", self.gelu, GELU),
             ("attention", self.attention, CHOICES),
             ("remat", self.remat, LAYER_REMAT),
-            ("first_positions", self.first_positions, ("drawn", "sinusoids")),
+            ("first_values", self.first_values, FIRST_VALUES),
         ):
             if value not in offered:
                 raise ValueError(f"{name} {value!r} is none of {', '.join(offered)}")
         if self.width % self.num_heads:
             raise ValueError(f"{self.num_heads} heads do not divide a width of {self.width}")
+        if self.first_values == "beside" and (
+            self.num_heads < 2 or self.width < 2 * len(_WAVES) * self.num_heads
+        ):
+            raise ValueError(
+                f"two heads that look beside their own place are at least {2 * len(_WAVES)} wide each"
+            )
 
     @classmethod
     def large(cls) -> BertConfig:
@@ -186,14 +196,35 @@ class Encoder(nnx.Module):
         self.config, self.dtype = config, policy.compute_dtype
         self.embedding = table(config.vocab_size, "vocab")
         self.position_embedding = table(config.num_positions, None)
-        if config.first_positions == "sinusoids":
-            waves = position_encoding(config.num_positions, config.width)
-            waves *= math.sqrt(2) * config.initializer_range
-            self.position_embedding[...] = jnp.asarray(waves, policy.param_dtype)
         self.type_embedding = table(config.num_types, None)
         self.embedding_norm = _norm(config, policy)
-        layers = range(config.num_layers)
-        self.layers = stacked([EncoderLayer(config, policy=policy, rngs=rngs) for _ in layers])
+        layers = [EncoderLayer(config, policy=policy, rngs=rngs) for _ in range(config.num_layers)]
+        if config.first_values == "beside":
+            self.look_beside(layers[0].attention)
+        self.layers = stacked(layers)
+
+    def look_beside(self, first: SelfAttention) -> None:
+        """First values with which two heads of the first layer look at the places before and after their own.
+
+        Drawn values let every place look at all others alike, and a narrow model needs many steps to find out that a
+        word's neighbours tell most of it. Here the first features hold waves of the position and nothing of words; as
+        queries two heads have them turned by a place, back and on, and as keys as they are. All of it is trained.
+        """
+        count, rows = 2 * len(_WAVES), self.config.num_positions
+        angles = np.arange(rows)[:, None] * _WAVES
+        waves = np.zeros((rows, self.config.width))
+        waves[:, :count] = np.concatenate([np.sin(angles), np.cos(angles)], 1)
+        scale = math.sqrt(2) * self.config.initializer_range
+        self.position_embedding[...] = jnp.asarray(scale * waves, self.position_embedding[...].dtype)
+        for table in (self.embedding, self.type_embedding):
+            table[...] = table[...].at[:, :count].set(0)
+        query, key = first.query.kernel, first.key.kernel  # [D, H, D / H]
+        for head, places in enumerate((-1, 1)):
+            cos, sin = np.diag(np.cos(places * _WAVES)), np.diag(np.sin(places * _WAVES))
+            turned = np.block([[cos, -sin], [sin, cos]])
+            for kernel, block in ((query, turned), (key, np.eye(count))):
+                plain = kernel[...].at[:, head].set(0)
+                kernel[...] = plain.at[:count, head, :count].set(_GAIN * block)
 
     def __call__(
         self, tokens: jax.Array, segment: jax.Array, token_type: jax.Array, *, key: jax.Array | None = None

@@ -21,7 +21,13 @@ LENGTH, FIRST = 32, len(wordpiece.SPECIAL)
 CUT = spans.Cut(length=LENGTH, stride=8, most_question=3)
 BATCH = 32
 SIZES = dict(
-    vocab_size=len(VOCABULARY), width=16, mlp_width=32, num_heads=4, num_layers=2, num_positions=LENGTH
+    vocab_size=len(VOCABULARY),
+    width=16,
+    mlp_width=32,
+    num_heads=4,
+    num_layers=2,
+    num_positions=LENGTH,
+    first_values="drawn",
 )
 
 

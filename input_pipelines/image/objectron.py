@@ -211,7 +211,7 @@ class Photographs(base.InMemoryDataset):
         )
         self.names = tuple(names)
         self.ground_truth = detection.coco_truth(
-            ((i, *size) for i, size in enumerate(sizes.tolist())),
+            ((i, height, width) for i, (height, width) in enumerate(sizes.tolist())),
             (
                 _true_box(i, size, answer)
                 for i, (name, size) in enumerate(zip(self.names, sizes.tolist(), strict=True))

@@ -226,7 +226,7 @@ class InstanceSegmentation(JudgedDetection[M, D]):
 
     # Evaluation.
 
-    def detected(self, model: M, inputs: Batch) -> tuple[Detections, *tuple[jax.Array, ...]]:
+    def detected(self, model: M, inputs: Batch) -> tuple[Detections, tuple[jax.Array, ...]]:
         """Detections of `image` and `extent`, corners in parts of the images, and what `found_in_boxes` says of them."""
         extent = inputs["extent"]
         levels, logits, codes = model(self.shown(inputs), train=False)
@@ -237,7 +237,7 @@ class InstanceSegmentation(JudgedDetection[M, D]):
         found = detect_regions(*model.boxes(held), *proposals, extent, selection)
         parts = found.corners / _sides(extent)[:, None].astype(found.corners.dtype)
         in_boxes = self.found_in_boxes(model, levels, found, extent)
-        return Detections(parts, found.scores, found.labels), *in_boxes
+        return Detections(parts, found.scores, found.labels), in_boxes
 
     def found_in_boxes(
         self, model: M, levels: Sequence[jax.Array], found: Detections, extent: jax.Array
@@ -248,7 +248,7 @@ class InstanceSegmentation(JudgedDetection[M, D]):
 
     def answer(self, model: M, inputs: Batch) -> jax.Array:
         """[B, K, 28 + w w] uint8, see `mask_answers`, and what else is found in boxes; a row of label 0 holds no detection."""
-        found, masks, *beyond = self.detected(model, inputs)
+        found, (masks, *beyond) = self.detected(model, inputs)
         return jnp.concatenate([packed(inputs["index"], found, masks), *beyond], axis=-1)
 
     def programs(self, state: State, layout: Layout) -> dict[str, Program]:

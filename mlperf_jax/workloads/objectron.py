@@ -85,7 +85,7 @@ class Objectron(ServedWorkload):
     # The model.
 
     @functools.cached_property
-    def _split(self) -> tuple[nnx.GraphDef, nnx.State]:
+    def _split(self) -> tuple[Any, Any]:
         """The graph, and structs of the parameters."""
         return nnx.split(
             nnx.eval_shape(lambda: SSDMobileNetV2(self.model_config, policy=self.policy, rngs=nnx.Rngs(0)))

@@ -298,3 +298,24 @@ def test_configs_and_rows_that_cannot_be():
     inputs = {name: np.pad(value, ((0, 0), (0, 1))) for name, value in apart()[0].items()}
     with pytest.raises(ValueError, match="a row has 13 tokens, of 12 positions"):
         jax.eval_shape(lambda params: nnx.merge(graph_of(), params)(**inputs), parameters())
+
+
+def test_first_values_may_look_beside():
+    """Two heads of the first layer: most of what a place looks at is the one before it, or after."""
+    config = BertConfig(
+        **SIZES | dict(vocab_size=500, width=128, num_layers=1, num_positions=64, first_values="beside"),
+        initializer_range=0.05,
+    )
+    model = PretrainedBert(config, policy=POLICIES["float32"], rngs=nnx.Rngs(1))
+    encoder = model.encoder
+    tokens = np.random.default_rng(0).integers(500, size=(4, 64))
+    x = encoder.embedding[...][tokens] + encoder.position_embedding[...] + encoder.type_embedding[...][0]
+    x = encoder.embedding_norm(x)
+    kernels = (getattr(encoder.layers.attention, name).kernel[...][0] for name in ("query", "key"))
+    q, k = (jnp.einsum("bld,dhk->bhlk", x, kernel) for kernel in kernels)
+    weights = np.asarray(jax.nn.softmax(jnp.einsum("bhik,bhjk->bhij", q, k) / np.sqrt(32), -1))
+    place = np.arange(1, 63)
+    assert weights[:, 0, place, place - 1].min() > 0.5 and weights[:, 1, place, place + 1].min() > 0.5
+    assert weights[:, 2].max() < 0.5
+    with pytest.raises(ValueError, match="at least 32 wide each"):
+        BertConfig(**SIZES, first_values="beside")

@@ -332,7 +332,7 @@ def test_an_answer_holds_what_was_found():
     @jax.jit
     def detected(state, inputs):
         with tracing(engine.layout, workload.policy):
-            found, masks = workload.detected(workload.model(state), inputs)
+            found, (masks,) = workload.detected(workload.model(state), inputs)
             return found.corners, found.scores, found.labels, masks
 
     corners, scores, labels, masks = detected(workload.served_state(state), inputs)

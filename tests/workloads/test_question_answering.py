@@ -34,7 +34,10 @@ def tuned(tmp_path_factory):
         door.run(door.ROOT, f"--workload=tests.toys_bert:{name}", *common, **door.LIGHTLY)
         for name in ("SmallBert", "SmallAnswers")
     ]
-    assert [one.returncode for one in ended] == [1, 1], [one.stderr for one in ended]  # targets out of reach
+    # Their targets are out of reach.
+    assert all(one.returncode == 1 and "not reached" in one.stdout for one in ended), [
+        one.stderr for one in ended
+    ]
     return results
 
 

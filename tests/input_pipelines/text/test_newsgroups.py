@@ -6,11 +6,9 @@ import hashlib
 import numpy as np
 import pytest
 
-tokenizers = pytest.importorskip("tokenizers")
-
-from input_pipelines import fetch, open_dataset, prepare  # noqa: E402
-from input_pipelines.text import gensim_articles, newsgroups, wordnet_questions  # noqa: E402
-from mlperf_jax.errors import UserError  # noqa: E402
+from input_pipelines import fetch, open_dataset, prepare
+from input_pipelines.text import gensim_articles, newsgroups, wordnet_questions
+from mlperf_jax.errors import UserError
 
 NOUNS = """  1 This software and database is being provided to you
 00001740 03 n 01 harbor_seal 0 001 ~ 00001930 n 0000 | the spotted harbor seal of coastal waters; "they swim"

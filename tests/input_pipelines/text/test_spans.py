@@ -6,12 +6,10 @@ import json
 import numpy as np
 import pytest
 
-tokenizers = pytest.importorskip("tokenizers")
-
-from input_pipelines import open_dataset, prepare, prepared  # noqa: E402
-from input_pipelines.text import spans, squad, wordpiece  # noqa: E402
-from input_pipelines.text.spans import Question  # noqa: E402
-from mlperf_jax.errors import UserError  # noqa: E402
+from input_pipelines import open_dataset, prepare, prepared
+from input_pipelines.text import spans, squad, wordpiece
+from input_pipelines.text.spans import Question
+from mlperf_jax.errors import UserError
 
 WORDS = [f"w{n}" for n in range(50)]
 VOCABULARY = [*wordpiece.SPECIAL, *WORDS, "w", *(f"##{n}" for n in range(10))]

@@ -4,10 +4,8 @@ import random
 
 import pytest
 
-tokenizers = pytest.importorskip("tokenizers")
-
-from input_pipelines.text import wordpiece  # noqa: E402
-from mlperf_jax.errors import UserError  # noqa: E402
+from input_pipelines.text import wordpiece
+from mlperf_jax.errors import UserError
 
 VOCABULARY = (*wordpiece.SPECIAL, "un", "##aff", "##able", "want", "##ed", ",", "the", "##s", "run", "##ning")
 
