@@ -1,0 +1,98 @@
+"""Mask R-CNN2Go in every layout, in two processes, through the door, and closed on made-up data."""
+
+import jax
+import pytest
+
+from mlperf_jax.results.events import read_events
+from mlperf_jax.training.checkpoints import Checkpoints
+from mlperf_jax.training.engine import named
+from tests import agreement, door, toys
+from tests.workloads.small_maskrcnn2go import SIZE, SmallPoses
+
+pytest.importorskip("pycocotools")
+
+BATCH, SHAPE = 8, f"{SIZE}x{SIZE}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closed_run(tmp_path_factory):
+    """The whole model on made-up images, of at most 64 pixels: a folder and a process.
+
+    It starts before the first test, beside which it has a core of its own.
+    """
+    folder = tmp_path_factory.mktemp("closed")
+    cuts = (
+        *("data.shorter=64", "data.longest=64", "data.longer=(64,)", "backbone_weights="),
+        *("proposals.train.candidates=50", "proposals.eval.candidates=50", "proposals.eval.count=50"),
+        *("regions.count=16", "detection.candidates=50", "batch_size=2", "eval_batch_size=1"),
+        *("optimizer.base_lr=0.001", "max_epochs=1"),
+    )
+    process = door.start_closed(folder, "maskrcnn2go", 8, *cuts)
+    yield folder, process
+    process.kill()
+
+
+LAYOUTS = agreement.Layouts(
+    lambda strategy: toys.make(SmallPoses, "float64", batch_size=BATCH),
+    lambda strategy, engine: (named("detect", SHAPE),) if strategy is None else (),
+    bucket=SHAPE,
+)
+
+
+@pytest.mark.parametrize("strategy", ["dp", "zero1", "fsdp", "tp", "fsdp_tp", "spatial"])
+def test_every_strategy_agrees_with_one_device_in_float64(strategy):
+    LAYOUTS.agree(strategy)
+
+
+def test_images_are_split_over_height():
+    engine = LAYOUTS.engine("spatial")
+    assert tuple(engine.batch["image"].sharding.spec) == ("data", "space")
+    assert "collective-permute" in engine.compiled(named("train_step", SHAPE)).as_text()
+
+
+# Through the door.
+
+
+def test_trained_drawn_and_served(tmp_path):
+    run = (
+        *("--workload=tests.workloads.small_maskrcnn2go:SmallPoses", "--platform=cpu"),
+        *("--config.detection.score=0.0", "--config.target=0.0", "--config.max_epochs=1"),
+    )
+    ended = door.run(tmp_path, *run, "--seed=3", "--visualize=1", **door.LIGHTLY)
+    assert ended.returncode == 0, ended.stderr
+    assert "keypoint AP at OKS .5" in ended.stdout
+    assert [p.name for p in (door.run_folder(tmp_path / "results") / "pictures").iterdir()] == ["000.png"]
+    served = door.run(
+        tmp_path, *run, "--scenario=Server", "--qps=20", "--time=0.5", "--mode=accuracy", **door.LIGHTLY
+    )
+    assert served.returncode in (0, 1), served.stdout + served.stderr
+    assert "keypoint AP at OKS .5" in served.stdout, served.stdout
+
+
+def test_two_processes_agree_with_one(tmp_path):
+    """An epoch of ten steps, and the state at its end as the two wrote it."""
+    flags = ["--workload=tests.workloads.small_maskrcnn2go:SmallPoses", "--platform=cpu", "--cpu_devices=4"]
+    flags += ["--sharding=fsdp", "--seed=1", "--config.precision=float64", f"--config.batch_size={BATCH}"]
+    flags += ["--config.max_epochs=1", f"--coordinator={door.free_address()}", "--num_processes=2"]
+    pair = [door.start(tmp_path, *flags, f"--process_id={i}", **door.LIGHTLY) for i in range(2)]
+    for ended in map(door.finish, pair):
+        assert ended.returncode == 1, ended.stderr
+    _, expected = LAYOUTS.trained("fsdp")
+    with jax.enable_x64(True):
+        engine = LAYOUTS.engine("fsdp")
+        checkpoints = Checkpoints(door.run_folder(tmp_path / "results") / "checkpoints")
+        assert checkpoints.position().step == agreement.STEPS
+        found = checkpoints.restore(engine.saved(engine.state))
+        checkpoints.close()
+    agreement.assert_close(found, expected)
+
+
+def test_closed_on_made_up_data_runs_to_its_end(closed_run):
+    """No ruleset has the benchmark; the log has what the recipe says."""
+    folder, process = closed_run
+    ended = door.finish(process)
+    assert ended.returncode == 1 and "not reached" in ended.stdout, ended.stderr
+    (log,) = door.logs(folder / "results", "closed")
+    events = read_events(log)
+    assert door.values(events, "num_image_candidates") == [1000]
+    assert door.values(events, "opt_learning_rate_training_steps") == [450_000]
