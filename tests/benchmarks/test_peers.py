@@ -55,7 +55,7 @@ SMALL = {
         "proposals.train.count=16",
         "regions.count=50",
         "regions.share=0.5",
-        "optimizer.epsilon=1e-2",
+        "optimizer.epsilon=1e-4",
         "detection.score=0.0",
     ],
     "maskrcnn2go": [
