@@ -16,7 +16,8 @@ frequent subword has an accuracy of 0.0329, of which the target is more than fou
 0.2865, and with the words that are shown 0.3261 (`python -m benchmarks.neighbours`).
 
     ./run_and_time.sh --workload=bert --platform=cpu
-    no record yet: its network had 0.131 after 360 steps without next sentences, in 52 s of one core (benchmarks/NOTES.md)
+    no record yet: without next sentences its network had 0.131 after 360 steps, with them 0.073 after the first 250
+    (benchmarks/NOTES.md)
 """
 
 from __future__ import annotations

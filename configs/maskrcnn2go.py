@@ -16,7 +16,7 @@ random weights; not MLPerf's data or model. Quality is keypoint AP at OKS .5; th
 (benchmarks/mean_pose_figures.json).
 
     ./run_and_time.sh --workload=maskrcnn2go --platform=cpu
-    expected: not trained yet; the target is the least that it may be
+    expected: 0.60 after epoch 2 of 8, in 2 minutes on one core (benchmarks/convergence)
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _mini() -> Numbers:
         optimizer=dict(name="adamw", base_lr=3e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.05),
         schedule=dict(warmup_steps=100, warmup_factor=1e-3, steps=3000),
         ema_decay=0.98,
-        target=0.35,
+        target=0.60,
         max_epochs=8,
         **loop(eval_every_epochs=1),
         inference=serving(_LOADGEN_MODEL, (1, 2, 4, 8, 16, 32), min_duration_s=10.0),

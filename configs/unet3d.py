@@ -24,7 +24,7 @@ right half for evaluation, both read from the side inwards); not MLPerf's data o
 at least: of half as many no seven groups can be told.
 
     ./run_and_time.sh --workload=unet3d --platform=cpu
-    expected: 0.80 after epoch 7 to 14 of 24, in 1 1/2 to 3 minutes on one core (benchmarks/convergence). Without a network
+    expected: 0.80 after epoch 7 to 12 of 24, in 2 to 3 minutes on one core (seeds 1 to 8; benchmarks/convergence). Without a network
     (benchmarks/trivial_segmentation_colin27.json) thresholds of intensity have 0.074, and the left half's labels, mirrored,
     0.841
 """

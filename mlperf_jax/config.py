@@ -75,7 +75,7 @@ def base_config(workload: str, preset: str) -> ConfigDict:
         UserError: the workload has no config for that preset.
     """
     if ":" in workload:
-        from mlperf_jax import workload as registry
+        from mlperf_jax import registry
 
         source: Any = registry.find(workload, registry.Workload)
         if not hasattr(source, "get_config"):

@@ -48,8 +48,9 @@ def _import(workload: str, preset: str, source: Path, to: str | None, overrides:
     import jax
 
     from mlperf_jax import making
+    from mlperf_jax.registry import served
     from mlperf_jax.weights import files
-    from mlperf_jax.workload import ServedWorkload, served
+    from mlperf_jax.workload import ServedWorkload
 
     workload = served(workload)
     folder = Path(to or f"weights/{workload}")

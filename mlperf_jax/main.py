@@ -155,7 +155,7 @@ def _infer(overrides: list[str], arguments: list[str]) -> int:
     from mlperf_jax.inference import command
     from mlperf_jax.inference.options import InferOptions
     from mlperf_jax.inference.settings import Asked
-    from mlperf_jax.workload import served
+    from mlperf_jax.registry import served
 
     if FLAGS.coordinator or FLAGS.num_processes > 1:
         raise UserError("Inference runs in one process; leave --coordinator and --num_processes out.")
@@ -195,7 +195,7 @@ def _data_dir() -> Path:
 
 
 def _list() -> str:
-    from mlperf_jax import workload as registry
+    from mlperf_jax import registry
 
     rows = [("workload", "preset", "target", "batch", "data")]
     for name in registry.names():

@@ -14,9 +14,9 @@ from typing import Generic
 from ml_collections import ConfigDict
 
 from mlperf_jax import config as configs
-from mlperf_jax import workload as registry
+from mlperf_jax import registry
 from mlperf_jax.precision import Policy, resolve_policy
-from mlperf_jax.workload import W
+from mlperf_jax.registry import W
 
 
 @dataclasses.dataclass(frozen=True)

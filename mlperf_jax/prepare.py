@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import input_pipelines
-from mlperf_jax import cli
+from mlperf_jax import cli, registry
 from mlperf_jax import config as configs
 from mlperf_jax import platform as platforms
-from mlperf_jax import workload as registry
 from mlperf_jax.errors import UserError
 
 

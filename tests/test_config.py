@@ -4,7 +4,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mlperf_jax import config as configs
-from mlperf_jax import workload
+from mlperf_jax import registry, workload
 from mlperf_jax.errors import UserError
 
 
@@ -163,8 +163,8 @@ def test_what_a_run_can_have_stays():
 
 def test_every_workload_has_every_preset_with_what_the_loop_needs():
     keys = {"benchmark", "preset", "batch_size", "target", "max_epochs", "precision"}
-    for name in workload.names():
-        if not issubclass(workload.find(name, workload.Workload), workload.TrainedWorkload):
+    for name in registry.names():
+        if not issubclass(registry.find(name, workload.Workload), workload.TrainedWorkload):
             continue
         assert configs.presets(name) == configs.PRESETS
         for preset in configs.PRESETS:
@@ -179,8 +179,8 @@ def test_every_workload_has_every_preset_with_what_the_loop_needs():
 def test_what_is_only_served_has_what_serving_needs():
     served = [
         name
-        for name in workload.names()
-        if not issubclass(workload.find(name, workload.Workload), workload.TrainedWorkload)
+        for name in registry.names()
+        if not issubclass(registry.find(name, workload.Workload), workload.TrainedWorkload)
     ]
     assert served == ["objectron"]
     for name in served:

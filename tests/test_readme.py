@@ -16,8 +16,8 @@ from mlperf_jax import (
     plan,
     predict_moves,
     prepare,
+    registry,
     report,
-    workload,
 )
 from mlperf_jax import config as configs
 from mlperf_jax.parallel import mesh
@@ -84,7 +84,7 @@ def test_files_that_it_links_and_lists_exist():
 
 
 def test_every_workload_stands_in_its_table():
-    for name in workload.names():
+    for name in registry.names():
         assert re.search(rf"^\| `{name}` \|", README, re.MULTILINE), name
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from input_pipelines.prepared import AGAIN
 from mlperf_jax import config as configs
 from mlperf_jax import platform as platforms
-from mlperf_jax import workload as registry
+from mlperf_jax import registry
 from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Quality
 from mlperf_jax.inference.options import InferOptions

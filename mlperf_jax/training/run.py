@@ -18,6 +18,7 @@ from mlperf_jax.nested import flatten
 from mlperf_jax.parallel import distributed, unsplit
 from mlperf_jax.parallel.chips import find_chip
 from mlperf_jax.parallel.layout import Layout
+from mlperf_jax.registry import config_file
 from mlperf_jax.results import events, summary, system
 from mlperf_jax.results.disclosure import disclosed
 from mlperf_jax.results.folders import PICTURES, Run, Runs, write_bytes
@@ -29,7 +30,7 @@ from mlperf_jax.training.loop import Outcome, Session, train
 from mlperf_jax.training.profile import Profile
 from mlperf_jax.training.progress import Progress
 from mlperf_jax.training.stop import StopSignal
-from mlperf_jax.workload import Notes, State, TrainedWorkload, config_file
+from mlperf_jax.workload import Notes, State, TrainedWorkload
 
 KEPT_CHECKPOINTS = 2
 

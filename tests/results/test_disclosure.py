@@ -12,10 +12,11 @@ from mlperf_jax.judging.tree import judge_tree
 from mlperf_jax.parallel.layout import STRATEGIES, Strategy
 from mlperf_jax.parallel.mesh import make_layout, single_device_layout
 from mlperf_jax.precision import POLICIES, Policy
+from mlperf_jax.registry import config_file, find, names
 from mlperf_jax.results.disclosure import disclosed
 from mlperf_jax.results.summary import end_message, summarize
 from mlperf_jax.rounds.collect import Reader
-from mlperf_jax.workload import Workload, config_file, find, names
+from mlperf_jax.workload import Workload
 from tests import door, toys, toys_text
 
 KEYS = (

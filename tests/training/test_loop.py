@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from mlperf_jax import workload as registry
+from mlperf_jax import registry
 from mlperf_jax.errors import Stopped, UserError
 from mlperf_jax.goals import Goal
 from mlperf_jax.parallel.layout import STRATEGIES

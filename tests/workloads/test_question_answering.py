@@ -8,7 +8,7 @@ import pytest
 
 from configs import bert_qa
 from loadgen_py import TestMode, TestScenario
-from mlperf_jax import workload as registry
+from mlperf_jax import registry
 from mlperf_jax.errors import UserError
 from mlperf_jax.inference.settings import Asked, Timing, make_settings
 from mlperf_jax.judging import official
