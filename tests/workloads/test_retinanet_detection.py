@@ -105,12 +105,9 @@ def test_evaluation_is_the_same_in_another_layout_and_as_answers_are_judged(x64)
 
 def test_two_processes_agree_with_one(tmp_path):
     """An epoch of ten steps, and the state at its end as the two wrote it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
     flags = ["--workload=tests.workloads.small_retinanet:SmallRetinaNet", "--platform=cpu", "--cpu_devices=4"]
     flags += ["--sharding=fsdp", "--seed=1", "--config.precision=float64", f"--config.batch_size={BATCH}"]
-    flags += ["--config.max_epochs=1", "--config.target=0.0", f"--coordinator={address}", "--num_processes=2"]
+    flags += ["--config.max_epochs=1", "--config.target=0.0", f"--coordinator={door.free_address()}", "--num_processes=2"]
     pair = [door.start(tmp_path, *flags, f"--process_id={i}", **door.LIGHTLY) for i in range(2)]
     for ended in map(door.finish, pair):
         assert ended.returncode == 0, ended.stderr
