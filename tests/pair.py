@@ -1,17 +1,33 @@
-"""A toy trained by two processes, and by one, on as many devices: what their logs say."""
+"""A toy trained by two processes, and by one, on as many devices: what their logs and checkpoints say."""
 
 from __future__ import annotations
 
-import socket
+import jax
 
+from mlperf_jax.training.checkpoints import Checkpoints
 from tests import door
+
+
+def saved(cwd, workload, engine, *flags, status=0):
+    """(step, state): an epoch in float64 by two processes of four devices under fsdp, as the last checkpoint has it.
+
+    `engine` is of the same layout, on the devices that are here; `status` is that of both at their end.
+    """
+    command = [f"--workload={workload}", "--platform=cpu", "--cpu_devices=4", "--sharding=fsdp", "--seed=1"]
+    command += ["--config.precision=float64", "--config.max_epochs=1", *flags]
+    command += [f"--coordinator={door.free_address()}", "--num_processes=2"]
+    both = [door.start(cwd, *command, f"--process_id={i}", **door.LIGHTLY) for i in range(2)]
+    for ended in map(door.finish, both):
+        assert ended.returncode == status, ended.stderr
+    with jax.enable_x64(True):
+        checkpoints = Checkpoints(door.run_folder(cwd / "results") / "checkpoints")
+        found = checkpoints.position().step, checkpoints.restore(engine.saved(engine.state))
+        checkpoints.close()
+    return found
 
 
 def evaluations(cwd, workload, *flags, processes=1, devices=2):
     """The qualities that a run in float64 logged, of a toy whose target cannot be reached."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     results = cwd / f"results_{processes}"
     command = [
         f"--workload={workload}",
@@ -24,7 +40,7 @@ def evaluations(cwd, workload, *flags, processes=1, devices=2):
         *flags,
     ]
     if processes > 1:
-        command += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}"]
+        command += [f"--coordinator={door.free_address()}", f"--num_processes={processes}"]
     each = [
         door.start(cwd, *command, *([f"--process_id={i}"] if processes > 1 else []), **door.LIGHTLY)
         for i in range(processes)

@@ -1,12 +1,10 @@
 """Mask R-CNN2Go in every layout, in two processes, through the door, and closed on made-up data."""
 
-import jax
 import pytest
 
 from mlperf_jax.results.events import read_events
-from mlperf_jax.training.checkpoints import Checkpoints
 from mlperf_jax.training.engine import named
-from tests import agreement, door, toys
+from tests import agreement, door, pair, toys
 from tests.workloads.small_maskrcnn2go import SIZE, SmallPoses
 
 pytest.importorskip("pycocotools")
@@ -73,19 +71,11 @@ def test_trained_drawn_and_served(tmp_path):
 
 def test_two_processes_agree_with_one(tmp_path):
     """An epoch of ten steps, and the state at its end as the two wrote it."""
-    flags = ["--workload=tests.workloads.small_maskrcnn2go:SmallPoses", "--platform=cpu", "--cpu_devices=4"]
-    flags += ["--sharding=fsdp", "--seed=1", "--config.precision=float64", f"--config.batch_size={BATCH}"]
-    flags += ["--config.max_epochs=1", f"--coordinator={door.free_address()}", "--num_processes=2"]
-    pair = [door.start(tmp_path, *flags, f"--process_id={i}", **door.LIGHTLY) for i in range(2)]
-    for ended in map(door.finish, pair):
-        assert ended.returncode == 1, ended.stderr
+    small = "tests.workloads.small_maskrcnn2go:SmallPoses"
+    engine = LAYOUTS.engine("fsdp")
+    step, found = pair.saved(tmp_path, small, engine, f"--config.batch_size={BATCH}", status=1)
     _, expected = LAYOUTS.trained("fsdp")
-    with jax.enable_x64(True):
-        engine = LAYOUTS.engine("fsdp")
-        checkpoints = Checkpoints(door.run_folder(tmp_path / "results") / "checkpoints")
-        assert checkpoints.position().step == agreement.STEPS
-        found = checkpoints.restore(engine.saved(engine.state))
-        checkpoints.close()
+    assert step == agreement.STEPS
     agreement.assert_close(found, expected, floor=FLOOR)
 
 

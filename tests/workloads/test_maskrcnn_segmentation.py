@@ -1,7 +1,6 @@
 """Mask R-CNN as a workload: its loss, every layout, two shapes, its answers, its weights, its log."""
 
 import functools
-import socket
 
 import jax
 import numpy as np
@@ -13,21 +12,20 @@ from mlperf_jax.config import resolve
 from mlperf_jax.detection.mask_answers import unpacked
 from mlperf_jax.errors import UserError
 from mlperf_jax.goals import reached
-from mlperf_jax.parallel.layout import STRATEGIES
-from mlperf_jax.parallel.mesh import make_layout, single_device_layout
+from mlperf_jax.parallel.mesh import single_device_layout
 from mlperf_jax.precision import POLICIES
 from mlperf_jax.results.events import read_events
-from mlperf_jax.training.checkpoints import Checkpoints
 from mlperf_jax.training.engine import Engine, named, tracing
 from mlperf_jax.training.frozen import fingerprint
 from mlperf_jax.weights.maskrcnn import from_reference
 from mlperf_jax.workloads.instance_segmentation import MaskRCNNSegmentation
-from tests import door, toys
+from tests import door, pair, toys
+from tests.agreement import STEPS, Layouts, assert_close
 from tests.workloads.small_maskrcnn import SIZE, SmallMaskRCNN
 
 pytest.importorskip("pycocotools")
 
-STEPS, BATCH = 10, 8
+BATCH = 8
 TWO_SHAPES = {"data__longest": 48, "data__longer": (64,)}
 
 
@@ -50,54 +48,20 @@ def closed_run(tmp_path_factory):
     process.kill()
 
 
-@functools.cache
-def engine_of(strategy, precision="float64"):
-    with jax.enable_x64(precision == "float64"):
-        layout = make_layout(STRATEGIES[strategy]) if strategy else single_device_layout()
-        engine = Engine(toys.make(SmallMaskRCNN, precision, batch_size=BATCH), layout)
-        detect = (named("detect", SHAPE),) if strategy in (None, "spatial") else ()
-        engine.compile(named("train_step", SHAPE), *detect, *(("init",) if strategy is None else ()))
-        return engine
-
-
 SHAPE = f"{SIZE}x{SIZE}"
-
-
-@functools.cache
-def trained(strategy):
-    """Losses and the state after ten steps from one initial state, in float64."""
-    alone, engine = engine_of(None), engine_of(strategy)
-    with jax.enable_x64(True):
-        start = jax.device_get(alone.init(1))
-        state = jax.device_put(start, jax.tree.map(lambda x: x.sharding, engine.state))
-        batches = engine.workload.dataset.train_batches(
-            seed=1, batch_size=BATCH, start_step=0, rows=engine.rows
-        )
-        losses = []
-        for _ in range(STEPS):
-            placed = engine.place(next(batches), engine.batch)
-            state, metrics = engine.train(state, placed, steps=1, bucket=SHAPE)
-            losses.append(float(metrics["loss"]))
-        batches.close()
-        return losses, state
-
-
-def assert_close(actual, expected, relative):
-    named_leaves = jax.tree_util.tree_leaves_with_path(expected)
-    for (path, a), b in zip(named_leaves, jax.tree.leaves(actual), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert np.abs(a - b).max() <= relative * max(np.abs(a).max(), 1e-30), jax.tree_util.keystr(path)
+LAYOUTS = Layouts(
+    lambda strategy: toys.make(SmallMaskRCNN, "float64", batch_size=BATCH),
+    lambda strategy, engine: (named("detect", SHAPE),) if strategy in (None, "spatial") else (),
+    bucket=SHAPE,
+)
+engine_of, trained = LAYOUTS.engine, LAYOUTS.trained
 
 
 @pytest.mark.parametrize("strategy", ["dp", "zero1", "fsdp", "tp", "fsdp_tp", "spatial"])
 def test_every_strategy_agrees_with_one_device_in_float64(strategy):
     """Spatial partitioning among them: rows of images, and of every level of the pyramid, lie on different devices."""
-    expected_losses, expected = trained(None)
-    losses, state = trained(strategy)
-    assert expected["params"]["masks"]["enlarged"]["kernel"].dtype == np.float64
-    np.testing.assert_allclose(losses, expected_losses, rtol=1e-9)
-    for part in ("params", "frozen", "model_state", "opt_state"):
-        assert_close(state[part], expected[part], 1e-9)
+    state = LAYOUTS.agree(strategy)
+    assert {"params", "frozen", "model_state", "opt_state"} <= set(state)
 
 
 def test_images_are_split_over_height():
@@ -381,27 +345,14 @@ def test_trained_drawn_and_served_in_two_shapes(tmp_path):
 
 
 def test_two_processes_agree_with_one(tmp_path):
-    """An epoch of ten steps, and the state at its end as the two wrote it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    flags = ["--workload=tests.workloads.small_maskrcnn:SmallMaskRCNN", "--platform=cpu", "--cpu_devices=4"]
-    flags += ["--sharding=fsdp", "--seed=1", "--config.precision=float64", f"--config.batch_size={BATCH}"]
-    flags += ["--config.max_epochs=1", f"--coordinator={address}", "--num_processes=2"]
-    pair = [door.start(tmp_path, *flags, f"--process_id={i}", **door.LIGHTLY) for i in range(2)]
-    for ended in map(door.finish, pair):
-        assert ended.returncode == 1, ended.stderr
+    """An epoch of ten steps, the state at its end as the two wrote it, and how it was judged."""
+    small = "tests.workloads.small_maskrcnn:SmallMaskRCNN"
+    step, found = pair.saved(tmp_path, small, engine_of("fsdp"), f"--config.batch_size={BATCH}", status=1)
     _, expected = trained("fsdp")
+    assert step == STEPS and "frozen" not in found
+    assert_close(found, {part: tree for part, tree in expected.items() if part != "frozen"})
     with jax.enable_x64(True):
-        engine = engine_of("fsdp")
-        checkpoints = Checkpoints(door.run_folder(tmp_path / "results") / "checkpoints")
-        assert checkpoints.position().step == STEPS
-        found = checkpoints.restore(engine.saved(engine.state))
-        checkpoints.close()
         quality = engine_of(None).workload.evaluate(engine_of(None), trained(None)[1]).result(timeout=60)
-    assert "frozen" not in found
-    for part in ("params", "model_state", "opt_state"):
-        assert_close(found[part], expected[part], 1e-9)
     (logged,) = door.values(door.events_of(tmp_path / "results"), "eval_accuracy")
     assert logged == pytest.approx({name: quality[name] for name in logged}, rel=1e-6)
 

@@ -2,13 +2,11 @@
 
 import functools
 
-import jax
 import pytest
 
 from mlperf_jax.config import base_config
 from mlperf_jax.results.events import read_events
-from mlperf_jax.training.checkpoints import Checkpoints
-from tests import door, toys
+from tests import door, pair, toys
 from tests.agreement import Layouts, assert_close
 from tests.workloads.small_mobile import SmallMobileNet, SmallShuffleNet, SmallShuffleNetV1
 
@@ -49,19 +47,12 @@ def test_grouped_products_agree_too():
 
 def test_two_processes_agree_with_one(tmp_path):
     """An epoch, and the state at its end as the two wrote it."""
-    flags = ["--workload=tests.workloads.small_mobile:SmallMobileNet", "--platform=cpu", "--cpu_devices=4"]
-    flags += ["--sharding=fsdp", "--seed=1", "--config.precision=float64", "--config.max_epochs=1"]
-    flags += ["--config.target=0.0", f"--coordinator={door.free_address()}", "--num_processes=2"]
-    pair = [door.start(tmp_path, *flags, f"--process_id={i}", **door.LIGHTLY) for i in range(2)]
-    for ended in map(door.finish, pair):
-        assert ended.returncode == 0, ended.stderr
-    losses, expected = layouts(SmallMobileNet).trained("fsdp", EPOCH)
-    with jax.enable_x64(True):
-        engine = layouts(SmallMobileNet).engine("fsdp")
-        checkpoints = Checkpoints(door.run_folder(tmp_path / "results") / "checkpoints")
-        assert checkpoints.position().step == EPOCH == len(losses)
-        assert_close(checkpoints.restore(engine.state), expected, floor=1e-6)
-        checkpoints.close()
+    one = layouts(SmallMobileNet)
+    small = "tests.workloads.small_mobile:SmallMobileNet"
+    step, found = pair.saved(tmp_path, small, one.engine("fsdp"), "--config.target=0.0")
+    losses, expected = one.trained("fsdp", EPOCH)
+    assert step == EPOCH == len(losses)
+    assert_close(found, expected, floor=1e-6)
 
 
 SCHEDULE = ("end_learning_rate", "learning_rate_decay_poly_power", "learning_rate_decay_steps")

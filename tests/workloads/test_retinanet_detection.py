@@ -1,7 +1,5 @@
 """RetinaNet as a workload: every layout, what stays frozen, its weights, its answers, its log."""
 
-import socket
-
 import jax
 import numpy as np
 import pytest
@@ -11,10 +9,9 @@ from mlperf_jax.config import resolve
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel.mesh import single_device_layout
 from mlperf_jax.precision import POLICIES
-from mlperf_jax.training.checkpoints import Checkpoints
 from mlperf_jax.training.frozen import fingerprint
 from mlperf_jax.workloads.retinanet import RetinaNetDetection
-from tests import door, toys
+from tests import door, pair, toys
 from tests.agreement import STEPS, Layouts, assert_close
 from tests.weights.test_retinanet_weights import drawn, reference_shapes, torchvision_shapes
 from tests.workloads.small_retinanet import SmallRetinaNet
@@ -105,20 +102,11 @@ def test_evaluation_is_the_same_in_another_layout_and_as_answers_are_judged(x64)
 
 def test_two_processes_agree_with_one(tmp_path):
     """An epoch of ten steps, and the state at its end as the two wrote it."""
-    flags = ["--workload=tests.workloads.small_retinanet:SmallRetinaNet", "--platform=cpu", "--cpu_devices=4"]
-    flags += ["--sharding=fsdp", "--seed=1", "--config.precision=float64", f"--config.batch_size={BATCH}"]
-    flags += ["--config.max_epochs=1", "--config.target=0.0", f"--coordinator={door.free_address()}", "--num_processes=2"]
-    pair = [door.start(tmp_path, *flags, f"--process_id={i}", **door.LIGHTLY) for i in range(2)]
-    for ended in map(door.finish, pair):
-        assert ended.returncode == 0, ended.stderr
+    small = "tests.workloads.small_retinanet:SmallRetinaNet"
+    flags = (f"--config.batch_size={BATCH}", "--config.target=0.0")
+    step, found = pair.saved(tmp_path, small, engine_of("fsdp"), *flags)
     _, expected = trained("fsdp")
-    with jax.enable_x64(True):
-        engine = engine_of("fsdp")
-        checkpoints = Checkpoints(door.run_folder(tmp_path / "results") / "checkpoints")
-        assert checkpoints.position().step == STEPS
-        found = checkpoints.restore(engine.saved(engine.state))
-        checkpoints.close()
-    assert "frozen" not in found
+    assert step == STEPS and "frozen" not in found
     assert_close(found, {part: tree for part, tree in expected.items() if part != "frozen"})
 
 
