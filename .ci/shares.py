@@ -1,4 +1,4 @@
-"""Prints each workload's share of test time, from what pytest wrote as JUnit's XML.
+"""Prints each workload's share of the tests' time on the clock, from what pytest wrote as JUnit's XML.
 
     python .ci/shares.py together.xml alone.xml
 
@@ -48,11 +48,19 @@ def workload_of(file: str) -> str:
 
 
 def seconds_by_file(paths: list[str]) -> dict[str, float]:
-    """What the tests of each file took, with what was made for them; by its dotted name."""
+    """What the tests of each file added to the clock, with what was made for them; by its dotted name.
+
+    Of tests that ran side by side each has the part of the clock that it has of all of their times.
+    """
     seconds: dict[str, float] = collections.defaultdict(float)
     for path in paths:
-        for case in ElementTree.parse(path).iter("testcase"):
-            seconds[case.get("classname", "")] += float(case.get("time", 0))
+        for suite in ElementTree.parse(path).iter("testsuite"):
+            cases = [
+                (case.get("classname", ""), float(case.get("time", 0))) for case in suite.iter("testcase")
+            ]
+            sides = float(suite.get("time", 0)) / (sum(time for _, time in cases) or 1.0)
+            for file, time in cases:
+                seconds[file] += time * sides
     return seconds
 
 
@@ -63,7 +71,7 @@ def table(seconds: dict[str, float]) -> list[str]:
         files[workload_of(file)].append(file)
     spent = {name: sum(seconds[file] for file in found) for name, found in files.items()}
     whole = sum(spent.values()) or 1.0
-    lines = [f"share of {whole:.0f} s of tests (several at a time):"]
+    lines = [f"share of the tests' {whole:.0f} s:"]
     for name in sorted(spent, key=spent.__getitem__, reverse=True):
         slowest = files[name][0]
         lines.append(

@@ -43,7 +43,7 @@ def closed_run(tmp_path_factory):
         # Norms that stay as they are let random weights grow from layer to layer, and gradients with them.
         *("optimizer.base_lr=2e-10", "schedule.warmup_steps=0", "max_epochs=1"),
     )
-    process = door.start_closed(folder, "maskrcnn", 4, *cuts)
+    process = door.start_closed(folder, "maskrcnn", 2, *cuts)
     yield folder, process
     process.kill()
 
