@@ -27,7 +27,7 @@ def closed_run(tmp_path_factory):
         *("regions.count=16", "detection.candidates=50", "batch_size=2", "eval_batch_size=1"),
         *("optimizer.base_lr=0.001", "max_epochs=1"),
     )
-    process = door.start_closed(folder, "maskrcnn2go", 8, *cuts)
+    process = door.start_closed(folder, "maskrcnn2go", 2, *cuts)
     yield folder, process
     process.kill()
 
@@ -79,12 +79,17 @@ def test_two_processes_agree_with_one(tmp_path):
     agreement.assert_close(found, expected, floor=FLOOR)
 
 
-def test_closed_on_made_up_data_runs_to_its_end(closed_run):
-    """No ruleset has the benchmark; the log has what the recipe says."""
+def test_the_checker_has_no_complaint_of_a_closed_run_on_made_up_data(closed_run):
+    """No ruleset has the benchmark: its runs are of the open division, and are judged as those of `ssd`, a detector on COCO
+    with one figure; the log has what the recipe says.
+    """
     folder, process = closed_run
     ended = door.finish(process)
     assert ended.returncode == 1 and "not reached" in ended.stdout, ended.stderr
     (log,) = door.logs(folder / "results", "closed")
     events = read_events(log)
+    assert door.values(events, "submission_division") == ["open"]
+    assert door.values(events, "quality_target") == [0.3556]
     assert door.values(events, "num_image_candidates") == [1000]
     assert door.values(events, "opt_learning_rate_training_steps") == [450_000]
+    assert door.complaints_as(log, "ssd", "1.1.0") == []
