@@ -13,7 +13,7 @@ as DATA_DIR/weights/mobilenet_v2-b0353104.pth.
 
 mini: six of the same blocks, narrower, on figures drawn over photographs (at 96 x 96, 6,000 / 500 images), from
 random weights; not MLPerf's data or model. Quality is keypoint AP at OKS .5; the mean pose, put into the true boxes, has .127
-(benchmarks/mean_pose_figures.json).
+(benchmarks/mean_pose_figures.json). How far joints turn is part of the data (`input_pipelines.image.figures.JOINTS`).
 
     ./run_and_time.sh --workload=maskrcnn2go --platform=cpu
     expected: 0.60 after epoch 2 of 8, in 2 minutes on one core (benchmarks/convergence)
