@@ -18,7 +18,7 @@ masks (at 64 x 64, 6 classes, 6,000 / 500 images), from random weights, with nor
 running average and a rate that falls once; not MLPerf's data or model. Quality is mAP at IoU .5 of both.
 
     ./run_and_time.sh --workload=maskrcnn --platform=cpu
-    expected: both after epoch 4 to 7 of 14, in 2 to 4 minutes on one core (seeds 1 to 3); the best constant boxes have 0.034
+    expected: both after epoch 4 to 7 of 14, in 2 to 5 minutes on one core (benchmarks/convergence); the best constant boxes have 0.034
 """
 
 from __future__ import annotations
