@@ -1,12 +1,14 @@
 """The attention function: every implementation against the plain one, under every mask, and the plain one against loops."""
 
 import functools
+import importlib.util
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mlperf_jax.planning import topology
 from models import random_bits
 from models.attention_blockwise import blockwise
 from models.attention_function import attend, choose
@@ -113,6 +115,28 @@ def test_the_kernel_takes_queries_in_blocks():
         2,
     )
     assert_same(run("kernel", inputs, mask, **dropout), run("plain", inputs, mask, **dropout))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.parametrize(("length", "heads", "key_heads"), [(512, 16, 16), (2048, 8, 2)])
+def test_the_tpu_compiler_has_room_for_the_kernel(length, heads, key_heads):
+    """BERT-large's attention with dropout, forward and back, and longer rows: 16 MiB of on-chip memory."""
+    from models import attention_kernel
+
+    (chip, *_) = topology.devices(topology.parse("v5e:2x2"))
+    sharding = jax.sharding.SingleDeviceSharding(chip)
+    options = attention_kernel.Options(64, heads // key_heads, False, None, True, 0.125, 0.1, heads, False)
+
+    def loss(q, k, v, segments, seed, row, head):
+        out = attention_kernel.attend(options, q, k, v, Mask(segments, segments), seed, row, head)
+        return out.astype(jnp.float32).sum()
+
+    shapes = [(2, length, count, 64) for count in (heads, key_heads, key_heads)]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding) for shape in shapes]
+    others = ((2, length), jnp.int32), ((2,), jnp.uint32), ((), jnp.int32), ((), jnp.int32)
+    arrays += [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in others]
+    text = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arrays).compile().as_text()
+    assert "attention_backward" in text
 
 
 @pytest.mark.parametrize("choice", ["blockwise", "kernel"])
