@@ -32,7 +32,7 @@ def main() -> int:
 
 def accuracies(dataset: Dataset) -> dict[str, float]:
     """Share of the evaluation set's words that each rule tells."""
-    names = list(newsgroups.SPEC)
+    names = list(newsgroups.EVAL_SPEC)
     rows = whole(dataset.read_train(0, dataset.num_train, seed=0))
     left, word, right = (rows[:, n : rows.shape[1] - 2 + n].ravel() for n in range(3))
     inside = word >= _FIRST

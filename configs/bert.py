@@ -12,12 +12,11 @@ Written down is the reference's point for batch 448; `--config.reference_point=4
 
 mini: two layers of 128 from random weights, in which two heads look beside their place from the first step on, with
 4,096 subwords, on 20 Newsgroups and gensim's Wikipedia articles in rows of 128; not MLPerf's data or model. The most
-frequent subword has an accuracy of 0.0329, of which the target is more than four times; a count of both neighbours
+frequent subword has an accuracy of 0.0329, of which the target is more than five times; a count of both neighbours
 0.2865, and with the words that are shown 0.3261 (`python -m benchmarks.neighbours`).
 
     ./run_and_time.sh --workload=bert --platform=cpu
-    no record yet: without next sentences its network had 0.131 after 360 steps, with them 0.073 after the first 250
-    (benchmarks/NOTES.md)
+    expected: 0.18 after 12,000 samples (benchmarks/NOTES.md says what it begins with, and why)
 """
 
 from __future__ import annotations
@@ -55,6 +54,7 @@ def _closed() -> Numbers:
         ),
         start_weights="model.ckpt-28252.index",  # a file, or one of DATA_DIR/weights; "" for random ones
         start_accuracy=0.34085,  # of those weights; 0: is not checked
+        next_sentence_weight=1.0,  # of their loss beside the words'
         eval_batch_size=448,
         target=0.720,
         max_epochs=1,
@@ -122,7 +122,7 @@ def _mini() -> Numbers:
             vocab_size=4096,
             width=128,
             mlp_width=512,
-            num_heads=4,
+            num_heads=2,
             num_layers=2,
             num_positions=128,
             dropout=0.0,
@@ -135,14 +135,16 @@ def _mini() -> Numbers:
         data=dict(name="newsgroups", packing=0.0, num_train=0, num_eval=0),
         start_weights="",
         start_accuracy=0.0,
+        # At 1.0 next sentences, of which this network learns nothing, are most of the gradient.
+        next_sentence_weight=0.1,
         batch_size=16,
         eval_batch_size=100,
         optimizer=dict(
-            name="adamw", base_lr=3e-3, beta1=0.9, beta2=0.999, epsilon=1e-6, weight_decay=0.01, clip_norm=1.0
+            name="adamw", base_lr=5e-3, beta1=0.9, beta2=0.999, epsilon=1e-6, weight_decay=0.01, clip_norm=1.0
         ),
         eval_every_samples=4000,
-        schedule=dict(training_steps=3000, warmup_steps=100, start_warmup_step=0),
-        target=0.14,
+        schedule=dict(training_steps=1250, warmup_steps=100, start_warmup_step=0),
+        target=0.18,
         max_epochs=2,
         **_LOOP,
         inference=serving("bert", (1, 2, 4, 8, 16, 32), max_latency_s=0.13, min_duration_s=10.0),

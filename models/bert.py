@@ -36,7 +36,8 @@ FIRST_VALUES = ("drawn", "beside")
 
 _EPSILON = 1e-12  # of norms
 _WAVES = np.geomspace(2.5, 0.05, 16)  # radians a place, of `Encoder.look_beside`
-_GAIN = 1.5
+_GAIN = 2.5
+_WIDER, _SHOWN = 3.0, 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,16 +209,18 @@ class Encoder(nnx.Module):
 
         Drawn values let every place look at all others alike, and a narrow model needs many steps to find out that a
         word's neighbours tell most of it. Here the first features hold waves of the position and nothing of words; as
-        queries two heads have them turned by a place, back and on, and as keys as they are. All of it is trained.
+        queries two heads have them turned by a place, back and on, and as keys as they are. All of it is trained;
+        tables that are wider than other kernels keep an optimizer that moves every value alike (Adam's do) from
+        washing the waves out before words' neighbours are learnt.
         """
         count, rows = 2 * len(_WAVES), self.config.num_positions
         angles = np.arange(rows)[:, None] * _WAVES
         waves = np.zeros((rows, self.config.width))
         waves[:, :count] = np.concatenate([np.sin(angles), np.cos(angles)], 1)
-        scale = math.sqrt(2) * self.config.initializer_range
+        scale = math.sqrt(2) * _WIDER * self.config.initializer_range
         self.position_embedding[...] = jnp.asarray(scale * waves, self.position_embedding[...].dtype)
         for table in (self.embedding, self.type_embedding):
-            table[...] = table[...].at[:, :count].set(0)
+            table[...] = _WIDER * table[...].at[:, :count].set(0)
         query, key = first.query.kernel, first.key.kernel  # [D, H, D / H]
         for head, places in enumerate((-1, 1)):
             cos, sin = np.diag(np.cos(places * _WAVES)), np.diag(np.sin(places * _WAVES))
@@ -281,6 +284,11 @@ class PretrainedBert(nnx.Module):
         self.transform = project(width, width)
         self.transform_norm = _norm(config, policy)
         self.bias_vocab = nnx.Param(jnp.zeros(config.vocab_size, policy.param_dtype), axes=("vocab",))
+        if config.first_values == "beside":
+            # What is told begins near what is shown, with logits no larger than from drawn tables.
+            kernel, scale = self.transform.kernel, self.transform_norm.scale
+            kernel[...] = kernel[...] + _SHOWN * jnp.eye(config.width, dtype=policy.param_dtype)
+            scale[...] = scale[...] / _WIDER
         self.approximate = config.gelu == "tanh"
         self.dtype, self.output_dtype = policy.compute_dtype, policy.output_dtype
 

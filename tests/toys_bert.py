@@ -95,6 +95,7 @@ class SmallBert(BertPretraining):
             data__packing=0.75,
             eval_every_samples=320,
             max_epochs=3,
+            next_sentence_weight=closed.next_sentence_weight,
             optimizer=closed.optimizer,
             optimizer__base_lr=0.02,
             schedule=dict(training_steps=20, warmup_steps=4, start_warmup_step=-1),

@@ -166,9 +166,8 @@ class Peer(Clipped):
         of_rows = F.cross_entropy(
             follows.flatten(0, 1), batch["is_random"].long().flatten(), reduction="none"
         )
-        return (of_words * told.flatten()).sum() / told.sum() + (
-            of_rows * there.flatten()
-        ).sum() / there.sum()
+        follow = (of_rows * there.flatten()).sum() / there.sum()
+        return (of_words * told.flatten()).sum() / told.sum() + self.config.next_sentence_weight * follow
 
     def answer(self, inputs: peer.Tensors) -> torch.Tensor:
         return self.model.words(self.encoded(inputs), inputs["masked"].long()).argmax(-1).int()

@@ -33,13 +33,18 @@ def spec(length: int, masked: int) -> Spec:
     }
 
 
-def most_masked(length: int) -> int:
+def most_masked(length: int, share: float = SHARE) -> int:
     """Words to be told of a full sequence."""
-    return max(1, round((length - 3) * SHARE))
+    return max(1, round((length - 3) * share))
 
 
 def sequences(
-    texts: Sequence[Sequence[int]], vocabulary: Sequence[str], length: int, random: np.random.Generator
+    texts: Sequence[Sequence[int]],
+    vocabulary: Sequence[str],
+    length: int,
+    random: np.random.Generator,
+    *,
+    share: float = SHARE,
 ) -> HostBatch:
     """All pieces of texts, masked.
 
@@ -48,9 +53,10 @@ def sequences(
         vocabulary: begins with `wordpiece.SPECIAL`.
         length: L, of a row.
         random: draws everything.
+        share: of subwords that are to be told.
 
     Returns:
-        [N, ...] by `spec(L, most_masked(L))`.
+        [N, ...] by `spec(L, most_masked(L, share))`.
     """
     pieces = _pieces(texts, length - 3)
     sizes = np.array([len(piece) for _, piece in pieces])
@@ -64,7 +70,7 @@ def sequences(
         ends[n] = len(a) + len(b) + 3
         tokens[n, : ends[n]] = [_CLASS, *a, _SEPARATOR, *b, _SEPARATOR]
         types[n, len(a) + 2 : ends[n]] = 1
-    return _masked(tokens, ends, len(vocabulary), random) | {
+    return _masked(tokens, ends, len(vocabulary), random, share) | {
         "token_type": types.astype(np.uint8),
         "is_random": is_random[:, None].astype(np.uint8),
     }
@@ -89,12 +95,14 @@ def _exchanged(texts: np.ndarray, random: np.random.Generator) -> tuple[np.ndarr
     return other, other != own
 
 
-def _masked(tokens: np.ndarray, ends: np.ndarray, known: int, random: np.random.Generator) -> HostBatch:
+def _masked(
+    tokens: np.ndarray, ends: np.ndarray, known: int, random: np.random.Generator, share: float
+) -> HostBatch:
     """Chooses what is to be told of rows [N, L] that end at `ends` [N], and hides it."""
     count, length = tokens.shape
-    most = most_masked(length)
+    most = most_masked(length, share)
     usable = tokens >= _FIRST
-    asked = np.clip(np.round((ends - 3) * SHARE).astype(int), 1, most)
+    asked = np.clip(np.round((ends - 3) * share).astype(int), 1, most)
     order = np.argsort(np.where(usable, random.random(tokens.shape), 2), 1)[:, :most]
     told = np.arange(most) < asked[:, None]
     places = np.sort(np.where(told, order, length), 1)
@@ -117,20 +125,40 @@ def _masked(tokens: np.ndarray, ends: np.ndarray, known: int, random: np.random.
 
 
 def open_synthetic(
-    name: str, spec: Spec, known: int, options: Mapping[str, Any], *, num_train: int, num_eval: int
+    name: str,
+    train_spec: Spec,
+    eval_spec: Spec,
+    known: int,
+    options: Mapping[str, Any],
+    *,
+    num_train: int,
+    num_eval: int,
 ) -> InMemoryDataset:
     """What `--synthetic_data` makes up: full rows of random words, a few of them repeated.
 
     Args:
         name: of the set that it stands for.
-        spec: of its sequences.
+        train_spec, eval_spec: of its sequences.
         known: words of the vocabulary.
         options: `num_train` and `num_eval`, which replace the set's own.
         num_train, num_eval: of that set.
     """
+    num_train, num_eval = synthetic.counts(options, num_train, num_eval)
+    train, evaluation = (
+        {
+            field: synthetic.Repeated(values.astype(spec[field][1]), count)
+            for field, values in _made_up(spec, known).items()
+        }
+        for spec, count in ((train_spec, num_train), (eval_spec, num_eval))
+    )
+    description = synthetic.describe(name, num_train, num_eval)
+    return InMemoryDataset(train, evaluation, fake=True, description=description)
+
+
+def _made_up(spec: Spec, known: int) -> HostBatch:
     (length,), (masked,) = spec["tokens"][0], spec["masked"][0]
     random, few = np.random.default_rng(0), 64
-    made = {
+    return {
         "tokens": random.integers(_FIRST, known, (few, length)),
         "segment": np.ones((few, length)),
         "token_type": np.tile(np.arange(length) >= length // 2, (few, 1)),
@@ -139,10 +167,3 @@ def open_synthetic(
         "word_weight": np.ones((few, masked)),
         "is_random": random.integers(2, size=(few, 1)),
     }
-    num_train, num_eval = synthetic.counts(options, num_train, num_eval)
-    train, evaluation = (
-        {field: synthetic.Repeated(made[field].astype(dtype), count) for field, (_, dtype) in spec.items()}
-        for count in (num_train, num_eval)
-    )
-    description = synthetic.describe(name, num_train, num_eval)
-    return InMemoryDataset(train, evaluation, fake=True, description=description)

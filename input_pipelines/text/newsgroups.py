@@ -3,6 +3,9 @@
 The posts (18,821 with text, the "bydate" split) come in lower case and without punctuation. Trained on are the posts
 of the train split and nine articles of ten; evaluated are sequences of later posts, and of the other articles, drawn
 from all of them. The vocabulary is learnt from what is trained on.
+
+Of an evaluation sequence 15 % of the subwords are to be told, as everywhere; of those to train on 30 %, from which
+a narrow model learns as much in fewer steps (Wettig et al., arXiv:2202.08005).
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from mlperf_jax.errors import UserError
 LENGTH = 128
 VOCAB_SIZE = 4096
 NUM_EVAL = 1000
+_TRAIN_SHARE = 0.3
 _SEED = 0
 _VOCABULARY = "vocab.txt"
 
@@ -40,7 +44,8 @@ _FILES = {
         "none",
     ),
 }
-SPEC = masked_pairs.spec(LENGTH, masked_pairs.most_masked(LENGTH))
+TRAIN_SPEC = masked_pairs.spec(LENGTH, masked_pairs.most_masked(LENGTH, _TRAIN_SHARE))
+EVAL_SPEC = masked_pairs.spec(LENGTH, masked_pairs.most_masked(LENGTH))
 
 
 def posts(table: bytes) -> list[str]:
@@ -107,11 +112,11 @@ def write(folder: Path, train: Sequence[str], evaluation: Sequence[str]) -> dict
     wordpiece.write(folder / _VOCABULARY, vocabulary)
     facts: dict[str, Any] = {"name": "newsgroups", "fake": False, "vocabulary": len(vocabulary)}
     cut = wordpiece.tokenizer(vocabulary)
-    for split, texts in (("train", train), ("eval", evaluation)):
+    for split, texts, share in (("train", train, _TRAIN_SHARE), ("eval", evaluation, masked_pairs.SHARE)):
         random = np.random.default_rng([_SEED, split == "eval"])
         with progress.step(f"masking {len(texts):,} texts"):
             ids = [found.ids for found in cut.encode_batch(list(texts), add_special_tokens=False)]
-            fields = masked_pairs.sequences(ids, vocabulary, LENGTH, random)
+            fields = masked_pairs.sequences(ids, vocabulary, LENGTH, random, share=share)
         if split == "eval":
             kept = base.epoch_permutation(_SEED, 0, len(fields["tokens"]))[:NUM_EVAL]
             fields = {name: values[kept] for name, values in fields.items()}
@@ -121,7 +126,13 @@ def write(folder: Path, train: Sequence[str], evaluation: Sequence[str]) -> dict
 
 
 open_synthetic = functools.partial(
-    masked_pairs.open_synthetic, "newsgroups", SPEC, VOCAB_SIZE, num_train=40_000, num_eval=NUM_EVAL
+    masked_pairs.open_synthetic,
+    "newsgroups",
+    TRAIN_SPEC,
+    EVAL_SPEC,
+    VOCAB_SIZE,
+    num_train=40_000,
+    num_eval=NUM_EVAL,
 )
 
 
@@ -137,7 +148,10 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> base.Dataset:
     """
     folder = data_dir / "newsgroups"
     facts = prepared.read_manifest(folder)
-    fields = (prepared.open_arrays(folder, split, facts[f"num_{split}"], SPEC) for split in ("train", "eval"))
+    fields = (
+        prepared.open_arrays(folder, split, facts[f"num_{split}"], spec)
+        for split, spec in (("train", TRAIN_SPEC), ("eval", EVAL_SPEC))
+    )
     return base.InMemoryDataset(
         *fields, fake=False, description="20 Newsgroups and gensim's Wikipedia articles"
     )

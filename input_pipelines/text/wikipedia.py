@@ -221,6 +221,7 @@ open_synthetic = functools.partial(
     masked_pairs.open_synthetic,
     "wikipedia",
     SPEC,
+    SPEC,
     VOCABULARY_SIZE,
     num_train=NUM_TRAIN[0],
     num_eval=NUM_EVAL,

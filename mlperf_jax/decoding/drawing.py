@@ -1,4 +1,4 @@
-"""Pictures of translations, for people to look at."""
+"""Pictures of translations and answers, for people to look at."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from collections.abc import Iterable
 _COLUMNS, _LINE, _MARGIN, _NAMES = 100, 14, 8, 80  # characters; pixels
 _TIMES = 2  # by which all is enlarged
 _GIVEN, _SAID = (90, 90, 90), (0, 0, 0)
+_BY_THE_MODEL = ("translation", "answer")
 
 
 def draw(texts: Iterable[tuple[str, str]]) -> bytes:
     """Draws texts below each other, each with what it is before it.
 
     Args:
-        texts: (what it is, text); the one called "translation" is dark, the others grey.
+        texts: (what it is, text); a "translation" or an "answer" is dark, the others grey.
 
     Returns:
         The content of a PNG file.
@@ -24,7 +25,7 @@ def draw(texts: Iterable[tuple[str, str]]) -> bytes:
 
     lines = []
     for name, text in texts:
-        colour = _SAID if name == "translation" else _GIVEN
+        colour = _SAID if name in _BY_THE_MODEL else _GIVEN
         latin = text.encode("latin-1", "replace").decode("latin-1")  # the letters that the font has
         wrapped = textwrap.wrap(latin, _COLUMNS) or [""]
         lines += [(name if n == 0 else "", line, colour) for n, line in enumerate(wrapped)]

@@ -126,12 +126,15 @@ class BertPretraining(SupervisedWorkload[PretrainedBert, Dataset]):
     # The loss.
 
     def loss(self, model: PretrainedBert, batch: Batch, key: jax.Array) -> Loss:
-        """Of words, and of sequences with the weight that makes both sums the means of the whole batch."""
+        """Of words, and of sequences with the weight that makes both sums the means of the whole batch.
+
+        The second counts `config.next_sentence_weight` times, 1 by the rules.
+        """
         words, follows = self._logits(model, batch, key)
         told, sequences = batch["word_weight"], _sequences(batch)
         of_words = _losses(words, batch["word"]) * told
         of_sequences = _losses(follows, batch["is_random"]) * sequences
-        each = batch["words_per_sequence"][0].astype(of_words.dtype)
+        each = self.config.next_sentence_weight * batch["words_per_sequence"][0].astype(of_words.dtype)
         return of_words.sum() + each * of_sequences.sum(), told.sum().astype(of_words.dtype)
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:

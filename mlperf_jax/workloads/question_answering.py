@@ -19,6 +19,7 @@ from flax import nnx
 
 from input_pipelines.base import num_eval_batches
 from input_pipelines.text.spans import SpanDataset
+from mlperf_jax.decoding import drawing
 from mlperf_jax.errors import UserError
 from mlperf_jax.inference import trained
 from mlperf_jax.metrics import answers
@@ -158,14 +159,37 @@ class QuestionAnswering(SupervisedWorkload[SpanBert, SpanDataset]):
         return {"span_logits": Program(logits, args, out_shardings=layout.replicated)}
 
     def evaluate(self, engine: Engine, state: State, notes: Notes = NO_NOTES) -> Evaluation:
-        size, indices = self.config.eval_batch_size, np.arange(self.num_eval)
+        indices = np.arange(self.num_eval)
+        return self._figures(indices, self._span_logits(engine, state, indices))
+
+    def _span_logits(self, engine: Engine, state: State, indices: np.ndarray) -> np.ndarray:
+        """[N, L, 2], of evaluation rows [N]."""
+        size = self.config.eval_batch_size
         mine, struct = engine.layout.rows(size, "eval_batch_size"), engine.programs["span_logits"].args[1]
         model_state, found = self.served_state(state), []
-        for n in range(num_eval_batches(self.num_eval, size)):
-            rows = np.minimum(np.arange(n * size, (n + 1) * size), self.num_eval - 1)[mine]
+        for n in range(num_eval_batches(len(indices), size)):
+            rows = indices[np.minimum(np.arange(n * size, (n + 1) * size), len(indices) - 1)][mine]
             inputs = engine.place(self.read_samples(rows), struct)
             found.append(np.asarray(engine.run("span_logits", model_state, inputs)))
-        return self._figures(indices, np.concatenate(found)[: self.num_eval])
+        return np.concatenate(found)[: len(indices)]
+
+    def pictures(self, engine: Engine, state: State, count: int) -> list[bytes]:
+        """Texts, questions, answers and what was wanted."""
+        of = self.dataset.read_eval(np.arange(self.num_eval), ("question",))["question"]
+        rows = np.flatnonzero(of < count)
+        told = self.dataset.best_answers(rows, self._span_logits(engine, state, rows))
+        asked = [(self.dataset.questions[number], answer) for number, answer in told.items()]
+        return [
+            drawing.draw(
+                [
+                    ("text", question.context),
+                    ("question", question.question),
+                    ("answer", answer),
+                    ("wanted", question.answers[0][0]),
+                ]
+            )
+            for question, answer in asked
+        ]
 
     def _figures(self, indices: np.ndarray, logits: np.ndarray) -> Evaluation:
         told = self.dataset.best_answers(indices, logits)

@@ -315,7 +315,8 @@ def test_first_values_may_look_beside():
     q, k = (jnp.einsum("bld,dhk->bhlk", x, kernel) for kernel in kernels)
     weights = np.asarray(jax.nn.softmax(jnp.einsum("bhik,bhjk->bhij", q, k) / np.sqrt(32), -1))
     place = np.arange(1, 63)
-    assert weights[:, 0, place, place - 1].min() > 0.5 and weights[:, 1, place, place + 1].min() > 0.5
+    assert weights[:, 0, place, place - 1].min() > 0.9 and weights[:, 1, place, place + 1].min() > 0.9
     assert weights[:, 2].max() < 0.5
+    assert model.words(jnp.ones((1, 1, 128))).std() < 1  # logits are not wider for the wider tables
     with pytest.raises(ValueError, match="at least 32 wide each"):
         BertConfig(**SIZES, first_values="beside")

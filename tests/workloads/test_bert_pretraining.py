@@ -107,7 +107,8 @@ def test_ten_steps_agree_with_one_device(strategy):
 def test_packed_rows_and_micro_batches_have_the_loss_of_sequences_apart():
     """Of sequences with 2 words to be told, or 3: loss and gradients in float64."""
     with jax.enable_x64(True):
-        workload = toys.make(SmallBert, "float64", **WITHOUT_DROPOUT, model__num_layers=1)
+        sizes = dict(model__num_layers=1, next_sentence_weight=0.25)
+        workload = toys.make(SmallBert, "float64", **WITHOUT_DROPOUT, **sizes)
         state = jax.jit(workload.init)(np.uint32(3))
         batch = workload.dataset.read_train(0, BATCH, seed=2)
         assert len(set(batch["word_weight"].sum(1).tolist())) > 1
@@ -121,13 +122,13 @@ def test_packed_rows_and_micro_batches_have_the_loss_of_sequences_apart():
         np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-12)
         for a, b in zip(*(jax.tree.leaves(opt_state) for _, opt_state in found), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-14)
-        # And it is what the reference adds up: the mean over words, and the mean over sequences.
+        # And it is what the reference adds up: the mean over words, and, here with a weight, that over sequences.
         words, follows = workload._logits(workload.model(state), batch)
         log_words, log_follows = jax.nn.log_softmax(words), jax.nn.log_softmax(follows)
         told = jnp.take_along_axis(log_words, batch["word"][..., None].astype(int), -1)[..., 0]
         follow = jnp.take_along_axis(log_follows, batch["is_random"][..., None].astype(int), -1)
         weight = batch["word_weight"]
-        expected = -(told * weight).sum() / weight.sum() - follow.mean()
+        expected = -(told * weight).sum() / weight.sum() - 0.25 * follow.mean()
         np.testing.assert_allclose(found[0][0], expected, rtol=1e-12)
 
 
@@ -213,6 +214,7 @@ def test_reference_points_are_those_of_mlperf():
         assert config.batch_size == record["BS"] and config.optimizer.clip_norm == 1
         for theirs, ours in names.items():
             assert float(record["Hyperparams"][theirs]) == pytest.approx(found[ours]), (record["BS"], theirs)
+    assert base.next_sentence_weight == 1
     assert (base.target, workload.num_eval, workload.dataset.eval_spec["masked"][0]) == (0.72, 10_000, (76,))
 
 

@@ -31,8 +31,8 @@ def tuned(tmp_path_factory):
     results = tmp_path_factory.mktemp("answers")
     common = ("--platform=cpu", "--system=here", "--seed=1", f"--results_dir={results}")
     ended = [
-        door.run(door.ROOT, f"--workload=tests.toys_bert:{name}", *common, **door.LIGHTLY)
-        for name in ("SmallBert", "SmallAnswers")
+        door.run(door.ROOT, f"--workload=tests.toys_bert:{name}", *common, *more, **door.LIGHTLY)
+        for name, *more in (("SmallBert",), ("SmallAnswers", "--visualize=2"))
     ]
     # Their targets are out of reach.
     assert all(one.returncode == 1 and "not reached" in one.stdout for one in ended), [
@@ -114,6 +114,11 @@ def test_tuning_begins_with_the_trunk_that_pre_training_left(tuned):
     ):
         np.testing.assert_array_equal(a, b)
     assert np.asarray(begun["params"]["span"]["kernel"]).any()
+
+
+def test_questions_and_answers_are_drawn(tuned):
+    drawn = sorted((tuned / "mini/runs/here/bert_qa/run_0/pictures").iterdir())
+    assert [path.name for path in drawn] == ["000.png", "001.png"]
 
 
 def test_without_a_trunk_it_says_how_to_train_one(tmp_path):

@@ -1,6 +1,7 @@
 """Sequences to pre-train on: pieces of texts, B exchanged for half of them, and what is masked."""
 
 import numpy as np
+import pytest
 
 from input_pipelines.text import masked_pairs, wordpiece
 
@@ -8,11 +9,11 @@ LENGTH, KNOWN = 32, 5000
 VOCABULARY = [*wordpiece.SPECIAL, *(str(n) for n in range(KNOWN - 5))]
 
 
-def made(seed=0):
+def made(seed=0, **options):
     """Texts whose subwords count up, each from a thousand of its own."""
     random = np.random.default_rng(seed)
     texts = [list(range(1000 * n + 5, 1000 * n + 5 + random.integers(3, 900))) for n in range(5)]
-    return texts, masked_pairs.sequences(texts, VOCABULARY, LENGTH, random)
+    return texts, masked_pairs.sequences(texts, VOCABULARY, LENGTH, random, **options)
 
 
 def whole(batch):
@@ -49,13 +50,14 @@ def test_all_of_a_text_is_there_but_short_ends_and_what_does_not_fit():
     assert short <= lost < 0.2 * sum(map(len, texts))
 
 
-def test_what_is_to_be_told_is_hidden_as_in_the_reference():
-    batches = [made(seed)[1] for seed in range(40)]
+@pytest.mark.parametrize(("options", "share", "most"), [({}, 0.15, 4), ({"share": 0.3}, 0.3, 9)])
+def test_what_is_to_be_told_is_hidden_as_in_the_reference(options, share, most):
+    batches = [made(seed, **options)[1] for seed in range(40)]
     shown, was = [], []
     for batch in batches:
         told = batch["word_weight"] > 0
         ends = batch["segment"].sum(1).astype(int)
-        np.testing.assert_array_equal(told.sum(1), np.clip(np.round((ends - 3) * 0.15), 1, 4))
+        np.testing.assert_array_equal(told.sum(1), np.clip(np.round((ends - 3) * share), 1, most))
         rows = np.broadcast_to(np.arange(len(told))[:, None], told.shape)
         places = batch["masked"][told]
         assert (
@@ -70,10 +72,11 @@ def test_what_is_to_be_told_is_hidden_as_in_the_reference():
 
 
 def test_synthetic_rows_are_of_the_sets_shapes():
-    spec = masked_pairs.spec(LENGTH, 4)
-    found = masked_pairs.open_synthetic("x", spec, KNOWN, {"num_train": 10}, num_train=99, num_eval=7)
+    specs = [masked_pairs.spec(LENGTH, masked) for masked in (9, 4)]
+    found = masked_pairs.open_synthetic("x", *specs, KNOWN, {"num_train": 10}, num_train=99, num_eval=7)
     assert (found.num_train, found.num_eval, found.fake) == (10, 7, True)
-    batch = found.read_train(0, 8, seed=1)
-    assert {name: batch[name].shape[1:] for name in spec} == {
-        name: shape for name, (shape, _) in spec.items()
-    }
+    batches = found.read_train(0, 8, seed=1), found.read_eval(np.arange(7), list(specs[1]))
+    for batch, spec in zip(batches, specs, strict=True):
+        assert {name: batch[name].shape[1:] for name in spec} == {
+            name: shape for name, (shape, _) in spec.items()
+        }
