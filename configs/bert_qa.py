@@ -11,11 +11,11 @@ google-research/bert's README: two epochs of batches of 24 at 3e-5, F1 0.90871.
 
 mini: the trunk that `--workload=bert` left in the same results, on glosses of WordNet as questions on gensim's Wikipedia
 articles; not MLPerf's data or model. The best constant span has an F1 of 0.0638 (`python -m
-benchmarks.constant_spans`), of which the target is three times.
+benchmarks.constant_spans`), of which the target is more than four times.
 
     python -m mlperf_jax.main --workload=bert --platform=cpu
     python -m mlperf_jax.main --workload=bert_qa --platform=cpu
-    not trained yet
+    expected: 0.30 in the first epoch (0.37 at its end)
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _mini() -> Numbers:
         eval_batch_size=100,
         optimizer=dict(**_ADAM, base_lr=2e-3),
         schedule=dict(warmup_share=0.1),
-        target=0.20,
+        target=0.30,
         max_epochs=2,
         **loop(eval_every_epochs=1),
         inference=_serving((1, 2, 4, 8, 16, 32), min_duration_s=10.0) | dict(published_quality=0.0),
