@@ -36,11 +36,12 @@ SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline")
 PACKAGES = ("jax", "flax", "optax", "grain", "orbax-checkpoint", "numpy")
 
 
-def run(log: Path, eval_unit: str = "epoch_num") -> dict:
+def run(log: Path) -> dict:
     """What one result log says."""
     events = read_events(log)
     (stop,) = (event for event in events if event.key == "run_stop")
     evaluations = [event for event in events if event.key == "eval_accuracy"]
+    last = evaluations[-1]
     whole = stop.time_ms - _first(events, "run_start").time_ms
     train, evaluation = (_spent(events, key) for key in ("block", "eval"))
     return {
@@ -48,7 +49,9 @@ def run(log: Path, eval_unit: str = "epoch_num") -> dict:
         "status": stop.metadata["status"],
         "target": _first(events, "quality_target").value,
         "eval_accuracy": [_rounded(event.value) for event in evaluations],
-        "epochs": round(evaluations[-1].metadata.get(eval_unit, 0), 2),
+        # BERT's log, as its reference's, calls samples epochs.
+        "unit": "samples" if "samples_count" in last.metadata else "epoch",
+        "epochs": round(last.metadata.get("epoch_num", 0), 2),
         "compile_seconds": round(_first(events, "compile_time").value, 2),
         "run_seconds": round(whole / 1e3, 3),
         "cores": len(os.sched_getaffinity(0)),
@@ -160,7 +163,7 @@ def served_text(served: dict) -> str:
 def text(record: dict) -> str:
     """The page for people."""
     rows = "\n".join(
-        f"| {r['seed']} | {shown(r['eval_accuracy'][-1])} | {r['epochs']:g} | {r['run_seconds']:.1f} s | {r.get('cores', 2)} | "
+        f"| {r['seed']} | {shown(r['eval_accuracy'][-1])} | {r['epochs']:,g} | {r['run_seconds']:.1f} s | {r.get('cores', 2)} | "
         f"{r['compile_seconds']:.1f} s | {r['eval_seconds']:.1f} s | {r['outside_train_and_eval_percent']} % | {r['status']} |"
         for r in record["runs"]
     )
@@ -179,7 +182,7 @@ def text(record: dict) -> str:
 {chr(10).join([record["command"], *record.get("more", ())])}
 ```
 
-| seed | reached | after epoch | time to train | cores | compilation | evaluation | outside train and eval | |
+| seed | reached | after {record["runs"][0].get("unit", "epoch")} | time to train | cores | compilation | evaluation | outside train and eval | |
 |---|---|---|---|---|---|---|---|---|
 {rows}
 
