@@ -52,13 +52,13 @@ class SmallPoses(PoseEstimation):
         config.update_from_flattened_dict(
             {
                 "model.stem": 4,
-                "model.stages": ((1, 4, 1, 1), (2, 6, 1, 2), (2, 8, 1, 2)),
+                "model.stages": ((1, 4, 1, 1), (2, 8, 1, 2)),
                 "model.channels": 8,
                 "model.box_window": 3,
                 "model.dense": 16,
                 "model.mask_window": 4,
                 "model.convs": 1,
-                "anchor_sizes": (8, 12, 16),
+                "anchor_sizes": (8, 14),
                 "proposals.train.candidates": 24,
                 "proposals.train.count": 12,
                 "proposals.eval.candidates": 24,

@@ -48,7 +48,8 @@ def test_keypoints_are_learnt_where_they_are():
         workload = toys.make(SmallPoses, "float64")
         random = np.random.default_rng(1)
         window, channels = workload.model_config.mask_window, workload.model_config.channels
-        levels = [jnp.asarray(random.normal(size=(2, side, side, channels))) for side in (8, 4)]
+        sides = [SIZE // stride for stride in workload.model_config.strides[:-1]]
+        levels = [jnp.asarray(random.normal(size=(2, side, side, channels))) for side in sides]
         extent = np.array([[32, 20], [24, 32]], np.int32)
         corners = np.array([[[2, 3, 15, 25], [0, 0, 20, 32]], [[4, 4, 30, 20], [6, 2, 12, 9]]], float)
         regions = Regions(jnp.asarray(corners), jnp.asarray([[1, 1], [1, 0]]), jnp.asarray([[0, 1], [1, 0]]))
