@@ -8,6 +8,8 @@ forward sums alone: 2 U + 1 numbers a frame, where differentiating the forward l
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -66,7 +68,7 @@ def _log_probability(
 
 def _forward(
     blank: jax.Array, said: jax.Array, repeated: jax.Array, real: jax.Array, num_labels: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array | Sums, ...]]:
+) -> tuple[jax.Array, Any]:
     def body(sums: Sums, frame: tuple[jax.Array, ...]) -> tuple[Sums, Sums]:
         nothing, characters, is_real = frame
         at_blank, at_label = sums
@@ -86,11 +88,11 @@ def _forward(
     return total, (blank, said, repeated, real, num_labels, every, total)
 
 
-def _backward(kept: tuple[jax.Array | Sums, ...], gradient: jax.Array) -> tuple[jax.Array | None, ...]:
+def _backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
     """Of each frame the share of all alignments that are at each character there."""
     blank, said, repeated, real, num_labels, every, total = kept
 
-    def body(rest: Sums, frame: tuple[jax.Array | Sums, ...]) -> tuple[Sums, Sums]:
+    def body(rest: Sums, frame: Any) -> tuple[Sums, Sums]:
         nothing, characters, is_real, (at_blank, at_label) = frame
         shares = tuple(
             # Never more than all; without the bound a text that does not fit would overflow.

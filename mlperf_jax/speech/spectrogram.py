@@ -24,7 +24,14 @@ def num_frames(num_samples: npt.ArrayLike, hop: int) -> jax.Array:
 
 
 def spectrogram(
-    samples: jax.Array, num_samples: jax.Array, *, window: int, hop: int, scale: float
+    samples: jax.Array,
+    num_samples: jax.Array,
+    *,
+    window: int,
+    hop: int,
+    scale: float,
+    tempo: jax.Array | None = None,
+    slowest: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Normalised log magnitudes.
 
@@ -38,10 +45,12 @@ def spectrogram(
         window: W, samples of a window; even.
         hop: samples from one window to the next.
         scale: what samples are multiplied by.
+        tempo: [B] how many times as fast recordings are to be, at the same pitch; None for as they are.
+        slowest: the least `tempo` that there may be.
 
     Returns:
-        [B, T, W // 2 + 1] float32 (of samples in float64 that), zeros after a recording's end, with T = N // hop + 1; and
-        [B] int32, how many of T are real.
+        [B, T, W // 2 + 1] float32 (of samples in float64 that), zeros after a recording's end, with T = N // hop + 1,
+        or what the slowest tempo makes of it; and [B] int32, how many of T are real.
     """
     dtype = jnp.promote_types(samples.dtype, jnp.float32)
     frames = num_frames(num_samples, hop).astype(jnp.int32)
@@ -50,9 +59,34 @@ def spectrogram(
     windows = _windows(mirrored, window, hop, count)
     product = jnp.einsum("bti,ik->btk", windows, _transform(window).astype(dtype), precision="highest")
     parts = jnp.square(product).reshape(*product.shape[:2], 2, -1)
-    found = jnp.log1p(scale * jnp.sqrt(parts.sum(2)))
-    real = (jnp.arange(count) < frames[:, None])[..., None]
-    return _normalised(found, real), frames
+    found = jnp.sqrt(parts.sum(2))
+    if tempo is not None:
+        found, frames = stretched(found, frames, tempo.astype(dtype), int((count - 1) / slowest) + 1)
+    real = (jnp.arange(found.shape[1]) < frames[:, None])[..., None]
+    return _normalised(jnp.log1p(scale * found), real), frames
+
+
+def stretched(
+    magnitudes: jax.Array, frames: jax.Array, tempo: jax.Array, count: int
+) -> tuple[jax.Array, jax.Array]:
+    """Recordings at another tempo, by windows that are further apart or closer; between two they lie on a line.
+
+    Args:
+        magnitudes: [B, T, F].
+        frames: [B] int32, how many of T are real.
+        tempo: [B] how many times as fast.
+        count: T', windows at most.
+
+    Returns:
+        [B, T', F], and [B] int32, how many of T' are real.
+    """
+    places = jnp.arange(count) * tempo[:, None]
+    first = jnp.minimum(places.astype(jnp.int32), jnp.maximum(frames - 1, 0)[:, None])
+    second = jnp.minimum(first + 1, jnp.maximum(frames - 1, 0)[:, None])
+    share = (places - first)[..., None]
+    a, b = (jnp.take_along_axis(magnitudes, x[..., None], axis=1) for x in (first, second))
+    longer = ((frames - 1) / tempo).astype(jnp.int32) + 1
+    return a + share * (b - a), jnp.where(frames > 0, jnp.minimum(longer, count), 0)
 
 
 def _mirrored(samples: jax.Array, num_samples: jax.Array, edge: int) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlperf_jax.speech.spectrogram import num_frames, spectrogram
+from mlperf_jax.speech.spectrogram import num_frames, spectrogram, stretched
 
 
 def sounds(seed, lengths, width):
@@ -69,3 +69,22 @@ def test_padding_and_silence():
         and not np.asarray(narrow[1:]).any()
         and not np.asarray(wide[:, 11:]).any()
     )
+
+
+def test_another_tempo():
+    """What is a function of time stays one, and nothing is cut off; at tempo 1 all is as it was."""
+    frames, tempo = np.array([40, 31, 0, 20], np.int32), np.array([0.8, 1.25, 1.0, 1.0], np.float32)
+    time = np.arange(40)[:, None] * np.array([1.0, -2.0])
+    magnitudes = np.broadcast_to(time, (4, 40, 2)).astype(np.float32)
+    found, counts = jax.jit(functools.partial(stretched, count=50))(magnitudes, frames, tempo)
+    assert counts.tolist() == [1 + int(39 / 0.8), 1 + 30 * 4 // 5, 0, 20]
+    for row, count, rate in zip(np.asarray(found), counts.tolist(), tempo, strict=True):
+        expected = rate * np.arange(count)[:, None] * np.array([1.0, -2.0])
+        np.testing.assert_allclose(row[:count], expected, atol=1e-4)
+    lengths = np.array([4000, 2400])
+    numbers = dict(window=320, hop=160, scale=1.0)
+    plain, _ = spectrogram(sounds(2, lengths, 4000), lengths, **numbers)
+    same, counts = spectrogram(sounds(2, lengths, 4000), lengths, **numbers, tempo=jnp.ones(2), slowest=0.85)
+    assert same.shape[1] == 1 + int(25 / 0.85) and counts.tolist() == [26, 16]
+    np.testing.assert_allclose(same[:, :26], plain, atol=1e-5)
+    assert not np.asarray(same[:, 26:]).any()
