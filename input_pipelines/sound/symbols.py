@@ -40,12 +40,14 @@ class Characters:
     """
 
     ALL = f" {string.ascii_lowercase}'"
+    _NUMBERS = bytes.maketrans(ALL.encode(), bytes(range(len(ALL))))
+    _OTHERS = bytes(set(range(256)).difference(ALL.encode()))
 
     def __len__(self) -> int:
         return len(self.ALL)
 
     def encode(self, text: str) -> list[int]:
-        return [self.ALL.index(character) for character in text if character in self.ALL]
+        return list(text.encode().translate(self._NUMBERS, self._OTHERS))
 
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(self.ALL[id] for id in ids)
