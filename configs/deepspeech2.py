@@ -51,7 +51,14 @@ def _closed() -> Numbers:
             scale=65536.0,  # to the 32 bits in which libsox gave samples
             tempo=(0.85, 1.15),  # in training, drawn for each recording; (1, 1) as it is
         ),
-        data=dict(name="librispeech", **made_up(), seconds=(4.0, 8.0, 11.0, 13.0, 14.0, 15.0, 16.7, 36.0)),
+        data=dict(
+            name="librispeech",
+            **made_up(),
+            symbols="characters",
+            seconds=(6.0, 10.0, 12.0, 13.5, 15.0, 16.7, 20.0, 25.0, 36.0),  # of buckets
+            max_seconds=36.0,  # of what is trained on: all
+            num_threads=0,  # that decode; 0 as many as there are cores, at most 8
+        ),
         batch_size=8,
         eval_batch_size=8,
         optimizer=dict(

@@ -42,6 +42,7 @@ class DeepSpeech2Config:
         width: H, of the GRUs.
         num_layers: of them.
         vocab_size: V, characters, 0 (blank) among them.
+        padding: frames of zeros before a recording and after it, which count as its own; the reference has none.
     """
 
     bins: int = 161
@@ -51,6 +52,7 @@ class DeepSpeech2Config:
     width: int = 2560
     num_layers: int = 3
     vocab_size: int = 29
+    padding: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         if not len(self.channels) == len(self.windows) == len(self.strides):
@@ -124,7 +126,8 @@ class DeepSpeech2(nnx.Module):
         Returns:
             Logits [B, T', V] in the output dtype; `frames_after` says how many of T' are real.
         """
-        x = constrain(spectrogram.astype(self.dtype)[..., None], "batch", None, None, None)
+        x = jnp.pad(spectrogram.astype(self.dtype), ((0, 0), self.config.padding, (0, 0)))[..., None]
+        x = constrain(x, "batch", None, None, None)
         for conv, norm in zip(self.convolutions, self.norms, strict=True):
             x = jnp.clip(norm(conv(x), train=train), 0, _CEILING)
             x = constrain(x, "batch", None, None, "conv_out")
@@ -138,10 +141,11 @@ class DeepSpeech2(nnx.Module):
 
 
 def frames_after(config: DeepSpeech2Config, frames: jax.Array) -> jax.Array:
-    """Of recordings of so many frames [B] int32 the frames after the convolutions that see no padding, [B] int32.
+    """Of recordings of so many frames [B] int32 the frames after the convolutions that see no other's padding, [B] int32.
 
-    The reference counts the share of the batch's frames that the recording had, some of which see its padding.
+    The reference counts the share of the batch's frames that the recording had, some of which see what fills up its row.
     """
+    frames = frames + sum(config.padding)
     for (window, _), (stride, _) in zip(config.windows, config.strides, strict=True):
         frames = jnp.maximum((frames - window) // stride + 1, 0)
     return frames
@@ -153,7 +157,7 @@ def train_flops_per_recording(config: DeepSpeech2Config, frames: float) -> float
     Products count 2 per multiply-add, three times for training. Norms, cells, the spectrogram and the optimizer count
     nothing.
     """
-    total, before = 0.0, 1
+    total, before, frames = 0.0, 1, frames + sum(config.padding)
     for channels, window, stride, bins in zip(
         config.channels, config.windows, config.strides, config.bins_after, strict=True
     ):

@@ -24,7 +24,6 @@ from mlperf_jax.goals import Direction
 from mlperf_jax.metrics.word_error_rate import mean_word_error_rate, word_error_rate
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.speech.ctc import ctc_loss
-from mlperf_jax.speech.spectrogram import num_frames, spectrogram
 from mlperf_jax.supervised import Loss, M, SupervisedWorkload, mean_of
 from mlperf_jax.training import schedules
 from mlperf_jax.training.engine import Engine, named
@@ -42,6 +41,7 @@ from mlperf_jax.workload import (
 )
 from models import deepspeech2
 from models.deepspeech2 import DeepSpeech2, DeepSpeech2Config
+from models.spectrogram import num_frames, spectrogram
 
 
 class SpeechRecognition(SupervisedWorkload[M, SpeechDataset], Generic[M]):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlperf_jax.speech.spectrogram import num_frames, spectrogram, stretched
+from models.spectrogram import num_frames, spectrogram, stretched
 
 
 def sounds(seed, lengths, width):
