@@ -1,0 +1,1 @@
+"""What recognisers of speech are trained by."""
