@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from benchmarks.speed import peer
+from benchmarks.speed import peer, torch_optimizers
+from benchmarks.speed.torch_optimizers import Optimizer
 
 
 class TorchDeepSpeech2(nn.Module):
