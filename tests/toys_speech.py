@@ -33,12 +33,12 @@ def _utterances(count, seed):
 
 
 @functools.cache
-def dataset():
+def dataset(seconds=SECONDS):
     return SpeechDataset(
         _utterances(96, 1),
         _utterances(37, 2),
         symbols=Characters(),
-        seconds=SECONDS,
+        seconds=seconds,
         fake=True,
         description="words that are tones",
     )
@@ -52,10 +52,10 @@ class SmallDeepSpeech2(DeepSpeech2Recognition):
         config = deepspeech2.get_config("mini")
         config.unlock()
         config.model.update(
-            channels=(4, 8), windows=((3, 21), (3, 11)), strides=((2, 4), (1, 2)), width=32, num_layers=2
+            channels=(4, 8), windows=((3, 21), (3, 11)), strides=((2, 4), (1, 2)), width=32, num_layers=1
         )
         config.features.update(window=320, hop=160, scale=1.0, tempo=(0.9, 1.1))
-        config.data.name = "words that are tones"
+        config.data.update(name="words that are tones", seconds=SECONDS)
         config.optimizer.base_lr = 1e-2
         config.update(
             batch_size=16, eval_batch_size=8, target=-1.0, max_epochs=2
@@ -66,4 +66,4 @@ class SmallDeepSpeech2(DeepSpeech2Recognition):
 
     @functools.cached_property
     def dataset(self):
-        return dataset()
+        return dataset(tuple(self.config.data.seconds))

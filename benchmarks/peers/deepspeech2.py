@@ -141,5 +141,5 @@ class Peer(peer.Peer):
         path = logits.argmax(-1)
         said = (path != 0) & (path != F.pad(path, (1, 0))[:, :-1])
         said &= torch.arange(path.shape[1], device=path.device) < frames[:, None]
-        order = (~said).int().argsort(1, stable=True)
+        order = (~said).int().argsort(dim=1, stable=True)
         return torch.where(said, path, 0).gather(1, order).int()

@@ -270,6 +270,8 @@ class DeepSpeech2Recognition(SpeechRecognition[DeepSpeech2]):
             "opt_gradient_clip_norm": optimizer.clip_norm,
             "opt_learning_rate_warmup_steps": schedule.warmup_steps,
             "opt_learning_rate_decay_factor": schedule.anneal,
+            "data_speed_perturbaton_min": self.config.features.tempo[0],
+            "data_speed_perturbaton_max": self.config.features.tempo[1],
         }
 
     def train_flops_per_example(self) -> float:

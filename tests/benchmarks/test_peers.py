@@ -39,6 +39,16 @@ SMALL = {
     "retinanet": ["batch_size=4", "schedule.warmup_epochs=0.01", "optimizer.epsilon=2e-5"],
     "dlrm_dcnv2": ["batch_size=64", "optimizer.epsilon=1e-4"],
     "ncf": ["batch_size=64"],
+    "deepspeech2": [
+        "batch_size=4",
+        "model.width=32",
+        "data.num_train=40",
+        "data.num_eval=20",
+        "data.seconds=(3.5,)",
+        "optimizer.epsilon=1e-2",
+        "features.tempo=(1.0,1.0)",
+        "schedule.warmup_steps=0",
+    ],
     "sentiment": [
         "batch_size=8",
         "model.dropout=0",
