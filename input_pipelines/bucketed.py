@@ -7,7 +7,9 @@ import numpy as np
 from input_pipelines import base
 
 
-def batch_of_a_bucket(step: int, of: np.ndarray, *, seed: int, batch_size: int) -> np.ndarray:
+def batch_of_a_bucket(
+    step: int, of: np.ndarray, *, seed: int, batch_size: int, order: base.Order = base.epoch_permutation
+) -> np.ndarray:
     """Which positions of the global stream a step's batch has, [batch_size] int64, rising: all of one bucket.
 
     The k-th batch of a bucket has the k-th `batch_size` positions of its examples, and stands where the last of them
@@ -18,6 +20,7 @@ def batch_of_a_bucket(step: int, of: np.ndarray, *, seed: int, batch_size: int) 
         of: [N] int64, the bucket of each example.
         seed: of the stream.
         batch_size: of the global batch.
+        order: of the epochs of the stream.
     """
     counts = np.bincount(of)
 
@@ -27,7 +30,7 @@ def batch_of_a_bucket(step: int, of: np.ndarray, *, seed: int, batch_size: int) 
 
     def offsets(epoch: int) -> np.ndarray:
         """Where in an epoch's order the examples of the buckets are: bucket by bucket."""
-        here = of[base.epoch_permutation(seed, epoch, len(of))]
+        here = of[order(seed, epoch, len(of))]
         return np.argsort(here, kind="stable")
 
     epoch = step * batch_size // len(of)

@@ -16,6 +16,7 @@ W = TypeVar("W", bound=Workload)
 _REGISTRY = {
     "bert": "mlperf_jax.workloads.bert_pretraining:BertPretraining",
     "bert_qa": "mlperf_jax.workloads.question_answering:QuestionAnswering",
+    "deepspeech2": "mlperf_jax.workloads.speech_recognition:DeepSpeech2Recognition",
     "dlrm": "mlperf_jax.workloads.recommendation:DLRMv1",
     "dlrm_dcnv2": "mlperf_jax.workloads.recommendation:DLRMDCNv2",
     "gnmt": "mlperf_jax.workloads.translation:GNMTTranslation",

@@ -112,7 +112,8 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> SpeechDataset:
     Args:
         data_dir: see the module.
         options: `symbols`, "pieces" (the default) or "characters"; `seconds`, how long the buckets are;
-            `max_seconds` (16.7) of utterances that are trained on; `max_eval_seconds` (0 for all) of those that are
+            `sorted_epochs` (0), see `SpeechDataset`; `max_seconds` (16.7) of utterances that are trained on;
+            `max_eval_seconds` (0 for all) of those that are
             evaluated; `fake` (int, 0): the set that `prepare --fake=N` wrote; `num_threads` that decode.
 
     Raises:
@@ -138,6 +139,7 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> SpeechDataset:
         evaluation,
         symbols=_symbols(folder, kind),
         seconds=options.get("seconds", SECONDS),
+        sorted_epochs=options.get("sorted_epochs", 0),
         fake=facts["fake"],
         description=f"{what}, {len(train):,} train and {len(evaluation):,} eval utterances",
         num_threads=base.num_threads(options),

@@ -211,7 +211,7 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> SpeechDataset:
 
     Args:
         data_dir: holds the prepared sets.
-        options: `seconds`, how long the buckets are.
+        options: `seconds`, how long the buckets are; `sorted_epochs` (0), see `SpeechDataset`.
 
     Raises:
         UserError: it is not prepared, or damaged.
@@ -225,6 +225,7 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> SpeechDataset:
         evaluation,
         symbols=Characters(),
         seconds=options.get("seconds", SECONDS),
+        sorted_epochs=options.get("sorted_epochs", 0),
         fake=facts["fake"],
         description=f"WordNet's examples spoken by eSpeak NG, {len(train):,} train ({hours:.1f} h) and "
         f"{len(evaluation):,} eval utterances",

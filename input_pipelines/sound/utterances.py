@@ -10,6 +10,7 @@ its bucket as a batch has are there (`input_pipelines.bucketed`). Evaluation goe
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -125,6 +126,8 @@ class SpeechDataset(base.Dataset):
         train, evaluation: the utterances.
         symbols: what transcripts are written in; None of made-up ones.
         seconds: how long the buckets are, rising; those that no utterance needs are left out.
+        sorted_epochs: so many epochs begin with the shortest bucket and end with the longest, as Amodei et al.
+            (arXiv:1512.02595, section 3.1) have the first.
         fake, description: see `base.Dataset`.
         num_threads: see `base.prefetched`.
 
@@ -144,10 +147,13 @@ class SpeechDataset(base.Dataset):
         *,
         symbols: Symbols | None,
         seconds: Sequence[float],
+        sorted_epochs: int = 0,
         fake: bool,
         description: str,
         num_threads: int = 1,
     ) -> None:
+        self.sorted_epochs = sorted_epochs
+        self._order = functools.lru_cache(maxsize=4)(self._of_epoch)
         self.train, self.evaluation, self.symbols = train, evaluation, symbols
         self._bucket_of = tuple(bucket_of(part.num_samples, seconds) for part in (train, evaluation))
         self.buckets = self._narrowed(seconds)
@@ -185,16 +191,25 @@ class SpeechDataset(base.Dataset):
 
     # Training.
 
+    def _of_epoch(self, seed: int, epoch: int, num_examples: int) -> np.ndarray:
+        """As `base.epoch_permutation`; in the first epochs with the shortest bucket first."""
+        order = base.epoch_permutation(seed, epoch, num_examples)
+        if epoch >= self.sorted_epochs:
+            return order
+        return order[np.argsort(self._bucket_of[0][order], kind="stable")]
+
     def read_train(self, start: int, stop: int, seed: int) -> base.HostBatch:
         """The examples of the stream itself, padded to the longest bucket among them."""
         return self._train_rows(np.arange(start, stop), seed)
 
     def _train_batch(self, step: int, *, seed: int, batch_size: int, rows: slice) -> base.HostBatch:
-        positions = bucketed.batch_of_a_bucket(step, self._bucket_of[0], seed=seed, batch_size=batch_size)
+        positions = bucketed.batch_of_a_bucket(
+            step, self._bucket_of[0], seed=seed, batch_size=batch_size, order=self._order
+        )
         return self._train_rows(positions[rows], seed)
 
     def _train_rows(self, positions: np.ndarray, seed: int) -> base.HostBatch:
-        examples = base.examples_at(positions, seed=seed, num_examples=self.num_train)
+        examples = base.examples_at(positions, seed=seed, num_examples=self.num_train, order=self._order)
         bucket = self._bucket_of[0][examples].max(initial=0)
         return self._fields(self.train, examples, self.buckets[bucket], tuple(self.train_spec))
 
@@ -283,7 +298,7 @@ def open_synthetic(
 
     Args:
         name: of the set that it stands for.
-        options: `seconds`, and counts as `synthetic.counts` has them.
+        options: `seconds`, `sorted_epochs` (0), and counts as `synthetic.counts` has them.
         num_train, num_eval: the real set's counts.
         num_symbols: what transcripts are drawn from.
         longest: seconds of the longest train utterance.
@@ -305,6 +320,7 @@ def open_synthetic(
         Utterances(sounds, symbols, written, num_eval),
         symbols=None,
         seconds=options["seconds"],
+        sorted_epochs=options.get("sorted_epochs", 0),
         fake=True,
         description=synthetic.describe(name, num_train, num_eval),
     )

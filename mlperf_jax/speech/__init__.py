@@ -1,1 +1,1 @@
-"""What recognisers of speech are trained by."""
+"""Losses over all alignments of a text with the frames of its recording, on the device."""

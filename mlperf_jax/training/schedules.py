@@ -260,6 +260,34 @@ def epochs_warmup(
     return schedule
 
 
+def annealed_by_epoch(
+    base_lr: float, anneal: float, *, steps_per_epoch: float, warmup_steps: int = 0
+) -> optax.Schedule:
+    """A rate that is divided by the same number after every epoch: DeepSpeech2's schedule; here after a warm-up.
+
+    In epoch e (0 for the first; step s is of epoch floor(s / steps_per_epoch)):
+
+        base_lr / anneal**e * min((s + 1) / warmup_steps, 1)
+
+    Source: mlcommons/training, retired_benchmarks/never-adopted/speech_recognition/pytorch/train.py.
+
+    Args:
+        base_lr: the rate of the first epoch.
+        anneal: what it is divided by.
+        steps_per_epoch: may be a fraction, where batches cross the borders of epochs.
+        warmup_steps: in which the rate rises on a line; 0 for none.
+    """
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        step = jnp.asarray(step, float)
+        # A step that begins an epoch may come out a hair before it.
+        epoch = jnp.floor((step + 0.001) / steps_per_epoch)
+        rate = base_lr * jnp.power(jnp.asarray(anneal, step.dtype), -epoch)
+        return rate * jnp.minimum((step + 1) / warmup_steps, 1) if warmup_steps else rate
+
+    return schedule
+
+
 def rsqrt_with_warmup(scale: float, warmup_steps: float) -> optax.Schedule:
     """Linear warm-up from zero, then decay with the square root of the steps: the Transformer's schedule.
 

@@ -134,3 +134,29 @@ def test_pieces_are_learned_and_come_back(tmp_path):
     (tmp_path / "bad").write_bytes(b"no model")
     with pytest.raises(UserError, match="no model of SentencePiece"):
         symbols.Pieces(tmp_path / "bad")
+
+
+def test_sorted_epochs_go_from_the_shortest_bucket_to_the_longest():
+    """Each utterance once all the same, and in an order of the seed's inside a bucket."""
+    dataset = SpeechDataset(
+        *(_made_up(count, np.random.default_rng(3))[1] for count in (60, 5)),
+        symbols=symbols.Characters(),
+        seconds=SECONDS,
+        sorted_epochs=1,
+        fake=False,
+        description="made up",
+    )
+
+    def epochs(seed):
+        found = [dataset.read_train(60 * n, 60 * (n + 1), seed)["num_samples"] for n in range(2)]
+        return [[row.tolist() for row in np.array(found)], utterances.bucket_of(np.array(found[0]), SECONDS)]
+
+    (first, second), buckets = epochs(1)
+    assert (np.diff(buckets) >= 0).all() and len(set(buckets.tolist())) == 3
+    assert sorted(first) == sorted(second) == sorted(dataset.train.num_samples.tolist())
+    assert epochs(2)[0][0] != first and sorted(second) != second
+    with contextlib.closing(
+        dataset.train_batches(seed=1, batch_size=2, start_step=0, rows=slice(0, 2))
+    ) as read:
+        widths = [next(read)["samples"].shape[1] for _ in range(28)]
+    assert widths == sorted(widths)
