@@ -18,7 +18,7 @@ def _networks(seed):
         for shape in ((CLASSES, WIDTH), (WIDTH, WIDTH), (WIDTH, CLASSES))
     )
 
-    often = np.array([0, 0, 0, 0, 1.5], np.float32)  # the blank
+    often = np.array([0, 0, 0, 0, 4], np.float32)  # the blank
 
     def joint(xp):
         return lambda frame, predicted: xp.tanh(frame + predicted) @ xp.asarray(out) + xp.asarray(often)

@@ -108,7 +108,7 @@ def test_fresh_layers_begin_as_the_references_do():
 def judged(precision):
     """Our parameters in PyTorch's model, a batch as its tensors, and its answers."""
     torch = pytest.importorskip("torch", reason="PyTorch judges ours")
-    from tests.models.torch_rnnt import TorchRNNT, take_over
+    from benchmarks.peers.rnnt import TorchRNNT, take_over
 
     dtype = {"float32": torch.float32, "float64": torch.float64}[precision]
     judge = TorchRNNT(**SIZES).to(dtype)
@@ -146,7 +146,7 @@ def test_log_probabilities_are_pytorchs():
 
 
 def test_losses_and_gradients_are_pytorchs_in_float64():
-    from tests.models.torch_rnnt import TorchRNNT, loss_of, take_over
+    from benchmarks.peers.rnnt import TorchRNNT, loss_of, take_over
 
     judge, batch, tensors, logits, lengths = judged("float64")
     graph, params = small("float64")
