@@ -188,7 +188,8 @@ class RNNT(nnx.Module):
         """Log probabilities of the blank and of each next symbol.
 
         All classes of all points of the lattice, [B, T, U + 1, V + 1], would be the largest array by far: those of some
-        frames at a time are computed, and again in the backward pass.
+        frames at a time are computed, and again in the backward pass. Of 64 utterances of 16.7 s, slowed to 19.6, and 110
+        pieces they are 9.5 GB in float32, of 16 frames 0.47 GB; what is kept of the lattice is 19 MB.
 
         Args:
             encoded: [B, T, J].
