@@ -26,6 +26,7 @@ _REGISTRY = {
     "mobilenet": "mlperf_jax.workloads.image_classification:MobileNet",
     "ncf": "mlperf_jax.workloads.collaborative_filtering:NCF",
     "retinanet": "mlperf_jax.workloads.retinanet:RetinaNetDetection",
+    "rnnt": "mlperf_jax.workloads.rnnt_recognition:RNNTRecognition",
     "objectron": "mlperf_jax.workloads.objectron:Objectron",
     "resnet50": "mlperf_jax.workloads.image_classification:ResNet50",
     "sentiment": "mlperf_jax.workloads.sentiment_analysis:Sentiment",

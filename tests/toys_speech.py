@@ -6,10 +6,11 @@ import functools
 
 import numpy as np
 
-from configs import deepspeech2
+from configs import deepspeech2, rnnt
 from input_pipelines.sound.symbols import SAMPLE_RATE, Characters
 from input_pipelines.sound.utterances import FlatSounds, SpeechDataset, Utterances
 from input_pipelines.text.packing import Ragged
+from mlperf_jax.workloads.rnnt_recognition import RNNTRecognition
 from mlperf_jax.workloads.speech_recognition import DeepSpeech2Recognition
 
 SECONDS = (0.25, 0.5)
@@ -61,6 +62,47 @@ class SmallDeepSpeech2(DeepSpeech2Recognition):
             batch_size=16, eval_batch_size=8, target=-1.0, max_epochs=2
         )  # no target that can be reached
         config.schedule.warmup_steps = 4
+        config.inference.update(min_duration_s=0.2, batch_sizes=(1, 8))
+        return config
+
+    @functools.cached_property
+    def dataset(self):
+        return dataset(tuple(self.config.data.seconds))
+
+
+class SmallRNNT(RNNTRecognition):
+    """An LSTM of 24 on either side of stacking."""
+
+    @staticmethod
+    def get_config(preset):
+        config = rnnt.get_config("mini")
+        config.unlock()
+        config.model.update(
+            encoder_width=24,
+            layers_before=1,
+            layers_after=1,
+            prediction_width=16,
+            prediction_layers=1,
+            joint_width=24,
+            joint_dropout=0.1,
+            joint_frames=4,
+            init_scale=1.0,
+        )
+        config.features.filters = 20
+        config.masks.update(freq_masks=1, max_freq=2, time_masks=1, max_time=0.05)
+        config.data.update(name="words that are tones", seconds=SECONDS[1:])
+        config.optimizer.base_lr = 2e-2
+        config.schedule.update(warmup_epochs=0.5, hold_epochs=100)
+        config.decode.update(most=20, most_in_frame=5)
+        config.update(
+            batch_size=16,
+            eval_batch_size=8,
+            splice=3,
+            speeds=(0.9, 1.1),
+            ema_decay=0.9,
+            target=-1.0,  # cannot be reached
+            max_epochs=2,
+        )
         config.inference.update(min_duration_s=0.2, batch_sizes=(1, 8))
         return config
 

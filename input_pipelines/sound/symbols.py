@@ -56,6 +56,8 @@ class Characters:
 class Pieces:
     """Pieces of words that SentencePiece learned (Kudo and Richardson, arXiv:1808.06226).
 
+    Few texts give fewer than were asked for; numbers that are none of them say nothing.
+
     Args:
         path: of a model file, as `learn` writes it.
 
@@ -78,7 +80,7 @@ class Pieces:
         return self._model.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._model.decode(list(ids))
+        return self._model.decode([id for id in ids if id < len(self)])
 
 
 def learn(texts: Sequence[str], count: int, path: Path) -> None:

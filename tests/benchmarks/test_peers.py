@@ -85,6 +85,19 @@ SMALL = {
     ],
     # In the first step of AdamW a gradient that is rounding would be its sign.
     "bert": ["batch_size=4", "model.num_layers=1", "schedule.warmup_steps=2", "optimizer.epsilon=1e-2"],
+    # Noise, masks and changes of speed are random.
+    "rnnt": [
+        "batch_size=4",
+        "features.dither=0.0",
+        "model.encoder_width=16",
+        "model.prediction_width=8",
+        "model.joint_width=12",
+        "data.seconds=(1.2,3.5)",
+        "data.num_train=64",
+        "data.num_eval=8",
+        "decode.most=12",
+        "optimizer.epsilon=1e-3",
+    ],
     "bert_qa": ["batch_size=4", "model.num_layers=1", "optimizer.epsilon=1e-2", "data.num_train=64"],
     "minigo": ["batch_size=16", "model.trunk_layers=1", "self_play.lanes=16", "self_play.rows=8"],
 }

@@ -130,7 +130,7 @@ def test_pieces_are_learned_and_come_back(tmp_path):
     pieces = symbols.Pieces(tmp_path / "model")
     assert len(pieces) == 40
     ids = pieces.encode(texts[0])
-    assert pieces.decode(ids) == texts[0] and len(ids) < len(texts[0]) and max(ids) < 40
+    assert pieces.decode([*ids, 40]) == texts[0] and len(ids) < len(texts[0]) and max(ids) < 40
     (tmp_path / "bad").write_bytes(b"no model")
     with pytest.raises(UserError, match="no model of SentencePiece"):
         symbols.Pieces(tmp_path / "bad")
