@@ -49,6 +49,7 @@ def _closed() -> Numbers:
             hop=160,
             scale=65536.0,  # to the 32 bits in which libsox gave samples
             tempo=(0.85, 1.15),  # in training, drawn for each recording; (1, 1) as it is
+            pitch=(1.0, 1.0),  # likewise
         ),
         data=dict(
             name="librispeech",
@@ -86,7 +87,7 @@ def _mini() -> Numbers:
             padding=(6, 10),
         ),
         # Windows of 12.5 ms do not tell a voice's pitch.
-        features=dict(window=200, hop=200, scale=1.0, tempo=(1.0, 1.0)),
+        features=dict(window=200, hop=200, scale=1.0, tempo=(1.0, 1.0), pitch=(1.0, 1.0)),
         data=dict(name="spoken_sentences", **made_up(), seconds=(1.2, 1.6, 2.2, 3.5), sorted_epochs=1),
         batch_size=16,
         eval_batch_size=64,

@@ -32,6 +32,7 @@ def spectrogram(
     scale: float,
     tempo: jax.Array | None = None,
     slowest: float = 1.0,
+    pitch: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Normalised log magnitudes.
 
@@ -47,6 +48,8 @@ def spectrogram(
         scale: what samples are multiplied by.
         tempo: [B] how many times as fast recordings are to be, at the same pitch; None for as they are.
         slowest: the least `tempo` that there may be.
+        pitch: [B] how many times as high all frequencies are to be, at the same tempo: of voices, as if by a larger or
+            smaller head (Jaitly and Hinton, 2013, "Vocal Tract Length Perturbation"); None for as they are.
 
     Returns:
         [B, T, W // 2 + 1] float32 (of samples in float64 that), zeros after a recording's end, with T = N // hop + 1,
@@ -60,6 +63,8 @@ def spectrogram(
     product = jnp.einsum("bti,ik->btk", windows, _transform(window).astype(dtype), precision="highest")
     parts = jnp.square(product).reshape(*product.shape[:2], 2, -1)
     found = jnp.sqrt(parts.sum(2))
+    if pitch is not None:
+        found = _higher(found, pitch.astype(dtype))
     if tempo is not None:
         found, frames = stretched(found, frames, tempo.astype(dtype), int((count - 1) / slowest) + 1)
     real = (jnp.arange(found.shape[1]) < frames[:, None])[..., None]
@@ -87,6 +92,15 @@ def stretched(
     a, b = (jnp.take_along_axis(magnitudes, x[..., None], axis=1) for x in (first, second))
     longer = ((frames - 1) / tempo).astype(jnp.int32) + 1
     return a + share * (b - a), jnp.where(frames > 0, jnp.minimum(longer, count), 0)
+
+
+def _higher(magnitudes: jax.Array, pitch: jax.Array) -> jax.Array:
+    """Spectra [B, T, F] drawn out along their frequencies; between two bins they lie on a line, above the last they go on."""
+    last = magnitudes.shape[2] - 1
+    places = jnp.minimum(jnp.arange(last + 1) / pitch[:, None], last)
+    # A product with few numbers a column, as frequencies of a recording move all alike.
+    weights = jnp.maximum(1 - jnp.abs(jnp.arange(last + 1)[:, None] - places[:, None]), 0)
+    return jnp.einsum("btf,bfg->btg", magnitudes, weights, precision="highest")
 
 
 def _mirrored(samples: jax.Array, num_samples: jax.Array, edge: int) -> jax.Array:

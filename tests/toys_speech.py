@@ -55,7 +55,7 @@ class SmallDeepSpeech2(DeepSpeech2Recognition):
         config.model.update(
             channels=(4, 8), windows=((3, 21), (3, 11)), strides=((2, 4), (1, 2)), width=32, num_layers=1
         )
-        config.features.update(window=320, hop=160, scale=1.0, tempo=(0.9, 1.1))
+        config.features.update(window=320, hop=160, scale=1.0, tempo=(0.9, 1.1), pitch=(0.98, 1.02))
         config.data.update(name="words that are tones", seconds=SECONDS)
         config.optimizer.base_lr = 1e-2
         config.update(

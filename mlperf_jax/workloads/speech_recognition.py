@@ -220,20 +220,24 @@ class DeepSpeech2Recognition(SpeechRecognition[DeepSpeech2]):
     def _heard(
         self, model: DeepSpeech2, samples: jax.Array, num_samples: jax.Array, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """Logits [B, T, V] and how many of T are real [B]; for training at random tempos, of `key`."""
+        """Logits [B, T, V] and how many of T are real [B]; for training at random tempos and pitches, of `key`."""
         numbers = self.config.features
-        slowest, fastest = numbers.tempo
-        tempo = None
-        if key is not None and slowest < fastest:
-            tempo = jax.random.uniform(key, num_samples.shape, minval=slowest, maxval=fastest)
+
+        def drawn(number: int, least: float, most: float) -> jax.Array | None:
+            if key is None or least == most:
+                return None
+            own = jax.random.fold_in(key, number)
+            return jax.random.uniform(own, num_samples.shape, minval=least, maxval=most)
+
         seen, frames = spectrogram(
             samples.astype(self.policy.output_dtype),
             num_samples,
             window=numbers.window,
             hop=numbers.hop,
             scale=numbers.scale,
-            tempo=tempo,
-            slowest=slowest,
+            tempo=drawn(0, *numbers.tempo),
+            slowest=numbers.tempo[0],
+            pitch=drawn(1, *numbers.pitch),
         )
         return model(seen, train=key is not None), deepspeech2.frames_after(self.model_config, frames)
 

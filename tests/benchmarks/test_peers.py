@@ -47,6 +47,7 @@ SMALL = {
         "data.seconds=(3.5,)",
         "optimizer.epsilon=1e-2",
         "features.tempo=(1.0,1.0)",
+        "features.pitch=(1.0,1.0)",
         "schedule.warmup_steps=0",
     ],
     "sentiment": [

@@ -71,6 +71,24 @@ def test_padding_and_silence():
     )
 
 
+def test_another_pitch():
+    """A tone comes out where the higher tone is, window by window; at pitch 1 all is as it was."""
+    time = np.arange(4000) / 16_000
+    rows = np.stack([5000 * np.sin(2 * np.pi * hertz * time) for hertz in (2000, 2000, 2000)]).astype(
+        np.int16
+    )
+    lengths, pitch = np.full(3, 4000), np.array([1.0, 1.2, 0.8], np.float32)
+    numbers = dict(window=320, hop=160, scale=1.0)
+    run = jax.jit(lambda pitch: spectrogram(rows, lengths, **numbers, pitch=pitch)[0])
+    loudest = np.asarray(run(pitch))[:, 5:20].argmax(-1)
+    assert (loudest == 2000 * pitch[:, None] // 50).all()
+    with jax.enable_x64(True):
+        exact = jnp.asarray(rows, jnp.float64), jnp.asarray(lengths)
+        plain, _ = spectrogram(*exact, **numbers)
+        same, _ = spectrogram(*exact, **numbers, pitch=jnp.ones(3))
+    np.testing.assert_allclose(same, plain, atol=1e-9)
+
+
 def test_another_tempo():
     """What is a function of time stays one, and nothing is cut off; at tempo 1 all is as it was."""
     frames, tempo = np.array([40, 31, 0, 20], np.int32), np.array([0.8, 1.25, 1.0, 1.0], np.float32)
