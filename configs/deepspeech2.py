@@ -12,9 +12,12 @@ sox changes the sound; and there is no random gain, which the normalisation of l
 trained by us to that target.
 
 mini: a small one on sentences of WordNet's examples that eSpeak NG speaks, in voices and with texts that training has not
-heard; not MLPerf's data or model.
+heard; not MLPerf's data or model. Saying "a the of" to everything has a word error rate of 0.89.
 
     ./run_and_time.sh --workload=deepspeech2 --platform=cpu
+    not reached yet: 0.842, 0.783, 0.758, 0.733, 0.722 after epochs 1 to 5 without changes of pitch, in 244 CPU seconds of
+    a busy core; the loss had fallen to 0.38 a character by then, so it lacks voices and sentences, not steps. With them, as
+    it stands, 0.847 after epoch 1
 """
 
 from __future__ import annotations
@@ -87,7 +90,7 @@ def _mini() -> Numbers:
             padding=(6, 10),
         ),
         # Windows of 12.5 ms do not tell a voice's pitch.
-        features=dict(window=200, hop=200, scale=1.0, tempo=(1.0, 1.0), pitch=(1.0, 1.0)),
+        features=dict(window=200, hop=200, scale=1.0, tempo=(1.0, 1.0), pitch=(0.85, 1.15)),
         data=dict(name="spoken_sentences", **made_up(), seconds=(1.2, 1.6, 2.2, 3.5), sorted_epochs=1),
         batch_size=16,
         eval_batch_size=64,
