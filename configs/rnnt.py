@@ -21,6 +21,7 @@ mini: a small one on sentences of WordNet's examples that eSpeak NG speaks, in v
 heard; not MLPerf's data or model. Saying "a the of" to everything has a word error rate of 0.89.
 
     ./run_and_time.sh --workload=rnnt --platform=cpu
+    not reached yet: 0.76 on 128 of the utterances after 2.4 epochs, 136 s of one core's time, and falling
 """
 
 from __future__ import annotations
