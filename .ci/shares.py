@@ -34,6 +34,8 @@ WORKLOADS = {
         "tfrecord",
     ),
     "gnmt": ("gnmt", "lstm", "recurrent_translation", "wmt16"),
+    "rnnt": ("rnnt", "transducer", "test_sound", "utterances", "librispeech", "spoken"),
+    "deepspeech2": ("deepspeech2", "ctc", "spectrogram", "word_error"),
     "sentiment": ("sentiment", "text_classifier", "labelled_text"),
     "transformer": ("transformer", "translation", ".text.", "beam_search", "bleu"),
     "ncf": ("ncf", "neumf", "negatives", "interactions", "collaborative"),

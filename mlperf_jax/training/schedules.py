@@ -260,6 +260,75 @@ def epochs_warmup(
     return schedule
 
 
+def annealed_by_epoch(
+    base_lr: float, anneal: float, *, steps_per_epoch: float, warmup_steps: int = 0
+) -> optax.Schedule:
+    """A rate that is divided by the same number after every epoch: DeepSpeech2's schedule; here after a warm-up.
+
+    In epoch e (0 for the first; step s is of epoch floor(s / steps_per_epoch)):
+
+        base_lr / anneal**e * min((s + 1) / warmup_steps, 1)
+
+    Source: mlcommons/training, retired_benchmarks/never-adopted/speech_recognition/pytorch/train.py.
+
+    Args:
+        base_lr: the rate of the first epoch.
+        anneal: what it is divided by.
+        steps_per_epoch: may be a fraction, where batches cross the borders of epochs.
+        warmup_steps: in which the rate rises on a line; 0 for none.
+    """
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        step = jnp.asarray(step, float)
+        # A step that begins an epoch may come out a hair before it.
+        epoch = jnp.floor((step + 0.001) / steps_per_epoch)
+        rate = base_lr * jnp.power(jnp.asarray(anneal, step.dtype), -epoch)
+        return rate * jnp.minimum((step + 1) / warmup_steps, 1) if warmup_steps else rate
+
+    return schedule
+
+
+def exponential_after_hold(
+    base_lr: float,
+    warmup_epochs: float,
+    hold_epochs: float,
+    gamma: float,
+    *,
+    steps_per_epoch: float,
+    min_lr: float = 1e-5,
+) -> optax.Schedule:
+    """Linear warm-up, a plateau, then a rate that falls by a factor every epoch: RNN-T's schedule.
+
+    At the update number c (1 for the first), in epoch e (1 for the first), with w and h the steps of `warmup_epochs` and
+    `hold_epochs`:
+
+        c < w:      base_lr * (c + 1) / (w + 1)
+        c < w + h:  base_lr
+        later:      base_lr * gamma**(e - warmup_epochs - hold_epochs)
+
+    and nowhere less than `min_lr`. Source: mlcommons/training, rnn_speech_recognition/pytorch/common/optimizers.py,
+    lr_policy, and train.py, which counts steps and epochs from 1.
+
+    Args:
+        base_lr: the rate of the plateau.
+        warmup_epochs, hold_epochs: may be 0.
+        gamma: what the rate is multiplied by.
+        steps_per_epoch: may be a fraction, where batches cross the borders of epochs.
+        min_lr: the least rate.
+    """
+    warmup, held = warmup_epochs * steps_per_epoch, (warmup_epochs + hold_epochs) * steps_per_epoch
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        count = jnp.asarray(step, float) + 1
+        # A step that begins an epoch may come out a hair before it.
+        epoch = jnp.floor((count - 0.999) / steps_per_epoch) + 1
+        falling = jnp.power(jnp.asarray(gamma, count.dtype), epoch - warmup_epochs - hold_epochs)
+        share = jnp.where(count < warmup, (count + 1) / (warmup + 1), jnp.where(count < held, 1.0, falling))
+        return jnp.maximum(base_lr * share, min_lr)
+
+    return schedule
+
+
 def rsqrt_with_warmup(scale: float, warmup_steps: float) -> optax.Schedule:
     """Linear warm-up from zero, then decay with the square root of the steps: the Transformer's schedule.
 

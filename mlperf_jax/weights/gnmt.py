@@ -66,26 +66,6 @@ class _Torch(TorchSource):
     def has(self, name: str) -> bool:
         return name in self._left
 
-    def lstm(self, name: str, features_in: int, features: int, *, both: bool = False) -> dict[str, Any]:
-        """A layer of `models.lstm`: what PyTorch has as [G H, I] is [I, G, H]."""
-
-        def direction(ending: str) -> dict[str, Tensor]:
-            def kernel(kind: str, inputs: int) -> Tensor:
-                array = self.take(f"{name}.weight_{kind}_l0{ending}", (4 * features, inputs))
-                return array.reshape(4, features, inputs).transpose(2, 0, 1)
-
-            def bias(kind: str) -> Tensor:
-                return self.take(f"{name}.bias_{kind}_l0{ending}", (4 * features,)).reshape(4, features)
-
-            return {
-                "kernel": kernel("ih", features_in),
-                "recurrent": kernel("hh", features),
-                "bias": bias("ih"),
-                "bias_recurrent": bias("hh"),
-            }
-
-        return {"directions": _numbered([direction(ending) for ending in ("", "_reverse")[: 1 + both]])}
-
 
 TENSORFLOW = {
     "model.variant": "tensorflow",

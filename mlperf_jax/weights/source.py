@@ -96,6 +96,29 @@ class TorchSource(Source):
         biases = self.take(f"{name}.bias", shape) if bias else np.zeros(shape, np.float32)
         return {"kernel": kernel.T, "bias": biases}
 
+    def lstm(
+        self, name: str, features_in: int, features: int, *, layer: int = 0, both: bool = False
+    ) -> dict[str, Any]:
+        """A layer of an LSTM, as `models.lstm` has it: what PyTorch has as [G H, I] is [I, G, H]."""
+
+        def direction(ending: str) -> dict[str, Tensor]:
+            def kernel(kind: str, inputs: int) -> Tensor:
+                array = self.take(f"{name}.weight_{kind}_l{layer}{ending}", (4 * features, inputs))
+                return array.reshape(4, features, inputs).transpose(2, 0, 1)
+
+            def bias(kind: str) -> Tensor:
+                return self.take(f"{name}.bias_{kind}_l{layer}{ending}", (4 * features,)).reshape(4, features)
+
+            return {
+                "kernel": kernel("ih", features_in),
+                "recurrent": kernel("hh", features),
+                "bias": bias("ih"),
+                "bias_recurrent": bias("hh"),
+            }
+
+        endings = ("", "_reverse")[: 1 + both]
+        return {"directions": {n: direction(ending) for n, ending in enumerate(endings)}}
+
     def norm(self, name: str, conv: str, features: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(parameters, statistics)
 

@@ -39,6 +39,17 @@ SMALL = {
     "retinanet": ["batch_size=4", "schedule.warmup_epochs=0.01", "optimizer.epsilon=2e-5"],
     "dlrm_dcnv2": ["batch_size=64", "optimizer.epsilon=1e-4"],
     "ncf": ["batch_size=64"],
+    "deepspeech2": [
+        "batch_size=4",
+        "model.width=32",
+        "data.num_train=40",
+        "data.num_eval=20",
+        "data.seconds=(3.5,)",
+        "optimizer.epsilon=1e-2",
+        "features.tempo=(1.0,1.0)",
+        "features.pitch=(1.0,1.0)",
+        "schedule.warmup_steps=0",
+    ],
     "sentiment": [
         "batch_size=8",
         "model.dropout=0",
@@ -75,6 +86,19 @@ SMALL = {
     ],
     # In the first step of AdamW a gradient that is rounding would be its sign.
     "bert": ["batch_size=4", "model.num_layers=1", "schedule.warmup_steps=2", "optimizer.epsilon=1e-2"],
+    # Noise, masks and changes of speed are random.
+    "rnnt": [
+        "batch_size=4",
+        "features.dither=0.0",
+        "model.encoder_width=16",
+        "model.prediction_width=8",
+        "model.joint_width=12",
+        "data.seconds=(1.2,3.5)",
+        "data.num_train=64",
+        "data.num_eval=8",
+        "decode.most=12",
+        "optimizer.epsilon=1e-3",
+    ],
     "bert_qa": ["batch_size=4", "model.num_layers=1", "optimizer.epsilon=1e-2", "data.num_train=64"],
     "minigo": ["batch_size=16", "model.trunk_layers=1", "self_play.lanes=16", "self_play.rows=8"],
 }

@@ -11,8 +11,8 @@ import pytest
 
 import input_pipelines
 from input_pipelines import base
+from input_pipelines.bucketed import batch_of_a_bucket
 from input_pipelines.image import boxed_jpegs, coco, coco_originals, composites, outlines
-from input_pipelines.image.masked_detection import batch_of_a_bucket
 from mlperf_jax.errors import UserError
 from tests.input_pipelines.image.test_composites import arrays, data_dir, objects_in  # noqa: F401  a fixture
 

@@ -1,0 +1,228 @@
+"""What speech recognisers hear: log-mel features of sound, made on the device, and what is done to them in training.
+
+Source of every choice: mlcommons/training, rnn_speech_recognition/pytorch/common/data (features.py, and
+dali/pipeline.py for the change of speed). Each function takes rows of different lengths, padded, and what is in a row's
+padding changes nothing of it. Sums are float32, or float64 where the sound is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_FLOOR = 1e-20  # added to energies before their logarithm
+_SMALL = 1e-5  # added to deviations
+_LOBES = 6  # zero crossings of a resampling filter on each side
+
+# Slaney's mel scale (Auditory Toolbox, 1998): linear below 1 kHz, then 27 filters for a factor of 6.4.
+_LINEAR_HZ, _KNEE_HZ, _LOG_STEP = 200 / 3, 1000.0, np.log(6.4) / 27
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureConfig:
+    """Numbers of log-mel features.
+
+    Attributes:
+        sample_rate: Hz.
+        window: samples, a multiple of `hop`.
+        hop: samples from frame to frame.
+        fft_size: samples, those of the window and zeros around it.
+        filters: F.
+        preemphasis: what is taken off a sample of the one before it.
+        dither: deviation of the noise that is added to samples of -1 to 1.
+    """
+
+    sample_rate: int = 16_000
+    window: int = 320
+    hop: int = 160
+    fft_size: int = 512
+    filters: int = 80
+    preemphasis: float = 0.97
+    dither: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.window % self.hop or self.window > self.fft_size:
+            raise ValueError(
+                f"window {self.window} must be a multiple of hop {self.hop} and at most fft_size {self.fft_size}"
+            )
+
+
+def waveform(samples: jax.Array, dtype: jnp.dtype | type = jnp.float32) -> jax.Array:
+    """Samples [B, N] int16 as numbers from -1 to 1."""
+    return samples.astype(jnp.promote_types(dtype, jnp.float32)) / 2**15
+
+
+def real(length: int, lengths: jax.Array) -> jax.Array:
+    """Which of so many positions are no padding, [B, length] bool of lengths [B]."""
+    return jnp.arange(length) < lengths[:, None]
+
+
+def log_mel(
+    sound: jax.Array, num_samples: jax.Array, config: FeatureConfig, noise: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Logarithms of the energies in mel filters, each filter of an utterance with mean 0 and deviation 1.
+
+    Args:
+        sound: [B, N], from -1 to 1.
+        num_samples: [B] int, at least 2.
+        config: numbers.
+        noise: [B, N] or [1, N] standard normal, for dither; None for none.
+
+    Returns:
+        [B, 1 + N // hop, F], zeros where there is padding, and frames [B] int32: a sample more than a multiple of the
+        hop begins another one.
+    """
+    if noise is not None:
+        sound = sound + config.dither * noise
+    sound = jnp.where(real(sound.shape[1], num_samples), sound, 0)
+    sound = preemphasized(sound, num_samples, config.preemphasis)
+    energies = power_spectrogram(sound, num_samples, config.window, config.hop, config.fft_size)
+    filters = mel_filters(config.sample_rate, config.fft_size, config.filters)
+    energies = jnp.matmul(energies, filters.T.astype(energies.dtype), precision=jax.lax.Precision.HIGHEST)
+    frames = -(-num_samples // config.hop)
+    return normalized(jnp.log(energies + _FLOOR), frames), frames
+
+
+def preemphasized(sound: jax.Array, num_samples: jax.Array, share: float) -> jax.Array:
+    """Every sample [B, N] less a share of the one before it; the first as it is."""
+    before = jnp.pad(sound, ((0, 0), (1, 0)))[:, :-1]
+    return jnp.where(real(sound.shape[1], num_samples), sound - share * before, 0)
+
+
+def power_spectrogram(
+    sound: jax.Array, num_samples: jax.Array, window: int, hop: int, fft_size: int
+) -> jax.Array:
+    """Squared magnitudes of a short-time Fourier transform with Hann's window (symmetric), as `torch.stft` has it.
+
+    Frame t has sample t * hop in its middle. Beyond its ends an utterance goes on mirrored, if it is longer than half of
+    `fft_size`, else with zeros after the mirrored part.
+
+    Args:
+        sound: [B, N].
+        num_samples: [B] int.
+        window, hop, fft_size: samples; see `FeatureConfig`.
+
+    Returns:
+        [B, 1 + N // hop, fft_size // 2 + 1].
+    """
+    num_frames, overlap = 1 + sound.shape[1] // hop, window // hop
+    at = jnp.arange(-window // 2, (num_frames + overlap - 1) * hop - window // 2)[None]
+    last = num_samples[:, None] - 1
+    mirrored = jnp.where(at < 0, -at, jnp.where(at > last, 2 * last - at, at))
+    inside = (mirrored >= 0) & (mirrored <= last)
+    padded = jnp.take_along_axis(sound, jnp.clip(mirrored, 0, last), axis=1) * inside
+    hops = padded.reshape(len(sound), num_frames + overlap - 1, hop)
+    frames = jnp.concatenate([hops[:, n : n + num_frames] for n in range(overlap)], axis=-1)
+    spectrum = jnp.fft.rfft(frames * np.hanning(window).astype(sound.dtype), fft_size)
+    return jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+
+
+@functools.lru_cache(maxsize=4)
+def mel_filters(sample_rate: int, fft_size: int, filters: int) -> np.ndarray:
+    """Triangles of equal area, evenly on Slaney's mel scale from 0 to half of `sample_rate`: [F, fft_size // 2 + 1]."""
+    edges = _to_hz(np.linspace(0, _to_mel(np.array(sample_rate / 2)), filters + 2))
+    bins = np.linspace(0, sample_rate / 2, fft_size // 2 + 1)
+    widths = np.diff(edges)
+    slopes = edges[:, None] - bins
+    rising, falling = -slopes[:-2] / widths[:-1, None], slopes[2:] / widths[1:, None]
+    return np.maximum(0, np.minimum(rising, falling)) * (2 / (edges[2:] - edges[:-2]))[:, None]
+
+
+def _to_mel(hz: np.ndarray) -> np.ndarray:
+    above = _KNEE_HZ / _LINEAR_HZ + np.log(np.maximum(hz, _KNEE_HZ) / _KNEE_HZ) / _LOG_STEP
+    return np.where(hz < _KNEE_HZ, hz / _LINEAR_HZ, above)
+
+
+def _to_hz(mel: np.ndarray) -> np.ndarray:
+    knee = _KNEE_HZ / _LINEAR_HZ
+    return np.where(mel < knee, mel * _LINEAR_HZ, _KNEE_HZ * np.exp(_LOG_STEP * (mel - knee)))
+
+
+def normalized(x: jax.Array, frames: jax.Array) -> jax.Array:
+    """Each feature of each utterance [B, T, F] less its mean over frames [B], over its deviation; zeros in padding."""
+    here = real(x.shape[1], frames)[..., None]
+    count = frames[:, None, None].astype(x.dtype)
+    mean = jnp.where(here, x, 0).sum(1, keepdims=True) / jnp.maximum(count, 1)
+    apart = jnp.where(here, x - mean, 0)
+    variance = jnp.square(apart).sum(1, keepdims=True) / jnp.maximum(count - 1, 1)
+    return apart / (jnp.sqrt(variance) + _SMALL)
+
+
+def spliced(x: jax.Array, frames: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Every `count` frames as one: [B, T, F] and frames [B] to [B, ceil(T / count), count F] and frames [B]."""
+    batch, length, width = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -length % count), (0, 0)))
+    return x.reshape(batch, -1, count * width), -(-frames // count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Masks:
+    """Numbers of SpecAugment (Park et al., arXiv:1904.08779; in parts of an utterance: arXiv:1912.05533).
+
+    Attributes:
+        freq_masks, max_freq: how many bands of features are hidden, and the widest one.
+        time_masks, max_time: how many spans of frames, and the longest in parts of an utterance.
+    """
+
+    freq_masks: int = 2
+    max_freq: int = 20
+    time_masks: int = 10
+    max_time: float = 0.03
+
+
+def masked(x: jax.Array, frames: jax.Array, masks: Masks, key: jax.Array) -> jax.Array:
+    """Features [B, T, F] of utterances of frames [B], with zeros where they are hidden at random."""
+    of_freq, of_time = jax.random.split(key)
+    widest = jnp.full(len(x), masks.max_freq)
+    longest = jnp.round(frames * masks.max_time).astype(jnp.int32)
+    every = jnp.full(len(x), x.shape[2])
+    bands = _spans(x.shape[2], widest, every, masks.freq_masks, of_freq)
+    times = _spans(x.shape[1], longest, frames, masks.time_masks, of_time)
+    return jnp.where(bands[:, None, :] | times[:, :, None], 0, x)
+
+
+def _spans(size: int, longest: jax.Array, limit: jax.Array, count: int, key: jax.Array) -> jax.Array:
+    """Which of [B, size] are in one of `count` spans of up to `longest` [B] that begin before `limit` [B]."""
+    of_width, of_start = jax.random.split(key)
+    shape = (len(longest), count)
+    widths = jax.random.randint(of_width, shape, 0, longest[:, None] + 1)
+    starts = jax.random.randint(of_start, shape, 0, jnp.maximum(limit[:, None] - widths, 1))
+    at = jnp.arange(size)
+    return ((at >= starts[..., None]) & (at < (starts + widths)[..., None])).any(1)
+
+
+def sped(
+    sound: jax.Array, num_samples: jax.Array, speeds: jax.Array, width: int
+) -> tuple[jax.Array, jax.Array]:
+    """Sound played faster or slower, and so higher or lower, by a windowed sinc.
+
+    Args:
+        sound: [B, N].
+        num_samples: [B] int.
+        speeds: [B], 1 for as it is.
+        width: W, samples of a row that holds the slowest.
+
+    Returns:
+        [B, W], and samples [B] int32.
+    """
+    lengths = jnp.minimum(jnp.ceil(num_samples / speeds).astype(jnp.int32), width)
+    places = jnp.arange(width, dtype=sound.dtype) * speeds[:, None].astype(sound.dtype)
+    first = jnp.floor(places).astype(jnp.int32)
+    # Of faster sound what would be above half of the rate is cut off.
+    cutoff = jnp.minimum(1, 1 / speeds)[:, None].astype(sound.dtype)
+    faded = jnp.where(real(sound.shape[1], num_samples), sound, 0)
+
+    def tap(n: jax.Array, total: jax.Array) -> jax.Array:
+        at = first + n
+        apart = places - at
+        weight = cutoff * jnp.sinc(cutoff * apart) * jnp.square(jnp.cos(jnp.pi / 2 * apart / _LOBES))
+        weight = jnp.where((jnp.abs(apart) < _LOBES) & (at >= 0) & (at < sound.shape[1]), weight, 0)
+        clipped = jnp.clip(at, 0, sound.shape[1] - 1)
+        return total + weight * jnp.take_along_axis(faded, clipped, axis=1)
+
+    total = jax.lax.fori_loop(1 - _LOBES, _LOBES + 1, tap, jnp.zeros_like(places))
+    return jnp.where(real(width, lengths), total, 0), lengths
