@@ -16,7 +16,7 @@ frequent subword has an accuracy of 0.0329, of which the target is more than fiv
 0.2865, and with the words that are shown 0.3261 (`python -m benchmarks.neighbours`).
 
     ./run_and_time.sh --workload=bert --platform=cpu
-    expected: 0.18 after 12,000 samples (benchmarks/NOTES.md says what it begins with, and why)
+    expected: 0.18 after 12,000 samples, in 3 minutes on one core (benchmarks/convergence; NOTES.md says why it begins as it does)
 """
 
 from __future__ import annotations
