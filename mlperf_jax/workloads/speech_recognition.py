@@ -50,6 +50,19 @@ class SpeechRecognition(SupervisedWorkload[M, SpeechDataset], Generic[M]):
     metric = "word error rate"
     unit = "utterances"
     direction = Direction.ERROR
+    classes: str
+    """What the model's config calls the number of its symbols, a blank among them."""
+
+    def check_data(self) -> None:
+        """Also: that its symbols are the model's, which has a blank besides."""
+        super().check_data()
+        symbols, classes = self.dataset.symbols, self.config.model[self.classes]
+        known = 0 if symbols is None else len(symbols)
+        if known >= classes:
+            raise UserError(
+                f"The transcripts have {known:,} symbols and the model {classes:,}, a blank among them; use "
+                f"--config.model.{self.classes}={known + 1}."
+            )
 
     @abc.abstractmethod
     def transcribe(self, model: M, samples: jax.Array, num_samples: jax.Array) -> jax.Array:
@@ -195,6 +208,7 @@ class DeepSpeech2Recognition(SpeechRecognition[DeepSpeech2]):
     """
 
     benchmark = "deepspeech2"
+    classes = "vocab_size"
 
     @functools.cached_property
     def model_config(self) -> DeepSpeech2Config:
@@ -202,17 +216,6 @@ class DeepSpeech2Recognition(SpeechRecognition[DeepSpeech2]):
 
     def build_model(self, rngs: nnx.Rngs) -> nnx.Module:
         return DeepSpeech2(self.model_config, policy=self.policy, rngs=rngs)
-
-    def check_data(self) -> None:
-        """Also: that its symbols are the model's, which has a blank before them."""
-        super().check_data()
-        symbols = self.dataset.symbols
-        known = 0 if symbols is None else len(symbols)
-        if known >= self.config.model.vocab_size:
-            raise UserError(
-                f"The transcripts have {known:,} symbols and the model {self.config.model.vocab_size:,}, a blank among "
-                f"them; use --config.model.vocab_size={known + 1}."
-            )
 
     def implementations(self, platform: str) -> dict[str, Any]:
         return {"gru": "scan"}

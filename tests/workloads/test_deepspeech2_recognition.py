@@ -7,18 +7,16 @@ import numpy as np
 import pytest
 
 from configs import deepspeech2 as numbers
-from loadgen_py import TestScenario
 from mlperf_jax.decoding import ctc_search
 from mlperf_jax.judging import official
 from mlperf_jax.metrics.word_error_rate import mean_word_error_rate
 from mlperf_jax.parallel.mesh import single_device_layout
 from mlperf_jax.precision import POLICIES
 from mlperf_jax.results.events import read_events
-from mlperf_jax.results.folders import read_json
 from mlperf_jax.speech.ctc import ctc_loss
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.workloads.speech_recognition import DeepSpeech2Recognition
-from tests import door, pair, toys, toys_speech
+from tests import door, pair, serving, toys, toys_speech
 from tests.agreement import Layouts
 from tests.toys_speech import SmallDeepSpeech2
 
@@ -179,20 +177,7 @@ def test_closed_on_made_up_data_lacks_only_what_is_another_benchmarks(runs):
 def test_the_trained_model_serves_in_four_scenarios(runs):
     _, (results, ended) = runs.items()
     assert ended.returncode == 1, ended.stderr  # it has no target that can be reached
-    folder = door.run_folder(results)
-    trained = read_json(folder / "status.json")["quality"]
-    assert trained < 0.9
-    assert len(list(folder.rglob("*.png"))) >= 2
-    serve = (*TOY, f"--results_dir={results}", "--scenario=all", "--qps=200", "--max_latency=5", "--time=0.3")
-    ended = door.run(door.ROOT, *serve, **door.LIGHTLY)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    root = results / "mini/inference/here/tests.toys_speech.SmallDeepSpeech2"
-    for scenario in TestScenario.__members__:
-        performance, accuracy = (
-            read_json(root / scenario / kind / "result.json") for kind in ("performance/run_1", "accuracy")
-        )
-        assert performance["valid"] and performance["passed"] and accuracy["passed"]
-        assert accuracy["quality"] == pytest.approx(trained, abs=1e-9)
+    assert serving.serve_in_all_scenarios(TOY, results) < 0.9
 
 
 def test_two_processes_train_as_one(tmp_path):

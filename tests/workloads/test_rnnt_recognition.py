@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 
 from configs import rnnt as numbers
-from loadgen_py import TestScenario
 from mlperf_jax import config as configs
+from mlperf_jax.errors import UserError
 from mlperf_jax.metrics.word_error_rate import word_error_rate
 from mlperf_jax.parallel.mesh import single_device_layout
 from mlperf_jax.precision import POLICIES
-from mlperf_jax.results.folders import read_json
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.weights import rnnt as weights
 from mlperf_jax.workloads.rnnt_recognition import RNNTRecognition
-from tests import door, pair, toys
+from tests import door, pair, serving, toys
 from tests.agreement import Layouts
-from tests.toys_speech import SmallRNNT
+from tests.toys_speech import SmallDeepSpeech2, SmallRNNT
 
 TOY = ("--workload=tests.toys_speech:SmallRNNT", "--platform=cpu", "--system=here")
 
@@ -230,23 +229,19 @@ def test_closed_on_made_up_data_lacks_only_the_quality_and_the_examples(runs):
 def test_the_trained_model_serves_in_four_scenarios(runs):
     _, (results, ended) = runs.items()
     assert ended.returncode == 1, ended.stderr  # it has no target that can be reached
-    folder = door.run_folder(results)
-    trained = read_json(folder / "status.json")["quality"]
-    assert trained < 0.9
-    assert len(list(folder.rglob("*.png"))) >= 2
-    serve = (*TOY, f"--results_dir={results}", "--scenario=all", "--qps=200", "--max_latency=5", "--time=0.3")
-    ended = door.run(door.ROOT, *serve, **door.LIGHTLY)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    root = results / "mini/inference/here/tests.toys_speech.SmallRNNT"
-    for scenario in TestScenario.__members__:
-        performance, accuracy = (
-            read_json(root / scenario / kind / "result.json") for kind in ("performance/run_1", "accuracy")
-        )
-        assert performance["valid"] and performance["passed"] and accuracy["passed"]
-        assert accuracy["quality"] == pytest.approx(trained, abs=1e-9)
+    assert serving.serve_in_all_scenarios(TOY, results) < 0.9
 
 
 def test_two_processes_train_as_one(tmp_path):
     flags = ("tests.toys_speech:SmallRNNT", "--sharding=fsdp")
     alone, together = (pair.evaluations(tmp_path, *flags, processes=count) for count in (1, 2))
     assert len(alone) == 2 and together == pytest.approx(alone, rel=1e-9)
+
+
+def test_symbols_that_the_model_has_not_are_told():
+    toys.make(SmallRNNT).check_data()
+    known = len(toys.make(SmallRNNT).dataset.symbols)
+    with pytest.raises(UserError, match=f"use --config.model.classes={known + 1}"):
+        toys.make(SmallRNNT, model__classes=known).check_data()
+    with pytest.raises(UserError, match=f"use --config.model.vocab_size={known + 1}"):
+        toys.make(SmallDeepSpeech2, model__vocab_size=known).check_data()
