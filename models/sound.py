@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -212,17 +213,24 @@ def sped(
     lengths = jnp.minimum(jnp.ceil(num_samples / speeds).astype(jnp.int32), width)
     places = jnp.arange(width, dtype=sound.dtype) * speeds[:, None].astype(sound.dtype)
     first = jnp.floor(places).astype(jnp.int32)
+    share = places - first
     # Of faster sound what would be above half of the rate is cut off.
     cutoff = jnp.minimum(1, 1 / speeds)[:, None].astype(sound.dtype)
-    faded = jnp.where(real(sound.shape[1], num_samples), sound, 0)
-
-    def tap(n: jax.Array, total: jax.Array) -> jax.Array:
-        at = first + n
-        apart = places - at
-        weight = cutoff * jnp.sinc(cutoff * apart) * jnp.square(jnp.cos(jnp.pi / 2 * apart / _LOBES))
-        weight = jnp.where((jnp.abs(apart) < _LOBES) & (at >= 0) & (at < sound.shape[1]), weight, 0)
-        clipped = jnp.clip(at, 0, sound.shape[1] - 1)
-        return total + weight * jnp.take_along_axis(faded, clipped, axis=1)
-
-    total = jax.lax.fori_loop(1 - _LOBES, _LOBES + 1, tap, jnp.zeros_like(places))
+    # A sine and a cosine of every place; those of all taps follow from them. A sine a tap would be most of the work.
+    angle, fade = jnp.pi * cutoff * share, jnp.pi / _LOBES * share
+    (sine, cosine), (sine_fade, cosine_fade) = ((jnp.sin(x), jnp.cos(x)) for x in (angle, fade))
+    padded = jnp.where(real(sound.shape[1], num_samples), sound, 0)
+    padded = jnp.pad(padded, ((0, 0), (_LOBES, _LOBES)))
+    at = jnp.clip(first, -_LOBES, sound.shape[1]) + _LOBES
+    total = jnp.zeros_like(places)
+    for tap in range(1 - _LOBES, _LOBES + 1):
+        turn = jnp.pi * cutoff * tap
+        if tap in (0, 1):  # close to zero, where a difference of two products would be noise
+            sinc = jnp.sinc(cutoff * (share - tap))
+        else:
+            sinc = (sine * jnp.cos(turn) - cosine * jnp.sin(turn)) / (angle - turn)
+        half_turn = math.pi / _LOBES * tap
+        window = 0.5 + 0.5 * (cosine_fade * math.cos(half_turn) + sine_fade * math.sin(half_turn))
+        near = jnp.take_along_axis(padded, jnp.clip(at + tap, 0, padded.shape[1] - 1), axis=1)
+        total = total + cutoff * sinc * window * near
     return jnp.where(real(width, lengths), total, 0), lengths
