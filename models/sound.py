@@ -110,16 +110,43 @@ def power_spectrogram(
     Returns:
         [B, 1 + N // hop, fft_size // 2 + 1].
     """
-    num_frames, overlap = 1 + sound.shape[1] // hop, window // hop
-    at = jnp.arange(-window // 2, (num_frames + overlap - 1) * hop - window // 2)[None]
-    last = num_samples[:, None] - 1
-    mirrored = jnp.where(at < 0, -at, jnp.where(at > last, 2 * last - at, at))
-    inside = (mirrored >= 0) & (mirrored <= last)
-    padded = jnp.take_along_axis(sound, jnp.clip(mirrored, 0, last), axis=1) * inside
-    hops = padded.reshape(len(sound), num_frames + overlap - 1, hop)
-    frames = jnp.concatenate([hops[:, n : n + num_frames] for n in range(overlap)], axis=-1)
+    heard = mirrored(sound, num_samples, window // 2)
+    frames = windows(heard, window, hop, 1 + sound.shape[1] // hop)
     spectrum = jnp.fft.rfft(frames * np.hanning(window).astype(sound.dtype), fft_size)
     return jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+
+
+def mirrored(sound: jax.Array, num_samples: jax.Array, edge: int) -> jax.Array:
+    """Sound that goes on beyond both ends: turned around, the end's sample not said twice.
+
+    Args:
+        sound: [B, N], zeros after a recording's end.
+        num_samples: [B] int. Of a recording that is no longer than `edge`, zeros follow its own samples turned around.
+        edge: samples to either side.
+
+    Returns:
+        [B, edge + N + edge], in which a recording begins at `edge`.
+    """
+    zeros = jnp.zeros((len(sound), edge), sound.dtype)
+    turned = jnp.concatenate([sound, zeros], axis=1)[:, edge:0:-1]
+    padded = jnp.concatenate([turned, sound, zeros], axis=1)
+
+    def with_end(row: jax.Array, count: jax.Array) -> jax.Array:
+        # The last sample is at edge + count - 1.
+        end = jax.lax.dynamic_slice(row, (count - 1,), (edge,))[::-1]
+        end = jnp.where(jnp.arange(edge) < count - 1, end, 0)
+        return jax.lax.dynamic_update_slice(row, end, (edge + count,))
+
+    return jax.vmap(with_end)(padded, num_samples)
+
+
+def windows(sound: jax.Array, window: int, hop: int, count: int) -> jax.Array:
+    """The first `count` windows of [B, N], each a hop after the one before: [B, T, W], of slices side by side."""
+    parts = -(-window // hop)
+    lacking = max((count + parts - 1) * hop - sound.shape[1], 0)
+    padded = jnp.pad(sound, ((0, 0), (0, lacking)))[:, : (count + parts - 1) * hop]
+    hops = padded.reshape(len(sound), -1, hop)
+    return jnp.concatenate([hops[:, n : n + count] for n in range(parts)], axis=2)[..., :window]
 
 
 @functools.lru_cache(maxsize=4)
@@ -222,15 +249,20 @@ def sped(
     padded = jnp.where(real(sound.shape[1], num_samples), sound, 0)
     padded = jnp.pad(padded, ((0, 0), (_LOBES, _LOBES)))
     at = jnp.clip(first, -_LOBES, sound.shape[1]) + _LOBES
-    total = jnp.zeros_like(places)
-    for tap in range(1 - _LOBES, _LOBES + 1):
-        turn = jnp.pi * cutoff * tap
-        if tap in (0, 1):  # close to zero, where a difference of two products would be noise
-            sinc = jnp.sinc(cutoff * (share - tap))
-        else:
-            sinc = (sine * jnp.cos(turn) - cosine * jnp.sin(turn)) / (angle - turn)
+
+    def weighed(tap: jax.Array | int, sinc: jax.Array) -> jax.Array:
         half_turn = math.pi / _LOBES * tap
-        window = 0.5 + 0.5 * (cosine_fade * math.cos(half_turn) + sine_fade * math.sin(half_turn))
+        window = 0.5 + 0.5 * (cosine_fade * jnp.cos(half_turn) + sine_fade * jnp.sin(half_turn))
         near = jnp.take_along_axis(padded, jnp.clip(at + tap, 0, padded.shape[1] - 1), axis=1)
-        total = total + cutoff * sinc * window * near
+        return cutoff * sinc * window * near
+
+    def add(number: jax.Array, total: jax.Array) -> jax.Array:
+        tap = number - _LOBES + jnp.where(number < _LOBES - 1, 1, 3)  # all but 0 and 1
+        turn = jnp.pi * cutoff * tap
+        return total + weighed(tap, (sine * jnp.cos(turn) - cosine * jnp.sin(turn)) / (angle - turn))
+
+    # Close to a zero crossing a difference of two products would be noise.
+    total = sum(weighed(tap, jnp.sinc(cutoff * (share - tap))) for tap in (0, 1))
+    # A loop, as XLA would else compute all taps again wherever a sample is used.
+    total = jax.lax.fori_loop(0, 2 * _LOBES - 2, add, total)
     return jnp.where(real(width, lengths), total, 0), lengths

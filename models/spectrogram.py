@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from models import sound
+
 _LEAST_DEVIATION = 1e-5  # of a recording without sound, which has no rows to be told apart
 
 
@@ -57,9 +59,9 @@ def spectrogram(
     """
     dtype = jnp.promote_types(samples.dtype, jnp.float32)
     frames = num_frames(num_samples, hop).astype(jnp.int32)
-    mirrored = _mirrored(samples.astype(dtype), num_samples, window // 2)
+    mirrored = sound.mirrored(samples.astype(dtype), num_samples, window // 2)
     count = samples.shape[1] // hop + 1
-    windows = _windows(mirrored, window, hop, count)
+    windows = sound.windows(mirrored, window, hop, count)
     product = jnp.einsum("bti,ik->btk", windows, _transform(window).astype(dtype), precision="highest")
     parts = jnp.square(product).reshape(*product.shape[:2], 2, -1)
     found = jnp.sqrt(parts.sum(2))
@@ -101,28 +103,6 @@ def _higher(magnitudes: jax.Array, pitch: jax.Array) -> jax.Array:
     # A product with few numbers a column, as frequencies of a recording move all alike.
     weights = jnp.maximum(1 - jnp.abs(jnp.arange(last + 1)[:, None] - places[:, None]), 0)
     return jnp.einsum("btf,bfg->btg", magnitudes, weights, precision="highest")
-
-
-def _mirrored(samples: jax.Array, num_samples: jax.Array, edge: int) -> jax.Array:
-    """[B, N] as [B, N + 2 edge]: before the first sample those after it, after the last those before it, turned around."""
-    before = samples[:, edge:0:-1]
-    padded = jnp.concatenate([before, samples, jnp.zeros_like(samples, shape=(len(samples), edge))], axis=1)
-
-    def with_end(row: jax.Array, count: jax.Array) -> jax.Array:
-        # The last sample is at edge + count - 1.
-        end = jax.lax.dynamic_slice(row, (count - 1,), (edge,))[::-1]
-        return jax.lax.dynamic_update_slice(row, end, (edge + count,))
-
-    return jax.vmap(with_end)(padded, num_samples)
-
-
-def _windows(samples: jax.Array, window: int, hop: int, count: int) -> jax.Array:
-    """The first `count` windows of [B, N]: [B, T, W]; of slices side by side where hops divide the window."""
-    parts = -(-window // hop)
-    lacking = max((count + parts - 1) * hop - samples.shape[1], 0)
-    padded = jnp.pad(samples, ((0, 0), (0, lacking)))[:, : (count + parts - 1) * hop]
-    hops = padded.reshape(len(samples), -1, hop)
-    return jnp.concatenate([hops[:, n : n + count] for n in range(parts)], axis=2)[..., :window]
 
 
 def _transform(window: int) -> np.ndarray:
