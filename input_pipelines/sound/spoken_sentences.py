@@ -1,9 +1,9 @@
 """Sentences of WordNet's examples, spoken by eSpeak NG: about 4,700 texts of 3 to 8 words by people, voices by rule.
 
 The sentences are those whose words are all among the 2,000 most frequent of the examples (WordNet 3.0, Debian's
-`wordnet-base`). Each is said twice to train on, in two voices, and once where it is evaluated. Voices are an accent and
-a variant of it; accents, variants and sentences of the evaluation do not occur in training. It is real text, in a
-voice that nobody has.
+`wordnet-base`). Each is said four times to train on, in as many voices, and once where it is evaluated. Voices are an accent
+and a variant of it; accents, variants and sentences of the evaluation do not occur in training. It is real text, in
+voices that nobody has; each split's `voices.txt` says whose.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ _VARIANTS = {
     "eval": ("f3", "f5", "m4", "m7", "Andy", "benjamin", "edward", "robert", "shelby", "victor"),
 }  # fmt: skip
 _RATES, _PITCHES = (150, 211), (30, 71)  # from, and up to but not
+
+_VOICES = "{}_voices.txt"
 
 _SILENCE, _ROOM = 200, 800  # of int16, below which ends are cut off but for so many samples
 
@@ -168,7 +170,9 @@ def prepare(data_dir: Path, *, fake: int = 0, verify: bool = False) -> str:
             return facts | spoken(folder, texts, say)
 
     folder = data_dir / "spoken_sentences"
-    prepared.prepare_folder(folder, build, verify=verify)
+    prepared.prepare_folder(
+        folder, build, verify=verify, wanted=[_VOICES.format(split) for split in _ACCENTS]
+    )
     return f"{open_dataset(data_dir, {}).description}, in {folder}"
 
 
@@ -178,13 +182,19 @@ def spoken(folder: Path, texts: Sequence[str], say: Say) -> dict[str, Any]:
     for split, times in (("train", _TIMES), ("eval", 1)):
         chosen = [text for text in texts if held_out(text) == (split == "eval")] * times
         with progress.step(f"speaking {len(chosen):,} sentences", len(chosen), "sentences") as advance:
+            drawn = manners(split, len(chosen))
 
-            def said(chosen: Sequence[str] = chosen, split: str = split) -> Iterable[np.ndarray]:
-                for text, manner in zip(chosen, manners(split, len(chosen)), strict=True):
+            def said(
+                chosen: Sequence[str] = chosen, drawn: Sequence[espeak.Manner] = drawn
+            ) -> Iterable[np.ndarray]:
+                for text, manner in zip(chosen, drawn, strict=True):
                     yield say(text, manner)
                     advance(1)
 
             facts |= write(folder, split, chosen, said())
+        voices = [f"{manner.voice}+{manner.variant}" for manner in drawn]
+        (folder / _VOICES.format(split)).write_text("".join(f"{voice}\n" for voice in voices), "utf-8")
+        facts[f"{split}_voices"] = len(set(voices))
     return facts
 
 
@@ -228,8 +238,8 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> SpeechDataset:
         seconds=options.get("seconds", SECONDS),
         sorted_epochs=options.get("sorted_epochs", 0),
         fake=facts["fake"],
-        description=f"WordNet's examples spoken by eSpeak NG, {len(train):,} train ({hours:.1f} h) and "
-        f"{len(evaluation):,} eval utterances",
+        description=f"WordNet's examples spoken by eSpeak NG, {len(train):,} train utterances ({hours:.1f} h, "
+        f"{facts['train_voices']} voices) and {len(evaluation):,} of evaluation ({facts['eval_voices']} others)",
         num_threads=base.num_threads(options),
     )
 

@@ -45,14 +45,17 @@ def test_the_set_is_written_once_and_read_whole(tmp_path):
     folder = tmp_path / "spoken_sentences"
     prepared.prepare_folder(folder, lambda f: {"fake": False} | spoken_sentences.spoken(f, texts, _said_so))
     dataset = spoken_sentences.open_dataset(tmp_path, {})
-    training = [text for text in texts if not held_out(text)] * 2
-    assert dataset.num_train == len(training) and dataset.num_eval == len(texts) - len(training) // 2
+    training = [text for text in texts if not held_out(text)] * 4
+    assert dataset.num_train == len(training) and dataset.num_eval == len(texts) - len(training) // 4
     said = {
         _said_so(t, m).tobytes(): t for t, m in zip(training, manners("train", len(training)), strict=True)
     }
     rows = dataset.read_train(0, dataset.num_train, 0)
     for samples, length, symbols, count in zip(*rows.values(), strict=True):
         assert dataset.symbols.decode(symbols[:count]) == said[samples[:length].tobytes()]
+    voices = (folder / "train_voices.txt").read_text().splitlines()
+    assert voices == [f"{m.voice}+{m.variant}" for m in manners("train", len(training))]
+    assert f"{len(set(voices))} voices" in dataset.description
     with open(folder / "train_starts.npy", "r+b") as file:
         file.seek(-8, 2)
         file.write(b"\0" * 8)
