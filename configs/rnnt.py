@@ -21,7 +21,7 @@ mini: a small one on sentences of WordNet's examples that eSpeak NG speaks, in v
 heard; not MLPerf's data or model. Saying "a the of" to everything has a word error rate of 0.89.
 
     ./run_and_time.sh --workload=rnnt --platform=cpu
-    not reached yet: 0.76 on 128 of the utterances after 2.4 epochs, 136 s of one core's time, and falling
+    RESULT
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def _mini() -> Numbers:
             init_scale=1.0,
         ),
         features=dict(_FEATURES, filters=40),
-        splice=4,
-        speeds=(1.0, 1.0),
+        splice=3,
+        speeds=(0.87, 1.15),
         masks=dict(freq_masks=0, max_freq=0, time_masks=0, max_time=0.0),
         data=dict(name="spoken_sentences", **made_up(), seconds=(1.1, 1.6, 2.2, 3.5)),
         batch_size=16,
@@ -153,11 +153,11 @@ def _mini() -> Numbers:
         optimizer=dict(
             name="adamw", base_lr=3e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, clip_norm=5.0
         ),
-        schedule=dict(warmup_epochs=0.4, hold_epochs=2.1, gamma=0.5, min_lr=1e-5),
-        ema_decay=0.98,
+        schedule=dict(warmup_epochs=0.2, hold_epochs=1.2, gamma=0.35, min_lr=1e-5),
+        ema_decay=0.995,
         decode=dict(most=80, most_in_frame=10),
         target=0.6,
-        max_epochs=12,
+        max_epochs=4,
         **loop(eval_every_epochs=1),
         inference=_serving(batch_sizes=(1, 8, 32), min_duration_s=10.0),
     )
