@@ -5,6 +5,7 @@ PyTorch has no transducer's loss: the lattice is walked diagonal by diagonal, by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -93,9 +94,8 @@ def loss_of(logits, symbols, frames, counts):
 
 
 def log_mel(samples, num_samples, *, window, hop, fft_size, filters, preemphasis, dither):
-    """Normalised log-mel features [B, T, F] of recordings [B, N], zeros after their ends, and frames [B]."""
-    width, edge = samples.shape[1], fft_size // 2
-    x = samples.float() / 2**15
+    """Normalised log-mel features [B, T, F] of recordings [B, N] from -1 to 1, zeros after their ends, and frames [B]."""
+    width, edge, x = samples.shape[1], fft_size // 2, samples
     if dither:
         x = x + dither * torch.randn_like(x)
     last = num_samples[:, None].long() - 1
@@ -114,6 +114,21 @@ def log_mel(samples, num_samples, *, window, hop, fft_size, filters, preemphasis
     centred = torch.where(real, logs - (logs * real).sum(1, keepdim=True) / count, 0)
     deviation = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
     return centred / (deviation + 1e-5), frames
+
+
+def sped(x, num_samples, slowest, fastest):
+    """Recordings [B, N] at random speeds, by a sinc that is faded out over six of its crossings, and samples [B]."""
+    width, (speeds,) = math.ceil(x.shape[1] / min(slowest, 1)), torch.rand(1, len(x), device=x.device)
+    speeds = (slowest + (fastest - slowest) * speeds)[:, None]
+    places = torch.arange(width, device=x.device) * speeds
+    first, cutoff, total = places.floor(), (1 / speeds).clamp(max=1), torch.zeros_like(places)
+    for tap in range(-5, 7):
+        apart = places - first - tap
+        weight = cutoff * torch.sinc(cutoff * apart) * torch.cos(math.pi / 12 * apart).square()
+        at = (first + tap).long()
+        inside = (at >= 0) & (at < num_samples[:, None])
+        total += torch.where(inside, weight * x.gather(1, at.clamp(0, x.shape[1] - 1)), 0)
+    return total, (num_samples / speeds[:, 0]).ceil().long()
 
 
 def spliced(x, frames, count):
@@ -165,20 +180,24 @@ class Peer(peer.Peer):
             return torch_optimizers.lamb(self.model, **given)
         return torch_optimizers.adamw(self.model, **given, fused=self.fast)
 
-    def features(self, batch: peer.Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-        x, frames = log_mel(batch["samples"], batch["num_samples"], **self.config.features.to_dict())
+    def features(self, batch: peer.Tensors, *, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        heard, num_samples = batch["samples"].float() / 2**15, batch["num_samples"]
+        speeds = tuple(self.config.speeds)
+        if train and speeds != (1, 1):
+            heard, num_samples = sped(heard, num_samples, *speeds)
+        x, frames = log_mel(heard, num_samples, **self.config.features.to_dict())
         return spliced(x, frames, self.config.splice)
 
     def loss(self, batch: peer.Tensors) -> torch.Tensor:
-        """Without changes of speed and masks, which cost little beside it."""
+        """Without masks, which cost little beside it."""
         symbols, counts = batch["symbols"].long(), batch["num_symbols"].long()
-        logits, frames = self.model(*self.features(batch), symbols)
+        logits, frames = self.model(*self.features(batch, train=True), symbols)
         return loss_of(logits.float(), symbols, frames.long(), counts).mean()
 
     def answer(self, inputs: peer.Tensors) -> torch.Tensor:
         """Greedy decoding, a frame or a symbol of every row at a time."""
         model, numbers = self.model, self.config.decode
-        encoded, frames = model.encode(*self.features(inputs))
+        encoded, frames = model.encode(*self.features(inputs, train=False))
         batch, device = len(encoded), encoded.device
         rows = torch.arange(batch, device=device)
         frame, inside, said = (torch.zeros(batch, dtype=torch.long, device=device) for _ in range(3))

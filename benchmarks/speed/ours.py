@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from typing import Any
 
 import jax
@@ -66,11 +67,11 @@ class Ours(Side):
     def _serve(self) -> dict[str, Any]:
         """The model as it is served, with as many samples as the largest batch has."""
         self.served = jax.tree.map(jnp.copy, self.workload.served_state(self.state))
-        self.served_bucket = next(iter(self.workload.sample_specs()))
-        self.many = min(
-            max(ladder(self.workload.config.inference, self.served_bucket)), self.workload.num_samples
-        )
-        self.samples = self._samples(self.many)
+        buckets = np.array(self.workload.sample_buckets(np.arange(self.workload.num_samples)))
+        self.served_bucket = collections.Counter(buckets.tolist()).most_common(1)[0][0]
+        there = np.flatnonzero(buckets == self.served_bucket)
+        self.many = min(max(ladder(self.workload.config.inference, self.served_bucket)), len(there))
+        self.samples = self._samples(there[: self.many])
         handed.write(self.folder / "samples.npz", _named(self.samples))
         self.replica: Replica = replicas.replica(
             self.workload, self.served, self.layout, {self.served_bucket: self.many}, on_device=False
@@ -78,14 +79,14 @@ class Ours(Side):
         self.replica.hold({self.served_bucket: self.samples})
         return {"sizes": {TRAIN: self.workload.batch_size, ONE: 1, MANY: self.many}}
 
-    def _samples(self, count: int) -> dict[str, np.ndarray]:
+    def _samples(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Samples of the data; of a workload that has the model make them, by games say, any of that shape."""
         if type(self.workload).make_samples is ServedWorkload.make_samples:
-            return self.workload.read_samples(np.arange(count))
+            return self.workload.read_samples(indices)
         random = np.random.default_rng(self.spec["seed"])
         spec = self.workload.sample_specs()[self.served_bucket]
         return {
-            name: random.integers(0, 2, (count, *shape)).astype(dtype)
+            name: random.integers(0, 2, (len(indices), *shape)).astype(dtype)
             for name, (shape, dtype) in spec.items()
         }
 

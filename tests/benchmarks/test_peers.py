@@ -90,6 +90,7 @@ SMALL = {
     "rnnt": [
         "batch_size=4",
         "features.dither=0.0",
+        "speeds=(1.0,1.0)",
         "model.encoder_width=16",
         "model.prediction_width=8",
         "model.joint_width=12",

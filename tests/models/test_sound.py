@@ -146,6 +146,23 @@ def test_speed_is_changed_as_the_sum_over_a_windowed_sinc_says():
     np.testing.assert_allclose(found[1, :31], x[1, :31], atol=1e-5)
 
 
+def test_speed_is_changed_as_its_peer_in_pytorch_changes_it():
+    torch = pytest.importorskip("torch")
+    from benchmarks.peers import rnnt
+
+    random = np.random.default_rng(1)
+    x, lengths = random.normal(size=(3, 400)).astype(np.float32), np.array([400, 311, 344])
+    x *= np.arange(400) < lengths[:, None]
+    for speed in (0.9, 1.1):
+        expected, counts = rnnt.sped(torch.tensor(x), torch.tensor(lengths), speed, speed)
+        found, frames = sound.sped(
+            jnp.asarray(x), lengths, jnp.full(3, speed, jnp.float32), expected.shape[1]
+        )
+        assert frames.tolist() == counts.tolist()
+        for row, other, count in zip(found, expected, counts.tolist(), strict=True):
+            np.testing.assert_allclose(row[:count], other[:count], atol=2e-3)
+
+
 def test_a_faster_tone_is_higher():
     tone = np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000)[None]
     speed = jnp.array([1.1])
