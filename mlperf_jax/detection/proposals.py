@@ -108,7 +108,7 @@ def proposal_loss(
 def _inside(corners: np.ndarray, sizes: jax.Array) -> jax.Array:
     """[B, A], whether boxes [A, 4] lie in images of sizes [B, 2]: begin there and end within a pixel beyond."""
     limits = sizes[:, None, ::-1].astype(corners.dtype)
-    return (corners[:, :2] >= 0).all(-1) & (corners[:, 2:] < limits + 1).all(-1)
+    return (limits + 1 > corners[:, 2:]).all(-1) & (corners[:, :2] >= 0).all(-1)
 
 
 def clipped(corners: jax.Array, sizes: jax.Array) -> jax.Array:

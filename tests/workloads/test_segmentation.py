@@ -1,5 +1,6 @@
 """3D U-Net as a workload: every layout, whole volumes, its answers, its scenarios, its log."""
 
+import functools
 import socket
 from pathlib import Path
 
@@ -50,14 +51,15 @@ def eval_programs(engine):
     return [name for name in engine.programs if name.startswith("eval_")]
 
 
-def small(strategy):
-    # Both buckets on one device; elsewhere all volumes in one, which is half of the compilation.
-    buckets = 1 if strategy else 2
+@functools.cache
+def small(buckets):
     return toys.make(SmallUNet3D, "float64", batch_size=BATCH, eval_batch_size=4, data__buckets=buckets)
 
 
 LAYOUTS = Layouts(
-    small, lambda strategy, engine: eval_programs(engine) if strategy in (None, "spatial") else ()
+    # Both buckets on one device; elsewhere all volumes in one, which is half of the compilation.
+    lambda strategy: small(1 if strategy else 2),
+    lambda strategy, engine: eval_programs(engine) if strategy in (None, "spatial") else (),
 )
 engine_of, trained = LAYOUTS.engine, LAYOUTS.trained
 
@@ -71,7 +73,7 @@ class AsOnAccelerators(Layouts):
             return super()._engine(strategy)
 
 
-ON_ACCELERATORS = AsOnAccelerators(small)
+ON_ACCELERATORS = AsOnAccelerators(lambda strategy: small(1))
 
 
 @pytest.mark.parametrize("strategy", ["dp", "zero1", "fsdp", "tp", "fsdp_tp", "spatial"])
