@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 import input_pipelines
 from input_pipelines.base import BatchIterator, Dataset
+from mlperf_jax.drawing_keys import DrawingKeys
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel.layout import Layout, LogicalAxes
@@ -160,7 +161,7 @@ class GradientWorkload(TrainedWorkload, ServedWorkload, Generic[M]):
         return self.config.get("ema_decay", 0.0)
 
     def init(self, seed: jax.Array) -> State:
-        parts = self._parts(self.build_model(nnx.Rngs(jax.random.key(seed))))
+        parts = self._parts(self.build_model(DrawingKeys(jax.random.key(seed))))
         params = nnx.to_pure_dict(parts.params)
         return {
             "step": jnp.zeros((), jnp.int32),

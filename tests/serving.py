@@ -1,4 +1,4 @@
-"""A toy that was trained through the door, served through it in all scenarios."""
+"""A toy that was trained through the door: its state, and it served through the door in all scenarios."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ import pytest
 
 from loadgen_py import TestScenario
 from mlperf_jax.results.folders import read_json
+from mlperf_jax.training.checkpoints import Checkpoints
+from mlperf_jax.training.engine import Engine
+from mlperf_jax.workload import State
 from tests import door
+
+
+def state_of(engine: Engine, results: Path) -> State:
+    """The last state of the run in a results folder, where the engine has it."""
+    checkpoints = Checkpoints(door.run_folder(results) / "checkpoints", read_only=True)
+    state = checkpoints.restore(engine.saved(engine.state))
+    checkpoints.close()
+    return state
 
 
 def serve_in_all_scenarios(toy: Sequence[str], results: Path) -> float:

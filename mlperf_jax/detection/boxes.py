@@ -7,8 +7,13 @@ logarithm of the size, divided by variances: those of the SSD paper's own implem
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+Array = TypeVar("Array", jax.Array, np.ndarray)
 
 Variances = tuple[float, float]
 """Of a box's centre and of the logarithm of its size."""
@@ -16,10 +21,15 @@ Variances = tuple[float, float]
 SSD_VARIANCES = (0.1, 0.2)
 
 
-def to_corners(centres: jax.Array) -> jax.Array:
-    """[..., 4] (x, y, width, height) to [..., 4] (left, top, right, bottom)."""
+def to_corners(centres: Array) -> Array:
+    """[..., 4] (x, y, width, height) to [..., 4] (left, top, right, bottom).
+
+    NumPy's arrays stay such: what is a constant of a program is computed before it is compiled. XLA would evaluate it
+    at every compilation, for seconds where anchors are many.
+    """
+    xp = np if isinstance(centres, np.ndarray) else jnp
     middle, half = centres[..., :2], centres[..., 2:] / 2
-    return jnp.concatenate([middle - half, middle + half], axis=-1)
+    return xp.concatenate([middle - half, middle + half], axis=-1)
 
 
 def to_centres(corners: jax.Array) -> jax.Array:

@@ -100,12 +100,13 @@ def retinanet_loss(
     """
     wide = jnp.promote_types(logits[0].dtype, jnp.float32)
     corners = corners.astype(wide)
-    places = jnp.asarray(np.concatenate(anchors), wide)
-    rows, targets = match(corners, labels, box.to_corners(places))
+    centres = np.concatenate(anchors).astype(wide)
+    places, covered = jnp.asarray(centres), jnp.asarray(box.to_corners(centres))
+    rows, targets = match(corners, labels, covered)
     matched = targets > 0
     wanted = jnp.take_along_axis(corners, rows[..., None], axis=1)
     # Anchors that match nothing have any box, padding too, whose logarithm is no number.
-    wanted = jnp.where(matched[..., None], wanted, box.to_corners(places))
+    wanted = jnp.where(matched[..., None], wanted, covered)
     wanted = box.encode(wanted, places, VARIANCES)
 
     total = jnp.zeros(len(labels), wide)

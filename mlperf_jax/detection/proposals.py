@@ -76,16 +76,17 @@ def proposal_loss(
         number.
     """
     wide = jnp.promote_types(logits[0].dtype, jnp.float32)
-    places = jnp.asarray(np.concatenate(anchors), wide)
+    centres = np.concatenate(anchors).astype(wide)
+    places, covered = jnp.asarray(centres), box.to_corners(centres)
     corners = corners.astype(wide)
     rows, targets = match(
         corners,
         labels,
-        box.to_corners(places),
+        jnp.asarray(covered),
         background_below=BACKGROUND_BELOW,
         matched_from=MATCHED_FROM,
     )
-    targets = jnp.where(_inside(box.to_corners(places), sizes), targets, IGNORED)
+    targets = jnp.where(_inside(covered, sizes), targets, IGNORED)
     chosen, counted = sample(targets, key, EXAMPLES, POSITIVE)
 
     def of(x: jax.Array) -> jax.Array:
@@ -104,10 +105,10 @@ def proposal_loss(
     return jnp.where(counted, entropy, 0).sum() / count, jnp.where(positive, apart, 0).sum() / count
 
 
-def _inside(corners: jax.Array, sizes: jax.Array) -> jax.Array:
+def _inside(corners: np.ndarray, sizes: jax.Array) -> jax.Array:
     """[B, A], whether boxes [A, 4] lie in images of sizes [B, 2]: begin there and end within a pixel beyond."""
     limits = sizes[:, None, ::-1].astype(corners.dtype)
-    return (corners[:, :2] >= 0).all(-1) & (corners[:, 2:] < limits + 1).all(-1)
+    return (limits + 1 > corners[:, 2:]).all(-1) & (corners[:, :2] >= 0).all(-1)
 
 
 def clipped(corners: jax.Array, sizes: jax.Array) -> jax.Array:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def fingerprint(tree: Any) -> str:
@@ -20,24 +22,21 @@ def fingerprint(tree: Any) -> str:
     leaves = jax.tree.leaves(tree)
     if not leaves:
         return ""
-    sums = jnp.asarray(jax.jit(_sums)(leaves))
-    return "".join(f"{int(value):08x}" for value in sums)
+    # Arrays of one shape share a program; one of all arrays would be long.
+    parts = [_sums(leaf, np.uint32(i + 1)) for i, leaf in enumerate(leaves)]
+    return "".join(f"{int(value):08x}" for value in functools.reduce(jnp.add, parts))
 
 
-def _sums(leaves: list[jax.Array]) -> jax.Array:
-    total = jnp.zeros(2, jnp.uint32)
-    for i, leaf in enumerate(leaves):
-        words = _words(leaf)
-        place = jnp.full(words.shape, i + 1, jnp.uint32)
-        for d in range(words.ndim):
-            place = _mixed(
-                place ^ jax.lax.broadcasted_iota(jnp.uint32, words.shape, d) * jnp.uint32(0x9E3779B1)
-            )
-        other = _mixed(place ^ jnp.uint32(0x85EBCA6B))
-        total += jnp.stack(
-            [(words * (place | 1)).sum(dtype=jnp.uint32), (words * (other | 1)).sum(dtype=jnp.uint32)]
-        )
-    return total
+@jax.jit
+def _sums(leaf: jax.Array, number: jax.Array) -> jax.Array:
+    words = _words(leaf)
+    place = jnp.full(words.shape, number, jnp.uint32)
+    for d in range(words.ndim):
+        place = _mixed(place ^ jax.lax.broadcasted_iota(jnp.uint32, words.shape, d) * jnp.uint32(0x9E3779B1))
+    other = _mixed(place ^ jnp.uint32(0x85EBCA6B))
+    return jnp.stack(
+        [(words * (place | 1)).sum(dtype=jnp.uint32), (words * (other | 1)).sum(dtype=jnp.uint32)]
+    )
 
 
 def _words(x: jax.Array) -> jax.Array:

@@ -78,7 +78,7 @@ class SmallPoses(PoseEstimation):
                 "max_epochs": 3,
                 "schedule.steps": 40,
                 "target": 2.0,
-                "inference.batch_sizes": (1, 4),
+                "inference.batch_sizes": (1,),
             }
         )
         return config

@@ -19,7 +19,7 @@ from mlperf_jax.training.engine import Engine, named, tracing
 from mlperf_jax.training.frozen import fingerprint
 from mlperf_jax.weights.maskrcnn import from_reference
 from mlperf_jax.workloads.instance_segmentation import MaskRCNNSegmentation
-from tests import door, pair, toys
+from tests import door, pair, toys, traced
 from tests.agreement import STEPS, Layouts, assert_close
 from tests.workloads.small_maskrcnn import SIZE, SmallMaskRCNN
 
@@ -31,13 +31,15 @@ TWO_SHAPES = {"data__longest": 48, "data__longer": (64,)}
 
 @pytest.fixture(scope="module", autouse=True)
 def closed_run(tmp_path_factory):
-    """The whole model on made-up images, of at most 64 pixels: a folder and a process.
+    """On made-up images, of at most 64 pixels, with all stages and heads but fewer and narrower layers: a folder and a process.
 
     It starts before the first test, beside which it has a core of its own.
     """
     folder = tmp_path_factory.mktemp("closed")
     cuts = (
         *("data.shorter=64", "data.longest=64", "data.longer=(64,)", "backbone_weights="),
+        *("model.width=16", "model.stages=(1,1,1,1)", "model.channels=16", "model.dense=32"),
+        "model.mask_channels=(16,)",
         *("proposals.train.candidates=50", "proposals.eval.candidates=50", "proposals.eval.count=50"),
         *("regions.count=16", "detection.candidates=50", "batch_size=2", "eval_batch_size=1"),
         # Norms that stay as they are let random weights grow from layer to layer, and gradients with them.
@@ -49,8 +51,9 @@ def closed_run(tmp_path_factory):
 
 
 SHAPE = f"{SIZE}x{SIZE}"
+SMALL = functools.cache(lambda: toys.make(SmallMaskRCNN, "float64", batch_size=BATCH))
 LAYOUTS = Layouts(
-    lambda strategy: toys.make(SmallMaskRCNN, "float64", batch_size=BATCH),
+    lambda strategy: SMALL(),
     lambda strategy, engine: (named("detect", SHAPE),) if strategy in (None, "spatial") else (),
     bucket=SHAPE,
 )
@@ -71,12 +74,11 @@ def test_images_are_split_over_height():
 
 
 def test_stem_first_stage_and_norms_stay_as_they_are():
-    engine = engine_of(None)
+    start = LAYOUTS.start
     with jax.enable_x64(True):
-        start = engine.init(1)
         _, state = trained(None)
+        assert fingerprint(start["frozen"]) == fingerprint(state["frozen"])
     assert set(state["frozen"]["backbone"]["blocks"]["stage1_block1"]) >= {"conv1", "norm1", "conv_shortcut"}
-    assert fingerprint(start["frozen"]) == fingerprint(state["frozen"])
     moved = zip(jax.tree.leaves(start["params"]), jax.tree.leaves(state["params"]), strict=True)
     assert all((np.asarray(a) != np.asarray(b)).any() for a, b in moved)
 
@@ -388,6 +390,10 @@ def test_the_closed_shapes_are_few():
     for spec in workload.sample_specs().values():
         inputs = {name: jax.ShapeDtypeStruct((2, *shape), dtype) for name, (shape, dtype) in spec.items()}
         assert jax.eval_shape(workload.predict, struct, inputs).shape == (2, 100, 28 + 28 * 28)
+
+
+def test_a_step_of_the_whole_model_keeps_its_shapes():
+    traced.assert_step_keeps_shapes(closed("--config.backbone_weights="))
 
 
 def test_closed_on_made_up_data_lacks_nothing_but_the_target(closed_run):

@@ -1,5 +1,7 @@
 """RetinaNet as a workload: every layout, what stays frozen, its weights, its answers, its log."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -9,10 +11,11 @@ from mlperf_jax.config import resolve
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel.mesh import single_device_layout
 from mlperf_jax.precision import POLICIES
+from mlperf_jax.training.checkpoints import Checkpoints
 from mlperf_jax.training.frozen import fingerprint
 from mlperf_jax.workloads.retinanet import RetinaNetDetection
-from tests import door, toys
-from tests.agreement import Layouts
+from tests import door, toys, traced
+from tests.agreement import STEPS, Layouts, assert_close
 from tests.weights.test_retinanet_weights import drawn, reference_shapes, torchvision_shapes
 from tests.workloads.small_retinanet import SmallRetinaNet
 
@@ -21,25 +24,24 @@ BATCH = 8
 
 @pytest.fixture(scope="module", autouse=True)
 def closed_run(tmp_path_factory):
-    """The whole model on made-up images, at 128 pixels: a folder and a process.
+    """On made-up images, at 128 pixels, with all stages and levels but fewer and narrower layers: a folder and a process.
 
     It starts before the first test, beside which it has a core of its own.
     """
     folder = tmp_path_factory.mktemp("closed")
     cuts = (
-        "data.image_size=128",
-        "model.image_size=128",
-        "backbone_weights=",
-        "batch_size=2",
-        "eval_batch_size=1",
+        *("data.image_size=128", "model.image_size=128", "backbone_weights="),
+        *("model.width=16", "model.stages=(1,1,1,1)", "model.channels=16", "model.tower=1"),
+        *("detection.candidates=50", "batch_size=2", "eval_batch_size=1", "max_epochs=1"),
     )
-    process = door.start_closed(folder, "retinanet", 2, *cuts, "max_epochs=1")
+    process = door.start_closed(folder, "retinanet", 2, *cuts)
     yield folder, process
     process.kill()
 
 
+SMALL = functools.cache(lambda: toys.make(SmallRetinaNet, "float64", batch_size=BATCH))
 LAYOUTS = Layouts(
-    lambda strategy: toys.make(SmallRetinaNet, "float64", batch_size=BATCH),
+    lambda strategy: SMALL(),
     lambda strategy, engine: ("eval_init", "eval_step") if strategy in (None, "spatial") else (),
 )
 engine_of, trained = LAYOUTS.engine, LAYOUTS.trained
@@ -60,16 +62,15 @@ def test_images_are_split_over_height():
 
 def test_stem_first_stage_and_norms_stay_as_they_are():
     """They are outside of the gradient, and their statistics do not move."""
-    engine = engine_of(None)
+    start = LAYOUTS.start
     with jax.enable_x64(True):
-        start = engine.init(1)
         _, state = trained(None)
+        assert fingerprint(start["frozen"]) == fingerprint(state["frozen"])
     frozen = state["frozen"]["backbone"]
     assert set(frozen) == {"stem", "norm", "blocks"} and set(state["frozen"]) == {"backbone"}
     assert set(frozen["blocks"]["stage1_block1"]) >= {"conv1", "norm1", "conv_shortcut", "norm_shortcut"}
     assert set(frozen["blocks"]["stage2_block1"]) == {"norm1", "norm2", "norm3", "norm_shortcut"}
     assert set(state["params"]["backbone"]["blocks"]) == {"stage2_block1"}
-    assert fingerprint(start["frozen"]) == fingerprint(state["frozen"])
     for a, b in zip(
         jax.tree.leaves(start["model_state"]), jax.tree.leaves(state["model_state"]), strict=True
     ):
@@ -179,36 +180,45 @@ def test_imported_weights_answer():
     assert jax.eval_shape(workload.predict, struct, inputs).shape == (2, 300, 7)
 
 
+def test_a_step_of_the_whole_model_keeps_its_shapes():
+    traced.assert_step_keeps_shapes(closed("--config.backbone_weights="))
+
+
 # Through the door.
 
 
-def test_killed_and_continued_it_ends_with_the_same_figures(tmp_path):
-    """Frozen parts are in no checkpoint, and drawn again."""
-    run = ("--workload=tests.workloads.small_retinanet:SmallRetinaNet", "--platform=cpu", "--seed=3")
-    whole = door.run(tmp_path, *run, "--results_dir=whole", "--visualize=1", **door.LIGHTLY)
-    assert whole.returncode == 1, whole.stderr
-    # It finds its programs compiled.
-    process = door.start(tmp_path, *run, "--results_dir=pieces", **door.LIGHTLY)
+def test_killed_and_continued_it_ends_as_one_that_was_not(tmp_path):
+    """Two epochs of ten steps; frozen parts are in no checkpoint, and drawn again."""
+    run = (
+        *("--workload=tests.workloads.small_retinanet:SmallRetinaNet", "--platform=cpu", "--seed=1"),
+        *("--config.precision=float64", f"--config.batch_size={BATCH}", "--config.max_epochs=2"),
+        "--visualize=1",
+    )
+    process = door.start(tmp_path, *run, **door.LIGHTLY)
 
     def evaluating():
-        logs = door.logs(tmp_path / "pieces")
+        logs = door.logs(tmp_path / "results")
         return bool(logs) and b'"eval_start"' in logs[0].read_bytes()
 
     door.wait_for(process, evaluating)
     process.kill()
     process.communicate()
-    again = door.run(tmp_path, *run, "--results_dir=pieces", **door.LIGHTLY)
+    again = door.run(tmp_path, *run, **door.LIGHTLY)  # it finds its programs compiled
     assert again.returncode == 1, again.stderr
-    figures = [
-        [
-            (e.metadata["epoch_num"], e.value)
-            for e in door.events_of(tmp_path / name)
-            if e.key == "eval_accuracy"
-        ]
-        for name in ("whole", "pieces")
-    ]
-    assert len(figures[0]) == 3 and figures[0] == figures[1]
-    assert [p.name for p in (door.run_folder(tmp_path / "whole") / "pictures").iterdir()] == ["000.png"]
+    engine, folder = engine_of(None), door.run_folder(tmp_path / "results")
+    with jax.enable_x64(True):
+        checkpoints = Checkpoints(folder / "checkpoints")
+        found = checkpoints.restore(engine.saved(engine.state))
+        checkpoints.close()
+        states = [trained(None)[1], trained(None, 2 * STEPS)[1]]
+        figures = [engine.workload.evaluate(engine, state).result(timeout=60) for state in states]
+    assert "frozen" not in found
+    assert_close(found, {part: tree for part, tree in states[1].items() if part != "frozen"})
+    events = door.events_of(tmp_path / "results")
+    logged = [(e.metadata["epoch_num"], e.value) for e in events if e.key == "eval_accuracy"]
+    assert logged == [(n + 1, pytest.approx(figure["quality"], rel=1e-9)) for n, figure in enumerate(figures)]
+    assert [event.key for event in events].count("resumed") == 1
+    assert [path.name for path in (folder / "pictures").iterdir()] == ["000.png"]
 
 
 def test_closed_on_made_up_data_lacks_nothing_but_the_target(closed_run):

@@ -1,5 +1,6 @@
 """3D U-Net as a workload: every layout, whole volumes, its answers, its scenarios, its log."""
 
+import functools
 import socket
 from pathlib import Path
 
@@ -25,12 +26,13 @@ BATCH = 8
 
 @pytest.fixture(scope="module", autouse=True)
 def closed_run(tmp_path_factory):
-    """All channels on made-up volumes, in patches of 32 x 32 x 32: a folder and a process.
+    """All levels with few channels on made-up volumes, in patches of 32 x 32 x 32: a folder and a process.
 
     It starts before the first test, beside which it has a core of its own.
     """
     folder = tmp_path_factory.mktemp("closed")
     cuts = (
+        "model.channels=(4,4,8,8,8,8)",
         "data.patch=(32,32,32)",
         "data.stride=(16,16,16)",
         "data.buckets=1",
@@ -49,14 +51,15 @@ def eval_programs(engine):
     return [name for name in engine.programs if name.startswith("eval_")]
 
 
-def small(strategy):
-    # Both buckets on one device; elsewhere all volumes in one, which is half of the compilation.
-    buckets = 1 if strategy else 2
+@functools.cache
+def small(buckets):
     return toys.make(SmallUNet3D, "float64", batch_size=BATCH, eval_batch_size=4, data__buckets=buckets)
 
 
 LAYOUTS = Layouts(
-    small, lambda strategy, engine: eval_programs(engine) if strategy in (None, "spatial") else ()
+    # Both buckets on one device; elsewhere all volumes in one, which is half of the compilation.
+    lambda strategy: small(1 if strategy else 2),
+    lambda strategy, engine: eval_programs(engine) if strategy in (None, "spatial") else (),
 )
 engine_of, trained = LAYOUTS.engine, LAYOUTS.trained
 
@@ -70,7 +73,7 @@ class AsOnAccelerators(Layouts):
             return super()._engine(strategy)
 
 
-ON_ACCELERATORS = AsOnAccelerators(small)
+ON_ACCELERATORS = AsOnAccelerators(lambda strategy: small(1))
 
 
 @pytest.mark.parametrize("strategy", ["dp", "zero1", "fsdp", "tp", "fsdp_tp", "spatial"])
