@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from mlperf_jax.parallel import layout
 from mlperf_jax.platform import compiled_for
@@ -77,13 +76,7 @@ def grouped(
             x, kernel, stride, padding, dimension_numbers=numbers, feature_group_count=groups
         )
 
-    in_use = layout.active()
-    if in_use is None or in_use.mesh.size == 1:
-        return convolve(x, kernel)
-    rows = in_use.spec(x.shape, ("batch", *[None] * (x.ndim - 1)))
-    return jax.shard_map(convolve, mesh=in_use.mesh, in_specs=(rows, PartitionSpec()), out_specs=rows)(
-        x, kernel
-    )
+    return layout.on_own_rows(convolve, x, kernel)
 
 
 def dense(x: jax.Array, kernel: jax.Array, stride: Sequence[int], padding: Padding, groups: int) -> jax.Array:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlperf_jax.parallel.layout import constrain
+from mlperf_jax.platform import compiled_for
 from mlperf_jax.precision import Policy
 from models import random_bits, sound
 from models.lstm import CHOICES, LSTM, State, uniform
@@ -206,18 +207,25 @@ class RNNT(nnx.Module):
         blocks = padded.reshape(batch, -1, size, width).swapaxes(0, 1)
         count = len(blocks)
         seeds = None if key is None else jax.random.bits(key, (count, 2), jnp.uint32)
-        following = jnp.pad(symbols, ((0, 0), (0, 1)))[:, None, :, None]
+        following = jnp.pad(symbols, ((0, 0), (0, 1)))[:, None]
 
         def block(entries: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
             frames, seed = entries
             hidden = jax.nn.relu(frames[:, :, None] + predicted[:, None])
             if seed is not None:
                 hidden = random_bits.dropped(hidden, self.config.joint_dropout, seed)
-            logits = constrain(self.classes(hidden).astype(self.output_dtype), "batch", None, None, "vocab")
+            points, hidden = hidden.shape[:-1], hidden.reshape(-1, width)
+            if compiled_for() == "gpu":
+                # Else XLA makes what has four axes a part of the product, for which it then finds no tiles.
+                hidden = jax.lax.optimization_barrier(hidden)
+            logits = self.classes(hidden).astype(self.output_dtype)
+            logits = constrain(logits, "batch", "vocab")
             total = jax.nn.logsumexp(logits, axis=-1)
             # A mask and a sum rather than a gather: they fuse, and stay on the devices that hold their part of V.
-            said = jnp.where(jnp.arange(logits.shape[-1]) == following, logits, 0).sum(-1)
-            return logits[..., -1] - total, (said - total)[:, :, :-1]
+            wanted = jnp.broadcast_to(following, points).reshape(-1, 1)
+            said = jnp.where(jnp.arange(logits.shape[-1]) == wanted, logits, 0).sum(-1)
+            blank, label = ((x - total).reshape(points) for x in (logits[:, -1], said))
+            return blank, label[:, :, :-1]
 
         found = jax.lax.map(jax.checkpoint(block), (blocks, seeds))
         blank, label = (x.swapaxes(0, 1).reshape(batch, count * size, -1)[:, :length] for x in found)

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlperf_jax.parallel import layout
+
 _FLOOR = 1e-20  # added to energies before their logarithm
 _SMALL = 1e-5  # added to deviations
 _LOBES = 6  # zero crossings of a resampling filter on each side
@@ -112,7 +114,12 @@ def power_spectrogram(
     """
     heard = mirrored(sound, num_samples, window // 2)
     frames = windows(heard, window, hop, 1 + sound.shape[1] // hop)
-    spectrum = jnp.fft.rfft(frames * np.hanning(window).astype(sound.dtype), fft_size)
+    frames = frames * np.hanning(window).astype(sound.dtype)
+    return layout.on_own_rows(functools.partial(_power, fft_size=fft_size), frames)
+
+
+def _power(frames: jax.Array, fft_size: int) -> jax.Array:
+    spectrum = jnp.fft.rfft(frames, fft_size)
     return jnp.square(spectrum.real) + jnp.square(spectrum.imag)
 
 

@@ -38,6 +38,7 @@ NUM_TRAIN, NUM_EVAL = (sum(folders.values()) for folders in FOLDERS.values())
 NUM_PIECES = 1_023
 SECONDS = (6.0, 10.0, 12.0, 13.5, 15.0, 16.7, 20.0, 25.0, 36.0)
 MAX_SECONDS = 16.7
+_PIECES_PER_SECOND = 6.6  # of made-up transcripts: 110 in the longest recording
 
 FAKE_BYTES = 20_000
 
@@ -156,6 +157,7 @@ def open_synthetic(options: Mapping[str, Any]) -> SpeechDataset:
         num_eval=NUM_EVAL,
         num_symbols=NUM_PIECES if of_pieces else len(Characters()),
         longest=options.get("max_seconds", MAX_SECONDS),
+        **({"symbols_per_second": _PIECES_PER_SECOND} if of_pieces else {}),
     )
 
 

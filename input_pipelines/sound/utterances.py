@@ -23,7 +23,6 @@ from mlperf_jax.errors import UserError
 
 _INT16, _INT32 = np.dtype(np.int16), np.dtype(np.int32)
 _DISTINCT = 64  # of made-up utterances
-_SYMBOLS_PER_SECOND = 15  # of made-up transcripts, about what people speak in characters
 
 
 class Sounds(Protocol):
@@ -293,6 +292,7 @@ def open_synthetic(
     num_eval: int,
     num_symbols: int,
     longest: float,
+    symbols_per_second: float = 15,
 ) -> SpeechDataset:
     """What `--synthetic_data` makes up: noise with random transcripts, a few of them repeated.
 
@@ -302,6 +302,7 @@ def open_synthetic(
         num_train, num_eval: the real set's counts.
         num_symbols: what transcripts are drawn from.
         longest: seconds of the longest train utterance.
+        symbols_per_second: of transcripts; by default about what people speak in characters.
     """
     random = np.random.default_rng(0)
     num_train, num_eval = synthetic.counts(options, num_train, num_eval)
@@ -310,7 +311,7 @@ def open_synthetic(
     starts = np.concatenate([[0], np.cumsum(lengths)])
     noise = random.normal(0, 1000, starts[-1]).astype(np.int16)
     texts = [
-        random.integers(num_symbols, size=1 + n * _SYMBOLS_PER_SECOND // SAMPLE_RATE).tolist()
+        random.integers(num_symbols, size=1 + int(n * symbols_per_second / SAMPLE_RATE)).tolist()
         for n in lengths.tolist()
     ]
     written = [" ".join(map(str, text)) for text in texts]

@@ -19,7 +19,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -239,6 +239,19 @@ def use(layout: Layout | None) -> Iterator[None]:
 def active() -> Layout | None:
     """The layout in use while functions are traced, for code that exchanges data by itself."""
     return _active.get()
+
+
+def on_own_rows(function: Callable[..., jax.Array], x: jax.Array, *whole: jax.Array) -> jax.Array:
+    """`function(x, *whole)`, of which each device computes its own rows of x [B, ...], with all of the other arrays.
+
+    For what XLA's partitioner gathers the batch for, or gets wrong. The result has x's rows and as many axes.
+    """
+    in_use = active()
+    if in_use is None or in_use.mesh.size == 1:
+        return function(x, *whole)
+    rows = in_use.spec(x.shape, ("batch", *[None] * (x.ndim - 1)))
+    specs = rows, *[PartitionSpec()] * len(whole)
+    return jax.shard_map(function, mesh=in_use.mesh, in_specs=specs, out_specs=rows)(x, *whole)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
