@@ -87,8 +87,10 @@ def test_what_is_found_at_a_target_lies_in_its_cell():
     assert (apart[np.asarray(counts)] <= 1e-5).all()
 
 
-def test_enlarged_as_pytorch_enlarges():
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_enlarged_as_pytorch_enlarges(platform, monkeypatch):
     torch = pytest.importorskip("torch")
+    monkeypatch.setattr("mlperf_jax.detection.keypoints.compiled_for", lambda: platform)
     maps = np.random.default_rng(0).normal(size=(3, 4, 6, 2))
     with jax.enable_x64(True):
         ours = np.asarray(enlarged(jnp.asarray(maps)[None]))[0]
