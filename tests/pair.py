@@ -8,12 +8,18 @@ from mlperf_jax.training.checkpoints import Checkpoints
 from tests import door
 
 
-def saved(cwd, workload, engine, *flags, status=0):
-    """(step, state): an epoch in float64 by two processes of four devices under fsdp, as the last checkpoint has it.
+def saved(cwd, workload, engine, *flags, status=0, devices=4):
+    """(step, state): an epoch in float64 by two processes of so many devices under fsdp, as the last checkpoint has it.
 
-    `engine` is of the same layout, on the devices that are here; `status` is that of both at their end.
+    `engine` has the places that the state is read into; `status` is that of both at their end.
     """
-    command = [f"--workload={workload}", "--platform=cpu", "--cpu_devices=4", "--sharding=fsdp", "--seed=1"]
+    command = [
+        f"--workload={workload}",
+        "--platform=cpu",
+        f"--cpu_devices={devices}",
+        "--sharding=fsdp",
+        "--seed=1",
+    ]
     command += ["--config.precision=float64", "--config.max_epochs=1", *flags]
     command += [f"--coordinator={door.free_address()}", "--num_processes=2"]
     both = [door.start(cwd, *command, f"--process_id={i}", **door.LIGHTLY) for i in range(2)]
