@@ -223,7 +223,10 @@ def _on_each_device(
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, seed: jax.Array, *ids: jax.Array) -> jax.Array:
         own = dataclasses.replace(mask, query_segment=ids[0], key_segment=ids[1]) if ids else mask
-        first_row, first_head = _index(layout, rows) * q.shape[0], _index(layout, heads) * q.shape[2]
+        first_row, first_head = (
+            layouts.index_along(layout, rows) * q.shape[0],
+            layouts.index_along(layout, heads) * q.shape[2],
+        )
         return function(q, k, v, own, seed, first_row, first_head)
 
     ids = (mask.query_segment, mask.key_segment) if mask.segments else ()
@@ -241,11 +244,3 @@ def _carriers(layout: Layout, x: jax.Array) -> tuple[Any, Any]:
     """What carries rows and heads of [B, L, H, K]."""
     spec = (*layout.spec(x.shape, ("batch", None, "heads", None)), None, None, None)
     return spec[0], spec[2]
-
-
-def _index(layout: Layout, axes: layouts.MeshAxes | None) -> jax.Array:
-    """Which part this device has of a dimension that these axes carry."""
-    index = jnp.zeros((), jnp.int32)
-    for axis in layouts.together(axes):
-        index = index * layout.mesh.shape[axis] + jax.lax.axis_index(axis)
-    return index
