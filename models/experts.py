@@ -55,12 +55,12 @@ class Experts(nnx.Module):
         def kernel(deviation: float, *shape: int) -> jax.Array:
             return initializers.normal(deviation)(rngs.params(), shape, policy.param_dtype)
 
-        of_experts = ("experts", "embed", "mlp")
+        of_experts = ("expert", "embed", "mlp")
         self.router = nnx.Param(kernel(deviation, width, num_experts), axes=("embed", None))
         self.gate = nnx.Param(kernel(deviation, num_experts, width, mlp_width), axes=of_experts)
         self.up = nnx.Param(kernel(deviation, num_experts, width, mlp_width), axes=of_experts)
         down = kernel(deviation_out, num_experts, mlp_width, width)
-        self.down = nnx.Param(down, axes=("experts", "mlp", "embed"))
+        self.down = nnx.Param(down, axes=("expert", "mlp", "embed"))
         self.num_experts, self.num_chosen = num_experts, num_chosen
         self.dtype = policy.compute_dtype
         self.score_dtype = jnp.promote_types(policy.compute_dtype, jnp.float32)
@@ -90,7 +90,7 @@ def _on_each_device(
     rows = together(tokens[0] if tokens else None)
     into, out = (
         layout.spec(kernels[n].shape, axes)
-        for n, axes in ((0, ("experts", None, "mlp")), (2, ("experts", "mlp", None)))
+        for n, axes in ((0, ("expert", None, "mlp")), (2, ("expert", "mlp", None)))
     )
     of_experts, of_mlp = (together(entry) for entry in (*into, None, None, None)[0:3:2])
     num_experts = kernels[0].shape[0]

@@ -93,7 +93,7 @@ STRATEGIES: dict[str, Strategy] = {
         Strategy(
             "expert",
             {"data": -1, "expert": 2},
-            {"batch": (("data", "expert"),), "experts": ("expert",)},
+            {"batch": (("data", "expert"),), "expert": ("expert",)},
             shard_params="data",
         ),
         # XLA exchanges the rows at the seams of convolutions and windows ("halos"). Source: Google's JAX SSD
