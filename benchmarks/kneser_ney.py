@@ -33,7 +33,7 @@ def losses(train: np.ndarray, evaluation: np.ndarray, vocabulary: int, order: in
         runs, counts = _counted(train, vocabulary, size, whole=size == order)
         contexts, start = np.unique(runs // vocabulary, return_index=True)
         totals, kinds = np.add.reduceat(counts, start), np.diff(np.append(start, len(runs)))
-        once, twice = (np.count_nonzero(counts == n) for n in (1, 2))
+        once, twice = (int((counts == n).sum()) for n in (1, 2))
         discount = once / max(once + 2 * twice, 1)
         asked = _codes(evaluation, vocabulary, size)[first - size + 1 :]
         of_context = _looked_up(contexts, totals, asked // vocabulary)

@@ -141,7 +141,7 @@ class Hidden(NamedTuple):
 
     Attributes:
         states: [B, L, D], normed, in the compute dtype.
-        loads: [layers, E] float32, how many tokens chose each expert; None where there are none.
+        loads: [layers, B, E] float32, how many tokens of each row chose each expert; None where there are none.
     """
 
     states: jax.Array
@@ -363,7 +363,7 @@ class Decoder(nnx.Module):
             remat=config.remat,
             unroll=config.remat == "none",
         )
-        return Hidden(self.norm(x), None if loads is None else loads.reshape(-1, config.num_experts))
+        return Hidden(self.norm(x), None if loads is None else loads.reshape(-1, *loads.shape[2:]))
 
     @property
     def last_kernel(self) -> jax.Array:
@@ -393,15 +393,19 @@ def train_flops_per_row(config: DecoderConfig, length: int) -> int:
     """Floating-point operations that the model asks for to train on a row of `length` tokens.
 
     Products count 2 per multiply-add, three times for training; of the experts those that are chosen. Scores count what
-    masks let through; look-ups, norms and the optimizer count nothing.
+    masks let through; look-ups, norms and the optimizer count nothing. Where there are low-rank changes all else is frozen, and
+    has no gradients of its own.
     """
-    heads = config.head_width * (2 * config.num_heads + 2 * config.num_key_heads)
+    of_queries, of_keys = (config.head_width * n for n in (config.num_heads, config.num_key_heads))
+    attention = 2 * config.width * (of_queries + of_keys)
     mlp = 3 * config.width * config.mlp_width * (config.num_chosen or 1)
     router = config.width * config.num_experts
-    per_token = config.num_layers * (config.width * heads + mlp + router) + config.width * config.vocab_size
+    per_token = config.num_layers * (attention + mlp + router) + config.width * config.vocab_size
+    changes = config.num_layers * config.low_rank * 2 * (config.width + of_queries + of_keys)
     windowed = config.num_layers // config.window_every if config.window else 0
     pairs = windowed * _pairs(length, config.window) + (config.num_layers - windowed) * _pairs(length, length)
-    return 3 * 2 * (length * per_token + 2 * config.num_heads * config.head_width * pairs)
+    times = 2 if config.low_rank else 3
+    return 2 * (length * (times * per_token + 3 * changes) + 3 * 2 * of_queries * pairs)
 
 
 def _pairs(length: int, window: int) -> int:

@@ -66,9 +66,9 @@ class Experts(nnx.Module):
         self.score_dtype = jnp.promote_types(policy.compute_dtype, jnp.float32)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Maps [B, L, D] to [B, L, D], and tells the load: how many tokens chose each expert, [E] float32."""
+        """Maps [B, L, D] to [B, L, D], and tells the load: how many tokens of each row chose each expert, [B, E] float32."""
         chosen, weights = self.route(x)
-        load = (chosen[..., None] == jnp.arange(self.num_experts)).sum((0, 1, 2), dtype=jnp.float32)
+        load = (chosen[..., None] == jnp.arange(self.num_experts)).sum((1, 2), dtype=jnp.float32)
         kernels = [kernel[...].astype(self.dtype) for kernel in (self.gate, self.up, self.down)]
         return _on_each_device(x.astype(self.dtype), chosen, weights.astype(self.dtype), kernels), load
 

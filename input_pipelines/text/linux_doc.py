@@ -31,7 +31,9 @@ _TOKENIZER = "tokenizer.json"
 
 def split(files: Mapping[str, bytes]) -> tuple[list[str], list[str]]:
     """The texts to train on and to evaluate, each once, in the order of their paths."""
-    train, evaluation, seen = [], [], set()
+    train: list[str] = []
+    evaluation: list[str] = []
+    seen: set[bytes] = set()
     for path, content in sorted(files.items()):
         if path.startswith(_TRANSLATIONS) or content in seen:
             continue

@@ -230,7 +230,7 @@ def test_dtypes_of_the_mixed_policy():
         lambda params: (nnx.merge(graph, params).hidden(tokens()), nnx.merge(graph, params)(tokens())), shapes
     )
     assert hidden.states.dtype == jnp.bfloat16 and logits.dtype == np.float32
-    assert hidden.loads.shape == (2, 5) and logits.shape == (BATCH, LENGTH, 23)
+    assert hidden.loads.shape == (2, BATCH, 5) and logits.shape == (BATCH, LENGTH, 23)
 
 
 def test_flops_are_those_of_the_products():
