@@ -21,6 +21,7 @@ from input_pipelines.base import Dataset
 from mlperf_jax.errors import UserError
 
 _MODULES = {
+    "c4": "input_pipelines.text.c4",
     "coco": "input_pipelines.image.coco",
     "coco_keypoints": "input_pipelines.image.coco_keypoints",
     "coco_masks": "input_pipelines.image.coco_masks",
@@ -36,6 +37,7 @@ _MODULES = {
     "imdb": "input_pipelines.text.imdb",
     "librispeech": "input_pipelines.sound.librispeech",
     "libreoffice_help": "input_pipelines.text.libreoffice_help",
+    "linux_doc": "input_pipelines.text.linux_doc",
     "movie_snippets": "input_pipelines.text.movie_snippets",
     "newsgroups": "input_pipelines.text.newsgroups",
     "movielens_100k": "input_pipelines.ratings.movielens_100k",

@@ -108,6 +108,29 @@ class PinnedTree:
 
 
 @dataclasses.dataclass(frozen=True)
+class MovingTree:
+    """Files of a package that gets a new release every few weeks, of which only the newest can be had.
+
+    Attributes:
+        patterns: see `PinnedTree`.
+        num_files: how many match them at least.
+    """
+
+    patterns: tuple[str, ...]
+    num_files: int
+
+    def checked(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
+        """Returns the files in the order of their paths.
+
+        Raises:
+            SourceError: they are too few.
+        """
+        if len(files) < self.num_files:
+            raise SourceError(f"it has {len(files)} files {self.patterns} where {self.num_files} belong")
+        return dict(sorted(files.items()))
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """Where files can come from.
 
@@ -145,7 +168,7 @@ def fetch(
 
 
 def fetch_tree(
-    what: str, tree: PinnedTree, sources: Sequence[Source], scratch: Path, *, by_hand: str = ""
+    what: str, tree: PinnedTree | MovingTree, sources: Sequence[Source], scratch: Path, *, by_hand: str = ""
 ) -> dict[str, bytes]:
     """Returns the content of every file of a tree, by path, in sorted order; else as `fetch`."""
 

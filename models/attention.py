@@ -83,6 +83,44 @@ def _normed_backward(dtype: DTypeLike, epsilon: float, kept: Any, gradient: jax.
 _normed.defvjp(_normed_forward, _normed_backward)
 
 
+class RMSNorm(nnx.Module):
+    """Division by the root of the mean square over the last axis (Zhang and Sennrich, arXiv:1910.07467)."""
+
+    def __init__(self, features: int, *, epsilon: float, axis: str | None = "embed", policy: Policy) -> None:
+        self.scale = nnx.Param(jnp.ones(features, policy.param_dtype), axes=(axis,))
+        self.dtype = jnp.promote_types(policy.compute_dtype, jnp.float32)
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., D] to [..., D] of the same dtype."""
+        return _scaled(self.dtype, self.epsilon, x, self.scale[...])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _scaled(dtype: DTypeLike, epsilon: float, x: jax.Array, scale: jax.Array) -> jax.Array:
+    return _scaled_forward(dtype, epsilon, x, scale)[0]
+
+
+def _scaled_forward(
+    dtype: DTypeLike, epsilon: float, x: jax.Array, scale: jax.Array
+) -> tuple[jax.Array, Any]:
+    y = x.astype(dtype)
+    inverse = jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon)
+    return (y * inverse * scale).astype(x.dtype), (x, scale, inverse)
+
+
+def _scaled_backward(dtype: DTypeLike, epsilon: float, kept: Any, gradient: jax.Array) -> Any:
+    """Of what went in, which is narrower than what is in between, and of one number a row."""
+    x, scale, inverse = kept
+    y, gradient = x.astype(dtype) * inverse, gradient.astype(dtype)
+    inner = gradient * scale
+    dx = inverse * (inner - y * (inner * y).mean(-1, keepdims=True))
+    return dx.astype(x.dtype), (gradient * y).sum(tuple(range(x.ndim - 1))).astype(scale.dtype)
+
+
+_scaled.defvjp(_scaled_forward, _scaled_backward)
+
+
 class Attention(nnx.Module):
     """Multi-head attention without biases (arXiv:1706.03762, section 3.2).
 

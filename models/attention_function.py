@@ -55,6 +55,7 @@ def choose(
     dropout: bool,
     mask: Mask = EVERYTHING,
     platform: str = "",
+    split: bool = False,
 ) -> str:
     """The implementation that one of `CHOICES` means.
 
@@ -65,6 +66,7 @@ def choose(
         dropout: whether weights are dropped.
         mask: who sees what; its arrays may be of any shape.
         platform: by default the one in use.
+        split: whether a layout splits the queries of a row over devices.
 
     Raises:
         ValueError: there is no such choice, or it cannot do this.
@@ -76,7 +78,15 @@ def choose(
     slow = "blockwise" if min(queries, keys) >= BLOCKWISE_FROM else "plain"
     for name in (*fast, slow) if choice == "auto" else (choice,):
         refusal = _refusal(
-            name, queries, keys, width, jnp.dtype(dtype), dropout=dropout, mask=mask, platform=platform
+            name,
+            queries,
+            keys,
+            width,
+            jnp.dtype(dtype),
+            dropout=dropout,
+            mask=mask,
+            platform=platform,
+            split=split,
         )
         if refusal is None:
             return name
@@ -96,8 +106,11 @@ def _refusal(
     dropout: bool,
     mask: Mask,
     platform: str,
+    split: bool,
 ) -> str | None:
     """Why an implementation cannot do it, or None."""
+    if split and name not in ("plain", "blockwise"):
+        return "takes whole rows, and the layout splits them"
     if name in ("kernel", "splash") and (queries % LANES or keys % LANES):
         return f"takes multiples of {LANES} queries and keys, not {queries} and {keys}"
     if name in ("kernel", "splash") and dtype.itemsize > 4:
@@ -159,6 +172,7 @@ def attend(
         dtype=v.dtype,
         dropout=rate > 0,
         mask=mask,
+        split=_splits_queries(q),
     )
     seed = random_bits.seed_of(key) if key is not None else jnp.zeros(2, jnp.uint32)
     if name == "plain":
@@ -223,7 +237,10 @@ def _on_each_device(
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, seed: jax.Array, *ids: jax.Array) -> jax.Array:
         own = dataclasses.replace(mask, query_segment=ids[0], key_segment=ids[1]) if ids else mask
-        first_row, first_head = _index(layout, rows) * q.shape[0], _index(layout, heads) * q.shape[2]
+        first_row, first_head = (
+            layouts.index_along(layout, rows) * q.shape[0],
+            layouts.index_along(layout, heads) * q.shape[2],
+        )
         return function(q, k, v, own, seed, first_row, first_head)
 
     ids = (mask.query_segment, mask.key_segment) if mask.segments else ()
@@ -237,15 +254,15 @@ def _on_each_device(
     return mapped(q, k, v, seed, *ids)
 
 
+def _splits_queries(q: jax.Array) -> bool:
+    """Whether the layout in use splits the positions of [B, L, H, K]."""
+    layout = layouts.active()
+    if layout is None:
+        return False
+    return (*layout.spec(q.shape, ("batch", "position", "heads", None)), None, None)[1] is not None
+
+
 def _carriers(layout: Layout, x: jax.Array) -> tuple[Any, Any]:
     """What carries rows and heads of [B, L, H, K]."""
     spec = (*layout.spec(x.shape, ("batch", None, "heads", None)), None, None, None)
     return spec[0], spec[2]
-
-
-def _index(layout: Layout, axes: layouts.MeshAxes | None) -> jax.Array:
-    """Which part this device has of a dimension that these axes carry."""
-    index = jnp.zeros((), jnp.int32)
-    for axis in layouts.together(axes):
-        index = index * layout.mesh.shape[axis] + jax.lax.axis_index(axis)
-    return index

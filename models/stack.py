@@ -9,14 +9,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+NARROW = "narrow"
+"""What a model calls products that are no wider than what lies between its layers (`jax.ad_checkpoint.checkpoint_name`)."""
+
 LAYER_REMAT = {
     "none": None,
     "save_products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "save_narrow": jax.checkpoint_policies.save_only_these_names(NARROW),
     "save_nothing": jax.checkpoint_policies.nothing_saveable,
 }
 """What the backward pass finds in memory of a layer: everything; its products with parameters, so that
-scores, norms and dropout are computed again; or its input alone, so that the layer is computed a second
-time. Not `mlperf_jax.training.gradients.LOSS_REMAT`, whose products are all of them."""
+scores, norms and dropout are computed again; of these the narrow ones, in models that name them; or its input alone, so
+that the layer is computed a second time. Not `mlperf_jax.training.gradients.LOSS_REMAT`, whose products are all of them."""
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 
@@ -25,11 +29,30 @@ def stacked(layers: Sequence[Layer]) -> Layer:
     """One module whose variables hold those of all layers, on a new first axis "layers"."""
     graph, _ = nnx.split(layers[0])
     states = [nnx.split(layer)[1] for layer in layers]
-    module = nnx.merge(graph, jax.tree.map(lambda *values: jnp.stack(values), *states))
+    return _named(nnx.merge(graph, jax.tree.map(lambda *values: jnp.stack(values), *states)))
+
+
+def _named(module: Layer) -> Layer:
+    """Says that the first axis of every variable is that of layers."""
     for _, variable in nnx.iter_graph(module):
         if isinstance(variable, nnx.Variable):
             variable.set_metadata(axes=("layers", *variable.get_metadata()["axes"]))
     return module
+
+
+def drawn(make: Callable[[nnx.Rngs], Layer], rngs: nnx.Rngs, count: int) -> Layer:
+    """`stacked` of `count` layers as `make` draws them, traced once however many they are."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    keys = jax.random.split(rngs.params(), count)
+    values = jax.vmap(lambda key: nnx.to_pure_dict(nnx.split(make(nnx.Rngs(params=key)))[1]))(keys)
+    nnx.replace_by_pure_dict(state, values)
+    return _named(nnx.merge(graph, state))
+
+
+def grouped(layers: Layer, size: int) -> Layer:
+    """Of stacked layers as many groups of `size`, whose layers lie on a second axis: for layers that take turns."""
+    graph, state = nnx.split(layers)
+    return nnx.merge(graph, jax.tree.map(lambda value: value.reshape(-1, size, *value.shape[1:]), state))
 
 
 def unstacked(layers: Layer, index: int) -> Layer:

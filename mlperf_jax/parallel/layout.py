@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.typing import DTypeLike
 
@@ -81,6 +82,20 @@ STRATEGIES: dict[str, Strategy] = {
         # Between the products of tensor parallelism activations are split by position (Korthikanti et al.,
         # arXiv:2205.05198): norms, dropout and what is kept for the backward pass.
         Strategy("sequence", {"data": -1, "model": 2}, _TENSOR_RULES | {"length": ("model",)}),
+        # Rows are split by position throughout, for those that one device could not hold; what queries look at is gathered.
+        Strategy(
+            "context",
+            {"data": -1, "context": 2},
+            {"batch": ("data",), "position": ("context",), "length": ("context",)},
+            shard_params="data",
+        ),
+        # Of a mixture's experts each device has some; see models.experts.
+        Strategy(
+            "expert",
+            {"data": -1, "expert": 2},
+            {"batch": (("data", "expert"),), "expert": ("expert",)},
+            shard_params="data",
+        ),
         # XLA exchanges the rows at the seams of convolutions and windows ("halos"). Source: Google's JAX SSD
         # in training_results_v0.7 splits the image's height over four cores, its 3D U-Net of v1.0 a volume's
         # first axis.
@@ -266,3 +281,19 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if len(axes) != x.ndim:
         raise ValueError(f"{len(axes)} logical axes {axes} for an array of shape {x.shape}")
     return jax.lax.with_sharding_constraint(x, layout.sharding(x.shape, axes))
+
+
+def constrain_parameter(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pins what is summed up like a parameter's gradient to where that parameter lies, as `constrain` does."""
+    layout = _active.get()
+    if layout is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, layout.param_sharding(x.shape, axes))
+
+
+def index_along(layout: Layout, axes: MeshAxes | None) -> jax.Array:
+    """Inside of `jax.shard_map`: which part this device has of a dimension that these axes carry, int32 []."""
+    index = jnp.zeros((), jnp.int32)
+    for axis in together(axes):
+        index = index * layout.mesh.shape[axis] + jax.lax.axis_index(axis)
+    return index

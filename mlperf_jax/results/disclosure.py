@@ -19,7 +19,7 @@ _NAMES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bfloat16", "float16
 # Products of float32 operands: by `Policy.matmul`, where that is "default" by the platform.
 _PRODUCTS = {"highest": "fp32", "tensorfloat32": "tf32", "bfloat16": "bfloat16"}
 _DEFAULT_PRODUCTS = {"cpu": "fp32", "gpu": "tf32", "tpu": "bfloat16"}
-_POSITIONS = ("length", "depth", "height", "width")
+_POSITIONS = ("length", "position", "depth", "height", "width")
 
 
 def disclosed(

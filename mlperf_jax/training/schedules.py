@@ -388,3 +388,32 @@ def warmup_hold_square(
         return rate
 
     return schedule
+
+
+def cosine_after_warmup(base_lr: float, end_lr: float, warmup_steps: int, max_steps: int) -> optax.Schedule:
+    """Linear warm-up, then half a cosine: NeMo's, with which MLPerf's language models are trained.
+
+    At step s (0 for the first update):
+
+        s < warmup_steps:  base_lr * (s + 1) / (warmup_steps + 1)
+        otherwise:         end_lr + (base_lr - end_lr) * (1 + cos(pi * t)) / 2,
+                           t = min((s - warmup_steps) / (max_steps - warmup_steps), 1)
+
+    Source: NVIDIA/NeMo, nemo/core/optim/lr_scheduler.py, CosineAnnealing.
+
+    Args:
+        base_lr: the rate at the end of the warm-up.
+        end_lr: the rate at `max_steps`, where it stays.
+        warmup_steps: 0 for none.
+        max_steps: counted from the first update.
+    """
+    if not 0 <= warmup_steps < max_steps:
+        raise ValueError(f"warmup_steps {warmup_steps} must be >= 0 and less than max_steps {max_steps}")
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        step = jnp.asarray(step, float)
+        t = jnp.clip((step - warmup_steps) / (max_steps - warmup_steps), 0, 1)
+        decayed = end_lr + (base_lr - end_lr) * (1 + jnp.cos(jnp.pi * t)) / 2
+        return jnp.where(step < warmup_steps, base_lr * (step + 1) / (warmup_steps + 1), decayed)
+
+    return schedule

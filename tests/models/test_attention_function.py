@@ -279,6 +279,7 @@ BIG = dict(queries=256, keys=256, width=64, dtype=jnp.bfloat16, dropout=False)
         ("tpu", dict(queries=4096, keys=4096, dropout=True), "blockwise"),
         ("tpu", dict(queries=300, keys=300), "blockwise"),
         ("tpu", dict(queries=4), "plain"),
+        ("tpu", dict(queries=4096, keys=4096, split=True), "blockwise"),
         ("gpu", {}, "cudnn"),
         ("gpu", dict(mask=Mask(causal=True, window=8)), "cudnn"),
         ("gpu", dict(mask=Mask(window=8)), "blockwise"),
@@ -305,6 +306,7 @@ def test_what_auto_chooses(platform, changes, expected):
         ("kernel", "tpu", dict(queries=200), "multiples of 128"),
         ("kernel", "tpu", dict(keys=4096), "up to 2048 keys"),
         ("kernel", "cpu", dict(dtype=jnp.float64), "float32 at most"),
+        ("splash", "tpu", dict(split=True), "takes whole rows, and the layout splits them"),
     ],
 )
 def test_what_an_implementation_cannot_do_it_refuses(choice, platform, changes, said):

@@ -1,0 +1,118 @@
+"""Llama written for PyTorch from its paper: the peer in speed of language models.
+
+Layers apart, not stacked; PyTorch's own attention; logits of the whole batch at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks.peers.bert import Clipped
+from benchmarks.speed import peer
+
+
+class Layer(nn.Module):
+    def __init__(self, numbers):
+        super().__init__()
+        width, self.head = numbers.width, numbers.head_width
+        self.heads, self.key_heads = numbers.num_heads, numbers.num_key_heads
+        linear = lambda rows, columns: nn.Linear(rows, columns, bias=False)  # noqa: E731
+        self.q = linear(width, self.heads * self.head)
+        self.k, self.v = (linear(width, self.key_heads * self.head) for _ in range(2))
+        self.o = linear(self.heads * self.head, width)
+        self.gate, self.up = (linear(width, numbers.mlp_width) for _ in range(2))
+        self.down = linear(numbers.mlp_width, width)
+        self.norms = nn.ModuleList(nn.RMSNorm(width, eps=numbers.epsilon) for _ in range(2))
+
+    def forward(self, x, cos, sin):
+        y = self.norms[0](x)
+        q, k, v = (
+            part(y).unflatten(-1, (-1, self.head)).transpose(1, 2) for part in (self.q, self.k, self.v)
+        )
+        found = F.scaled_dot_product_attention(
+            _turned(q, cos, sin),
+            _turned(k, cos, sin),
+            v,
+            is_causal=True,
+            enable_gqa=self.heads != self.key_heads,
+        )
+        x = x + self.o(found.transpose(1, 2).flatten(2))
+        y = self.norms[1](x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+def _turned(x, cos, sin):
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+
+
+class TorchLlama(nn.Module):
+    def __init__(self, numbers):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(numbers.vocab_size, numbers.width))
+        self.layers = nn.ModuleList(Layer(numbers) for _ in range(numbers.num_layers))
+        self.norm = nn.RMSNorm(numbers.width, eps=numbers.epsilon)
+        self.last = None if numbers.tied else nn.Parameter(torch.randn(numbers.vocab_size, numbers.width))
+        waves = numbers.rope_theta ** (
+            -torch.arange(0, numbers.head_width, 2, dtype=torch.float64) / numbers.head_width
+        )
+        if numbers.rope_stretch != 1:
+            length = 2 * torch.pi / waves
+            kept = ((8192 / length - 1) / 3).clamp(0, 1)
+            waves = (kept + (1 - kept) / numbers.rope_stretch) * waves
+        self.register_buffer("waves", waves, persistent=False)
+
+    def forward(self, tokens):
+        """[B, L] to logits [B, L, V]."""
+        angles = torch.arange(tokens.shape[1], device=tokens.device)[:, None] * self.waves
+        cos, sin = angles.cos().float(), angles.sin().float()
+        x = F.embedding(tokens, self.table)
+        for layer in self.layers:
+            x = layer(x, cos, sin)
+        return F.linear(self.norm(x), self.table if self.last is None else self.last)
+
+
+class Peer(Clipped):
+    on_a_chip = ("--config.batch_size=1", "--config.model.num_layers=8", "--config.reference_point=0")
+
+    def build(self) -> nn.Module:
+        return TorchLlama(self.config.model)
+
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        params = state["params"]
+        self.model.table.data = torch.tensor(params["embedding"])
+        if self.model.last is not None:
+            self.model.last.data = torch.tensor(params["head"].T.copy())
+        peer.copy_layer(self.model.norm, params["norm"])
+        ours = params["layers"]
+        for n, layer in enumerate(self.model.layers):
+            for name, part in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out")):
+                _copy(getattr(layer, name), ours["attention"][part]["kernel"][n])
+            for name in ("gate", "up", "down"):
+                _copy(getattr(layer, name), ours["mlp"][name]["kernel"][n])
+            for norm, name in zip(layer.norms, ("attention_norm", "mlp_norm"), strict=True):
+                norm.weight.data = torch.tensor(ours[name]["scale"][n])
+
+    def losses(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Of each token but the first of its row, [B, L - 1]."""
+        tokens = tokens.long()
+        logits = self.model(tokens[:, :-1]).float()
+        return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(
+            len(tokens), -1
+        )
+
+    def loss(self, batch: peer.Tensors) -> torch.Tensor:
+        return self.losses(batch["tokens"]).mean()
+
+    def answer(self, inputs: peer.Tensors) -> torch.Tensor:
+        return self.losses(inputs["tokens"]).mean(1)
+
+
+def _copy(layer: nn.Linear, kernel: Any) -> None:
+    """Our kernel [*in, *out], of which heads are dimensions of their own."""
+    layer.weight.data = torch.tensor(kernel).reshape(layer.in_features, layer.out_features).T.contiguous()

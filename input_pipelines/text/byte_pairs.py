@@ -1,0 +1,41 @@
+"""Byte-pair subwords over bytes (Sennrich et al., arXiv:1508.07909; Radford et al., 2019), by the package `tokenizers`.
+
+Every text has an encoding, as all bytes are subwords. A file of them is a `tokenizer.json`, which also holds Llama 3.1's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mlperf_jax.errors import UserError
+
+
+def learn(texts: Iterable[str], size: int) -> Any:
+    """A `tokenizers.Tokenizer` of `size` subwords, the 256 bytes first; the same for the same texts."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    found = tokenizers.Tokenizer(models.BPE())
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    found.train_from_iterator(texts, trainer)
+    return found
+
+
+def read(path: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises no narrower one
+        raise UserError(f"The tokenizer {path} cannot be read ({error}); put a sound copy there.") from None

@@ -1,0 +1,1 @@
+"""Losses over tokens, without all their logits at once."""

@@ -1,0 +1,117 @@
+"""Llama as published, into `models.decoder`: the names of `transformers`.
+
+model.embed_tokens.weight, model.layers.0.self_attn.q_proj.weight, model.layers.0.input_layernorm.weight, lm_head.weight and so
+on; rotary positions turn halves there as they do here. MLPerf's Llama 2 70B has queries, keys and values in one
+self_attn.qkv_proj.weight. Waves of the positions are passed over; a last product that is the table of embeddings may be there
+or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.weights.lazy import LazyArray, Tensor, together
+from mlperf_jax.weights.source import Source, unwrapped
+from mlperf_jax.workload import State
+from models.decoder import DecoderConfig
+
+
+def from_published(tensors: Mapping[str, Tensor], config: DecoderConfig) -> State:
+    """Parameters, float32; without low-rank changes, of which nothing is published with the model.
+
+    Raises:
+        UserError: an array is missing, has another shape, or belongs to another model.
+    """
+    if config.num_experts:
+        raise UserError("There is no import of published weights for models of experts.")
+    source = _Llama({unwrapped(name): array for name, array in tensors.items()})
+    layers = [source.layer(f"layers.{n}", config) for n in range(config.num_layers)]
+    table = source.take("embed_tokens.weight", (config.vocab_size, config.width))
+    params: dict[str, Any] = {
+        "embedding": table,
+        "layers": jax.tree.map(lambda *arrays: together(arrays), *layers),
+        "norm": source.norm("norm", config.width),
+    }
+    if not config.tied:
+        params["head"] = source.take("lm_head.weight", (config.vocab_size, config.width)).T
+    elif source.has("lm_head.weight") and not np.array_equal(
+        source.take("lm_head.weight", table.shape), np.asarray(table)
+    ):
+        raise UserError(
+            "The weights' lm_head.weight is not the table of embeddings, which it is in this model."
+        )
+    source.refuse_left_over()
+    return {"params": params, "model_state": {}}
+
+
+class _Llama(Source):
+    """Arrays of bare products [out, in]."""
+
+    def has(self, name: str) -> bool:
+        return name in self._left
+
+    def norm(self, name: str, features: int) -> dict[str, Tensor]:
+        return {"scale": self.take(f"{name}.weight", (features,))}
+
+    def layer(self, name: str, config: DecoderConfig) -> dict[str, Any]:
+        width, mlp, head = config.width, config.mlp_width, config.head_width
+        of_queries, of_keys = config.num_heads * head, config.num_key_heads * head
+
+        def kernel(part: str, features_in: int, features_out: int) -> dict[str, Tensor]:
+            return {"kernel": self.take(f"{name}.{part}.weight", (features_out, features_in)).T}
+
+        attention: dict[str, Any] = {
+            part: {"kernel": array.T.reshape(width, array.shape[0] // head, head)}
+            for part, array in self._projections(f"{name}.self_attn", width, of_queries, of_keys).items()
+        }
+        out = self.take(f"{name}.self_attn.o_proj.weight", (width, of_queries)).T
+        attention["out"] = {"kernel": out.reshape(config.num_heads, head, width)}
+        if config.query_key_norm:
+            attention |= {
+                f"{part}_norm": self.norm(f"{name}.self_attn.{part[0]}_norm", head)
+                for part in ("query", "key")
+            }
+        return {
+            "attention_norm": self.norm(f"{name}.input_layernorm", width),
+            "attention": attention,
+            "mlp_norm": self.norm(f"{name}.post_attention_layernorm", width),
+            "mlp": {
+                "gate": kernel("mlp.gate_proj", width, mlp),
+                "up": kernel("mlp.up_proj", width, mlp),
+                "down": kernel("mlp.down_proj", mlp, width),
+            },
+        }
+
+    def _projections(self, name: str, width: int, of_queries: int, of_keys: int) -> dict[str, Tensor]:
+        """Queries, keys and values [out, in]."""
+        sizes = {"query": of_queries, "key": of_keys, "value": of_keys}
+        if not self.has(f"{name}.qkv_proj.weight"):
+            return {
+                part: self.take(f"{name}.{part[0]}_proj.weight", (size, width))
+                for part, size in sizes.items()
+            }
+        together = self.take(f"{name}.qkv_proj.weight", (sum(sizes.values()), width))
+        starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]).tolist(), strict=False))
+        return {part: _rows(together, starts[part], size) for part, size in sizes.items()}
+
+    def refuse_left_over(self) -> None:
+        left = [name for name in self._left if not name.endswith("rotary_emb.inv_freq")]
+        if left:
+            raise UserError(
+                f"The weights have {left[0]}, which this model does not; they are of another model."
+            )
+
+
+def _rows(array: Tensor, start: int, count: int) -> LazyArray:
+    """Some rows of an array, of which no others are read."""
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        first, rest = index
+        return np.asarray(array[slice(start + first.start, start + first.stop), rest])
+
+    return LazyArray((count, array.shape[1]), array.dtype, read)

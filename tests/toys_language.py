@@ -1,0 +1,98 @@
+"""Language models at a size for tests: rows of tokens that count up; the door loads them by name."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from configs import llama31_8b
+from input_pipelines.text.token_rows import Rows, TokenRows
+from mlperf_jax.workloads.language_modelling import Llama31
+from mlperf_jax.workloads.low_rank_tuning import LowRankTuning
+
+VOCABULARY, LENGTH, BATCH = 32, 16, 16
+SIZES = dict(
+    vocab_size=VOCABULARY,
+    width=16,
+    mlp_width=32,
+    num_heads=4,
+    num_key_heads=2,
+    head_width=8,
+    num_layers=2,
+    initializer_range=0.1,
+)
+
+
+@functools.cache
+def counting():
+    """Texts whose tokens count up by a step of their own."""
+
+    def stream(seed, count):
+        random = np.random.default_rng(seed)
+        texts = [
+            (random.integers(VOCABULARY) + random.integers(1, 4) * np.arange(random.integers(10, 60)))
+            % VOCABULARY
+            for _ in range(count)
+        ]
+        return Rows([np.concatenate(texts)], LENGTH)
+
+    return TokenRows(
+        stream(1, 200),
+        stream(2, 20),
+        vocabulary_size=VOCABULARY,
+        bytes_per_token=2.0,
+        fake=True,
+        description="tokens that count up",
+    )
+
+
+class SmallLlama(Llama31):
+    dataset = functools.cached_property(lambda self: counting())
+
+    @staticmethod
+    def get_config(preset):
+        config = llama31_8b.get_config("mini")
+        config.unlock()
+        config.model.update(SIZES)
+        config.data.length, config.loss_tile = LENGTH, 4
+        config.batch_size, config.eval_batch_size, config.eval_every_samples = BATCH, BATCH, 160
+        config.schedule.max_steps, config.schedule.warmup_steps = 40, 4
+        config.optimizer.base_lr, config.max_epochs = 0.02, 2
+        config.inference.min_duration_s, config.inference.batch_sizes = 0.2, (1, 4)
+        config.target = 0.0  # no loss falls to 0: a run goes to its end
+        return config
+
+
+class SmallExperts(SmallLlama):
+    """With windows, norms of queries and keys and experts."""
+
+    @staticmethod
+    def get_config(preset):
+        config = SmallLlama.get_config(preset)
+        config.model.update(
+            dict(
+                tied=False,
+                mlp_width=16,
+                window=5,
+                window_every=2,
+                query_key_norm=True,
+                num_experts=4,
+                num_chosen=2,
+            )
+        )
+        return config
+
+
+class SmallTuning(LowRankTuning):
+    """Low-rank changes of a small one, with dropout."""
+
+    benchmark = "llama2_70b_lora"
+    dataset = functools.cached_property(lambda self: counting())
+
+    @staticmethod
+    def get_config(preset):
+        config = SmallLlama.get_config(preset)
+        config.model.update(dict(low_rank=2, low_rank_alpha=4.0, low_rank_dropout=0.1))
+        config.base_weights = ""
+        return config
