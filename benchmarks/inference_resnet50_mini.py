@@ -100,7 +100,7 @@ def _random_state() -> State:
 
 def _bare_offline(replica: Replica, images: np.ndarray, size: int, capacity: float) -> float:
     """Samples/s of a loop that does nothing else, on batches that lie ready."""
-    function, variables = replica._compiled[ONE_BUCKET][size], replica._variables
+    function, variables = replica._compiled[ONE_BUCKET][size], replica._held
     batches = [{"image": images[i : i + size].copy()} for i in range(0, LOADED - size + 1, size)]
     count = max(int(SECONDS * capacity / size), 1)
     begin = time.perf_counter()
@@ -119,7 +119,7 @@ def _offline(replica: Replica, samples: Samples, capacity: float) -> float:
 
 def _bare_calls(replica: Replica, images: np.ndarray) -> tuple[float, float]:
     """(p50, p90) in us of calls of one sample, from host to host, for `SECONDS`."""
-    function, variables = replica._compiled[ONE_BUCKET][1], replica._variables
+    function, variables = replica._compiled[ONE_BUCKET][1], replica._held
     inputs = [{"image": images[i : i + 1].copy()} for i in range(LOADED)]
     taken: list[int] = []
     end = time.perf_counter() + SECONDS

@@ -68,13 +68,17 @@ def imagenet(
         std=std,
         **made_up(),
         num_threads=0,  # of decoding in each process; 0 as many as there are cores, at most 8
-        num_workers=0,  # processes that decode; 0 decodes in threads of the training process
+        num_workers=0,  # processes that decode; 0 none until the step waits for threads (input_pipelines.base)
     )
 
 
 def fashion_mnist() -> Numbers:
     """Fashion-MNIST, normalised by its own mean and deviation."""
     return dict(name="fashion_mnist", image_size=28, mean=(72.94,), std=(90.02,), num_train=0, num_eval=0)
+
+
+# Batches of DLRM's samples, which have 100 to 700 rows and 264 on average; of rows, and multiples of what devices divide by.
+CLICK_ROWS = (104, 200, 304, 504, 704, 1000, 1400, 2000, 2800, 4000, 5600, 8000, 11200)
 
 
 def serving(
@@ -90,7 +94,7 @@ def serving(
 
     Args:
         loadgen_model: under this name LoadGen's own defaults (mlperf.conf) apply.
-        batch_sizes: that are compiled.
+        batch_sizes: that are compiled; of rows, where a sample is several.
         min_duration_s: of a run; by default MLPerf's.
         published_quality: of MLPerf's weights for inference; 0 where there are none.
         sut_timeout_s: without any answer, until a run is given up.

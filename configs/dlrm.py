@@ -24,12 +24,12 @@ import functools
 
 from ml_collections import ConfigDict
 
-from configs.common import Numbers, config, made_up, serving
+from configs.common import CLICK_ROWS, Numbers, config, made_up, serving
 
 _serving = functools.partial(
     serving,
     "dlrm",
-    (1, 2, 4, 8, 16),
+    CLICK_ROWS,
     max_latency_s=0.03,  # of Server, by the rules that had this benchmark; today's mlperf.conf has 0.06
 )
 

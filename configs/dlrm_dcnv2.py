@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.common import Numbers, config, made_up, serving
+from configs.common import CLICK_ROWS, Numbers, config, made_up, serving
 
 
 def get_config(preset: str) -> ConfigDict:
@@ -54,7 +54,7 @@ def _closed() -> Numbers:
         target=0.80275,
         max_epochs=1,
         evals_per_epoch=20,
-        inference=serving("dlrm-v2", (1, 2, 4, 8, 16), published_quality=0.8031),
+        inference=serving("dlrm-v2", CLICK_ROWS, published_quality=0.8031),
         reference_points={
             "32768": _point(32768, 0.004),
             "55296": _point(55296, 0.004),
@@ -94,5 +94,5 @@ def _mini() -> Numbers:
         target=0.80,
         max_epochs=1,
         evals_per_epoch=5,
-        inference=serving("dlrm-v2", (1, 2, 4, 8, 16), min_duration_s=10.0),
+        inference=serving("dlrm-v2", CLICK_ROWS, min_duration_s=10.0),
     )

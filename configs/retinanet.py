@@ -68,7 +68,7 @@ def _closed() -> Numbers:
             std=_STD,
             **made_up(),
             num_threads=0,  # of decoding in each process; 0 as many as there are cores, at most 8
-            num_workers=0,  # processes that decode; 0 decodes in threads of the training process
+            num_workers=0,  # processes that decode; 0 none until the step waits for threads (input_pipelines.base)
         ),
         batch_size=256,
         eval_batch_size=256,

@@ -17,12 +17,16 @@ from typing import Any, Protocol
 import numpy as np
 from absl import flags
 
+from input_pipelines import growing
+
 Spec = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 """Shape (without batch axis) and dtype of each field of an example."""
 HostBatch = dict[str, np.ndarray]
 MapRows = Callable[[Callable[[int], None], Iterable[int]], Iterable[None]]
 """`map`, or that of a pool."""
 
+# More threads of one process gain little: what an image does in Python holds the interpreter's lock.
+_MOST_THREADS = 8
 _ENDLESS = 2**40  # steps; at a thousand a second this is 35 years
 
 
@@ -43,7 +47,7 @@ class Dataset(abc.ABC):
 
     Args:
         eval_spec: without `mask`.
-        num_threads, num_workers: see `prefetched`.
+        num_threads, num_workers, more_workers: see `prefetched`; the last are for training.
 
     Attributes:
         num_train, num_eval: numbers of examples.
@@ -65,12 +69,14 @@ class Dataset(abc.ABC):
         description: str,
         num_threads: int = 1,
         num_workers: int = 0,
+        more_workers: int = 0,
     ) -> None:
         self.num_train, self.num_eval = num_train, num_eval
         self.train_spec: Spec = train_spec
         self.eval_spec: Spec = {**eval_spec, "mask": ((), np.dtype(np.float32))}
         self.fake, self.description = fake, description
         self._prefetched = functools.partial(prefetched, num_threads=num_threads, num_workers=num_workers)
+        self._more_workers = more_workers
 
     @abc.abstractmethod
     def read_train(self, start: int, stop: int, seed: int) -> HostBatch:
@@ -92,7 +98,7 @@ class Dataset(abc.ABC):
             rows: this process's part of every global batch, with start and stop set.
         """
         make_batch = functools.partial(self._train_batch, seed=seed, batch_size=batch_size, rows=rows)
-        return self._prefetched(make_batch, start_step)
+        return self._prefetched(make_batch, start_step, more_workers=self._more_workers)
 
     def _train_batch(self, step: int, *, seed: int, batch_size: int, rows: slice) -> HostBatch:
         first = step * batch_size
@@ -159,9 +165,30 @@ def with_mask(fields: Mapping[str, np.ndarray], num_rows: int) -> HostBatch:
     return batch
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def num_threads(options: Mapping[str, Any]) -> int:
     """The option `num_threads` of a config's `data`; 0, the default, is as many as there are cores, at most 8."""
-    return options.get("num_threads") or min(os.cpu_count() or 1, 8)
+    return options.get("num_threads") or min(cores(), _MOST_THREADS)
+
+
+def background(options: Mapping[str, Any]) -> dict[str, int]:
+    """What makes the batches of a set that decodes, as `Dataset` takes it, by the options of a config's `data`.
+
+    Args:
+        options: `num_threads`, see above, and `num_workers`. Where neither is given, a process for every 8 cores takes
+            over if the step waits for the threads, where there are 16 cores or more.
+    """
+    chosen = options.get("num_threads") or options.get("num_workers")
+    more = 0 if chosen or cores() < 2 * _MOST_THREADS else cores() // _MOST_THREADS
+    return {
+        "num_threads": num_threads(options),
+        "num_workers": options.get("num_workers") or 0,
+        "more_workers": more,
+    }
 
 
 def prefetched(
@@ -171,6 +198,7 @@ def prefetched(
     *,
     num_threads: int = 1,
     num_workers: int = 0,
+    more_workers: int = 0,
 ) -> BatchIterator:
     """Yields make_batch(start), make_batch(start + 1), ... in order, made ahead in the background.
 
@@ -179,10 +207,23 @@ def prefetched(
         num_threads: batches made at once in a process.
         num_workers: processes that share the batches, each with `num_threads`; 0 makes them in
             threads of this process. A process's main module is imported again in its workers.
+        more_workers: where there are none, processes that take over if the reader waits for the threads.
 
     Raises:
         What make_batch raises, when the batch that it failed on is asked for.
     """
+
+    def made_by(workers: int, first: int) -> BatchIterator:
+        return _made(make_batch, first, stop, num_threads, workers)
+
+    if num_workers or not more_workers:
+        return made_by(num_workers, start)
+    return growing.Growing(functools.partial(made_by, 0), functools.partial(made_by, more_workers), start)
+
+
+def _made(
+    make_batch: Callable[[int], HostBatch], start: int, stop: int, num_threads: int, num_workers: int
+) -> BatchIterator:
     import grain
 
     if num_workers and not flags.FLAGS.is_parsed():

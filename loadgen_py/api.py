@@ -149,7 +149,7 @@ def QuerySamplesComplete(
         return
     if active.log is None:
         if len(responses) == 1:
-            response = responses[0]
+            (response,) = responses
             active.complete_one(now, response.id, response.n_tokens)
         else:
             n_tokens = [r.n_tokens for r in responses] if active.n_tokens else None

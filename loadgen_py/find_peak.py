@@ -4,6 +4,12 @@ The base rate must pass; it is multiplied by (1 + step) until a rate fails, and 
 bisected to the asked number of decimals (`FindPeakPerformance`, official `loadgen.cc`). With
 `server_find_peak_early_stopping` a base rate that fails is divided by (1 + step) until one passes, or
 until the system is idle nearly all the time and misses the bound even so.
+
+A probe that passes has shown with 99 % confidence that the bound holds (early stopping); one that fails may
+only have met a stall of the machine. So with `server_find_peak_early_stopping` a failure is believed where the search
+would end by it, and only if the same rate fails once more, later: if it passes, the search goes on from
+there to the next rate that failed. Where a share p of n probes meets a stall, these decide with 1 - (1 - p^2)^n
+instead of 1 - (1 - p)^n, for the price of one probe where there is none.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ _IDLE = 0.02  # queries in flight on average
 def find_peak(phases: PhaseRunner, base: EffectiveSettings) -> PerformanceVerdict:
     """Searches, and returns the verdict at the highest rate that passed, or the last one if none did."""
     phases.note(f"FindPeakPerformance: Check validity of the base settings field: {base.target_qps:f}")
-    lower, upper = _passing_base(phases, base)
+    lower, failed = _passing_base(phases, base)
     if phases.broken:
         return lower
     if not _passes(lower):
@@ -32,41 +38,70 @@ def find_peak(phases: PhaseRunner, base: EffectiveSettings) -> PerformanceVerdic
             + (lower.perf_advice or "early stopping is not satisfied")
         )
         return lower
-    step = 1 + base.requested.server_find_peak_qps_boundary_step_size
-    while upper is None and not phases.broken:
+    while not phases.broken:
+        lower = _narrowed(phases, lower, failed)
+        if phases.broken or not base.requested.server_find_peak_early_stopping:
+            break
+        upper = failed.pop()
+        phases.note(f"FindPeakPerformance: Testing {upper.target_qps:f} a second time")
+        again = _probe_with_load(phases, upper)
+        if not _passes(again):
+            break
+        lower = again
+    return lower
+
+
+def _narrowed(
+    phases: PhaseRunner, lower: PerformanceVerdict, failed: list[EffectiveSettings]
+) -> PerformanceVerdict:
+    """The highest rate that passes below the lowest that failed, which is searched upwards if none has.
+
+    Args:
+        lower: what passed.
+        failed: higher rates, the lowest last; those that fail here are added.
+    """
+    step = 1 + lower.settings.requested.server_find_peak_qps_boundary_step_size
+    while not failed and not phases.broken:
         next_settings = _at(lower.settings, lower.settings.target_qps * step)
         phases.note(f"FindBoundaries: Checking fields {_bounds(lower.settings, next_settings)}")
         verdict = _probe_with_load(phases, next_settings)
         if _passes(verdict):
             lower = verdict
         else:
-            upper = next_settings
-    if upper is not None:
-        phases.note(f"FindPeakPerformance: Found boundaries: {_bounds(lower.settings, upper)}")
-        lower = _bisect(phases, lower, upper)
+            failed.append(next_settings)
+    if failed:
+        phases.note(f"FindPeakPerformance: Found boundaries: {_bounds(lower.settings, failed[-1])}")
+        lower = _bisect(phases, lower, failed)
         phases.note(f"FindPeakPerformance: Found peak performance field: {lower.settings.target_qps:f}")
     return lower
 
 
 def _passing_base(
     phases: PhaseRunner, base: EffectiveSettings
-) -> tuple[PerformanceVerdict, EffectiveSettings | None]:
-    """(the verdict at the base rate, or at the first lower one that passes if it may be lowered,
-    the settings of the lowest that is known not to pass)."""
-    lower, upper = _probe_with_load(phases, base), None
+) -> tuple[PerformanceVerdict, list[EffectiveSettings]]:
+    """(the verdict at the base rate, or at the first lower one that passes if it may be lowered, the
+    settings that did not pass, the lowest rate last)."""
+    lower, failed = _probe_with_load(phases, base), []
     step = 1 + base.requested.server_find_peak_qps_boundary_step_size
+    idle = 0  # probes that failed so, one after the other
     while base.requested.server_find_peak_early_stopping and not _passes(lower) and not phases.broken:
         upper = lower.settings
         if upper.target_qps < _LOWEST_QPS:
             break
-        if _idle(lower):
+        idle = idle + 1 if _idle(lower) else 0
+        if idle == 2:
             phases.note(
                 f"FindPeakPerformance: {upper.target_qps:f} leaves the system idle, a lower base is no faster"
             )
             break
+        if idle:
+            phases.note(f"FindPeakPerformance: Testing {upper.target_qps:f} a second time")
+            lower = _probe_with_load(phases, upper)
+            continue
+        failed.append(upper)
         phases.note(f"FindPeakPerformance: {upper.target_qps:f} does not pass, trying a lower base")
         lower = _probe_with_load(phases, _at(upper, upper.target_qps / step))
-    return lower, upper
+    return lower, failed
 
 
 def _at(settings: EffectiveSettings, qps: float) -> EffectiveSettings:
@@ -77,10 +112,13 @@ def _bounds(lower: EffectiveSettings, upper: EffectiveSettings) -> str:
     return f"[{lower.target_qps:f}, {upper.target_qps:f})"
 
 
-def _bisect(phases: PhaseRunner, lower: PerformanceVerdict, upper: EffectiveSettings) -> PerformanceVerdict:
-    with phases.performance_set(upper) as loaded:
-        while not phases.broken and not _finished(lower.settings, upper):
-            low = lower.settings.target_qps
+def _bisect(
+    phases: PhaseRunner, lower: PerformanceVerdict, failed: list[EffectiveSettings]
+) -> PerformanceVerdict:
+    """The highest rate that passes between `lower` and the last of `failed`; those that fail are added to them."""
+    with phases.performance_set(failed[-1]) as loaded:
+        while not phases.broken and not _finished(lower.settings, failed[-1]):
+            low, upper = lower.settings.target_qps, failed[-1]
             middle = _at(upper, low + (upper.target_qps - low) / 2)
             phases.note(
                 "FindPeakPerformanceBinarySearch: Testing the mid value of bounds "
@@ -90,7 +128,7 @@ def _bisect(phases: PhaseRunner, lower: PerformanceVerdict, upper: EffectiveSett
             if _passes(verdict):
                 lower = verdict
             else:
-                upper = middle
+                failed.append(middle)
     return lower
 
 

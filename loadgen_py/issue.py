@@ -94,9 +94,8 @@ def issue_queries(phase: Phase, sut: SystemUnderTest | CallbackSut) -> None:
 
 def _guarded(phase: Phase, sut: SystemUnderTest | CallbackSut) -> None:
     try:
-        prepare, issue = _calls(phase, sut)
-        with _fine_timer(), _on_threads(phase, issue) as issue:
-            _LOOPS[phase.settings.scenario](phase, prepare, issue)
+        with _fine_timer(), _on_threads(phase, sut.issue) as issue:
+            _LOOPS[phase.settings.scenario](phase, _Arguments(phase, sut), issue)
         if not phase.broken:
             sut.flush()
             _wait_for_tail(phase)
@@ -182,47 +181,55 @@ def _wait_for_tail(phase: Phase) -> None:
         )
 
 
-def _calls(
-    phase: Phase, sut: SystemUnderTest | CallbackSut
-) -> tuple[Callable[[int, int], tuple], Callable[..., Any]]:
-    """(`prepare(first, stop)`: the arguments for samples first to stop, `issue(*arguments)`)."""
-    indices, first_id = phase.queries.indices, phase.responses.first_id
-    if isinstance(sut, CallbackSut):
-        query = sut.query
-        return lambda a, b: query(range(first_id + a, first_id + b), indices[a:b]), sut.issue
-    return lambda a, b: (range(first_id + a, first_id + b), indices[a:b]), sut.issue
+class _Arguments:
+    """What `issue` is called with; made before the clock is read."""
+
+    def __init__(self, phase: Phase, sut: SystemUnderTest | CallbackSut) -> None:
+        self._indices, self._first_id = phase.queries.indices, phase.responses.first_id
+        self._size = phase.queries.samples_per_query
+        self._callbacks = sut if isinstance(sut, CallbackSut) else None
+
+    def __call__(self, first: int, stop: int) -> tuple:
+        """Of a query of the samples from `first` to `stop`."""
+        ids, indices = range(self._first_id + first, self._first_id + stop), self._indices[first:stop]
+        return (ids, indices) if self._callbacks is None else self._callbacks.query(ids, indices)
+
+    def each(self) -> Iterator[tuple]:
+        """Of query after query."""
+        if self._callbacks is not None and self._size == 1:
+            return self._callbacks.singles(self._first_id, self._indices)
+        return (self(a, a + self._size) for a in range(0, len(self._indices), self._size))
 
 
-def _one_at_a_time(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable[..., Any]) -> None:
+def _one_at_a_time(phase: Phase, arguments: _Arguments, issue: Callable[..., Any]) -> None:
     """SingleStream and MultiStream: a query is issued once the one before is answered."""
     settings, responses, queries = phase.settings, phase.responses, phase.queries
     min_count, duration_ns = settings.min_query_count, settings.target_duration_ns
     limits = _Limits(phase)
-    size, checked, clock = queries.samples_per_query, not phase.accuracy, _now
+    size, checked, limited, clock = queries.samples_per_query, not phase.accuracy, limits.set, _now
     issued_at = phase.issued_at = array("q", bytes(8 * queries.count))
     _start(phase)
     start = phase.start_ns
     stop = 0
-    for position in range(queries.count):
-        first, stop = stop, stop + size
-        arguments = prepare(first, stop)
+    for position, query in enumerate(arguments.each()):
+        stop += size
         responses.issued = stop
         issued_at[position] = now = clock()
-        issue(*arguments)
+        issue(*query)
         if responses.completed < stop:
             responses.wait()
         if checked:
             if position + 1 >= min_count and now - start >= duration_ns:
                 phase.notes.append("Ending naturally: Minimum query count and test duration met.")
                 return
-            if limits.set and limits.reached(position + 1, now - start):
+            if limited and limits.reached(position + 1, now - start):
                 return
         if phase.stop:
             return
     phase.ran_out = checked
 
 
-def _server(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable[..., Any]) -> None:
+def _server(phase: Phase, arguments: _Arguments, issue: Callable[..., Any]) -> None:
     """Server: each query at its own time, whatever is outstanding."""
     settings, responses, queries = phase.settings, phase.responses, phase.queries
     limits, checked, clock = _Limits(phase), not phase.accuracy, _now
@@ -234,10 +241,12 @@ def _server(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable[
     _start(phase)
     start, wait = phase.start_ns, _Alarm(responses).wait
     due_at = (queries.due_ns + start).data
-    stop, inline = 0, False
+    stop, inline, query = 0, False, ()
+    each = arguments.each()
     while stop < count:
         first, stop = stop, stop + 1
-        arguments = () if coalesce else prepare(first, stop)
+        if not coalesce:
+            query = next(each)
         due = due_at[first]
         now = clock()
         if now < due:
@@ -246,10 +255,10 @@ def _server(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable[
             while stop < count and due_at[stop] <= now:
                 issued_at[stop] = now
                 stop += 1
-            arguments = prepare(first, stop)
+            query = arguments(first, stop)
         issued_at[first] = now
         responses.issued = stop
-        issue(*arguments)
+        issue(*query)
         inline = responses.completed == stop
         if checked:
             if max_async and stop - responses.completed > max_async:
@@ -266,7 +275,7 @@ def _server(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable[
             return
 
 
-def _offline(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable[..., Any]) -> None:
+def _offline(phase: Phase, arguments: _Arguments, issue: Callable[..., Any]) -> None:
     """Offline: one query with all samples, or parts of it where `max_duration` is enforced."""
     settings, responses = phase.settings, phase.responses
     size = phase.queries.samples_per_query * phase.queries.count
@@ -274,7 +283,7 @@ def _offline(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable
     limit_ns = _enforced_limit_ns(settings)
     if not phase.accuracy and limit_ns:
         part = settings.performance_sample_count
-    arguments = prepare(0, min(part, size))
+    query = arguments(0, min(part, size))
     phase.issued_at = array("q", [0])
     _start(phase)
     stop = 0
@@ -283,11 +292,11 @@ def _offline(phase: Phase, prepare: Callable[[int, int], tuple], issue: Callable
         responses.issued = stop
         if not phase.issued_at[0]:
             phase.issued_at[0] = _now()
-        issue(*arguments)
+        issue(*query)
         if phase.stop or (part < size and _now() - phase.start_ns > limit_ns):
             break
         if stop < size:
-            arguments = prepare(stop, min(stop + part, size))
+            query = arguments(stop, min(stop + part, size))
     if not phase.accuracy and stop == size:
         phase.notes.append("Ending naturally: Minimum query count and test duration met.")
 

@@ -41,7 +41,7 @@ class InlineSut:
         parts = self._samples.parts(ids, indices)
         if len(ids) == 1 or len(parts) == len(self._replicas) == 1:
             ((bucket, ids, slots),) = parts
-            answers = self._replicas[0].answer(bucket, slots)
+            answers = self._replicas[0].answer(bucket, self._samples.rows(bucket, slots))
             self._responses.complete(ids, self._samples.entries(bucket, slots, answers))
             return
         turn = itertools.cycle(self._replicas)
@@ -51,9 +51,10 @@ class InlineSut:
             self._responses.complete(ids, self._samples.entries(bucket, slots, answers))
 
     def _started(self, bucket: str, slots: np.ndarray, turn: Iterator[Replica]) -> Iterator[tuple[Any, int]]:
-        """Divides samples over the replicas, whose turn goes on; yields answers under way and how many they are."""
+        """Divides samples over the replicas, whose turn goes on; yields answers under way and how many rows they are."""
         for piece in np.array_split(slots, min(len(self._replicas), len(slots))):
-            yield next(turn).start(bucket, piece), len(piece)
+            rows = self._samples.rows(bucket, piece)
+            yield next(turn).start(bucket, rows), len(rows)
 
     def flush(self) -> None:
         pass
@@ -78,7 +79,7 @@ class BatchingSut:
         max_wait_s: how long a batch that is not full waits for more samples.
 
     Attributes:
-        batches: batch size (without padding) -> how many there were, since `start`.
+        batches: samples in a batch -> how many such there were, since `start`.
     """
 
     def __init__(
@@ -99,10 +100,13 @@ class BatchingSut:
         self._drained = threading.Condition(self._lock)  # nothing waits, nobody works
         calls = 1 + len(samples.buckets)
         self._queues = {
-            bucket: _Queue(bucket, _BatchSize(replicas[0].seconds[bucket], latency_budget_s, calls))
+            bucket: _Queue(
+                bucket,
+                _BatchSize(replicas[0].seconds[bucket], latency_budget_s, calls, samples.most_rows[bucket]),
+            )
             for bucket in samples.buckets
         }
-        self._count = 0  # samples in all queues
+        self._count = 0  # rows in all queues
         self._working = 0  # batches under way
         self._flushing = self._closed = False
         self._failure: BaseException | None = None
@@ -143,8 +147,9 @@ class BatchingSut:
             self._raise_failure()
             self._flushing = False
             for bucket, its_ids, slots in parts:
-                self._queues[bucket].add(its_ids, slots, now)
-            self._count += len(indices)
+                self._count += self._queues[bucket].add(
+                    its_ids, slots, self._samples.sizes(bucket, slots), now
+                )
             self._ready.notify()
 
     def flush(self) -> None:
@@ -166,7 +171,7 @@ class BatchingSut:
 
     def _work(self, replica: Replica) -> None:
         """Starts batches and fetches answers, in the same order; while a full batch waits, two are under way."""
-        under_way: deque[tuple[Part, Any]] = deque()
+        under_way: deque[tuple[Part, int, Any]] = deque()
         while True:
             batch = self._take(wait=not under_way)
             if not batch and not under_way:
@@ -174,10 +179,11 @@ class BatchingSut:
             try:
                 if batch:
                     bucket, _, slots = batch
-                    under_way.append((batch, replica.start(bucket, slots)))
+                    rows = self._samples.rows(bucket, slots)
+                    under_way.append((batch, len(rows), replica.start(bucket, rows)))
                 if len(under_way) == 2 or not batch:
-                    (bucket, ids, slots), answers = under_way[0]
-                    answers = np.asarray(answers)[: len(slots)]
+                    (bucket, ids, slots), count, answers = under_way[0]
+                    answers = np.asarray(answers)[:count]
                     self._responses.complete(ids, self._samples.entries(bucket, slots, answers))
                     under_way.popleft()
                     self._ended(1)
@@ -195,8 +201,9 @@ class BatchingSut:
                 self._ready.wait(self._wait_left_s())
             if self._closed or not (wait or self._flushing or queue.count >= queue.largest):
                 return None
-            size, batch = queue.cut()
-            self._count -= size
+            rows, batch = queue.cut()
+            self._count -= rows
+            size = len(batch[2])
             self.batches[size] = self.batches.get(size, 0) + 1
             self._working += 1
             if self._count:
@@ -246,71 +253,101 @@ class _Queue:
     """What waits of one bucket, oldest first.
 
     Attributes:
-        count: samples.
+        count: rows.
         largest: so many make a full batch.
     """
 
     def __init__(self, bucket: str, choose: _BatchSize) -> None:
         self._bucket, self._choose = bucket, choose
-        self._waiting: deque[tuple[Ids, np.ndarray, int]] = deque()
+        self._waiting: deque[tuple[Ids, np.ndarray, np.ndarray | None, int]] = deque()
         self.count, self.largest = 0, choose.largest
 
     @property
     def since(self) -> int:
         """When the oldest came, by `time.perf_counter_ns`."""
-        return self._waiting[0][2]
+        return self._waiting[0][3]
 
-    def add(self, ids: Ids, slots: np.ndarray, now: int) -> None:
-        self._waiting.append((ids, slots, now))
-        self.count += len(slots)
+    def add(self, ids: Ids, slots: np.ndarray, sizes: np.ndarray | None, now: int) -> int:
+        """Takes samples of `sizes` rows, None for one each; how many rows they are."""
+        self._waiting.append((ids, slots, sizes, now))
+        rows = len(slots) if sizes is None else int(sizes.sum())
+        self.count += rows
+        return rows
 
     def clear(self) -> None:
         self._waiting.clear()
         self.count = 0
 
     def cut(self) -> tuple[int, Part]:
-        """Takes out the oldest samples, as many as make the best batch; how many they are, and they."""
-        size = left = self._choose(self.count)
-        self.count -= size
+        """Takes out the oldest samples, as many as fit into the best batch; how many rows they are, and they."""
+        sizes = self._waiting[0][2]
+        size = left = self._choose(self.count, 1 if sizes is None else int(sizes[0]))
         ids_parts, slots_parts = [], []
-        while left:
-            ids, slots, since = self._waiting.popleft()
-            if len(slots) > left:
-                self._waiting.appendleft((ids[left:], slots[left:], since))
-                ids, slots = ids[:left], slots[:left]
-            left -= len(slots)
-            ids_parts.append(ids)
-            slots_parts.append(slots)
+        while left and self._waiting:
+            ids, slots, sizes, since = self._waiting.popleft()
+            fit, rows = _fitting(len(slots), sizes, left)
+            if fit < len(slots):
+                rest = None if sizes is None else sizes[fit:]
+                self._waiting.appendleft((ids[fit:], slots[fit:], rest, since))
+                ids, slots = ids[:fit], slots[:fit]
+                size -= left - rows  # no more whole samples fit
+                left = 0
+            else:
+                left -= rows
+            if fit:
+                ids_parts.append(ids)
+                slots_parts.append(slots)
+        self.count -= size
         if len(ids_parts) == 1:
             return size, (self._bucket, ids_parts[0], slots_parts[0])
         return size, (self._bucket, _joined(ids_parts), np.concatenate(slots_parts))
 
 
+def _fitting(count: int, sizes: np.ndarray | None, most: int) -> tuple[int, int]:
+    """How many of the first of `count` samples have at most so many rows together, and how many they have."""
+    if sizes is None:
+        return min(count, most), min(count, most)
+    if count == 1:
+        rows = int(sizes[0])
+        return (1, rows) if rows <= most else (0, 0)
+    ends = np.cumsum(sizes[:most])
+    fit = int(np.searchsorted(ends, most, "right"))
+    return fit, int(ends[fit - 1]) if fit else 0
+
+
 class _BatchSize:
-    """How many of the samples that wait make the next batch.
+    """How many of the rows that wait make the next batch.
 
     Args:
         seconds: batch size -> what a call takes.
-        budget_s: so many calls must fit into it; the smallest batch size is used whatever it takes.
+        budget_s: so many calls must fit into it; those that a single sample needs are used whatever they take.
         calls: how many.
+        most_rows: of a sample.
 
     Attributes:
-        largest: the batch size with the most samples a second, among those that fit.
+        largest: the batch size with the most rows a second, among those that fit and hold any sample.
     """
 
-    def __init__(self, seconds: Mapping[int, float], budget_s: float | None, calls: int = 2) -> None:
-        most = math.inf if budget_s is None else budget_s / calls
-        smallest = min(seconds)
-        fits = {b: s for b, s in seconds.items() if s <= most or b == smallest}
-        self.largest = max(fits, key=lambda b: b / fits[b])
+    def __init__(
+        self, seconds: Mapping[int, float], budget_s: float | None, calls: int = 2, most_rows: int = 1
+    ) -> None:
+        most_s = math.inf if budget_s is None else budget_s / calls
+        alone = min(b for b in seconds if b >= most_rows)
+        fits = {b: s for b, s in seconds.items() if s <= most_s or b <= alone}
+        self.largest = max((b for b in fits if b >= alone), key=lambda b: b / fits[b])
         self._seconds = {b: s for b, s in sorted(fits.items()) if b <= self.largest}
 
-    def __call__(self, waiting: int) -> int:
-        """All that wait, padded to the next batch size, or a full one of those below: the faster a sample."""
+    def __call__(self, waiting: int, oldest: int = 1) -> int:
+        """All that wait, padded to the next batch size, or a full one of those below: the faster a row.
+
+        Args:
+            waiting: rows.
+            oldest: rows of the sample that must be among them.
+        """
         if waiting >= self.largest:
             return self.largest
         above = next(b for b in self._seconds if b >= waiting)
-        below = max((b for b in self._seconds if b <= waiting), default=None)
+        below = max((b for b in self._seconds if oldest <= b <= waiting), default=None)
         if below is None or waiting / self._seconds[above] >= below / self._seconds[below]:
             return waiting
         return below

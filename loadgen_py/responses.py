@@ -92,7 +92,7 @@ class ResponseRecorder:
 
     __slots__ = (
         "first_id", "issued", "completed", "done", "first_token_at", "n_tokens", "errors", "error_count", "warnings",
-        "log", "_lock", "_wake", "_waiting", "_needs_first_token", "_closed",
+        "log", "_lock", "_wake", "_waiting", "_needs_first_token", "_closed", "_times_only",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -101,6 +101,7 @@ class ResponseRecorder:
         self._wake.acquire()
         self._waiting = False
         self._closed = True
+        self._times_only = False  # open, and of an answer nothing is recorded but its time
         self.first_id = 0
         self.log: AnswerLog | None = None
         self.issued = self.completed = self.error_count = 0
@@ -118,12 +119,14 @@ class ResponseRecorder:
             self._needs_first_token = needs_first_token
             self.log = log
             self._closed = False
+            self._times_only = log is None and not tokens
             self.first_id = _reserve_ids(count)
 
     def end(self) -> None:
         """Ends the phase: later answers are dropped, the arrays stay as they are."""
         with self._lock:
             self._closed = True
+            self._times_only = False
 
     def wants_answer(self, sample_id: int) -> bool:
         """Whether the answer of this sample will be logged."""
@@ -138,11 +141,11 @@ class ResponseRecorder:
     ) -> None:
         """See `Responses.complete`; a range of samples in a phase that logs nothing is recorded at once."""
         now = _now()
-        if self.log is None and n_tokens is None and type(ids) is range and ids.step == 1:
+        if self._times_only and n_tokens is None and type(ids) is range and ids.step == 1:
             first = ids.start - self.first_id
             size = len(ids)
             with self._lock:
-                if first >= 0 and first + size <= self.issued and not self._closed and not self.n_tokens:
+                if self._times_only and first >= 0 and first + size <= self.issued:
                     done = self.done
                     if size == 1:
                         fresh = not done[first]
@@ -168,13 +171,8 @@ class ResponseRecorder:
         """`complete_at` for one sample in a phase that logs no answers."""
         position = sample_id - self.first_id
         with self._lock:
-            if (
-                0 <= position < self.issued
-                and not self.done[position]
-                and not self.n_tokens
-                and not self._closed
-            ):
-                self.done[position] = now
+            if self._times_only and 0 <= position < self.issued and not (done := self.done)[position]:
+                done[position] = now
                 self.completed += 1
                 if self._waiting:
                     self._wake_issuer()

@@ -112,7 +112,8 @@ class TestSettings(TypedFields):
     `max_duration_ms`, and report the samples answered by then."""
     server_find_peak_early_stopping: bool = False
     """FindPeakPerformance: a rate passes only if early stopping is satisfied too, a probe ends
-    as soon as it cannot pass any more, and a base rate that fails is lowered until one passes."""
+    as soon as it cannot pass any more, a base rate that fails is lowered until one passes, and a
+    rate must fail twice to end the search."""
     server_find_peak_relative_precision: float = 0.0
     """FindPeakPerformance: the search also ends when the bounds are as close as this share."""
 

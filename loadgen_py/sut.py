@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from loadgen_py.responses import Responses
+
+_AT_ONCE = 1024  # indices that become Python's numbers together
 
 Callback = TypeVar("Callback", bound=Callable[..., Any])
 
@@ -110,6 +113,16 @@ class CallbackSut:
             return ([QuerySample(ids.start, indices.item())],)
         return (list(map(QuerySample, ids, indices.tolist())),)
 
+    def singles(self, first_id: int, indices: np.ndarray) -> Iterator[tuple[list[Any], ...]]:
+        """`query` of one sample after the other, in a third of the time.
+
+        Args:
+            first_id: of the first; the others follow.
+            indices: `[N]` of all samples.
+        """
+        for sample in map(QuerySample, itertools.count(first_id), _numbers(indices)):
+            yield ([sample],)
+
 
 class FastCallbackSut(CallbackSut):
     """A system made of the official fast callbacks: `issue_query([id, ...], [index, ...])`."""
@@ -117,6 +130,17 @@ class FastCallbackSut(CallbackSut):
     def query(self, ids: range, indices: np.ndarray) -> tuple[list[int], list[int]]:
         """The arguments of `issue`, made before the clock is read."""
         return list(ids), indices.tolist()
+
+    def singles(self, first_id: int, indices: np.ndarray) -> Iterator[tuple[list[int], list[int]]]:
+        """`query` of one sample after the other."""
+        for sample_id, index in zip(itertools.count(first_id), _numbers(indices), strict=False):
+            yield [sample_id], [index]
+
+
+def _numbers(indices: np.ndarray) -> Iterator[int]:
+    """The indices `[N]`, of which few at a time lie in memory as numbers of Python's."""
+    parts = (indices[start : start + _AT_ONCE].tolist() for start in range(0, len(indices), _AT_ONCE))
+    return itertools.chain.from_iterable(parts)
 
 
 class CallbackLibrary:

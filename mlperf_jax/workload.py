@@ -377,12 +377,21 @@ class ServedWorkload(Workload):
     def num_samples(self) -> int:
         """Samples of inference."""
 
+    most_rows: int = 1
+    """Rows of the largest sample, where a sample is several rows that are computed alike, such as items to be ranked.
+
+    The batch sizes of its config's `inference` numbers count rows."""
+
+    def sample_rows(self, indices: np.ndarray) -> np.ndarray:
+        """How many rows each of samples [N] has, int64: one, or up to `most_rows`."""
+        return np.ones(len(indices), np.int64)
+
     def sample_spec(self) -> Spec:
-        """The inputs of one sample, where all samples have the same shapes."""
+        """The inputs of one row of a sample, where all samples have the same shapes."""
         raise NotImplementedError
 
     def sample_specs(self) -> Mapping[str, Spec]:
-        """Bucket -> the inputs of one of its samples; by default one bucket, called ""."""
+        """Bucket -> the inputs of one row of its samples; by default one bucket, called ""."""
         return {"": self.sample_spec()}
 
     def sample_buckets(self, indices: np.ndarray) -> Sequence[str]:
@@ -391,7 +400,7 @@ class ServedWorkload(Workload):
 
     @abc.abstractmethod
     def read_samples(self, indices: np.ndarray) -> Batch:
-        """The inputs [N, ...] of samples [N], all of one bucket."""
+        """The inputs [rows, ...] of samples [N], all of one bucket, sample after sample."""
 
     @abc.abstractmethod
     def predict(self, state: State, inputs: Batch) -> jax.Array:
@@ -399,16 +408,16 @@ class ServedWorkload(Workload):
 
         Args:
             state: as `served_struct` has it.
-            inputs: [B, ...] by name.
+            inputs: [B, ...] by name, rows of any samples.
 
         Returns:
-            [B, ...] one row a sample.
+            [B, ...] one row for each.
         """
 
     def logged_answer(self, index: int, answer: np.ndarray) -> np.ndarray | bytes:
-        """What the accuracy log holds of `predict`'s row for sample `index`: its bytes in C order, by default all.
+        """What the accuracy log holds of `predict`'s row (or rows [R, ...]) for sample `index`: its bytes in C order.
 
-        For answers of varying length, which `predict` gives in rows of one length.
+        By default all. For answers of varying length, which `predict` gives in rows of one length.
         """
         return answer
 

@@ -41,7 +41,7 @@ def _small(config):
     config.target, config.max_epochs = 2.0, 4  # no area reaches 2: a run goes to its end
     config.optimizer.base_lr = 0.1
     config.inference.min_duration_s = 0.5
-    config.inference.batch_sizes = (1, 2)
+    config.inference.batch_sizes = (200, 704, 1400)
     return config
 
 

@@ -144,6 +144,5 @@ class Peer(peer.Peer):
         return F.binary_cross_entropy_with_logits(logits.float(), batch["label"])
 
     def answer(self, inputs: peer.Tensors) -> torch.Tensor:
-        dense, sparse = (inputs[name].flatten(0, 1) for name in ("dense", "sparse"))
-        logits = self.model(dense, sparse).float()
-        return torch.stack([logits.sigmoid().reshape(inputs["label"].shape), inputs["label"]], dim=-1)
+        logits = self.model(inputs["dense"], inputs["sparse"]).float()
+        return torch.stack([logits.sigmoid(), inputs["label"]], dim=-1)

@@ -65,19 +65,25 @@ class Ours(Side):
         return np.asarray(jax.jit(jax.vmap(self.workload.schedule()))(jnp.arange(_RATES)), np.float64)
 
     def _serve(self) -> dict[str, Any]:
-        """The model as it is served, with as many samples as the largest batch has."""
+        """The model as it is served, with as many samples as make the largest batch."""
         self.served = jax.tree.map(jnp.copy, self.workload.served_state(self.state))
         buckets = np.array(self.workload.sample_buckets(np.arange(self.workload.num_samples)))
         self.served_bucket = collections.Counter(buckets.tolist()).most_common(1)[0][0]
         there = np.flatnonzero(buckets == self.served_bucket)
-        self.many = min(max(ladder(self.workload.config.inference, self.served_bucket)), len(there))
-        self.samples = self._samples(there[: self.many])
-        handed.write(self.folder / "samples.npz", _named(self.samples))
+        most = max(ladder(self.workload.config.inference, self.served_bucket))
+        ends = np.cumsum(self.workload.sample_rows(there[:most]))
+        counts = {ONE: 1, MANY: max(int(np.searchsorted(ends, most, "right")), 1)}
+        samples = self._samples(there[: counts[MANY]])
+        self.rows = {program: int(ends[count - 1]) for program, count in counts.items()}
+        for program, rows in self.rows.items():
+            handed.write(
+                self.folder / f"{program}_inputs.npz", _named({k: x[:rows] for k, x in samples.items()})
+            )
         self.replica: Replica = replicas.replica(
-            self.workload, self.served, self.layout, {self.served_bucket: self.many}, on_device=False
+            self.workload, self.served, self.layout, {self.served_bucket: self.rows[MANY]}, on_device=False
         )
-        self.replica.hold({self.served_bucket: self.samples})
-        return {"sizes": {TRAIN: self.workload.batch_size, ONE: 1, MANY: self.many}}
+        self.replica.hold({self.served_bucket: samples})
+        return {"sizes": {TRAIN: self.workload.batch_size, **counts}}
 
     def _samples(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Samples of the data; of a workload that has the model make them, by games say, any of that shape."""
@@ -96,7 +102,7 @@ class Ours(Side):
             handed.write(self.folder / "loss.npz", {"first": np.asarray(self._steps(1)["loss"])})
             self.runs[TRAIN] = self._train
             return
-        slots = np.arange(1 if program == ONE else self.many, dtype=np.int32)
+        slots = np.arange(self.rows[program], dtype=np.int32)
         self.replica.compile({self.served_bucket: [len(slots)]})
         answers = self.replica.answer(self.served_bucket, slots)
         handed.write(self.folder / f"{program}.npz", {"answers": answers})

@@ -11,7 +11,7 @@ import torch
 from benchmarks import peers
 from benchmarks.speed import handed
 from benchmarks.speed.peer import Peer, Tensors
-from benchmarks.speed.side import ONE, TRAIN, Side
+from benchmarks.speed.side import TRAIN, Side
 from mlperf_jax import making
 from mlperf_jax.workload import TrainedWorkload
 
@@ -55,8 +55,7 @@ class TorchSide(Side):
             self.first_loss = float(self.loss)
             self._train(1)  # the optimizer has its state by now
             return
-        samples = self._tensors("samples", "cpu")
-        inputs = {name: x[:1] for name, x in samples.items()} if program == ONE else samples
+        inputs = self._tensors(f"{program}_inputs", "cpu")
 
         def run(calls: int) -> None:
             self.served.model.eval()

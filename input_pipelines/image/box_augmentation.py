@@ -64,7 +64,7 @@ def train_image(
     crop = random_crop(boxes, draws, attempts=attempts)
     view, boxes = resized(image, size, crop.edges), crop.boxes
     if next(draws) < 0.5:
-        view, boxes = np.ascontiguousarray(view[:, ::-1]), flipped(boxes)
+        view, boxes = preprocessing.mirrored(view), flipped(boxes)
     jitter(view, draws, out=out)
     return boxes, labels[crop.kept]
 

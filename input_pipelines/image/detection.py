@@ -127,8 +127,7 @@ class AugmentedDetection(DetectionDataset):
             },
             fake=fake,
             description=description,
-            num_threads=base.num_threads(options),
-            num_workers=options.get("num_workers") or 0,
+            **base.background(options),
         )
         self.category_ids, self.ground_truth = (0, *category_ids), ground_truth
         self.source, self._size = source, size

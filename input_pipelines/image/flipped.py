@@ -27,7 +27,7 @@ def train_image(
     """
     view = stretched(image, size)
     if next(box_augmentation.stream(seed, position)) < 0.5:
-        view, boxes = view[:, ::-1], box_augmentation.flipped(boxes)
+        view, boxes = preprocessing.mirrored(view), box_augmentation.flipped(boxes)
     out[...] = view
     return boxes, labels
 

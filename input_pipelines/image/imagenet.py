@@ -211,6 +211,7 @@ class ImageNet(base.Dataset):
         image_size: S, 224 in the benchmark.
         num_threads: batches decoded at once in each process.
         num_workers: processes that decode; 0 decodes in threads of this process.
+        more_workers: see `base.prefetched`.
         fake, description: see `base.Dataset`.
     """
 
@@ -221,6 +222,7 @@ class ImageNet(base.Dataset):
         image_size: int,
         num_threads: int,
         num_workers: int,
+        more_workers: int,
         fake: bool,
         description: str,
     ) -> None:
@@ -233,6 +235,7 @@ class ImageNet(base.Dataset):
             description=description,
             num_threads=num_threads,
             num_workers=num_workers,
+            more_workers=more_workers,
         )
         self._source, self._size = source, image_size
 
@@ -305,8 +308,7 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> ImageNet:
     return ImageNet(
         source,
         image_size=_image_size(options),
-        num_threads=base.num_threads(options),
-        num_workers=options.get("num_workers") or 0,
+        **base.background(options),
         fake=made_up,
         description=f"{what}, {train} train and {evaluation} eval images",
     )

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from input_pipelines import base, bucketed
-from input_pipelines.image import box_augmentation, buckets, detection, outlines
+from input_pipelines.image import box_augmentation, buckets, detection, outlines, preprocessing
 from mlperf_jax.errors import UserError
 
 MaskedObjects = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -106,8 +106,7 @@ class MaskedDetection(detection.DetectionDataset):
             eval_spec={**seen, "image_id": ((), np.dtype(np.int32)), "size": ((2,), np.dtype(np.int32))},
             fake=fake,
             description=description,
-            num_threads=base.num_threads(options),
-            num_workers=options.get("num_workers") or 0,
+            **base.background(options),
         )
 
     def _extents(self, sizes: np.ndarray) -> np.ndarray:
@@ -148,7 +147,7 @@ class MaskedDetection(detection.DetectionDataset):
             boxes, labels, masks = self.source.masked_objects(example)
             if next(box_augmentation.stream(seed, position)) < 0.5:
                 image, boxes, masks = (
-                    image[:, ::-1],
+                    preprocessing.mirrored(image),
                     box_augmentation.flipped(boxes),
                     outlines.mirrored(masks),
                 )

@@ -100,8 +100,7 @@ def train_image(
     y, x, height, width = crop
     if flip >= 0.5:
         return _resize(image[y : y + height, x : x + width], size, size, out)
-    image = _resize(image[y : y + height, x : x + width], size, size)
-    return import_cv2().flip(image, 1, out)  # Copying a NumPy view takes 40 times as long.
+    return mirrored(_resize(image[y : y + height, x : x + width], size, size), out)
 
 
 def eval_image(data: bytes, where: str, *, size: int) -> np.ndarray:
@@ -120,6 +119,11 @@ def eval_image(data: bytes, where: str, *, size: int) -> np.ndarray:
 def _resize(image: np.ndarray, height: int, width: int, out: np.ndarray | None = None) -> np.ndarray:
     cv2 = import_cv2()
     return cv2.resize(image, (width, height), out, interpolation=cv2.INTER_LINEAR)
+
+
+def mirrored(image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """An image [H, W, 3] uint8 left to right; copying NumPy's view takes 25 to 40 times as long."""
+    return import_cv2().flip(image, 1, out)
 
 
 @functools.cache

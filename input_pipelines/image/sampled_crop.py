@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from input_pipelines.image import preprocessing
 from input_pipelines.image.box_augmentation import Crop, flipped, resized, seen_from, stream
 
 _LEAST_COVERED = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -35,7 +36,7 @@ def train_image(
     """As `box_augmentation.train_image`, whose arguments these are."""
     draws = stream(seed, position)
     if next(draws) > 0.5:
-        image, boxes = image[:, ::-1], flipped(boxes)
+        image, boxes = preprocessing.mirrored(image), flipped(boxes)
     crop = random_crop(boxes, image.shape[1], image.shape[0], draws, attempts=attempts)
     out[...] = resized(image, size, crop.edges)
     return crop.boxes, labels[crop.kept]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -154,12 +153,13 @@ def _make_harness(options: InferOptions, scenarios: Sequence[TestScenario]) -> H
     official = defaults(numbers.loadgen_model, TestScenario.Offline)
     loaded = min(official.performance_sample_count_override or _MOST_LOADED, total)
     buckets = workload.sample_buckets(np.arange(total))
+    rows = workload.sample_rows(np.arange(total))
     replicas = make_replicas(
         workload,
         model,
         mesh.find_strategy(options.sharding),
         mesh.parse_mesh(options.mesh) if options.mesh else {},
-        capacity={bucket: min(loaded, count) for bucket, count in Counter(buckets).items()},
+        capacity=_capacity(buckets, rows, loaded),
         on_device=numbers.samples_on_device,
     )
     samples = Samples(
@@ -169,11 +169,18 @@ def _make_harness(options: InferOptions, scenarios: Sequence[TestScenario]) -> H
         workload.read_samples,
         replicas,
         buckets=buckets,
+        rows=rows if workload.most_rows > 1 else None,
         logged=workload.logged_answer,
     )
     return Harness(
         workload, replicas, samples, options, _facts(workload, model, options, replicas=len(replicas))
     )
+
+
+def _capacity(buckets: Sequence[str], rows: np.ndarray, loaded: int) -> dict[str, int]:
+    """Bucket -> the most rows that `loaded` of its samples can have, of which `rows` says how many each has."""
+    of = np.asarray(buckets)
+    return {name: int(np.sort(rows[of == name])[-loaded:].sum()) for name in dict.fromkeys(buckets)}
 
 
 def _facts(

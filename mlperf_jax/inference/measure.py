@@ -135,20 +135,29 @@ class Harness:
         self.samples.unload(self.samples.firsts)
 
     def _batch_sizes(self, scenario: TestScenario, bucket: str) -> Iterable[int]:
-        if scenario == TestScenario.SingleStream:
-            return (1,)
+        rows = self.samples.most_rows[bucket]
+        sizes = ladder(self.numbers, bucket)
+        if scenario not in _STREAMS:
+            return (*sizes, rows) if max(sizes) < rows else sizes
+        per_query = 1
         if scenario == TestScenario.MultiStream:
             per_query = defaults(self.numbers["loadgen_model"], scenario).multi_stream_samples_per_query
-            return _pieces(per_query, len(self.replicas), mixed=len(self.samples.buckets) > 1)
-        return ladder(self.numbers, bucket)
+        if rows > 1:
+            return _covering(sizes, rows * -(-per_query // len(self.replicas)))
+        return _pieces(per_query, len(self.replicas), mixed=len(self.samples.buckets) > 1)
 
     def timings(self, scenario: TestScenario) -> Sequence[Timing]:
-        """What calls take, of each bucket for the batch sizes that the scenario uses."""
+        """What calls take, of each bucket for the batch sizes that the scenario uses and that hold a mean sample."""
         timed = self.replicas[0].seconds
+        means = self.samples.mean_rows
         return [
             Timing(
                 count / self.samples.total_count,
-                {size: timed[bucket][size] for size in self._batch_sizes(scenario, bucket)},
+                {
+                    size / means[bucket]: timed[bucket][size]
+                    for size in self._batch_sizes(scenario, bucket)
+                    if size >= means[bucket]
+                },
             )
             for bucket, count in zip(self.samples.buckets, self.samples.counts.tolist(), strict=True)
         ]
@@ -373,6 +382,11 @@ class Harness:
         if self.options.profile and measured.kind == "performance":
             record["profiled"] = True  # its figures suffered from that
         write_json(measured.folder / "result.json", record | dict(self.facts))
+
+
+def _covering(sizes: Iterable[int], most: int) -> set[int]:
+    """Of these batch sizes those that at most so many rows are padded to, and `most` itself where none is as large."""
+    return {*(size for size in sizes if size < most), min((s for s in sizes if s >= most), default=most)}
 
 
 def _pieces(samples: int, replicas: int, *, mixed: bool) -> set[int]:

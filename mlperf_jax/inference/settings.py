@@ -57,11 +57,11 @@ class Timing(NamedTuple):
 
     Attributes:
         share: of all samples.
-        seconds: batch size -> what a call takes.
+        seconds: samples in a batch, on average where they have several rows -> what a call takes.
     """
 
     share: float
-    seconds: Mapping[int, float]
+    seconds: Mapping[float, float]
 
     @property
     def fastest(self) -> float:
@@ -188,7 +188,7 @@ def capacity(timings: Sequence[Timing], replicas: int) -> float:
     return replicas / _mean(timings, lambda seconds: min(taken / size for size, taken in seconds.items()))
 
 
-def _mean(timings: Sequence[Timing], of: Callable[[Mapping[int, float]], float]) -> float:
+def _mean(timings: Sequence[Timing], of: Callable[[Mapping[float, float]], float]) -> float:
     """Over all samples."""
     return sum(timing.share * of(timing.seconds) for timing in timings)
 
@@ -197,9 +197,9 @@ def _expect(settings: TestSettings, timings: Sequence[Timing], replicas: int) ->
     """Fills in what the user of the official package has to guess."""
     share = -(-settings.multi_stream_samples_per_query // replicas)
 
-    def query(seconds: Mapping[int, float]) -> float:
+    def query(seconds: Mapping[float, float]) -> float:
         size = min((size for size in seconds if size >= share), default=max(seconds))
-        return seconds[size] * -(-share // size)
+        return seconds[size] * math.ceil(share / size)
 
     alone = _mean(timings, lambda seconds: seconds[min(seconds)])
     settings.single_stream_expected_latency_ns = _SAFELY_FASTER * 1e9 * alone

@@ -184,7 +184,7 @@ def _subject(workload: Workload, layout: Layout, scenario: str | None) -> _Subje
         queries = [
             (size, _inputs(spec, size, layout))
             for bucket, spec in workload.sample_specs().items()
-            for size in [SCENARIO_SAMPLES.get(scenario) or _batch_size(workload, bucket)]
+            for size in [_batch_size(workload, bucket, scenario)]
         ]
         size, inputs = max(queries, key=lambda query: _bytes(query[1]))
         predict = Program(workload.predict, (workload.served_struct(layout), inputs))
@@ -196,8 +196,10 @@ def _subject(workload: Workload, layout: Layout, scenario: str | None) -> _Subje
     return _Subject(step, workload.batch_size, per_example * workload.batch_size)
 
 
-def _batch_size(workload: ServedWorkload, bucket: str) -> int:
-    """The global batch or, of a model that is only served, the largest that it is served in."""
+def _batch_size(workload: ServedWorkload, bucket: str, scenario: str) -> int:
+    """Rows of a scenario's query, else of the global batch or, of a model that is only served, the largest that it is served in."""
+    if samples := SCENARIO_SAMPLES.get(scenario):
+        return samples * workload.most_rows
     return workload.config.get("batch_size") or max(ladder(workload.config.inference, bucket))
 
 

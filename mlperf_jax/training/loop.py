@@ -266,6 +266,7 @@ def _train_block(
         state, metrics = engine.train(state, batch, steps=count, bucket=bucket)
         step += count
         waited += wait
+        session.progress.waited(wait)
         pending.append((step, metrics["loss"]))
         while len(pending) > _IN_FLIGHT[engine.layout.mesh.devices.flat[0].platform]:
             _look(session.progress, *pending.popleft())

@@ -41,8 +41,9 @@ def model_flops_utilization(
 class Progress:
     """One line on `stream`: rewritten in place on a terminal, else printed every `interval` seconds.
 
-    Throughput is that of the last steps since the last evaluation. Telling a step costs next to
-    nothing: lines and curves are written at most so often as people look.
+    Throughput is that of the last steps since the last evaluation; where they waited for input for a tenth of
+    their time or more, the line says so. Telling a step costs next to nothing: lines and curves are written at
+    most so often as people look.
 
     Args:
         total_steps: the most steps that the run can take; it may reach its target before.
@@ -86,7 +87,8 @@ class Progress:
         self._began = time.time()  # of this process, for its speed
         self._started = self._began if started is None else started
         self._first_step = first_step
-        self._recent: collections.deque[tuple[float, int]] = collections.deque(maxlen=_WINDOW)
+        self._waited = 0.0  # for input, seconds
+        self._recent: collections.deque[tuple[float, int, float]] = collections.deque(maxlen=_WINDOW)
         self._stream = stream
         self._in_place = stream is not None and stream.isatty()
         self._next_line = _Every(_REWRITE_SECONDS if self._in_place else interval)
@@ -98,10 +100,14 @@ class Progress:
             with self._until_full():
                 self._curves = _Curves(tensorboard_dir, first_step)
 
+    def waited(self, seconds: float) -> None:
+        """Tells that the run has waited for input."""
+        self._waited += seconds
+
     def step(self, step: int, loss: float) -> None:
         """Tells that `step` steps are done, and the loss of the last."""
         now = time.time()
-        self._recent.append((now, step))
+        self._recent.append((now, step, self._waited))
         line = self._stream is not None and self._next_line.due(now)
         point = self._curves is not None and self._next_point.due(now)
         if not line and not point:
@@ -116,6 +122,7 @@ class Progress:
                 *self._where(step),
                 f"loss {loss:.4f}",
                 *([] if throughput is None else [f"{throughput:.1f} {self._unit}/s"]),
+                *self._waiting(),
                 *([] if mfu is None else [f"MFU {mfu:.1%}"]),
                 *([] if self._figures is None else [shown(self._goals, self._figures)]),
                 # The first step also waited for data: it says nothing of the others.
@@ -132,7 +139,7 @@ class Progress:
         if self._stream is not None:
             self._show(" | ".join(parts), lasting=True)
         self._recent.clear()  # the time of the evaluation is not the next steps'
-        self._recent.append((now, step))
+        self._recent.append((now, step, self._waited))
 
     def close(self) -> None:
         """Ends the line and TensorBoard's file."""
@@ -152,8 +159,14 @@ class Progress:
 
     def _throughput(self) -> float | None:
         """Samples/s over the remembered steps, None while there are too few."""
-        (begin, first), (end, last) = self._recent[0], self._recent[-1]
+        (begin, first, _), (end, last, _) = self._recent[0], self._recent[-1]
         return (last - first) * self._batch_size / (end - begin) if end > begin else None
+
+    def _waiting(self) -> list[str]:
+        """How much of the remembered steps' time went by waiting for input, if that is worth a word."""
+        (begin, _, before), (end, _, waited) = self._recent[0], self._recent[-1]
+        share = (waited - before) / (end - begin) if end > begin else 0.0
+        return [f"waiting for input {min(share, 1):.0%} of the time"] if share >= _MUCH_WAITING else []
 
     def _where(self, step: int) -> list[str]:
         epoch = step * self._batch_size / self._num_train
@@ -196,6 +209,7 @@ class Progress:
 
 
 _WINDOW = 50  # steps that throughput is taken over
+_MUCH_WAITING = 0.1
 _REWRITE_SECONDS = 0.2
 _CURVE_SECONDS = 1.0
 

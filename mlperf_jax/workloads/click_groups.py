@@ -22,10 +22,3 @@ def group_bounds(num_examples: int) -> np.ndarray:
     draws = np.random.RandomState(_SEED).randint(len(QUANTILES), size=num_examples // QUANTILES[0] + 1)
     ends = np.cumsum(QUANTILES[draws])
     return np.concatenate([[0], ends[: np.searchsorted(ends, num_examples)], [num_examples]])
-
-
-def padded(rows: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Rows [sum of sizes, ...] of groups, each filled up with zeros: [N, 700, ...]."""
-    out = np.zeros((len(sizes), LARGEST, *rows.shape[1:]), rows.dtype)
-    out[np.arange(LARGEST) < sizes[:, None]] = rows
-    return out

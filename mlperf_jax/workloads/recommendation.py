@@ -27,7 +27,7 @@ from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.sparse_optimizers import RowRule
 from mlperf_jax.weights import dlrm as weights
 from mlperf_jax.weights.lazy import Tensor
-from mlperf_jax.workload import Batch, Block, Evaluation, Program, Spec, State
+from mlperf_jax.workload import Batch, Block, Evaluation, Program, State
 from mlperf_jax.workloads import click_groups
 from mlperf_jax.workloads.tabled import TabledModel, TabledWorkload
 from models.dlrm import DLRM, DLRMConfig, flops_per_example
@@ -112,7 +112,7 @@ class Recommendation(TabledWorkload[ClickDataset]):
         count = Program(eval_count, (self.eval_structs(layout),), out_shardings=layout.replicated)
         return super().programs(state, layout) | {"eval_count": count}
 
-    # Inference: a sample is a group of examples, padded to one length.
+    # Inference: a sample is a group of examples, each a row of its batch.
 
     @functools.cached_property
     def _groups(self) -> np.ndarray:
@@ -123,30 +123,23 @@ class Recommendation(TabledWorkload[ClickDataset]):
         return len(self._groups) - 1
 
     input_names = ("dense", "sparse", "label")
+    most_rows = click_groups.LARGEST
 
-    def sample_spec(self) -> Spec:
-        return {
-            name: ((click_groups.LARGEST, *shape), dtype)
-            for name, (shape, dtype) in super().sample_spec().items()
-        }
+    def sample_rows(self, indices: np.ndarray) -> np.ndarray:
+        return self._groups[indices + 1] - self._groups[indices]
 
     def read_samples(self, indices: np.ndarray) -> Batch:
-        starts, stops = self._groups[indices], self._groups[indices + 1]
-        examples = np.concatenate([np.arange(*bounds) for bounds in zip(starts, stops, strict=True)])
-        fields = self.dataset.read_eval(examples, self.input_names)
-        return {name: click_groups.padded(rows, stops - starts) for name, rows in fields.items()}
+        bounds = zip(self._groups[indices], self._groups[indices + 1], strict=True)
+        examples = np.concatenate([np.arange(*group) for group in bounds])
+        return dict(self.dataset.read_eval(examples, self.input_names))
 
     def answer(self, model: TabledModel, inputs: Batch) -> jax.Array:
-        """Probability and label of each example of each sample, [B, 700, 2] float32, as MLPerf logs them."""
-        examples = {name: x.reshape(-1, *x.shape[2:]) for name, x in inputs.items()}
-        logits = model(examples).reshape(inputs["label"].shape)
-        return jnp.stack([jax.nn.sigmoid(logits.astype(jnp.float32)), inputs["label"]], axis=-1)
-
-    def logged_answer(self, index: int, answer: np.ndarray) -> np.ndarray:
-        return answer[: self._groups[index + 1] - self._groups[index]]
+        """Probability and label of each example, [B, 2] float32, as MLPerf logs them."""
+        probability = jax.nn.sigmoid(model(inputs).astype(jnp.float32))
+        return jnp.stack([probability, inputs["label"]], axis=-1)
 
     def answered_figures(self, indices: np.ndarray, answers: Sequence[bytes]) -> Evaluation:
-        sizes = self._groups[indices + 1] - self._groups[indices]
+        sizes = self.sample_rows(indices)
         if any(len(answer) != 8 * size for answer, size in zip(answers, sizes, strict=True)):
             raise ValueError("an answer is not a probability and a label for each example of its sample")
         score, label = np.frombuffer(b"".join(answers), "<f4").reshape(-1, 2).T

@@ -443,6 +443,7 @@ def test_ends_a_thread_of_a_batching_system(mode, ending, tmp_path):
 
     class Model:
         buckets = ("",)
+        most_rows = {"": 1}
         seconds = {"": {1: 0.001, 4: 0.002}}
         started = 0
 
@@ -454,6 +455,12 @@ def test_ends_a_thread_of_a_batching_system(mode, ending, tmp_path):
 
         def parts(self, ids, indices):
             return (("", ids, np.asarray(indices)),)
+
+        def sizes(self, bucket, slots):
+            return None
+
+        def rows(self, bucket, slots):
+            return slots
 
         def entries(self, bucket, slots, answers):
             return answers

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import random
 import threading
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import official_runs
 import pytest
 import recording
 import systems
 
 import loadgen_py as lg
+from loadgen_py.early_stopping import slow_queries_allowed
+from loadgen_py.find_peak import find_peak
+from loadgen_py.settings import EffectiveSettings, resolve
 
 
 def _case(rng: random.Random) -> dict:
@@ -132,3 +139,119 @@ def test_only_for_server(scenario, tmp_path):
     result = lg.run(systems.System(systems.echo), systems.Library(), settings, systems.log_to(tmp_path))
     assert not result.valid
     assert "only supported in Server" in systems.errors(tmp_path)[0]
+
+
+@dataclasses.dataclass
+class _Simulated:
+    """The phases of a search, answered by a simulated queue of one server instead of by a clock.
+
+    Attributes:
+        capacity: queries a second.
+        stalled: numbers of the probes that a stall of 0.2 s meets, in their middle.
+        overhead: seconds that are added to every latency.
+        tried: the rates so far.
+    """
+
+    capacity: float
+    stalled: frozenset[int] = frozenset()
+    overhead: float = 0.0
+    seed: int = 0
+    broken: bool = False
+    tried: list[float] = dataclasses.field(default_factory=list)
+    failures: list[str] = dataclasses.field(default_factory=list)
+
+    def note(self, text: str) -> None: ...
+
+    def fail(self, text: str) -> None:
+        self.failures.append(text)
+
+    def performance_set(self, settings: EffectiveSettings):
+        return contextlib.nullcontext()
+
+    def performance(self, settings: EffectiveSettings, loaded, most_slow_share) -> SimpleNamespace:
+        rng = np.random.default_rng([self.seed, len(self.tried)])
+        stall = 0.2 if len(self.tried) in self.stalled else 0.0
+        self.tried.append(settings.target_qps)
+        due = np.cumsum(rng.exponential(1 / settings.target_qps, max(int(2 * settings.target_qps), 700)))
+        service = np.full(len(due), 1 / self.capacity)
+        service[len(due) // 2] += stall
+        latencies = _done(due, service) - due + self.overhead
+        slow = int(np.count_nonzero(latencies > settings.target_latency_ns / 1e9))
+        passes = slow <= slow_queries_allowed(len(due), settings.target_latency_percentile)
+        return SimpleNamespace(
+            settings=settings,
+            perf_constraints_met=passes,
+            early_stopping=SimpleNamespace(met=passes),
+            samples=SimpleNamespace(mean=1e9 * latencies.mean()),
+            perf_advice="",
+        )
+
+
+def _done(due: np.ndarray, service: np.ndarray) -> np.ndarray:
+    """When a single server is done with queries that are due [N] and take [N] seconds: the latest start decides."""
+    total = np.cumsum(service)
+    return total + np.maximum.accumulate(due - total + service)
+
+
+def _search_settings(base: float, twice: bool = True) -> EffectiveSettings:
+    asked = systems.settings(
+        "Server",
+        "FindPeakPerformance",
+        server_target_qps=base,
+        server_target_latency_ns=20_000_000,
+        server_find_peak_early_stopping=twice,
+        server_find_peak_relative_precision=0.05,
+    )
+    return resolve(asked, 16, 64)
+
+
+def _searched(phases: _Simulated, base: float) -> float:
+    rate = find_peak(phases, _search_settings(base)).settings.target_qps
+    assert not phases.failures
+    return rate
+
+
+@pytest.mark.parametrize("stall", range(10))
+def test_one_stall_does_not_decide(stall):
+    """Whichever probe it meets, also the base's: what is found is what a quiet machine finds."""
+    quiet = _searched(_Simulated(1000), 100)
+    assert 850 <= quiet <= 1000
+    assert _searched(_Simulated(1000, frozenset({stall})), 100) >= 0.94 * quiet
+
+
+def test_stalls_of_random_probes_rarely_decide():
+    """A tenth of all probes meet one: as the official search has it, most searches end low or at once."""
+    rng = random.Random(1)
+    low = {True: 0, False: 0}
+    for seed in range(60):
+        stalled = frozenset(k for k in range(60) if rng.random() < 0.1)
+        capacity = rng.uniform(300, 3000)
+        for twice in low:
+            phases = _Simulated(capacity, stalled, seed=seed)
+            found = find_peak(phases, _search_settings(0.1 * capacity, twice)).settings.target_qps
+            assert found <= 1.1 * capacity
+            low[twice] += bool(phases.failures) or found < 0.8 * capacity
+    assert low[True] <= 8 and low[False] >= 25, low
+
+
+def test_a_quiet_search_costs_one_probe_more_than_believing_at_once():
+    """Ten bounds, of which only the one that ends the search is tried again."""
+    phases = _Simulated(1000)
+    found = _searched(phases, 100)
+    twice = [rate for rate in set(phases.tried) if phases.tried.count(rate) == 2]
+    assert len(phases.tried) == len(set(phases.tried)) + len(twice)
+    assert len(twice) <= 2 and min(rate for rate in twice) > 0.9 * found
+
+
+def test_a_system_that_reaches_no_rate_fails_after_few_probes():
+    """Every answer comes too late: the search ends once it has seen that twice of an idle system."""
+    phases = _Simulated(1000, overhead=0.03)
+    find_peak(phases, _search_settings(100))
+    assert phases.failures
+    assert phases.tried[-1] == phases.tried[-2] < 1
+    assert len(phases.tried) <= 10
+
+
+def test_a_stall_of_an_idle_system_is_not_the_end():
+    """At 10 of 100,000 queries a second hardly any meets another, and the bound is missed by the stall alone."""
+    assert _searched(_Simulated(100_000, frozenset({0})), 10) > 80_000

@@ -157,6 +157,13 @@ def test_batching_answers_each_sample_once_and_no_padding(sizes, replicas, threa
 
 class _FakeSamples:
     buckets = (ONE_BUCKET,)
+    most_rows = {ONE_BUCKET: 1}
+
+    def sizes(self, bucket, slots):
+        return None
+
+    def rows(self, bucket, slots):
+        return slots
 
     def parts(self, ids, indices):
         return [(ONE_BUCKET, ids, indices.astype(np.int32))]
@@ -329,3 +336,44 @@ def test_device_memory_holds_the_loaded_samples_and_no_more():
     assert replica.answer(ONE_BUCKET, slots).tolist() == [expected(39), expected(5)]
     samples.unload(np.array([5, 39, 5, 0]))
     assert not replica._pools and (samples.slots == -1).all()
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_small_weights_are_passed_together_and_mean_the_same(devices):
+    """Of every dtype and shape, whole or split: what the function sees is what it was given, in fewer arrays."""
+    random = np.random.default_rng(3)
+    devices = np.array(jax.devices()[:devices])
+    mesh_ = jax.sharding.Mesh(devices, ("data",))
+    whole, split = (jax.NamedSharding(mesh_, spec) for spec in (jax.P(), jax.P("data")))
+    dtypes = (np.float32, np.int32, np.dtype("bfloat16"), np.bool_)
+    shapes = ((), (3,), (8, 2), (1, 5, 1), (0,), (40, 40))
+    given = {f"{d}": [random.integers(0, 2, s).astype(d) for s in shapes] for d in map(np.dtype, dtypes)}
+    axes = jax.NamedSharding(mesh_, jax.P(None, None))
+    variables = jax.device_put(given, whole) | {
+        "split": jax.device_put(np.arange(16.0), split),
+        "axes": jax.device_put(np.ones((2, 2), np.float32), axes),
+        "key": jax.device_put(jax.random.key(5), whole),
+        "number": 4,
+    }
+    seen = []
+
+    def predict(variables, inputs):
+        seen.append(jax.tree.map(lambda x: (np.shape(x), getattr(x, "dtype", None)), variables))
+        numbers = [
+            x for x in jax.tree.leaves(variables) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        ]
+        every = jax.numpy.concatenate([x.astype(np.float32).ravel() for x in numbers])
+        return inputs["x"][:, :1] + every
+
+    replica = Replica(predict, variables, {"": SPEC}, capacity={"": 4}, place=lambda shape: whole)
+    replica.compile({"": (2,)})
+    replica.hold({"": {"x": np.array([[1, 0, 0], [2, 0, 0]], np.int32)}})
+    leaves = jax.tree.leaves(variables)
+    numbers = [
+        np.asarray(x, np.float32).ravel() for x in leaves if not isinstance(x, jax.Array) or x.dtype in dtypes
+    ]
+    expected = np.array([[1], [2]]) + np.concatenate(numbers)
+    np.testing.assert_array_equal(replica.answer("", np.arange(2)), expected)
+    shapes_of = jax.tree.map(lambda x: np.shape(x), variables)
+    assert jax.tree.map(lambda x: x[0], seen[0], is_leaf=lambda x: isinstance(x, tuple)) == shapes_of
+    assert len(replica._held) < len(leaves) - 10

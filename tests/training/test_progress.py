@@ -214,3 +214,22 @@ assert "tensorboardX" in sys.modules and "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
     assert any(tmp_path.iterdir())
+
+
+def test_a_run_that_waits_for_input_says_so(clock):
+    """By the steps that are remembered, and not at all where it is less than a tenth."""
+    stream = io.StringIO()
+    line = make(stream)
+    shares = [0.0, 0.05, 0.35, 0.0]  # of ten seconds each, told before the steps that they hold up
+    line.step(0, 1.0)
+    for number, share in enumerate(shares, 1):
+        line.waited(10 * share)
+        clock.now += 10
+        line.step(10 * number, 1.0)
+    said = ["waiting" in text for text in stream.getvalue().splitlines()]
+    assert said == [False, False, False, True, True]  # the last steps of all that are remembered still waited
+    assert "waiting for input 13% of the time" in stream.getvalue().splitlines()[3]
+    line.evaluated(40, {"quality": 0.5})  # what was before is forgotten
+    clock.now += 10
+    line.step(50, 1.0)
+    assert "waiting" not in stream.getvalue().splitlines()[-1]

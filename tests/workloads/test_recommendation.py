@@ -157,9 +157,11 @@ def test_answers_are_probability_and_label_of_each_example():
     workload = engine.workload
     indices = np.arange(workload.num_samples)[::-1]
     inputs = workload.read_samples(indices)
+    sizes = workload.sample_rows(indices)
+    assert sizes.sum() == workload.num_eval and sizes.max() <= workload.most_rows
     for name, (shape, dtype) in workload.sample_spec().items():
-        assert inputs[name].shape == (len(indices), *shape) and inputs[name].dtype == dtype
-    rows = np.asarray(jax.jit(workload.predict)(state, inputs))
+        assert inputs[name].shape == (sizes.sum(), *shape) and inputs[name].dtype == dtype
+    rows = np.split(np.asarray(jax.jit(workload.predict)(state, inputs)), np.cumsum(sizes)[:-1])
     answers = [
         np.asarray(workload.logged_answer(i, row)).tobytes() for i, row in zip(indices, rows, strict=True)
     ]
@@ -172,6 +174,22 @@ def test_answers_are_probability_and_label_of_each_example():
     assert workload.answered_figures(indices, answers)["quality"] == pytest.approx(quality, abs=1e-6)
     with pytest.raises(ValueError, match="for each example"):
         workload.answered_figures(indices, [answers[0][:-1], *answers[1:]])["quality"]
+
+
+def test_groups_are_answered_together_as_one_by_one():
+    """Batches of the ladder, filled up with whatever rows: what belongs to a group is what it has alone."""
+    engine, state, _ = evaluated(None)
+    workload = engine.workload
+    indices = np.arange(min(workload.num_samples, 5))
+    sizes = workload.sample_rows(indices)
+    alone = [
+        np.asarray(jax.jit(workload.predict)(state, workload.read_samples(indices[i : i + 1])))
+        for i in indices
+    ]
+    together = workload.read_samples(indices)
+    padded = {name: np.resize(x, (1400, *x.shape[1:])) for name, x in together.items()}
+    answers = np.asarray(jax.jit(workload.predict)(state, padded))[: sizes.sum()]
+    np.testing.assert_allclose(answers, np.concatenate(alone), rtol=1e-5)
 
 
 def test_more_evaluations_than_batches():
