@@ -58,9 +58,8 @@ class SmallDeepSpeech2(DeepSpeech2Recognition):
         config.features.update(window=320, hop=160, scale=1.0, tempo=(0.9, 1.1), pitch=(0.98, 1.02))
         config.data.update(name="words that are tones", seconds=SECONDS)
         config.optimizer.base_lr = 1e-2
-        config.update(
-            batch_size=16, eval_batch_size=8, target=-1.0, max_epochs=2
-        )  # no target that can be reached
+        # No target that can be reached.
+        config.update(batch_size=16, eval_batch_size=8, ema_decay=0.9, target=-1.0, max_epochs=2)
         config.schedule.warmup_steps = 4
         config.inference.update(min_duration_s=0.2, batch_sizes=(1, 8))
         return config
