@@ -1,4 +1,4 @@
-"""Mask R-CNN2Go in every layout, through the door, and closed on made-up data; two processes are Mask R-CNN's, whose code it shares."""
+"""Mask R-CNN2Go in every layout, in two processes, through the door, and closed on made-up data."""
 
 import functools
 
@@ -6,7 +6,7 @@ import pytest
 
 from mlperf_jax.results.events import read_events
 from mlperf_jax.training.engine import named
-from tests import agreement, door, toys
+from tests import agreement, door, pair, toys
 from tests.workloads.small_maskrcnn2go import SIZE, SmallPoses
 
 pytest.importorskip("pycocotools")
@@ -18,15 +18,13 @@ FLOOR = 1e-2
 
 @pytest.fixture(scope="module", autouse=True)
 def closed_run(tmp_path_factory):
-    """On made-up images, of at most 64 pixels, with all stages and heads but fewer and narrower layers: a folder and a process.
+    """The whole model on made-up images, of at most 64 pixels: a folder and a process.
 
     It starts before the first test, beside which it has a core of its own.
     """
     folder = tmp_path_factory.mktemp("closed")
     cuts = (
         *("data.shorter=64", "data.longest=64", "data.longer=(64,)", "backbone_weights="),
-        "model.stages=((1,8,1,1),(2,8,1,2),(2,8,1,2),(2,8,1,2),(2,8,1,1),(2,8,1,2),(2,8,1,1))",
-        *("model.stem=8", "model.channels=16", "model.dense=16", "model.convs=1"),
         *("proposals.train.candidates=50", "proposals.eval.candidates=50", "proposals.eval.count=50"),
         *("regions.count=16", "detection.candidates=50", "batch_size=2", "eval_batch_size=1"),
         *("optimizer.base_lr=0.001", "max_epochs=1"),
@@ -72,6 +70,17 @@ def test_trained_drawn_and_served(tmp_path):
     )
     assert served.returncode in (0, 1), served.stdout + served.stderr
     assert "keypoint AP at OKS .5" in served.stdout, served.stdout
+
+
+def test_two_processes_agree_with_one(tmp_path):
+    """An epoch of ten steps, and the state at its end as the two wrote it."""
+    small = "tests.workloads.small_maskrcnn2go:SmallPoses"
+    engine = LAYOUTS.engine("fsdp")
+    flags = (f"--config.batch_size={BATCH}",)
+    step, found = pair.saved(tmp_path, small, engine, *flags, status=1, devices=1)
+    _, expected = LAYOUTS.trained("fsdp")
+    assert step == agreement.STEPS
+    agreement.assert_close(found, expected, floor=FLOOR)
 
 
 def test_the_checker_has_no_complaint_of_a_closed_run_on_made_up_data(closed_run):

@@ -31,15 +31,13 @@ TWO_SHAPES = {"data__longest": 48, "data__longer": (64,)}
 
 @pytest.fixture(scope="module", autouse=True)
 def closed_run(tmp_path_factory):
-    """On made-up images, of at most 64 pixels, with all stages and heads but fewer and narrower layers: a folder and a process.
+    """The whole model on made-up images, of at most 64 pixels: a folder and a process.
 
     It starts before the first test, beside which it has a core of its own.
     """
     folder = tmp_path_factory.mktemp("closed")
     cuts = (
         *("data.shorter=64", "data.longest=64", "data.longer=(64,)", "backbone_weights="),
-        *("model.width=16", "model.stages=(1,1,1,1)", "model.channels=16", "model.dense=32"),
-        "model.mask_channels=(16,)",
         *("proposals.train.candidates=50", "proposals.eval.candidates=50", "proposals.eval.count=50"),
         *("regions.count=16", "detection.candidates=50", "batch_size=2", "eval_batch_size=1"),
         # Norms that stay as they are let random weights grow from layer to layer, and gradients with them.

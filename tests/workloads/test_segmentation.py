@@ -26,13 +26,12 @@ BATCH = 8
 
 @pytest.fixture(scope="module", autouse=True)
 def closed_run(tmp_path_factory):
-    """All levels with few channels on made-up volumes, in patches of 32 x 32 x 32: a folder and a process.
+    """All channels on made-up volumes, in patches of 32 x 32 x 32: a folder and a process.
 
     It starts before the first test, beside which it has a core of its own.
     """
     folder = tmp_path_factory.mktemp("closed")
     cuts = (
-        "model.channels=(4,4,8,8,8,8)",
         "data.patch=(32,32,32)",
         "data.stride=(16,16,16)",
         "data.buckets=1",
