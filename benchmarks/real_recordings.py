@@ -22,6 +22,7 @@ import jax
 import numpy as np
 import soundfile
 
+import input_pipelines
 from benchmarks import records
 from input_pipelines import fetch
 from input_pipelines.sound.spoken_sentences import at_16_khz
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--workload", required=True, choices=("rnnt", "deepspeech2"))
     parser.add_argument("--results_dir", type=Path, default=Path("results"))
-    parser.add_argument("--data_dir", type=Path, default=Path.home() / ".cache" / "mlperf_jax")
+    parser.add_argument("--data_dir", type=Path, default=input_pipelines.default_data_dir())
     parser.add_argument("--out", type=Path, default=HERE)
     flags = parser.parse_args(argv)
     options = InferOptions(flags.workload, "mini", "cpu", flags.results_dir, data_dir=flags.data_dir)

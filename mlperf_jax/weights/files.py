@@ -35,6 +35,12 @@ from mlperf_jax.workload import State
 _DEEPEST = 64  # dicts within each other
 
 
+def named(name: str, data_dir: Path) -> Path:
+    """Where a config's file of weights is: as named, or else in DATA_DIR/weights. It need not be there."""
+    given = Path(name).expanduser()
+    return given if given.exists() else data_dir / "weights" / given
+
+
 def read_tensors(path: Path) -> dict[str, LazyArray]:
     """The arrays of a file of PyTorch, safetensors, NumPy (.npz), Caffe2 (.pkl), ONNX or TensorFlow (.index, .pb, .tflite), one by one.
 

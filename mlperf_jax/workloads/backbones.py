@@ -36,10 +36,7 @@ class BackboneWorkload(ImageWorkload[M, D]):
     def backbone_file(self) -> Path | None:
         """The published weights: as named, or of that name beside the data; None for random ones."""
         name = self.config.backbone_weights
-        if not name:
-            return None
-        given = Path(name).expanduser()
-        return given if given.exists() else self.data_dir / "weights" / given
+        return files.named(name, self.data_dir) if name else None
 
     def check_data(self) -> None:
         """Also: that the backbone is there, which closed rules ask for."""

@@ -80,8 +80,7 @@ class BertPretraining(SupervisedWorkload[PretrainedBert, Dataset]):
         name = self.config.start_weights
         if not name or self.made_up_data:
             return None
-        given = Path(name).expanduser()
-        return given if given.exists() else self.data_dir / "weights" / given
+        return files.named(name, self.data_dir)
 
     def check_data(self) -> None:
         """Also: that the weights to begin with are there, which closed rules ask for."""

@@ -34,10 +34,7 @@ class LowRankTuning(LanguageModelling):
     def base_file(self) -> Path | None:
         """The published weights: as named, or of that name beside the data; None for drawn ones."""
         name = self.config.base_weights
-        if not name:
-            return None
-        given = Path(name).expanduser()
-        return given if given.exists() else self.data_dir / "weights" / given
+        return files.named(name, self.data_dir) if name else None
 
     def check_data(self) -> None:
         """Also: that the weights are there, without which there is nothing to tune."""

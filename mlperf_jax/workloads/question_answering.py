@@ -74,8 +74,7 @@ class QuestionAnswering(SupervisedWorkload[SpanBert, SpanDataset]):
         if not name or self.made_up_data:
             return
         if name != _TRAINED:
-            given = Path(name).expanduser()
-            self._trunk = given if given.exists() else self.data_dir / "weights" / given
+            self._trunk = files.named(name, self.data_dir)
             if not self._trunk.is_file():
                 raise UserError(
                     f"There is no {self._trunk}; put published weights of BERT there, or give --config.start_weights=FILE."
