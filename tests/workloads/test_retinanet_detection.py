@@ -24,13 +24,13 @@ BATCH = 8
 
 @pytest.fixture(scope="module", autouse=True)
 def closed_run(tmp_path_factory):
-    """The whole model on made-up images, at 128 pixels: a folder and a process.
+    """The whole model on made-up images, at 64 pixels: a folder and a process.
 
     It starts before the first test, beside which it has a core of its own.
     """
     folder = tmp_path_factory.mktemp("closed")
     cuts = (
-        *("data.image_size=128", "model.image_size=128", "backbone_weights="),
+        *("data.image_size=64", "model.image_size=64", "backbone_weights="),
         *("batch_size=2", "eval_batch_size=1", "max_epochs=1"),
     )
     process = door.start_closed(folder, "retinanet", 2, *cuts)
