@@ -134,19 +134,20 @@ def convergence(points: ReferencePoints, verdict: Verdict, unit: str) -> Markup:
 
 def beside_published(curve: Curve, losses: Sequence[Sequence[tuple[float, float]]]) -> Markup:
     """Losses of runs, each [(samples, loss)], and those of published ones: their range, and their median."""
-    axes, finish = _figure("sequences trained on", "loss")
-    samples = [point.samples for point in curve.points]
+    axes, finish = _figure("thousand sequences trained on", "loss")
+    samples = [point.samples / 1e3 for point in curve.points]
     least, median, most = zip(*((p.least, p.median, p.most) for p in curve.points), strict=True)
     axes.fill_between(samples, least, most, color=_GREY, alpha=0.35, linewidth=0)
     axes.plot(samples, median, color=_INK, linewidth=1)
     for run in losses:
-        axes.plot(*zip(*run, strict=True), color=_BLUE, linewidth=1, alpha=0.75, marker="o", markersize=2.5)
+        points = [(at / 1e3, loss) for at, loss in run]
+        axes.plot(
+            *zip(*points, strict=True), color=_BLUE, linewidth=1, alpha=0.75, marker="o", markersize=2.5
+        )
     # A published run's loss may shoot up to many times the others'.
     shown = [*least, *median, *(loss for run in losses for _, loss in run)]
     room = 0.05 * (max(shown) - min(shown))
     axes.set_ylim(min(shown) - room, max(shown) + room)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.locator_params(axis="x", nbins=5)
     return finish("Loss by sequences trained on: published runs, and a line per run")
 
 

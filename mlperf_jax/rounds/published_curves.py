@@ -29,12 +29,10 @@ class Point:
     median: float
     most: float
 
-    @property
-    def slack(self) -> float:
-        """How far outside of what these runs found another may be before it is called away from them: half of their
-        spread, since the next run is often a little outside of it, and another precision moves all runs (NVFP4's of
-        v5.1 by 0.03)."""
-        return (self.most - self.least) / 2
+    def away(self, loss: float) -> bool:
+        """Whether a loss is twice as far from the median as any of these on its side, or not a number: the next run is often
+        a little outside of what others found, and another precision moves all runs (NVFP4's of v5.1 by 0.03)."""
+        return not 2 * self.least - self.median <= loss <= 2 * self.most - self.median
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +100,7 @@ class Beside:
         point = self.point
         if point is None or not self.exact or point.runs < _ENOUGH:
             return False
-        return not point.least - point.slack <= loss <= point.most + point.slack
+        return point.away(loss)
 
     @property
     def range(self) -> str:

@@ -262,7 +262,7 @@ def test_losses_are_shown_beside_published_ones(tmp_path):
     label = html[html.index('aria-label="Loss by sequences') :]
     drawn = label[: label.index("</svg>")]
     assert drawn.count("<use") >= len(qualities)  # a mark for each of its evaluations
-    assert "sequences trained on" in drawn
+    assert "thousand sequences trained on" in drawn
 
 
 def test_several_figures_are_drawn_and_told_each(tmp_path):
