@@ -173,6 +173,8 @@ def test_a_run_of_ours_that_goes_as_they_did_is_told_so(tmp_path):
     (note,) = [f for f in found if f.rule == "published-runs"]
     assert note.severity == "note"
     assert note.text.startswith("loss 3.343, where the 140 published runs")
+    report = judge_tree(tmp_path)
+    assert report.errors + report.warnings == len(report.findings) - 1  # a note is neither
 
 
 def test_made_up_data_is_held_against_nobody(tmp_path):
