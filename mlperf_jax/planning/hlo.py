@@ -21,6 +21,7 @@ _NAME = re.compile(r"%([\w.\-]+)")
 _COUNTING = ("parameter", "constant", "get-tuple-element", "compare", "fusion", "copy", "bitcast")
 _INSTRUCTION = re.compile(r"\s*(ROOT )?%?([\w.\-]+) = ")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_END = re.compile(r"\}(, |$)")  # of a computation; the thread it runs on may follow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,19 +256,31 @@ def parse(text: str) -> Module:
     computations: dict[str, Computation] = {}
     entry = ""
     current: Computation | None = None
-    for line in text.splitlines():
+    for line in _whole_lines(text):
         if current is None:
             found = _COMPUTATION.match(line)
             if found:
                 current = computations[found.group(2)] = {}
                 entry = found.group(2) if found.group(1) else entry
-        elif line.startswith("}"):
+        elif _END.match(line):
             current = None
         elif instruction := _instruction(line):
             current[instruction.name] = instruction
     if not entry:
         raise ValueError("the text holds no entry computation of an HLO module")
     return Module(computations, entry)
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """Lines, of which an instruction's are one: what a Pallas kernel says of itself has lines of its own, "}}" among them."""
+    whole = ""
+    for line in text.splitlines():
+        if any(start.match(line) for start in (_INSTRUCTION, _COMPUTATION, _END)):
+            yield whole
+            whole = line
+        else:
+            whole += line
+    yield whole
 
 
 def _instruction(line: str) -> Instruction | None:

@@ -92,6 +92,22 @@ def test_loops_multiply_what_is_in_them():
     assert cost.hlo_flops(module) == 6 * 2 * 8 * 16 * 16
 
 
+def test_what_a_kernel_says_of_itself_ends_no_computation():
+    """As splash attention does, over lines of which one begins with braces; the kernel's own count stands after them."""
+    kernel = """  %attended = f32[8,16]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="jit(step)/splash"}, backend_config={"custom_call_config":{"cost_estimate":{"flops":"700"}}}
+"""
+    module = hlo.parse(PROGRAM.replace("  %whole =", kernel + "  %whole ="))
+    assert module.executions == hlo.parse(PROGRAM).executions
+    assert module.computations["body"]["attended"].op_name == "jit(step)/splash"
+    assert cost.hlo_flops(module) == 6 * (700 + 2 * 8 * 16 * 16)
+    other_thread = hlo.parse(
+        PROGRAM.replace("\n}\n\n%condition", '\n}, execution_thread="sparsecore"\n\n%condition')
+    )
+    assert other_thread.executions == module.executions
+
+
 def test_trip_count_known_or_carried_or_unknown():
     known = PROGRAM.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"11"}}')
     assert hlo.parse(known).executions["body"] == 11
