@@ -15,8 +15,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 from models.attention_mask import Mask
 
-BLOCK = 512
-"""Queries, and keys, of a block of splash attention."""
+BLOCK = 1024
+"""Queries, and keys, of a block of splash attention. Its backward pass gives a part of the queries' gradient for each block of keys,
+which are added up after it; twice as many do not fit a v6e's on-chip memory as its limit is (16 MiB of a kernel)."""
 
 
 def splash(

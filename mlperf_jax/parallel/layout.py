@@ -166,6 +166,20 @@ class Layout:
             names.pop()
         return PartitionSpec(*names)
 
+    @property
+    def compiler_options(self) -> dict[str, str]:
+        """XLA's options for a program under this layout, beside the flags of `mlperf_jax.platform`.
+
+        Where parameters are split, the TPU partitioner sends their parts round and multiplies by one after the other, in loops
+        that cost more than one gather before the product (benchmarks/NOTES.md, "Compiler flags"). Tensor parallelism, which may
+        live by such loops, keeps them.
+        """
+        products = ("conv_out", "channels", "mlp", "heads", "vocab")
+        gathers = self.strategy.shard_params and not any(map(self.choices, products))
+        if gathers and isinstance(self.mesh, Mesh) and self.mesh.devices.flat[0].platform == "tpu":
+            return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+        return {}
+
     def sharding(self, shape: Sequence[int], axes: LogicalAxes | None = None) -> NamedSharding:
         """Where an activation, a batch or a total lies."""
         return NamedSharding(self.mesh, self.spec(shape, axes))

@@ -125,9 +125,10 @@ def plan_strategy(
     lowered = lower(subject.program, layout, workload.policy)
     plan.repeated = unsplit.repeated(layout, subject.state)
     order = ",".join(str(device.id) for device in layout.mesh.devices.flat)
+    options = "".join(f" {name}={value}" for name, value in layout.compiler_options.items())
     answer = compilation.compile_program(
         lowered,
-        target=f"{where.name} {dict(layout.mesh.shape)} {order}",
+        target=f"{where.name} {dict(layout.mesh.shape)} {order}{options}",
         compiler=topology.compiler_version(where),
         cache_dir=cache_dir,
         label=f"{strategy.name}{' ' + scenario if scenario else ''} for {where.name}",

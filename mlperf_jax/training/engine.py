@@ -40,7 +40,12 @@ def lower(program: Program, layout: Layout, policy: Policy) -> jax.stages.Lowere
     def traced(*args: Any) -> Any:
         return program.function(*args)
 
-    jitted = jax.jit(traced, donate_argnums=program.donate, out_shardings=program.out_shardings)
+    jitted = jax.jit(
+        traced,
+        donate_argnums=program.donate,
+        out_shardings=program.out_shardings,
+        compiler_options=layout.compiler_options,
+    )
     with tracing(layout, policy):
         return jitted.lower(*program.args)
 

@@ -15,8 +15,11 @@ from mlperf_jax import making
 from mlperf_jax import plan as command
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel import mesh
+from mlperf_jax.parallel.layout import STRATEGIES
 from mlperf_jax.planning import compilation, cost, plan, reference_epochs, topology
-from mlperf_jax.workload import TrainedWorkload
+from mlperf_jax.precision import POLICIES
+from mlperf_jax.training.engine import lower
+from mlperf_jax.workload import Program, TrainedWorkload
 from models.resnet import ResNetConfig, flops_per_image
 
 needs_libtpu = pytest.mark.skipif(
@@ -170,6 +173,20 @@ def test_too_large_for_the_real_compiler(tmp_path):
     x = jax.ShapeDtypeStruct((120_000, 120_000), jnp.bfloat16, sharding=NamedSharding(line, PartitionSpec()))
     answer = _compile(jax.jit(lambda x: x * 2).lower(x), tmp_path)
     assert answer.memory is None and "15.75G" in answer.does_not_fit
+
+
+@needs_libtpu
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp_tp"])
+def test_under_fsdp_a_kernel_is_gathered_before_its_product(strategy):
+    """A product of 8,192 rows by a kernel of 16 MiB, of which each device has a part; a TPU's partitioner sends parts round."""
+    layout = mesh.make_layout(STRATEGIES[strategy], None, topology.devices(topology.parse("v5e:4x4")))
+    x = layout.struct((8192, 2048), jnp.bfloat16, ("batch", None))
+    where = layout.param_sharding((2048, 4096), ("embed", "mlp"))
+    kernel = jax.ShapeDtypeStruct((2048, 4096), jnp.bfloat16, sharding=where)
+    program = Program(lambda x, kernel: x @ kernel, (x, kernel), (), None)
+    text = lower(program, layout, POLICIES["bfloat16"]).compile().as_text()
+    found = {kind for kind in ("all-gather", "collective-permute") if kind in text}
+    assert found == {"all-gather" if strategy == "fsdp" else "collective-permute"}
 
 
 GIB = 2**30
