@@ -32,9 +32,9 @@ CUTS = (
     "model.num_chosen=2",
     "model.window=9",
     "data.length=64",
-    "loss_tile=32",
-    "batch_size=4",
-    "eval_batch_size=4",
+    "loss_tile=8",
+    "batch_size=16",
+    "eval_batch_size=16",
     "eval_every_samples=128",
 )
 
