@@ -37,9 +37,9 @@ WORKLOADS = {
     "rnnt": ("rnnt", "transducer", "test_sound", "utterances", "librispeech", "spoken"),
     "deepspeech2": ("deepspeech2", "ctc", "spectrogram", "word_error"),
     "sentiment": ("sentiment", "text_classifier", "labelled_text"),
+    "gpt_oss_20b": ("experts", "gpt_oss"),
     "llama31_8b": (
         "decoder",
-        "experts",
         "token_loss",
         "language_model",
         "published_curves",

@@ -132,6 +132,7 @@ class DecoderConfig:
             query_key_norm=True,
             num_experts=32,
             num_chosen=4,
+            epsilon=1e-6,
             initializer_range=0.008,
         )
 

@@ -6,9 +6,9 @@ import functools
 
 import numpy as np
 
-from configs import llama31_8b
+from configs import gpt_oss_20b, llama31_8b
 from input_pipelines.text.token_rows import Rows, TokenRows
-from mlperf_jax.workloads.language_modelling import Llama31
+from mlperf_jax.workloads.language_modelling import GptOss, Llama31
 from mlperf_jax.workloads.low_rank_tuning import LowRankTuning
 
 VOCABULARY, LENGTH, BATCH = 32, 16, 16
@@ -47,40 +47,37 @@ def counting():
     )
 
 
+def small(config):
+    """A mini's config cut to these sizes."""
+    config.unlock()
+    config.model.update(SIZES)
+    config.data.length, config.loss_tile = LENGTH, 4
+    config.batch_size, config.eval_batch_size, config.eval_every_samples = BATCH, BATCH, 160
+    config.schedule.max_steps, config.schedule.warmup_steps = 40, 4
+    config.optimizer.base_lr, config.max_epochs = 0.02, 2
+    config.inference.min_duration_s, config.inference.batch_sizes = 0.2, (1, 4)
+    config.target = 0.0  # no loss falls to 0: a run goes to its end
+    return config
+
+
 class SmallLlama(Llama31):
     dataset = functools.cached_property(lambda self: counting())
 
     @staticmethod
     def get_config(preset):
-        config = llama31_8b.get_config("mini")
-        config.unlock()
-        config.model.update(SIZES)
-        config.data.length, config.loss_tile = LENGTH, 4
-        config.batch_size, config.eval_batch_size, config.eval_every_samples = BATCH, BATCH, 160
-        config.schedule.max_steps, config.schedule.warmup_steps = 40, 4
-        config.optimizer.base_lr, config.max_epochs = 0.02, 2
-        config.inference.min_duration_s, config.inference.batch_sizes = 0.2, (1, 4)
-        config.target = 0.0  # no loss falls to 0: a run goes to its end
-        return config
+        return small(llama31_8b.get_config("mini"))
 
 
-class SmallExperts(SmallLlama):
+class SmallExperts(GptOss):
     """With windows, norms of queries and keys and experts."""
+
+    dataset = functools.cached_property(lambda self: counting())
 
     @staticmethod
     def get_config(preset):
-        config = SmallLlama.get_config(preset)
-        config.model.update(
-            dict(
-                tied=False,
-                mlp_width=16,
-                window=5,
-                window_every=2,
-                query_key_norm=True,
-                num_experts=4,
-                num_chosen=2,
-            )
-        )
+        config = small(gpt_oss_20b.get_config("mini"))
+        numbers = dict(tied=False, mlp_width=16, window=5, window_every=2, num_experts=4)
+        config.model.update(numbers)
         return config
 
 

@@ -28,22 +28,24 @@ class Layer(nn.Module):
         self.gate, self.up = (linear(width, numbers.mlp_width) for _ in range(2))
         self.down = linear(numbers.mlp_width, width)
         self.norms = nn.ModuleList(nn.RMSNorm(width, eps=numbers.epsilon) for _ in range(2))
+        self.q_norm = self.k_norm = nn.Identity()
 
     def forward(self, x, cos, sin):
         y = self.norms[0](x)
         q, k, v = (
             part(y).unflatten(-1, (-1, self.head)).transpose(1, 2) for part in (self.q, self.k, self.v)
         )
-        found = F.scaled_dot_product_attention(
-            _turned(q, cos, sin),
-            _turned(k, cos, sin),
-            v,
-            is_causal=True,
-            enable_gqa=self.heads != self.key_heads,
-        )
+        found = self.attend(_turned(self.q_norm(q), cos, sin), _turned(self.k_norm(k), cos, sin), v)
         x = x + self.o(found.transpose(1, 2).flatten(2))
-        y = self.norms[1](x)
-        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+        return x + self.network(self.norms[1](x))
+
+    def attend(self, q, k, v):
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=self.heads != self.key_heads
+        )
+
+    def network(self, y):
+        return self.down(F.silu(self.gate(y)) * self.up(y))
 
 
 def _turned(x, cos, sin):
@@ -93,10 +95,14 @@ class Peer(Clipped):
         for n, layer in enumerate(self.model.layers):
             for name, part in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out")):
                 _copy(getattr(layer, name), ours["attention"][part]["kernel"][n])
-            for name in ("gate", "up", "down"):
-                _copy(getattr(layer, name), ours["mlp"][name]["kernel"][n])
+            self.take_over_network(layer, ours["mlp"], n)
             for norm, name in zip(layer.norms, ("attention_norm", "mlp_norm"), strict=True):
                 norm.weight.data = torch.tensor(ours[name]["scale"][n])
+
+    def take_over_network(self, layer: nn.Module, ours: Mapping[str, Any], n: int) -> None:
+        """The feed-forward network of layer n."""
+        for name in ("gate", "up", "down"):
+            _copy(getattr(layer, name), ours[name]["kernel"][n])
 
     def losses(self, tokens: torch.Tensor) -> torch.Tensor:
         """Of each token but the first of its row, [B, L - 1]."""

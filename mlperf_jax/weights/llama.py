@@ -3,7 +3,8 @@
 model.embed_tokens.weight, model.layers.0.self_attn.q_proj.weight, model.layers.0.input_layernorm.weight, lm_head.weight and so
 on; rotary positions turn halves there as they do here. MLPerf's Llama 2 70B has queries, keys and values in one
 self_attn.qkv_proj.weight. Waves of the positions are passed over; a last product that is the table of embeddings may be there
-or not.
+or not. Of experts the names are those of Qwen3-MoE, whose layers MLPerf's gpt_oss_20b has but for windows, one by one, or those
+of OpenAI's gpt-oss, all in one array.
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ def from_published(tensors: Mapping[str, Tensor], config: DecoderConfig) -> Stat
     Raises:
         UserError: an array is missing, has another shape, or belongs to another model.
     """
-    if config.num_experts:
-        raise UserError("There is no import of published weights for models of experts.")
     source = _Llama({unwrapped(name): array for name, array in tensors.items()})
+    if source.has("layers.0.self_attn.sinks"):
+        raise UserError(
+            "The weights are OpenAI's gpt-oss, with attention sinks and biases, which MLPerf's model of that name does not "
+            "have; train it, or give weights of its own."
+        )
     layers = [source.layer(f"layers.{n}", config) for n in range(config.num_layers)]
     table = source.take("embed_tokens.weight", (config.vocab_size, config.width))
     params: dict[str, Any] = {
@@ -59,12 +63,8 @@ class _Llama(Source):
         return {"scale": self.take(f"{name}.weight", (features,))}
 
     def layer(self, name: str, config: DecoderConfig) -> dict[str, Any]:
-        width, mlp, head = config.width, config.mlp_width, config.head_width
+        width, head = config.width, config.head_width
         of_queries, of_keys = config.num_heads * head, config.num_key_heads * head
-
-        def kernel(part: str, features_in: int, features_out: int) -> dict[str, Tensor]:
-            return {"kernel": self.take(f"{name}.{part}.weight", (features_out, features_in)).T}
-
         attention: dict[str, Any] = {
             part: {"kernel": array.T.reshape(width, array.shape[0] // head, head)}
             for part, array in self._projections(f"{name}.self_attn", width, of_queries, of_keys).items()
@@ -80,12 +80,38 @@ class _Llama(Source):
             "attention_norm": self.norm(f"{name}.input_layernorm", width),
             "attention": attention,
             "mlp_norm": self.norm(f"{name}.post_attention_layernorm", width),
-            "mlp": {
-                "gate": kernel("mlp.gate_proj", width, mlp),
-                "up": kernel("mlp.up_proj", width, mlp),
-                "down": kernel("mlp.down_proj", mlp, width),
-            },
+            "mlp": self._experts(f"{name}.mlp", config)
+            if config.num_experts
+            else self._network(name, config),
         }
+
+    def _network(self, name: str, config: DecoderConfig) -> dict[str, Any]:
+        return {part: {"kernel": array} for part, array in self._products(f"{name}.mlp", config).items()}
+
+    def _products(self, name: str, config: DecoderConfig) -> dict[str, Tensor]:
+        """Of one feed-forward network [in, out]."""
+        out = {"gate": config.mlp_width, "up": config.mlp_width, "down": config.width}
+        into = {"gate": config.width, "up": config.width, "down": config.mlp_width}
+        return {
+            part: self.take(f"{name}.{part}_proj.weight", (out[part], into[part])).T
+            for part in ("gate", "up", "down")
+        }
+
+    def _experts(self, name: str, config: DecoderConfig) -> dict[str, Any]:
+        experts, width, mlp = config.num_experts, config.width, config.mlp_width
+        if self.has(f"{name}.experts.gate_up_proj"):
+            both = self.take(f"{name}.experts.gate_up_proj", (experts, width, 2 * mlp))
+            kernels: dict[str, Tensor] = {
+                "gate": _every_other(both, 0),
+                "up": _every_other(both, 1),
+                "down": self.take(f"{name}.experts.down_proj", (experts, mlp, width)),
+            }
+            router = "router"
+        else:
+            each = [self._products(f"{name}.experts.{n}", config) for n in range(experts)]
+            kernels = {part: together([one[part] for one in each]) for part in each[0]}
+            router = "gate"
+        return {"router": self.take(f"{name}.{router}.weight", (experts, width)).T, **kernels}
 
     def _projections(self, name: str, width: int, of_queries: int, of_keys: int) -> dict[str, Tensor]:
         """Queries, keys and values [out, in]."""
@@ -115,3 +141,15 @@ def _rows(array: Tensor, start: int, count: int) -> LazyArray:
         return np.asarray(array[slice(start + first.start, start + first.stop), rest])
 
     return LazyArray((count, array.shape[1]), array.dtype, read)
+
+
+def _every_other(array: Tensor, first: int) -> LazyArray:
+    """Columns `first`, `first` + 2, ... of an array [E, I, O]."""
+    *rows, columns = array.shape
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        *rest, last = index
+        part = np.asarray(array[(*rest, slice(2 * last.start, 2 * last.stop))])
+        return np.array(part[..., first::2])
+
+    return LazyArray((*rows, columns // 2), array.dtype, read)

@@ -24,8 +24,9 @@ from mlperf_jax.rounds import published_curves
 from mlperf_jax.rounds.published_curves import Beside
 from mlperf_jax.supervised import Loss, SupervisedWorkload
 from mlperf_jax.training import schedules
+from mlperf_jax.training.engine import Engine
 from mlperf_jax.weights import lazy, llama
-from mlperf_jax.workload import Batch, Block, Evaluation, State
+from mlperf_jax.workload import NO_NOTES, Batch, Block, Evaluation, Notes, State
 from models.attention_function import choose
 from models.attention_mask import Mask
 from models.decoder import Decoder, DecoderConfig, train_flops_per_row
@@ -135,6 +136,15 @@ class LanguageModelling(SupervisedWorkload[Decoder, TokenRows]):
         losses = token_losses(hidden.states, model.last_kernel, tokens[:, 1:], tile=self.config.loss_tile)
         return (losses * weights).sum(1) / jnp.maximum(weights.sum(1), 1), hidden.loads
 
+    def evaluate(self, engine: Engine, state: State, notes: Notes = NO_NOTES) -> Evaluation:
+        """Also logs of each layer what part of the tokens chose each expert."""
+        totals = self.measured(engine, state)
+        if "load" in totals:
+            load = totals["load"].astype(float)
+            tokens = load.sum(1, keepdims=True) / self.model_config.num_chosen
+            notes.log.event("expert_load", np.round(load / tokens, 5).tolist())
+        return self.eval_result(totals)
+
     def eval_result(self, totals: Any) -> Evaluation:
         """`quality`, in nats a token; `bits_per_byte` of the text, where it is known how long that is.
 
@@ -197,3 +207,23 @@ class Llama31(LanguageModelling):
     """Llama 3.1 8B on C4 (closed), and a small one on Linux's documentation (mini)."""
 
     benchmark = "llama31_8b"
+
+
+class GptOss(LanguageModelling):
+    """MLPerf's mixture of experts of that name on C4 (closed), and a small one on Linux's documentation (mini)."""
+
+    benchmark = "gpt_oss_20b"
+
+    def schedule(self) -> optax.Schedule:
+        """Megatron's: the first update's rate is 0, and the end is reached when the logged steps of decay are over.
+
+        Source: NVIDIA/Megatron-LM, megatron/core/optimizer_param_scheduler.py; the reference's lr_decay_iters.
+        """
+        numbers = self.config.schedule
+        return optax.warmup_cosine_decay_schedule(
+            init_value=0.0,
+            peak_value=self.config.optimizer.base_lr,
+            warmup_steps=numbers.warmup_steps,
+            decay_steps=numbers.max_steps - numbers.warmup_steps,
+            end_value=numbers.end_lr,
+        )

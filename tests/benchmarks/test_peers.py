@@ -87,6 +87,12 @@ SMALL = {
     # In the first step of AdamW a gradient that is rounding would be its sign.
     "bert": ["batch_size=4", "model.num_layers=1", "schedule.warmup_steps=2", "optimizer.epsilon=1e-2"],
     "llama31_8b": ["batch_size=4", "model.num_layers=2", "schedule.warmup_steps=2", "optimizer.epsilon=1e-2"],
+    "gpt_oss_20b": [
+        "batch_size=4",
+        "model.num_layers=3",
+        "schedule.warmup_steps=2",
+        "optimizer.epsilon=1e-2",
+    ],
     # Noise, masks and changes of speed are random.
     "rnnt": [
         "batch_size=4",

@@ -1,4 +1,4 @@
-"""Llama by the names of `transformers`: imported, it is the model that was written."""
+"""Llama, and decoders of experts, by the names of `transformers`: imported, it is the model that was written."""
 
 import dataclasses
 import functools
@@ -23,6 +23,7 @@ CONFIG = DecoderConfig(
     num_layers=2,
     query_key_norm=True,
 )
+EXPERTS = dataclasses.replace(CONFIG, mlp_width=12, num_experts=3, num_chosen=2)
 
 
 @functools.cache
@@ -54,27 +55,51 @@ def published(params, config=CONFIG, *, fused=False):
         for part in ("query", "key") if config.query_key_norm else ():
             found[f"{at}.self_attn.{part[0]}_norm.weight"] = layer["attention"][f"{part}_norm"]["scale"]
         found[f"{at}.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
-        for part in ("gate", "up", "down"):
-            found[f"{at}.mlp.{part}_proj.weight"] = layer["mlp"][part]["kernel"].T
+        if config.num_experts:
+            found |= {f"{at}.mlp.{name}": array for name, array in experts(layer["mlp"], fused).items()}
+        else:
+            for part in ("gate", "up", "down"):
+                found[f"{at}.mlp.{part}_proj.weight"] = layer["mlp"][part]["kernel"].T
         for theirs, ours in (("input", "attention_norm"), ("post_attention", "mlp_norm")):
             found[f"{at}.{theirs}_layernorm.weight"] = layer[ours]["scale"]
     return {name: np.ascontiguousarray(array) for name, array in found.items()}
 
 
+def experts(layer, fused):
+    """As gpt-oss has them where fused, gates and what they multiply side by side, else as Qwen3-MoE."""
+    if fused:
+        both = np.stack([layer["gate"], layer["up"]], -1)
+        return {
+            "router.weight": layer["router"].T,
+            "experts.gate_up_proj": both.reshape(*both.shape[:2], -1),
+            "experts.down_proj": layer["down"],
+        }
+    return {"gate.weight": layer["router"].T} | {
+        f"experts.{n}.{part}_proj.weight": layer[part][n].T
+        for n in range(len(layer["gate"]))
+        for part in ("gate", "up", "down")
+    }
+
+
 @pytest.mark.parametrize("fused", [False, True])
-def test_what_was_written_is_read(tmp_path, fused):
+@pytest.mark.parametrize("config", [CONFIG, EXPERTS], ids=["llama", "experts"])
+def test_what_was_written_is_read(tmp_path, config, fused):
     path = tmp_path / "llama.safetensors"
-    safetensors_file.write(path, published(parameters(), fused=fused))
+    safetensors_file.write(path, published(parameters(config), config, fused=fused))
     from mlperf_jax.weights import files
 
-    found = llama.from_published(files.read_tensors(path), CONFIG)["params"]
+    found = llama.from_published(files.read_tensors(path), config)["params"]
     for (path, ours), theirs in zip(
-        jax.tree_util.tree_leaves_with_path(parameters()), jax.tree.leaves(found), strict=True
+        jax.tree_util.tree_leaves_with_path(parameters(config)), jax.tree.leaves(found), strict=True
     ):
         np.testing.assert_array_equal(np.asarray(theirs), ours, err_msg=jax.tree_util.keystr(path))
     # And a part of it, as a device of several reads it.
     part = found["layers"]["attention"]["key"]["kernel"][1:2, 4:8, 0:1, 0:8]
-    np.testing.assert_array_equal(part, parameters()["layers"]["attention"]["key"]["kernel"][1:2, 4:8, :1])
+    key = parameters(config)["layers"]["attention"]["key"]["kernel"]
+    np.testing.assert_array_equal(part, key[1:2, 4:8, :1])
+    if config.num_experts:
+        up = found["layers"]["mlp"]["up"][1:2, 1:3, 4:8, 3:7]
+        np.testing.assert_array_equal(up, parameters(config)["layers"]["mlp"]["up"][1:2, 1:3, 4:8, 3:7])
 
 
 def test_a_tied_product_may_be_there_or_not():
@@ -94,5 +119,8 @@ def test_other_models_are_refused():
         llama.from_published(tensors, dataclasses.replace(CONFIG, num_layers=1))
     with pytest.raises(UserError, match="has shape"):
         llama.from_published(tensors, dataclasses.replace(CONFIG, mlp_width=25))
-    with pytest.raises(UserError, match="models of experts"):
-        llama.from_published(tensors, dataclasses.replace(CONFIG, num_experts=2, num_chosen=1))
+    with pytest.raises(UserError, match=r"have no layers\.0\.mlp\.experts\.0\.gate_proj"):
+        llama.from_published(tensors, EXPERTS)
+    sinks = {"model.layers.0.self_attn.sinks": np.zeros(4, np.float32)}
+    with pytest.raises(UserError, match="OpenAI's gpt-oss, with attention sinks"):
+        llama.from_published(published(parameters(EXPERTS), EXPERTS, fused=True) | sinks, EXPERTS)

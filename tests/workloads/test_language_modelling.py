@@ -1,7 +1,6 @@
 """Language models as workloads: layouts, micro-batches, the loss of the first step, evaluations; and through the door."""
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from mlperf_jax.training import schedules
 from mlperf_jax.workloads.language_modelling import Llama31
 from models.decoder import DecoderConfig
 from tests import agreement, door, pair, toys
-from tests.toys_language import BATCH, VOCABULARY, SmallExperts, SmallLlama
+from tests.toys_language import BATCH, VOCABULARY, SmallLlama
 
 CUTS = (
     "model.width=16",
@@ -47,29 +46,17 @@ def closed_run(tmp_path_factory):
     process.kill()
 
 
-LAYOUTS = {
-    kind: agreement.Layouts(functools.partial(lambda kind, strategy: toys.make(kind, "float64"), kind))
-    for kind in (SmallLlama, SmallExperts)
-}
+LAYOUTS = agreement.Layouts(lambda strategy: toys.make(SmallLlama, "float64"))
 
 
-@pytest.mark.parametrize(
-    "kind, strategy",
-    [
-        *((SmallLlama, name) for name in ("fsdp", "fsdp_tp", "sequence", "context")),
-        (SmallExperts, "expert"),
-    ],
-)
-def test_ten_steps_agree_with_one_device(kind, strategy):
-    state = LAYOUTS[kind].agree(strategy)
-    losses, _ = LAYOUTS[kind].trained(None)
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp_tp", "sequence", "context"])
+def test_ten_steps_agree_with_one_device(strategy):
+    state = LAYOUTS.agree(strategy)
+    losses, _ = LAYOUTS.trained(None)
     assert losses[-1] < losses[0]
     kernel = state["params"]["layers"]["attention"]["query"]["kernel"]
-    split = {"fsdp": 8, "fsdp_tp": 8, "sequence": 2, "context": 4, "expert": 4}[strategy]
+    split = {"fsdp": 8, "fsdp_tp": 8, "sequence": 2, "context": 4}[strategy]
     assert kernel.addressable_shards[0].data.size * split == kernel.size
-    if kind is SmallExperts:
-        gate = state["params"]["layers"]["mlp"]["gate"]
-        assert gate.addressable_shards[0].data.shape[1] == gate.shape[1] // 2
 
 
 def test_the_loss_is_the_mean_over_all_tokens_also_in_micro_batches():
@@ -129,19 +116,6 @@ def test_log_perplexity_is_the_mean_of_all_rows():
     logged = [answer.tobytes() for answer in np.asarray(answers)]
     assert engine.workload.answered_figures(None, logged)["quality"] == pytest.approx(expected, rel=1e-6)
     assert found["bits_per_byte"] == pytest.approx(expected / np.log(2) / 2.0)
-
-
-def test_the_load_of_experts_is_told():
-    workload = toys.make(SmallExperts)
-    rows = workload.dataset.read_eval(np.arange(8), ["tokens"])
-    batch = rows | {"mask": (np.arange(8) < 6).astype(np.float32)}
-    state = jax.jit(workload.init)(np.uint32(1))
-    run = jax.jit(lambda state: workload.eval_update(workload.eval_totals(), workload.model(state), batch))
-    totals = jax.device_get(run(state))
-    # Two of four experts for each of the 16 tokens of six rows, in each of two layers.
-    assert totals["load"].sum(1).tolist() == [2 * 16 * 6] * 2
-    found = workload.eval_result(totals)
-    assert found["least_load"] < 1 < found["most_load"] <= 2
 
 
 # The rules' numbers.
