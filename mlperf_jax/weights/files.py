@@ -21,6 +21,7 @@ from mlperf_jax.results.folders import read_json, write_json
 from mlperf_jax.weights import (
     budget,
     caffe2_file,
+    gguf_file,
     numpy_file,
     onnx_file,
     safetensors_file,
@@ -42,7 +43,7 @@ def named(name: str, data_dir: Path) -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, LazyArray]:
-    """The arrays of a file of PyTorch, safetensors, NumPy (.npz), Caffe2 (.pkl), ONNX or TensorFlow (.index, .pb, .tflite), one by one.
+    """The arrays of a file of PyTorch, safetensors, NumPy (.npz), Caffe2 (.pkl), ONNX, GGUF or TensorFlow (.index, .pb, .tflite), one by one.
 
     They are read when they are asked for.
 
@@ -53,7 +54,7 @@ def read_tensors(path: Path) -> dict[str, LazyArray]:
     with said_of(path):
         if not path.is_file():
             raise UserError(
-                f"There is no file {path}; give a .pth, .safetensors, .npz, .pkl, .onnx, .index, .pb or .tflite file."
+                f"There is no file {path}; give a .pth, .safetensors, .npz, .pkl, .onnx, .gguf, .index, .pb or .tflite file."
             )
         return {name: finite(name, array) for name, array in _read(path).items()}
 
@@ -66,6 +67,8 @@ def _read(path: Path) -> dict[str, LazyArray]:
         end = file.read(8)
     if end == tensorflow_file.MAGIC:
         return tensorflow_file.read(path)  # whose arrays lie in other files
+    if start[:4] == gguf_file.MAGIC:
+        return budget.held(gguf_file.read(path), size)
     if start[4:8] == tflite_file.MAGIC:  # before zip archives, one of which may lie behind it
         return budget.held(tflite_file.read(path), size)
     if zipfile.is_zipfile(path):
