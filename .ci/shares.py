@@ -37,6 +37,7 @@ WORKLOADS = {
     "rnnt": ("rnnt", "transducer", "test_sound", "utterances", "librispeech", "spoken"),
     "deepspeech2": ("deepspeech2", "ctc", "spectrogram", "word_error"),
     "sentiment": ("sentiment", "text_classifier", "labelled_text"),
+    "llama2_70b_lora": ("low_rank", "gguf", "gov_report", "debian_descriptions", "told_rows"),
     "llama31_8b": ("decoder", "experts", "token_loss", "language_model", "linux_doc", "token_stream", "c4"),
     "transformer": ("transformer", "translation", ".text.", "beam_search", "bleu"),
     "ncf": ("ncf", "neumf", "negatives", "interactions", "collaborative"),

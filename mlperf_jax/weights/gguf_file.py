@@ -176,4 +176,7 @@ def _of_q8_0(blocks: np.ndarray) -> np.ndarray:
 
 
 # Kind -> how a block lies, and its numbers.
-_QUANTISED = {3: (_Q4_1, _of_q4_1), 8: (_Q8_0, _of_q8_0)}
+_QUANTISED: dict[int, tuple[np.dtype, Callable[[np.ndarray], np.ndarray]]] = {
+    3: (_Q4_1, _of_q4_1),
+    8: (_Q8_0, _of_q8_0),
+}

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.weights.lazy import LazyArray, Tensor, together
+from mlperf_jax.weights.lazy import LazyArray, Tensor, parted, together
 from mlperf_jax.weights.source import Source, unwrapped
 from mlperf_jax.workload import State
 from models.decoder import DecoderConfig
@@ -112,11 +112,11 @@ class _Llama(Source):
             return {"kernel": self.take(f"{name}.{part}.weight", (features_out, features_in)).T}
 
         attention: dict[str, Any] = {
-            part: {"kernel": array.T.reshape(width, array.shape[0] // head, head)}
+            part: {"kernel": parted(array.T, 1, (array.shape[0] // head, head))}
             for part, array in self._projections(f"{name}.self_attn", width, of_queries, of_keys).items()
         }
         out = self.take(f"{name}.self_attn.o_proj.weight", (width, of_queries)).T
-        attention["out"] = {"kernel": out.reshape(config.num_heads, head, width)}
+        attention["out"] = {"kernel": parted(out, 0, (config.num_heads, head))}
         if config.query_key_norm:
             attention |= {
                 f"{part}_norm": self.norm(f"{name}.self_attn.{part[0]}_norm", head)
