@@ -1,6 +1,6 @@
 """What SmolLM2 says of the evaluated summaries before it is tuned: as it is, and with solved pairs in its prompt.
 
-    python -m benchmarks.solved_pairs
+    JAX_PLATFORMS=cpu python -m benchmarks.solved_pairs
 
 prints the evaluation loss of `llama2_70b_lora`'s mini without any change of the weights, and that behind two pairs of the train set,
 the same two for all, each followed by an end: what a longer prompt gives for nothing.
@@ -19,7 +19,7 @@ import input_pipelines
 from mlperf_jax import making
 from mlperf_jax.parallel.mesh import single_device_layout
 from mlperf_jax.training.engine import Engine
-from mlperf_jax.workload import TrainedWorkload
+from mlperf_jax.workloads.low_rank_tuning import Llama2LowRank
 
 Rows = dict[str, np.ndarray]
 
@@ -42,7 +42,7 @@ def solved(rows: Rows) -> list[np.ndarray]:
 
 def main(data_dir: Path, num_pairs: Sequence[int] = (0, 2)) -> dict[int, float]:
     """Prints and returns the loss by the number of pairs."""
-    workload = making.choose("llama2_70b_lora", "mini", "cpu", [], kind=TrainedWorkload).make_with_data(
+    workload = making.choose("llama2_70b_lora", "mini", "cpu", [], kind=Llama2LowRank).make_with_data(
         data_dir, synthetic=False, prepare=True
     )
     engine = Engine(workload, single_device_layout())

@@ -106,5 +106,6 @@ class SmallTuning(LowRankTuning):
         config = SmallLlama.get_config(preset)
         config.model.update(dict(low_rank=2, low_rank_alpha=4.0, low_rank_dropout=0.1))
         config.base_weights = ""
+        config.schedule.max_steps, config.schedule.warmup_steps = 10, 2
         config.eval_skipped_per_sample, config.eval_skipped = 0.0, 0
         return config

@@ -6,7 +6,7 @@ packed into it and tells L - 1 of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +77,13 @@ def load(
             raise UserError(f"{folder} is damaged (it has {name} that cannot be); {prepared.AGAIN}")
         return Behind(rows, length, dtype)
 
-    tokens, told = (
-        [field(split, name, stored, dtype) for split in ("train", "eval")]
-        for name, stored, dtype in (
-            ("tokens", np.dtype(np.uint16), _TOKENS),
-            ("told", _TOLD, _TOLD),
-        )
+    return _made(
+        [field(split, "tokens", np.dtype(np.uint16), _TOKENS) for split in ("train", "eval")],
+        [field(split, "told", _TOLD, _TOLD) for split in ("train", "eval")],
+        vocabulary_size,
+        bool(facts["fake"]),
+        description,
     )
-    return _made(tokens, told, vocabulary_size, bool(facts["fake"]), description)
 
 
 def open_synthetic(
@@ -97,7 +96,8 @@ def open_synthetic(
     told[:, 1], told[:, -1] = 1, 0
     counts = synthetic.counts(options, num_train, num_eval)
     return _made(
-        *([synthetic.Repeated(values, count) for count in counts] for values in (tokens, told)),
+        [synthetic.Repeated(tokens, count) for count in counts],
+        [synthetic.Repeated(told, count) for count in counts],
         vocabulary_size,
         True,
         synthetic.describe(name, *counts),
@@ -105,6 +105,10 @@ def open_synthetic(
 
 
 def _made(
-    tokens: list[base.Field], told: list[base.Field], vocabulary_size: int, fake: bool, description: str
+    tokens: Sequence[base.Field],
+    told: Sequence[base.Field],
+    vocabulary_size: int,
+    fake: bool,
+    description: str,
 ) -> TokenRows:
     return TokenRows(*tokens, told=told, vocabulary_size=vocabulary_size, fake=fake, description=description)

@@ -31,7 +31,7 @@ _TEXT, _LIST = 8, 9
 # Type of a fact -> how it is packed.
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
-_PLAIN = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
+_PLAIN: dict[int, np.dtype] = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
 _Q4_1 = np.dtype([("scale", "<f2"), ("least", "<f2"), ("halves", "u1", (_BLOCK // 2,))])
 _Q8_0 = np.dtype([("scale", "<f2"), ("numbers", "i1", (_BLOCK,))])
 

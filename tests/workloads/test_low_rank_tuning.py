@@ -236,10 +236,13 @@ def test_the_rate_is_that_of_transformers():
 # Through the door.
 
 
-def test_two_processes_train_as_one(tmp_path):
-    flags = ("tests.toys_language:SmallTuning", "--sharding=fsdp")
-    alone, together = (pair.evaluations(tmp_path, *flags, processes=count) for count in (1, 2))
-    assert len(alone) == 4 and together == pytest.approx(alone, rel=1e-9)
+def test_two_processes_agree_with_one(tmp_path):
+    """Ten steps, and the state at their end as the two wrote it, in which nothing is that stays as it is."""
+    small = "tests.toys_language:SmallTuning"
+    step, found = pair.saved(tmp_path, small, LAYOUTS.engine("fsdp"), status=1, devices=1)
+    _, expected = LAYOUTS.trained("fsdp")
+    assert step == agreement.STEPS and "frozen" not in found
+    agreement.assert_close(found, {part: tree for part, tree in expected.items() if part != "frozen"})
 
 
 def test_a_closed_run_on_made_up_tokens_lacks_nothing_but_the_target(closed_run):
