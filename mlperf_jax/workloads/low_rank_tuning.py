@@ -27,7 +27,7 @@ class LowRankTuning(LanguageModelling):
     Rows are asked for what their data set says is `told`.
     """
 
-    metric = "evaluation loss"
+    metric = "loss"
     input_names = ("tokens", "told")
 
     # What is frozen.
