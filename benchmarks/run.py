@@ -3,10 +3,10 @@
     python -m benchmarks.run                              every row, in about ten minutes on two cores
     python -m benchmarks.run --only=resnet50,dlrm         some; the others of this machine stay as they are recorded
     python -m benchmarks.run --platform=gpu --only=dlrm --config.data.table_fraction=0.01
-    python -m benchmarks.run --page                       measures nothing, writes README.md from the record anew
+    python -m benchmarks.run --page                       measures nothing, writes README.md and its pictures from the record anew
 
 A row is a workload that has a peer, `benchmarks/peers/<workload>.py`. Data is synthetic, models start from the same random
-weights on both sides. Writes benchmarks/run.json and, from it, benchmarks/README.md, after each row.
+weights on both sides. Writes benchmarks/run.json and, from it, benchmarks/README.md and its pictures, after each row.
 Exit status: 0 every row is measured, 1 one is not, 2 something to mend (one sentence says what).
 """
 
@@ -45,7 +45,7 @@ FLAGS = cli.define(
     cli.number("seconds", "That a turn of the slowest side takes.", 0.4, least=0.0),
     cli.integer("seed", "Of weights and data.", 1),
     cli.text("out", "Where run.json and README.md go; default benchmarks/."),
-    cli.switch("page", "Measure nothing, only write README.md from run.json."),
+    cli.switch("page", "Measure nothing, only write README.md and its pictures from run.json."),
     cli.HELP,
 )
 
@@ -155,7 +155,11 @@ def _commit() -> str:
         done = subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else ""
 
-    own = [":!benchmarks/run.json", ":!benchmarks/README.md"]  # what this command writes
+    own = [
+        ":!benchmarks/run.json",
+        ":!benchmarks/README.md",
+        ":!benchmarks/run_*.svg",
+    ]  # what this command writes
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", *own)
     return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
 

@@ -32,6 +32,7 @@ from mlperf_jax.goals import Direction, Goal, Quality
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.precision import Policy
 from mlperf_jax.results import events
+from mlperf_jax.rounds.published_curves import Beside
 from mlperf_jax.weights.lazy import Tensor
 
 if TYPE_CHECKING:
@@ -155,6 +156,11 @@ class Workload(abc.ABC):
     def made_up_data(self) -> bool:
         """Whether no quality measured on that data means anything."""
         return False
+
+    def published_runs(self, step: int) -> Beside | None:
+        """Where published runs of the same benchmark were after as many examples, of which the log and the progress line
+        tell at an evaluation; None where nothing is known."""
+        return None
 
     def train_flops_per_example(self) -> float:
         """Model FLOPs (2 per multiply-add) of forward and backward for one example; 0 if unknown."""

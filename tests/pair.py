@@ -8,7 +8,7 @@ from mlperf_jax.training.checkpoints import Checkpoints
 from tests import door
 
 
-def saved(cwd, workload, engine, *flags, status=0, devices=4):
+def saved(cwd, workload, engine, *flags, status=0, devices=1):
     """(step, state): an epoch in float64 by two processes of so many devices under fsdp, as the last checkpoint has it.
 
     `engine` has the places that the state is read into; `status` is that of both at their end.

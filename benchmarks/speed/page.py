@@ -1,4 +1,4 @@
-"""The record of `benchmarks.run`, benchmarks/run.json, and the page that is made of it, benchmarks/README.md."""
+"""The record of `benchmarks.run`, benchmarks/run.json, and what is made of it: the page, benchmarks/README.md, and its pictures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import peers
+from benchmarks.speed import picture
 from benchmarks.speed.side import MANY, ONE, TRAIN
 from mlperf_jax.results.folders import read_json, write_bytes, write_json
 
@@ -30,10 +31,23 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> None:
-    """Writes record and page."""
+    """Writes record, page and pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "run.json", {"systems": record["systems"]})
-    write_bytes(folder / "README.md", text(read(folder)).encode())
+    written = read(folder)
+    for name, svg in pictures(written).items():
+        write_bytes(folder / name, svg.encode())
+    write_bytes(folder / "README.md", text(written).encode())
+
+
+def pictures(record: Mapping[str, Any]) -> dict[str, str]:
+    """An SVG of each system's ratios, by the name of its file."""
+    drawn = {name: picture.draw(rows, _TITLES, _PEERS) for name, rows in record["systems"].items()}
+    return {_picture_of(name): svg for name, svg in drawn.items()}
+
+
+def _picture_of(system: str) -> str:
+    return f"run_{system}.svg"
 
 
 def text(record: Mapping[str, Any]) -> str:
@@ -66,7 +80,7 @@ another order).
 
 
 def _system(system: str, rows: Mapping[str, Row]) -> list[str]:
-    lines = [f"### {system}", ""]
+    lines = [f"### {system}", "", f"![CPU time of PyTorch over ours, by workload]({_picture_of(system)})", ""]
     for program, title in _TITLES.items():
         there = {name: row for name, row in rows.items() if program in row["programs"]}
         if there:

@@ -35,7 +35,7 @@ _LEAST, _MOST, _MEAN, _STD = -79.0, 304.0, 101.0, 76.9  # of Hounsfield units
 PADDING = -2.2  # of normalised values
 
 FAKE_BYTES = 5 * 32**3
-_FAKE_SIDES = (32, 57)  # voxels
+_FAKE_SIDES = (32, 45)  # voxels
 
 _HOW_TO_GET_IT = (
     "clone https://github.com/neheller/kits19 to there, run `python3 -m starter_code.get_imaging` in it, and prepare "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
-ERROR, WARNING = "error", "warning"
+ERROR, WARNING, NOTE = "error", "warning", "note"
 _LONGEST = 400  # characters of a text: logs of others may hold anything
 _FIGURE = re.compile(r"\d+([.,]\d+)*(e[-+]?\d+)?")
 _MOST_LINES, _MOST_FILES = 3, 4  # named where a finding repeats itself
@@ -25,7 +25,7 @@ class Finding:
         rule: its short name, the same for all findings of a kind.
         text: what is wrong, with the figures.
         mend: what to do about it.
-        severity: "error", or "warning" for what does not forbid a result.
+        severity: "error", "warning" for what does not forbid a result, or "note" where nothing is wrong.
         line: number of the line, from 1; None where it is about the whole file.
         also: other lines of the file of which the same was found, but for its figures.
     """
@@ -74,7 +74,7 @@ class Report:
 
     @property
     def warnings(self) -> int:
-        return len(self.findings) - self.errors
+        return sum(finding.severity == WARNING for finding in self.findings)
 
 
 def make_report(findings: Iterable[Finding], training: int, inference: int) -> Report:
@@ -157,7 +157,7 @@ def _below(finding: Finding, root: Path) -> str:
 
 def made_up(labels: Any) -> list[str]:
     """Those of a result's labels by which its data or model are no real ones."""
-    said = map(str, labels if isinstance(labels, list) else ())
+    said = map(str, labels if isinstance(labels, list | tuple) else ())
     return [label for label in said if re.search(r"\b(fake|synthetic|random|mini)\b", label, re.IGNORECASE)]
 
 

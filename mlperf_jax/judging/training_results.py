@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.judging import official, own_training, training_counts, training_log
+from mlperf_jax.judging import language_models, official, own_training, training_counts, training_log
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, plural, warning
 from mlperf_jax.judging.training_log import Judged
 from mlperf_jax.rounds import training_rules
@@ -83,6 +83,7 @@ def _judge_result(result: Result, asked: str | None, *, alone: bool) -> Iterator
         yield from training_log.judge(log)
         yield from training_counts.judge(log)
         yield from own_training.judge(log)
+        yield from language_models.judge(log)
         if ruleset and log.path.suffix == ".txt":
             yield from _forgiven(official.check_log(log.path, ruleset), log)
     yield from _together(judged, seeds_count=named_round(result.path) not in _SEEDS_OPTIONAL)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlperf_jax.goals import Goal
+from mlperf_jax.judging.findings import made_up
 from mlperf_jax.reporting import figures
 from mlperf_jax.reporting.markup import Markup, join, tag
 from mlperf_jax.reporting.runs import ending, inference_value, verdict_of
 from mlperf_jax.reporting.tables import References, figure, times
 from mlperf_jax.reporting.timing import PHASES, TimeSplit, split_time
 from mlperf_jax.results.own_runs import OwnRun, read_own_run
+from mlperf_jax.rounds import published_curves
 from mlperf_jax.rounds.collect import Result
 from mlperf_jax.rounds.inference_logs import InferenceRun
+from mlperf_jax.rounds.objects import number
+from mlperf_jax.rounds.published_curves import Compared
 from mlperf_jax.rounds.reference_points import Verdict, judge_result, load_points
 from mlperf_jax.rounds.scoring import goals_of, reached
 from mlperf_jax.rounds.training_logs import Evaluation
@@ -41,12 +46,13 @@ def result_details(result: Result, identifier: str, references: References) -> M
     """Everything about one training result, folded up."""
     own = {log.path: own for log in result.logs if (own := read_own_run(log))}
     verdict = judge_result(result.logs, result.rules, result.round) if _is_judged(result) else None
+    compared = _compared(result) if _is_judged(result) and not made_up(result.labels) else []
     splits = [split_time(log) for log in result.logs]
     return tag(
         "details",
         tag("summary", _heading(result), badges(result.labels)),
-        facts(_score_facts(result, references, verdict)),
-        tag("div", _figures(result, verdict, splits), class_="figures"),
+        facts([*_score_facts(result, references, verdict), *_published_facts(compared)]),
+        tag("div", [*_figures(result, verdict, splits), *_published_figure(compared)], class_="figures"),
         _run_table(result, splits, own),
         _pictures(own),
         _command(result, own),
@@ -131,6 +137,34 @@ def _figures(result: Result, verdict: Verdict | None, splits: Sequence[TimeSplit
         )
         drawn.append(drawing(figures.convergence(points, verdict, unit), caption))
     return drawn
+
+
+def _compared(result: Result) -> list[list[Compared]]:
+    """Each run's evaluations beside published runs; nothing where there are none of the benchmark."""
+    told = []
+    for log in result.logs:
+        rate = number(log.value("opt_base_learning_rate"))
+        losses = [(one.epoch, one.quality) for one in log.evaluations]
+        told.append(published_curves.compare(result.rules.key, log.batch_size, rate, losses))
+    return [one for one in told if one]
+
+
+def _published_facts(compared: Sequence[Sequence[Compared]]) -> list[tuple[str, object]]:
+    if not compared:
+        return []
+    words = published_curves.sentence(list(itertools.chain(*compared)))
+    return [("Beside published runs", words), ("These are of", "; ".join(compared[0][0][0].curve.sources))]
+
+
+def _published_figure(compared: Sequence[Sequence[Compared]]) -> list[Markup]:
+    if not compared:
+        return []
+    curve = compared[0][0][0].curve
+    losses = [[(beside.samples, loss) for beside, loss in run] for run in compared]
+    caption = (
+        f"Loss beside {curve.runs} published runs: their range grey, their median a line; these runs blue."
+    )
+    return [drawing(figures.beside_published(curve, losses), caption)]
 
 
 def _run_table(result: Result, splits: Sequence[TimeSplit], own: Mapping[Path, OwnRun]) -> Markup:

@@ -19,6 +19,7 @@ from mlperf_jax.goals import Goal
 from mlperf_jax.reporting.markup import Markup
 from mlperf_jax.reporting.timing import PHASES, TimeSplit
 from mlperf_jax.rounds.inference_logs import InferenceRun
+from mlperf_jax.rounds.published_curves import Curve
 from mlperf_jax.rounds.qualities import figures as told_figures
 from mlperf_jax.rounds.reference_points import ReferencePoints, Verdict
 from mlperf_jax.rounds.training_logs import RunLog
@@ -129,6 +130,25 @@ def convergence(points: ReferencePoints, verdict: Verdict, unit: str) -> Markup:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     return finish("Epochs to converge by batch size: reference, what its test lets pass, and each run")
+
+
+def beside_published(curve: Curve, losses: Sequence[Sequence[tuple[float, float]]]) -> Markup:
+    """Losses of runs, each [(samples, loss)], and those of published ones: their range, and their median."""
+    axes, finish = _figure("thousand sequences trained on", "loss")
+    samples = [point.samples / 1e3 for point in curve.points]
+    least, median, most = zip(*((p.least, p.median, p.most) for p in curve.points), strict=True)
+    axes.fill_between(samples, least, most, color=_GREY, alpha=0.35, linewidth=0)
+    axes.plot(samples, median, color=_INK, linewidth=1)
+    for run in losses:
+        points = [(at / 1e3, loss) for at, loss in run]
+        axes.plot(
+            *zip(*points, strict=True), color=_BLUE, linewidth=1, alpha=0.75, marker="o", markersize=2.5
+        )
+    # A published run's loss may shoot up to many times the others'.
+    shown = [*least, *median, *(loss for run in losses for _, loss in run)]
+    room = 0.05 * (max(shown) - min(shown))
+    axes.set_ylim(min(shown) - room, max(shown) + room)
+    return finish("Loss by sequences trained on: published runs, and a line per run")
 
 
 def latency_histogram(run: InferenceRun) -> Markup:

@@ -2,7 +2,7 @@
 
 Values are logged as they were. The keys are those that the official checker wants
 (mlperf_logging/compliance_checker/training_4.0.0/*.yaml); what it does not know it ignores, which
-is where `compile_time`, `tracked_stats`, `run_labels`, `quality_target` and `resumed` come from.
+is where `compile_time`, `tracked_stats`, `run_labels`, `quality_target`, `published_runs` and `resumed` come from.
 Such events must not contain the words `eval_accuracy`, `train_samples`, `global_batch_size` or
 `submission_benchmark`: the official rcp_checker takes any line with one of them for that event.
 """
@@ -24,6 +24,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Goal, targets
 from mlperf_jax.nested import plain
 from mlperf_jax.results.clock import WallClock
+from mlperf_jax.rounds.published_curves import Beside
 from mlperf_jax.rounds.training_logs import CLOCK_MOVED
 from mlperf_jax.rounds.training_rules import LOCAL, UNVERIFIED, benchmark_called, find_benchmark
 
@@ -426,6 +427,17 @@ def log_stats(log: NullLog, *, step: int, samples: int, seconds: float, input_se
         "input_wait_seconds": input_seconds,
     }
     log.event("tracked_stats", value, {"step": step})
+
+
+def log_published_runs(log: NullLog, published: Beside) -> None:
+    """Logs where published runs were after as many samples: `published_runs`, the range of their losses and its median;
+    where some of them had ended, how many had reached the target."""
+    curve, point = published.curve, published.point
+    told: dict[str, float] = {"runs": curve.runs, "reached": curve.ended(published.samples)}
+    if point is not None:
+        told = {"runs": point.runs, "least": point.least, "median": point.median, "most": point.most}
+    numbers = {"batch_size": curve.batch_size, "base_learning_rate": curve.base_lr}
+    log.event("published_runs", told, {"samples_count": published.samples, **numbers})
 
 
 def log_run_stop(log: NullLog, status: str, **metadata: Any) -> None:

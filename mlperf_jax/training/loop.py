@@ -226,11 +226,14 @@ class _Evaluations:
 
     def _note(self, found: Evaluation) -> None:
         log, done = self._session.notes.log, self._metadata()
+        published = self._session.engine.workload.published_runs(self.step)
         self.quality = quality(self._goals, found)
         self.reached = reached(self._goals, found)
         log.event("eval_accuracy", self.quality, metadata=done)
+        if published is not None:
+            events.log_published_runs(log, published)
         log.end("eval_stop", metadata=done)
-        self._session.progress.evaluated(self.step, found)
+        self._session.progress.evaluated(self.step, found, published)
 
     def _metadata(self) -> dict[str, float]:
         workload = self._session.engine.workload

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self, TextIO
 
 from mlperf_jax.goals import Goal, shown
+from mlperf_jax.rounds.published_curves import Beside
 
 
 def model_flops_utilization(
@@ -130,12 +131,17 @@ class Progress:
             ]
             self._show(" | ".join(parts), lasting=False)
 
-    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
-        """Tells what an evaluation found; its line stays. Figures become curves of their names."""
+    def evaluated(self, step: int, figures: Mapping[str, float], published: Beside | None = None) -> None:
+        """Tells what an evaluation found, and where published runs were; its line stays. Figures become curves of their names."""
         now = time.time()
         self._figures = figures
         self._draw(step, {f"eval/{tag}": value for tag, value in figures.items()}, flush=True)
-        parts = [*self._where(step), f"eval {shown(self._goals, figures)}", *self._times(step, now)]
+        parts = [
+            *self._where(step),
+            f"eval {shown(self._goals, figures)}",
+            *([] if published is None else [f"published runs: {published.range}"]),
+            *self._times(step, now),
+        ]
         if self._stream is not None:
             self._show(" | ".join(parts), lasting=True)
         self._recent.clear()  # the time of the evaluation is not the next steps'

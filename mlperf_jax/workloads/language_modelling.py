@@ -20,6 +20,8 @@ from input_pipelines.text.token_rows import TokenRows
 from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Direction
 from mlperf_jax.language.token_loss import summed_loss, token_losses
+from mlperf_jax.rounds import published_curves
+from mlperf_jax.rounds.published_curves import Beside
 from mlperf_jax.supervised import Loss, SupervisedWorkload
 from mlperf_jax.training import schedules
 from mlperf_jax.weights import lazy, llama
@@ -161,6 +163,13 @@ class LanguageModelling(SupervisedWorkload[Decoder, TokenRows]):
         return llama.from_published(tensors, self.model_config), {}
 
     # Facts for logs.
+
+    def published_runs(self, step: int) -> Beside | None:
+        """Of closed runs on the benchmark's own data."""
+        if self.config.preset != "closed" or self.made_up_data:
+            return None
+        rate, samples = self.config.optimizer.base_lr, step * self.batch_size
+        return published_curves.beside(self.benchmark, self.batch_size, rate, samples)
 
     def train_flops_per_example(self) -> float:
         return train_flops_per_row(self.model_config, self._length)

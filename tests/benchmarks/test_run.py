@@ -1,18 +1,27 @@
 """`python -m benchmarks.run`: a small row, the record and the page that it leaves."""
 
+import math
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks import run
-from benchmarks.speed import measure, page
+from benchmarks.speed import measure, page, picture
 from tests import door
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_the_page_is_what_the_record_makes():
     """So nothing of it is by hand; `python -m benchmarks.run --page` writes it anew."""
-    assert (page.FOLDER / "README.md").read_text() == page.text(page.read(page.FOLDER))
+    record = page.read(page.FOLDER)
+    assert (page.FOLDER / "README.md").read_text() == page.text(record)
+    drawn = page.pictures(record)
+    assert {path.name for path in page.FOLDER.glob("run_*.svg")} == drawn.keys()
+    for name, svg in drawn.items():
+        assert (page.FOLDER / name).read_text() == svg
 
 
 def test_a_row_without_an_accelerator(tmp_path):
@@ -89,6 +98,34 @@ def test_rows_are_added_and_replaced(tmp_path, monkeypatch, capsys):
         and "not measured: Error: no / compiler" in written
     )
     assert "dlrm train of 8: 100 CPU ms, PyTorch / ours 2.00" in capsys.readouterr().out
+
+
+def test_the_picture_has_a_mark_where_each_ratio_is():
+    row = {
+        "programs": {
+            "train": {"ratios": {"eager": _ratio(2.0), "compile": _ratio(0.5)}},
+            "predict": {"ratios": {}},
+        }
+    }
+    drawn = picture.draw(
+        {"<one>": row}, {"train": "Train", "predict": "Predict"}, {"eager": "E", "compile": "C"}
+    )
+    tree = ElementTree.fromstring(drawn)
+    assert "<one>" in [text.text for text in tree.iter(f"{SVG}text")]
+    marks = [float(mark.get("cx")) for mark in tree.iter(f"{SVG}circle") if mark.get("r") == "3"]
+    spreads = [line for line in tree.iter(f"{SVG}line") if line.get("stroke-width")]
+    labels = {text.text: float(text.get("x")) for text in tree.iter(f"{SVG}text") if text.get("y") == "90"}
+    left, right = labels["0.5"], labels["2"]
+    # Quartiles at 0.4 and 2.5 take the axes from 1/4 to 4, of which the second panel has the same.
+    assert (right - left) / 2 == pytest.approx(labels["4"] - right)
+    panel = labels["4"] - labels["0.25"]
+    assert [(x + 254 - labels["0.25"]) / panel for x in marks] == pytest.approx([0.75, 0.25], abs=1e-3)
+    widths = [float(line.get("x2")) - float(line.get("x1")) for line in spreads]
+    assert widths == pytest.approx([panel * math.log2(1.25 / 0.8) / 4] * 2, abs=0.2)
+
+
+def _ratio(median):
+    return {"cpu": {"low": 0.8 * median, "median": median, "high": 1.25 * median}}
 
 
 def test_a_row_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):

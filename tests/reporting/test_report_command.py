@@ -242,6 +242,29 @@ def test_the_command_of_a_run_of_ours_is_shown(tmp_path):
     assert "python -m mlperf_jax.main &#x27;--system=a b&#x27;" in (tmp_path / "p.html").read_text()
 
 
+def test_losses_are_shown_beside_published_ones(tmp_path):
+    """Of closed runs of a language model: a sentence, and a picture with their range."""
+    qualities = (5.25, 4.26, 3.95)
+    text = trees.mllog_run(30.0, benchmark="llama31_8b", batch_size=16, qualities=qualities, status="aborted")
+    text = (
+        text.replace("epoch_num", "samples_count").replace(": 12.0", ": 12288").replace(": 24.0", ": 24576")
+    )
+    text = text.replace(": 36.0", ": 36864") + trees.mllog("submission_division", 1, "closed")
+    text += trees.mllog("opt_base_learning_rate", 1, 4e-4)
+    folder = tmp_path / "training_results_v6.1" / "Acme" / "results" / "a" / "llama31_8b"
+    trees.write(folder / "result_0.txt", text)
+    assert report.main([str(tmp_path), f"--html={tmp_path / 'page.html'}"]) == 0
+    html = (tmp_path / "page.html").read_text()
+    words = "loss 3.950, where the 140 published runs of batch size 16 and base learning rate 0.0004 were at 3.910 to 4.000"
+    assert f"{words} after 36,864 sequences, median 3.960" in html
+    assert html.count("Loss beside 140 published runs: their range grey") == 1
+    assert html.count("mlcommons/training_results_v5.1") == 1
+    label = html[html.index('aria-label="Loss by sequences') :]
+    drawn = label[: label.index("</svg>")]
+    assert drawn.count("<use") >= len(qualities)  # a mark for each of its evaluations
+    assert "thousand sequences trained on" in drawn
+
+
 def test_several_figures_are_drawn_and_told_each(tmp_path):
     for i in range(5):
         text = trees.mllog_run(30.0 + i, benchmark="maskrcnn", qualities=({"BBOX": 0.38, "SEGM": 0.341},))

@@ -17,6 +17,7 @@ from mlperf_jax.parallel.layout import STRATEGIES
 from mlperf_jax.parallel.mesh import make_layout, single_device_layout
 from mlperf_jax.precision import POLICIES
 from mlperf_jax.results.events import NullLog, read_events
+from mlperf_jax.rounds import published_curves
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.loop import Session, train
 from mlperf_jax.training.profile import Profile
@@ -162,6 +163,25 @@ def test_target_ends_the_run(resnet, monkeypatch):
     outcome = train(session(resnet, log), resnet.init(1), 0)
     assert (outcome.status, outcome.step, outcome.reason) == ("success", 4, "")
     assert log.keys().count("eval_accuracy") == 1
+
+
+def test_the_log_says_where_published_runs_were(resnet, monkeypatch):
+    """As the workload says, which is asked for the steps done."""
+    monkeypatch.setattr(type(resnet.workload), "goals", (Goal("quality", 0.0),))
+    asked = []
+
+    def told(step):
+        asked.append(step)
+        return published_curves.beside("llama31_8b", 16, 4e-4, 24_576)
+
+    monkeypatch.setattr(resnet.workload, "published_runs", told)
+    log = Log()
+    outcome = train(session(resnet, log), resnet.init(1), 0)
+    assert asked == [outcome.step]
+    assert log.keys()[-3:] == ["eval_accuracy", "published_runs", "eval_stop"]
+    _, value, metadata = log.lines[-2]
+    assert value == {"runs": 140, "least": 4.1827, "median": pytest.approx(4.2558), "most": 4.3643}
+    assert metadata == {"samples_count": 24_576, "batch_size": 16, "base_learning_rate": 4e-4}
 
 
 def test_rerun_is_bit_identical_and_another_seed_is_not(resnet):

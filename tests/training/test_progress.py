@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlperf_jax.goals import Goal
+from mlperf_jax.rounds import published_curves
 from mlperf_jax.training import progress
 from mlperf_jax.training.progress import Progress, model_flops_utilization
 
@@ -66,6 +67,15 @@ def test_one_line_says_everything(clock):
         "step 75/100 | epoch 3.00 | loss 1.2346 | 200.0 images/s | MFU 10.0% | top-1 0.8125 of 0.9000 | 1 min"
         + " 12 s so far | at most 4.0 s left",
     ]
+
+
+def test_published_runs_stand_beside_an_evaluation(clock):
+    stream = io.StringIO()
+    line = make(stream)
+    line.evaluated(25, {"quality": 3.95}, published_curves.beside("llama31_8b", 16, 4e-4, 36_864))
+    assert " | eval top-1 3.9500 of 0.9000 | published runs: 3.910 to 4.000 | " in stream.getvalue()
+    line.evaluated(50, {"quality": 3.29}, published_curves.beside("llama31_8b", 16, 4e-4, 300_000))
+    assert " | published runs: 140 of 140 had reached the target | " in stream.getvalue()
 
 
 def test_throughput_leaves_evaluations_out_and_is_of_the_last_steps(clock):

@@ -49,7 +49,8 @@ def test_imported_weights_answer_as_in_torch():
     segments = {"source_segment": (SOURCE > 0) * 1, "target_segment": np.ones_like(target)}
     with torch.no_grad():
         expected = judge(torch.tensor(SOURCE), torch.tensor(target)).numpy()
-    found = model(source=jnp.asarray(SOURCE), target=jnp.asarray(target), **segments)
+    batch = {"source": jnp.asarray(SOURCE), "target": jnp.asarray(target), **segments}
+    found = jax.jit(lambda batch: model(**batch))(batch)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="normalize_scalar"):
         workload.import_weights({k: v for k, v in tensors.items() if "normalize_scalar" not in k})

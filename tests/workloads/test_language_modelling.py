@@ -226,6 +226,21 @@ def test_two_processes_train_as_one(tmp_path):
     assert len(alone) == 4 and together == pytest.approx(alone, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    "preset, made_up, told", [("closed", False, True), ("closed", True, False), ("mini", False, False)]
+)
+def test_published_runs_stand_beside_closed_ones_on_real_data(monkeypatch, preset, made_up, told):
+    monkeypatch.setattr(Llama31, "made_up_data", made_up)
+    config = numbers.get_config(preset)
+    config.batch_size, config.optimizer.base_lr = 16, 4e-4
+    workload = Llama31(config, POLICIES["float32"], data_dir=Path("/nonexistent"))
+    beside = workload.published_runs(12_288 // 16)
+    assert (beside is not None) is told
+    assert workload.published_runs(700) is None
+    if told:
+        assert (beside.samples, beside.point.median, beside.exact) == (12_288, 5.2338, True)
+
+
 def test_a_closed_run_on_made_up_tokens_lacks_nothing_but_the_target(closed_run):
     folder, process = closed_run
     ended = door.finish(process)

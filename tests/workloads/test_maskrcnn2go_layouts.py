@@ -77,7 +77,7 @@ def test_two_processes_agree_with_one(tmp_path):
     small = "tests.workloads.small_maskrcnn2go:SmallPoses"
     engine = LAYOUTS.engine("fsdp")
     flags = (f"--config.batch_size={BATCH}",)
-    step, found = pair.saved(tmp_path, small, engine, *flags, status=1, devices=1)
+    step, found = pair.saved(tmp_path, small, engine, *flags, status=1)
     _, expected = LAYOUTS.trained("fsdp")
     assert step == agreement.STEPS
     agreement.assert_close(found, expected, floor=FLOOR)

@@ -348,7 +348,7 @@ def test_two_processes_agree_with_one(tmp_path):
     """An epoch of ten steps, the state at its end as the two wrote it, and how it was judged."""
     small = "tests.workloads.small_maskrcnn:SmallMaskRCNN"
     flags = (f"--config.batch_size={BATCH}",)
-    step, found = pair.saved(tmp_path, small, engine_of("fsdp"), *flags, status=1, devices=1)
+    step, found = pair.saved(tmp_path, small, engine_of("fsdp"), *flags, status=1)
     _, expected = trained("fsdp")
     assert step == STEPS and "frozen" not in found
     assert_close(found, {part: tree for part, tree in expected.items() if part != "frozen"})

@@ -32,7 +32,7 @@ def running(tmp_path_factory):
         *("model.encoder_width=16", "model.prediction_width=8", "model.joint_width=8", "batch_size=2"),
         *("eval_batch_size=2", "data.seconds=(6.0,)", "max_epochs=1"),
     )
-    train = (*TOY, f"--results_dir={toy}", "--seed=2", "--config.max_epochs=20", "--visualize=2")
+    train = (*TOY, f"--results_dir={toy}", "--seed=2", "--config.max_epochs=10", "--visualize=2")
     started = {
         closed: door.start_closed(closed, "rnnt", 8, *cuts),
         toy: door.start(door.ROOT, *train, "--config.eval_every_epochs=10", **door.LIGHTLY),

@@ -52,7 +52,7 @@ def test_two_processes_agree_with_one(tmp_path):
     """An epoch, and the state at its end as the two wrote it."""
     small = "tests.workloads.small_ssd_mobilenet:SmallSSDMobileNet"
     flags = (f"--config.batch_size={BATCH}", "--config.target=0.0")
-    step, found = pair.saved(tmp_path, small, engine_of("fsdp"), *flags, devices=1)
+    step, found = pair.saved(tmp_path, small, engine_of("fsdp"), *flags)
     losses, expected = trained("fsdp", EPOCH)
     assert step == EPOCH == len(losses)
     assert_close(found, expected, floor=1e-6)
