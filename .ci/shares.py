@@ -38,6 +38,7 @@ WORKLOADS = {
     "deepspeech2": ("deepspeech2", "ctc", "spectrogram", "word_error"),
     "sentiment": ("sentiment", "text_classifier", "labelled_text"),
     "gpt_oss_20b": ("experts", "gpt_oss"),
+    "llama2_70b_lora": ("low_rank", "gguf", "gov_report", "debian_descriptions", "told_rows"),
     "llama31_8b": (
         "decoder",
         "token_loss",

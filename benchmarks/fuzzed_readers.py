@@ -18,7 +18,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from benchmarks import tflite_graph
+from benchmarks import gguf_writer, tflite_graph
 from benchmarks.fuzzing import Reader
 from input_pipelines import fetch, prepared, tfrecord
 from input_pipelines.clicks import criteo_multihot, criteo_text, pickled_frame
@@ -44,7 +44,7 @@ ARRAYS: dict[str, np.ndarray] = {
 
 def readers() -> list[Reader]:
     """All readers; the pickled table is left out where there is no pandas to write it."""
-    weights = WEIGHTS | {"graph.onnx": _write_onnx_graph, "tflite": _write_tflite}
+    weights = WEIGHTS | {"graph.onnx": _write_onnx_graph, "tflite": _write_tflite, "gguf": _write_gguf}
     found = [Reader(name, _writer(write, name), _read_weights) for name, write in weights.items()]
     found += [
         Reader("weights.json", _write_imported, lambda path: files.load(path.parent)),
@@ -195,6 +195,12 @@ def _write_onnx_graph(path: Path) -> None:
     )
     graph += node(b"Relu", b"r", b"z") + node(b"MatMul", b"l", b"r", b"m") + node(b"Add", b"a", b"l", b"b")
     path.write_bytes(field(1, 8) + field(7, graph))
+
+
+def _write_gguf(path: Path) -> None:
+    blocks = gguf_writer.Array((2, 32), gguf_writer.Q4_1, bytes(range(40)))
+    plain = gguf_writer.Array((3,), gguf_writer.F32, np.ones(3, "<f4").tobytes())
+    gguf_writer.write(path, {"general.name": "x", "tokens": ["a", "b"]}, {"a.weight": blocks, "b": plain})
 
 
 def _write_tflite(path: Path) -> None:

@@ -258,26 +258,42 @@ def _debian_tar(package: str, scratch: Path) -> bytes:
 
 def _apt_download(package: str, scratch: Path) -> Path:
     """Downloads a package into `scratch` with the system's package lists, or else with lists of our own."""
-    lists, cache = scratch / "apt" / "lists", scratch / "apt" / "cache"
-    private = [
-        "-o",
-        f"Dir::State::lists={lists}",
-        "-o",
-        f"Dir::Cache={cache}",
-        "-o",
-        "Acquire::Languages=none",
-    ]
     try:
         _run(["apt-get", "-q", "download", package], scratch)
     except SourceError:  # No lists on this machine, or old ones. Fetching our own needs no root.
-        (lists / "partial").mkdir(parents=True)
-        (cache / "archives" / "partial").mkdir(parents=True)
-        _run(["apt-get", "-q", *private, "update"], scratch)
+        private = _own_lists(scratch, "none")
         _run(["apt-get", "-q", *private, "download", package], scratch)
     archives = sorted(scratch.glob(f"{package}_*.deb"))
     if not archives:
         raise SourceError("apt-get left no package behind")
     return archives[-1]
+
+
+def _own_lists(scratch: Path, language: str) -> list[str]:
+    """Fetches package lists, with descriptions in `language`, into scratch/apt/lists; options of apt-get to use them."""
+    lists, cache = scratch / "apt" / "lists", scratch / "apt" / "cache"
+    settings = f"Dir::State::lists={lists}", f"Dir::Cache={cache}", f"Acquire::Languages={language}"
+    options = [word for setting in settings for word in ("-o", setting)]
+    (lists / "partial").mkdir(parents=True)
+    (cache / "archives" / "partial").mkdir(parents=True)
+    _run(["apt-get", "-q", *options, "-o", "Acquire::GzipIndexes=false", "update"], scratch)
+    return options
+
+
+def debian_lists() -> Source:
+    """Lists of the packages that this machine's sources have, and their descriptions in English, for `fetch_tree`.
+
+    Their names end in _Packages and in _Translation-en.
+    """
+
+    def read(patterns: Sequence[str], scratch: Path) -> dict[str, bytes]:
+        if not shutil.which("apt-get"):
+            raise SourceError("apt-get is not on this machine")
+        _own_lists(scratch, "en")
+        files = (scratch / "apt" / "lists").iterdir()
+        return {file.name: file.read_bytes() for file in files if _matches(file.name, patterns)}
+
+    return Source("package lists of apt-get", read)
 
 
 def _run(command: Sequence[str], cwd: Path) -> bytes:

@@ -21,6 +21,7 @@ _REGISTRY = {
     "dlrm_dcnv2": "mlperf_jax.workloads.recommendation:DLRMDCNv2",
     "gnmt": "mlperf_jax.workloads.translation:GNMTTranslation",
     "gpt_oss_20b": "mlperf_jax.workloads.language_modelling:GptOss",
+    "llama2_70b_lora": "mlperf_jax.workloads.low_rank_tuning:Llama2LowRank",
     "llama31_8b": "mlperf_jax.workloads.language_modelling:Llama31",
     "maskrcnn": "mlperf_jax.workloads.instance_segmentation:MaskRCNNSegmentation",
     "maskrcnn2go": "mlperf_jax.workloads.pose_estimation:PoseEstimation",

@@ -117,6 +117,22 @@ class DecoderConfig:
         )
 
     @classmethod
+    def smollm2_135m(cls) -> DecoderConfig:
+        """SmolLM2 135M (Allal et al., arXiv:2502.02737): 134,515,008 parameters."""
+        return cls(
+            vocab_size=49_152,
+            width=576,
+            mlp_width=1536,
+            num_heads=9,
+            num_key_heads=3,
+            head_width=64,
+            num_layers=30,
+            tied=True,
+            rope_theta=100_000.0,
+            rope_stretch=1.0,
+        )
+
+    @classmethod
     def gpt_oss_20b(cls) -> DecoderConfig:
         """MLPerf's, which is not OpenAI's of that name: 20,488,418,112 parameters."""
         return cls(

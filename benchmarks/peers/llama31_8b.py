@@ -54,10 +54,12 @@ def _turned(x, cos, sin):
 
 
 class TorchLlama(nn.Module):
+    layer: type[Layer] = Layer
+
     def __init__(self, numbers):
         super().__init__()
         self.table = nn.Parameter(torch.randn(numbers.vocab_size, numbers.width))
-        self.layers = nn.ModuleList(Layer(numbers) for _ in range(numbers.num_layers))
+        self.layers = nn.ModuleList(self.layer(numbers) for _ in range(numbers.num_layers))
         self.norm = nn.RMSNorm(numbers.width, eps=numbers.epsilon)
         self.last = None if numbers.tied else nn.Parameter(torch.randn(numbers.vocab_size, numbers.width))
         waves = numbers.rope_theta ** (

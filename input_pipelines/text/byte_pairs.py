@@ -5,7 +5,7 @@ Every text has an encoding, as all bytes are subwords. A file of them is a `toke
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,28 @@ def learn(texts: Iterable[str], size: int) -> Any:
         vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     found.train_from_iterator(texts, trainer)
+    return found
+
+
+def of(tokens: Sequence[str], merges: Sequence[str], special: Sequence[str]) -> Any:
+    """A `tokenizers.Tokenizer` of subwords that were learned elsewhere, for which digits stood alone.
+
+    Args:
+        tokens: by number; bytes as GPT-2 writes them.
+        merges: "a b" for each pair that is put together, the first ones first.
+        special: of the tokens those that are told apart before all else.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    numbers = {token: number for number, token in enumerate(tokens)}
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    found = tokenizers.Tokenizer(models.BPE(numbers, pairs))
+    found.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    found.decoder = decoders.ByteLevel()
+    found.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in special])
     return found
 
 

@@ -49,7 +49,7 @@ class Rows:
 
 
 class TokenRows(base.InMemoryDataset):
-    """A data set of `tokens` [B, L + 1] int32.
+    """A data set of `tokens` [B, L + 1] int32, and of `told` [B, L + 1] uint8 where some of them only are asked for.
 
     Attributes:
         vocabulary_size: V; tokens are below it.
@@ -61,12 +61,16 @@ class TokenRows(base.InMemoryDataset):
         train: base.Field,
         evaluation: base.Field,
         *,
+        told: Sequence[base.Field] = (),
         vocabulary_size: int,
         bytes_per_token: float = 0.0,
         fake: bool,
         description: str,
     ) -> None:
-        super().__init__({"tokens": train}, {"tokens": evaluation}, fake=fake, description=description)
+        fields = [{"tokens": train}, {"tokens": evaluation}]
+        for split, asked in zip(fields, told, strict=False):
+            split["told"] = asked
+        super().__init__(*fields, fake=fake, description=description)
         self.vocabulary_size, self.bytes_per_token = vocabulary_size, bytes_per_token
 
 

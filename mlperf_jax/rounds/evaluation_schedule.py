@@ -78,7 +78,9 @@ def _skipping(interval: int, share: float, more: int) -> _Rule:
     def schedule(batch: int) -> Every:
         skipped = math.floor(share * batch + more)
         words = f"every {interval:,} samples, the first {skipped} of them left out"
-        return Every(interval, words, (interval, interval * (skipped + 1)), "samples")
+        # Each is after whole batches, so that those that are left out may come later than so many samples.
+        last = math.ceil(interval / batch) * batch * (skipped + 1)
+        return Every(interval, words, (interval, last), "samples")
 
     return schedule
 

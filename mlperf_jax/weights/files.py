@@ -21,6 +21,7 @@ from mlperf_jax.results.folders import read_json, write_json
 from mlperf_jax.weights import (
     budget,
     caffe2_file,
+    gguf_file,
     numpy_file,
     onnx_file,
     safetensors_file,
@@ -42,20 +43,37 @@ def named(name: str, data_dir: Path) -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, LazyArray]:
-    """The arrays of a file of PyTorch, safetensors, NumPy (.npz), Caffe2 (.pkl), ONNX or TensorFlow (.index, .pb, .tflite), one by one.
+    """The arrays of a file of PyTorch, safetensors, NumPy (.npz), Caffe2 (.pkl), ONNX, GGUF or TensorFlow (.index, .pb, .tflite), one by one.
 
-    They are read when they are asked for.
+    Of a folder those of all its .safetensors files. They are read when they are asked for.
 
     Raises:
         UserError: it is none of these, damaged, or hostile; and when an array is read that holds NaN or
             infinite numbers.
     """
     with said_of(path):
+        if path.is_dir():
+            return _of_folder(path)
         if not path.is_file():
             raise UserError(
-                f"There is no file {path}; give a .pth, .safetensors, .npz, .pkl, .onnx, .index, .pb or .tflite file."
+                f"There is no file {path}; give a .pth, .safetensors, .npz, .pkl, .onnx, .gguf, .index, .pb or .tflite file."
             )
         return {name: finite(name, array) for name, array in _read(path).items()}
+
+
+def _of_folder(folder: Path) -> dict[str, LazyArray]:
+    found: dict[str, LazyArray] = {}
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise UserError(
+            f"There are no .safetensors files in {folder}; give a folder of them, or a file of weights."
+        )
+    for path in paths:
+        arrays = read_tensors(path)
+        if both := found.keys() & arrays.keys():
+            raise Refused(f"two of its files have an array {min(both)!r}")
+        found |= arrays
+    return found
 
 
 def _read(path: Path) -> dict[str, LazyArray]:
@@ -66,6 +84,8 @@ def _read(path: Path) -> dict[str, LazyArray]:
         end = file.read(8)
     if end == tensorflow_file.MAGIC:
         return tensorflow_file.read(path)  # whose arrays lie in other files
+    if start[:4] == gguf_file.MAGIC:
+        return budget.held(gguf_file.read(path), size)
     if start[4:8] == tflite_file.MAGIC:  # before zip archives, one of which may lie behind it
         return budget.held(tflite_file.read(path), size)
     if zipfile.is_zipfile(path):

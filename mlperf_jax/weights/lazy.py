@@ -124,6 +124,21 @@ def mirrored(array: Tensor, axis: int) -> LazyArray:
     )
 
 
+def parted(array: Tensor, axis: int, sizes: tuple[int, int]) -> LazyArray:
+    """The array with an axis as two of these sizes; of the first no others are read than those of a part."""
+    outer, inner = sizes
+    before, after = array.shape[:axis], array.shape[axis + 1 :]
+
+    def read(index: Index) -> np.ndarray:
+        rows, within = index[axis], index[axis + 1]
+        whole = slice(rows.start * inner, rows.stop * inner)
+        found = np.asarray(array[(*index[:axis], whole, *index[axis + 2 :])])
+        shape = (*found.shape[:axis], rows.stop - rows.start, inner, *found.shape[axis + 1 :])
+        return np.array(found.reshape(shape)[(slice(None),) * (axis + 1) + (within,)])
+
+    return LazyArray((*before, outer, inner, *after), array.dtype, read)
+
+
 def together(arrays: Sequence[Tensor]) -> LazyArray:
     """Arrays of one shape and dtype on a new first axis, each read when a part of it is."""
 

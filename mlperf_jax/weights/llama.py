@@ -4,7 +4,8 @@ model.embed_tokens.weight, model.layers.0.self_attn.q_proj.weight, model.layers.
 on; rotary positions turn halves there as they do here. MLPerf's Llama 2 70B has queries, keys and values in one
 self_attn.qkv_proj.weight. Waves of the positions are passed over; a last product that is the table of embeddings may be there
 or not. Of experts the names are those of Qwen3-MoE, whose layers MLPerf's gpt_oss_20b has but for windows, one by one, or those
-of OpenAI's gpt-oss, all in one array.
+of OpenAI's gpt-oss, all in one array. llama.cpp (GGUF) has names of its own, and turns pairs of neighbours, for which rows of
+queries and keys are put in another order there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.weights.lazy import LazyArray, Tensor, together
+from mlperf_jax.weights.lazy import LazyArray, Tensor, parted, together
 from mlperf_jax.weights.source import Source, unwrapped
 from mlperf_jax.workload import State
 from models.decoder import DecoderConfig
@@ -28,6 +29,10 @@ def from_published(tensors: Mapping[str, Tensor], config: DecoderConfig) -> Stat
     Raises:
         UserError: an array is missing, has another shape, or belongs to another model.
     """
+    if _GGUF_TABLE in tensors:
+        if config.num_experts:
+            raise UserError("There is no import of GGUF's models of experts; give safetensors.")
+        tensors = _of_gguf(tensors, config)
     source = _Llama({unwrapped(name): array for name, array in tensors.items()})
     if source.has("layers.0.self_attn.sinks"):
         raise UserError(
@@ -53,6 +58,49 @@ def from_published(tensors: Mapping[str, Tensor], config: DecoderConfig) -> Stat
     return {"params": params, "model_state": {}}
 
 
+_GGUF_TABLE = "token_embd.weight"
+# llama.cpp's names -> those of `transformers`; of a layer, behind "blk.0.".
+_GGUF_NAMES = {
+    _GGUF_TABLE: "embed_tokens.weight",
+    "output_norm.weight": "norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_GGUF_PARTS = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def _of_gguf(tensors: Mapping[str, Tensor], config: DecoderConfig) -> dict[str, Tensor]:
+    """Under the names of `transformers`; what has none keeps its own."""
+    heads = {"attn_q": config.num_heads, "attn_k": config.num_key_heads}
+    found: dict[str, Tensor] = {}
+    for name, array in tensors.items():
+        block, _, rest = name.partition(".")
+        number, _, part = rest.partition(".")
+        part = part.removesuffix(".weight")
+        if block != "blk" or part not in _GGUF_PARTS:
+            found[_GGUF_NAMES.get(name, name)] = array
+            continue
+        if part in heads and array.ndim == 2 and array.shape[0] == heads[part] * config.head_width:
+            array = _in_halves(array, heads[part])
+        found[f"layers.{number}.{_GGUF_PARTS[part]}.weight"] = array
+    return found
+
+
+def _in_halves(array: Tensor, heads: int) -> Tensor:
+    """Rows [heads, pairs, 2] in the order [heads, 2, pairs]: as they turn in halves."""
+    rows, columns = array.shape
+    return array.reshape(heads, rows // heads // 2, 2, columns).transpose(0, 2, 1, 3).reshape(rows, columns)
+
+
 class _Llama(Source):
     """Arrays of bare products [out, in]."""
 
@@ -66,11 +114,11 @@ class _Llama(Source):
         width, head = config.width, config.head_width
         of_queries, of_keys = config.num_heads * head, config.num_key_heads * head
         attention: dict[str, Any] = {
-            part: {"kernel": array.T.reshape(width, array.shape[0] // head, head)}
+            part: {"kernel": parted(array.T, 1, (array.shape[0] // head, head))}
             for part, array in self._projections(f"{name}.self_attn", width, of_queries, of_keys).items()
         }
         out = self.take(f"{name}.self_attn.o_proj.weight", (width, of_queries)).T
-        attention["out"] = {"kernel": out.reshape(config.num_heads, head, width)}
+        attention["out"] = {"kernel": parted(out, 0, (config.num_heads, head))}
         if config.query_key_norm:
             attention |= {
                 f"{part}_norm": self.norm(f"{name}.self_attn.{part[0]}_norm", head)

@@ -160,7 +160,7 @@ class LanguageModelling(SupervisedWorkload[Decoder, TokenRows]):
             found |= {"most_load": float(load.max()), "least_load": float(load.min())}
         return found
 
-    input_names = ("tokens",)
+    input_names: tuple[str, ...] = ("tokens",)
 
     def answer(self, model: Decoder, inputs: Batch) -> jax.Array:
         """The log perplexity of each row, [B] float32."""

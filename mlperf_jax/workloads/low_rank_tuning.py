@@ -6,21 +6,31 @@ file what its own devices hold.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.weights import files, lazy, llama
-from mlperf_jax.workload import State
+from mlperf_jax.workload import Block, State
 from mlperf_jax.workloads.language_modelling import LanguageModelling
 from models import low_rank
 
 
 class LowRankTuning(LanguageModelling):
-    """Begins with the weights that `config.base_weights` names; without a name with drawn ones, for made-up data."""
+    """Begins with the weights that `config.base_weights` names; of made-up data with drawn ones, where these are not there.
+
+    Rows are asked for what their data set says is `told`.
+    """
+
+    metric = "loss"
+    input_names = ("tokens", "told")
+
+    # What is frozen.
 
     def is_frozen(self, path: tuple[str | int, ...]) -> bool:
         return not any(str(part).startswith(low_rank.NAME) for part in path)
@@ -34,7 +44,8 @@ class LowRankTuning(LanguageModelling):
     def base_file(self) -> Path | None:
         """The published weights: as named, or of that name beside the data; None for drawn ones."""
         name = self.config.base_weights
-        return files.named(name, self.data_dir) if name else None
+        path = files.named(name, self.data_dir) if name else None
+        return None if path and self.made_up_data and not path.exists() else path
 
     def check_data(self) -> None:
         """Also: that the weights are there, without which there is nothing to tune."""
@@ -61,3 +72,46 @@ class LowRankTuning(LanguageModelling):
             f"The weights of {self.benchmark} are tuned before they are measured; give them as --config.base_weights=FILE "
             "when it is trained."
         )
+
+    # How long it is trained, and how fast.
+
+    def schedule(self) -> optax.Schedule:
+        """Learning rate by step: from 0 up, then half a cosine to 0, as get_cosine_schedule_with_warmup of `transformers`."""
+        numbers = self.config.schedule
+        return optax.warmup_cosine_decay_schedule(
+            0.0, self.config.optimizer.base_lr, numbers.warmup_steps, numbers.max_steps
+        )
+
+    def blocks(self) -> Iterator[Block]:
+        """Evaluations every so many samples, rounded up to whole batches, the first ones left out, to the schedule's end."""
+        config = self.config
+        every = math.ceil(config.eval_every_samples / self.batch_size)
+        skipped = math.floor(config.eval_skipped_per_sample * self.batch_size + config.eval_skipped)
+        last = config.schedule.max_steps
+        stops = [*range(min((skipped + 1) * every, last), last, every), last]
+        for index, (start, stop) in enumerate(zip([0, *stops], stops, strict=False)):
+            yield Block(index, start, stop, self.epochs(start), self.epochs(stop) - self.epochs(start))
+
+    def hyperparameters(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "opt_name": config.optimizer.name,
+            "opt_base_learning_rate": config.optimizer.base_lr,
+            "opt_learning_rate_warmup_steps": config.schedule.warmup_steps,
+            "opt_learning_rate_training_steps": config.schedule.max_steps,
+            "opt_adamw_beta_1": config.optimizer.beta1,
+            "opt_adamw_beta_2": config.optimizer.beta2,
+            "opt_adamw_epsilon": config.optimizer.epsilon,
+            "opt_adamw_weight_decay": config.optimizer.weight_decay,
+            "opt_gradient_clip_norm": config.optimizer.clip_norm,
+            "lora_rank": config.model.low_rank,
+            "lora_alpha": config.model.low_rank_alpha,
+            "lora_dropout": config.model.low_rank_dropout,
+            "max_sequence_length": self._length,
+        }
+
+
+class Llama2LowRank(LowRankTuning):
+    """Llama 2 70B on GovReport (closed), and SmolLM2-135M on Debian's descriptions (mini)."""
+
+    benchmark = "llama2_70b_lora"

@@ -86,6 +86,20 @@ SMALL = {
     ],
     # In the first step of AdamW a gradient that is rounding would be its sign.
     "bert": ["batch_size=4", "model.num_layers=1", "schedule.warmup_steps=2", "optimizer.epsilon=1e-2"],
+    "llama2_70b_lora": [
+        "batch_size=4",
+        "data.length=24",
+        "loss_tile=24",
+        "model.width=32",
+        "model.mlp_width=48",
+        "model.num_heads=4",
+        "model.num_key_heads=2",
+        "model.head_width=8",
+        "model.num_layers=2",
+        "model.low_rank=3",
+        "model.low_rank_dropout=0.0",
+        "optimizer.epsilon=1e-2",
+    ],
     "llama31_8b": ["batch_size=4", "model.num_layers=2", "schedule.warmup_steps=2", "optimizer.epsilon=1e-2"],
     "gpt_oss_20b": [
         "batch_size=4",

@@ -55,6 +55,27 @@ def test_any_part_of_a_file_is_what_numpy_cuts(shape, block, data, tmp_path_fact
     np.testing.assert_array_equal(flat, expected.T.reshape(-1)[1:5])
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2), st.integers(1, 4), st.integers(1, 4), st.data())
+def test_of_an_axis_in_two_only_rows_of_the_first_are_read(axis, outer, inner, data):
+    shape = [3, 2, 4]
+    shape[axis] = outer * inner
+    array = np.arange(math.prod(shape)).reshape(shape)
+    expected = array.reshape(*shape[:axis], outer, inner, *shape[axis + 1 :])
+    asked = []
+
+    def read(index):
+        asked.append(index[axis])
+        return array[index]
+
+    found = lazy.parted(lazy.LazyArray(array.shape, array.dtype, read), axis, (outer, inner))
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    part = data.draw(parts(expected.shape))
+    np.testing.assert_array_equal(found[part], expected[part])
+    start, stop, _ = part[axis].indices(outer)
+    assert asked == [slice(start * inner, stop * inner)]
+
+
 def test_arrays_together_are_read_one_by_one():
     asked = []
 
