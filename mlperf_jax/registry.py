@@ -20,7 +20,7 @@ _REGISTRY = {
     "dlrm": "mlperf_jax.workloads.recommendation:DLRMv1",
     "dlrm_dcnv2": "mlperf_jax.workloads.recommendation:DLRMDCNv2",
     "gnmt": "mlperf_jax.workloads.translation:GNMTTranslation",
-    "llama31_8b": "mlperf_jax.workloads.language_modelling:Llama31",
+    "llama31_8b": "mlperf_jax.workloads.generation:ServedLlama31",
     "maskrcnn": "mlperf_jax.workloads.instance_segmentation:MaskRCNNSegmentation",
     "maskrcnn2go": "mlperf_jax.workloads.pose_estimation:PoseEstimation",
     "minigo": "mlperf_jax.workloads.reinforcement_learning:MiniGo",

@@ -8,6 +8,7 @@ import numpy as np
 
 from configs import llama31_8b
 from input_pipelines.text.token_rows import Rows, TokenRows
+from mlperf_jax.workloads.generation import ServedLlama31
 from mlperf_jax.workloads.language_modelling import Llama31
 from mlperf_jax.workloads.low_rank_tuning import LowRankTuning
 
@@ -61,6 +62,30 @@ class SmallLlama(Llama31):
         config.optimizer.base_lr, config.max_epochs = 0.02, 2
         config.inference.min_duration_s, config.inference.batch_sizes = 0.2, (1, 4)
         config.target = 0.0  # no loss falls to 0: a run goes to its end
+        return config
+
+
+class SmallTelling(ServedLlama31, SmallLlama):
+    """Served by the token, with bounds that a busy machine keeps."""
+
+    @staticmethod
+    def get_config(preset):
+        config = SmallLlama.get_config(preset)
+        config.inference.update(
+            dict(
+                samples=20,
+                prompt=6,
+                max_tokens=8,
+                min_tokens=2,
+                slots=3,
+                page=4,
+                chunks=(4,),
+                ends=(3, 5),
+                max_first_s=20.0,
+                max_each_s=10.0,
+                latency_share=0.9,  # a few queries prove it
+            )
+        )
         return config
 
 

@@ -43,7 +43,7 @@ def run_tests(harness: Harness, scenario: TestScenario) -> Iterator[Measurement]
     Raises:
         UserError: there are no VALID performance run and no accuracy run to hold the tests against.
     """
-    folder = harness.root / scenario.name
+    folder = harness.root / harness.name_of(scenario)
     reference = _reference(folder)
     settings = settings_of(reference.own, scenario)
     for test in tests_of(harness.numbers["loadgen_model"]):

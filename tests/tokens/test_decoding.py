@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -177,6 +178,16 @@ def test_nothing_is_compiled_after_the_programs():
     with counted() as one:
         jax.jit(lambda x: x * 3.5 + 1)(jnp.ones(3))
     assert one
+
+
+def test_the_cache_is_written_where_it_is():
+    """A step gives it back in the memory that it came in, and nowhere copies it or a kernel."""
+    made = programs("llama")
+    cache = sum(array.nbytes for both in made._cache for array in both)
+    for program in (made._compiled["step"], made._compiled[8]):
+        assert program.memory_analysis().alias_size_in_bytes >= cache
+        copied = re.findall(r"= \w+(\[[\d,]*\])\S* copy\(", program.as_text())
+        assert copied and "[24,2,4,4]" not in copied
 
 
 def test_what_breaks_one_text_touches_no_other():
