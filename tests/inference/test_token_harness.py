@@ -13,10 +13,13 @@ from mlperf_jax.inference import command
 from mlperf_jax.inference.options import InferOptions
 from mlperf_jax.inference.settings import Asked
 from mlperf_jax.inference.trained import Trained
+from mlperf_jax.judging.accuracy_log import read_token_answers
+from mlperf_jax.judging.compliance import verify_tokens
 from mlperf_jax.precision import POLICIES
 from mlperf_jax.results.folders import read_json
 from tests.toys_language import SmallTelling
 
+ENDS = (3, 5)
 SCENARIOS = ("SingleStream", "Server", "Interactive", "Offline")
 
 
@@ -81,6 +84,30 @@ def test_all_scenarios_tell_the_same_tokens(measure, capsys):
     assert len(answers["Offline"]) == 20 and len(set(answers["Offline"].values())) > 5
     assert all(found == answers["Offline"] for found in answers.values())
     assert out.count("tokens/s") == 3 and "to the first (bound 20000 ms)" in out
+
+
+def test_tokens_are_audited(measure, capsys):
+    """TEST06 after a performance and an accuracy run, with first tokens and without."""
+    for name in ("Server", "Offline"):
+        status, folder = measure(scenario=name)
+        assert status == 0, capsys.readouterr().out
+        status, folder = measure(scenario=name, mode="compliance")
+        out = capsys.readouterr().out
+        assert status == 0 and "TEST06 verification complete" in out, out
+        told = (folder / name / "TEST06/verify_accuracy.txt").read_text()
+        assert f"First token check pass: {'True' if name == 'Server' else 'Skipped'}" in told
+        logged = read_token_answers(folder / name / "TEST06/accuracy/mlperf_log_accuracy.json")
+        assert len(logged) > 10
+        # What is not so is seen.
+        good = next(one for one in logged if len(one.tokens) > 2 and one.tokens[1] not in ENDS)
+        for bad in (
+            good._replace(tokens=(good.tokens[0], 3, *good.tokens[2:])),
+            good._replace(counted=good.counted + 1),
+            good._replace(first=(good.tokens[0] + 1,)),
+        ):
+            assert not verify_tokens([*logged, bad], ENDS, first_told=True).passed
+    assert verify_tokens(logged, ENDS, first_told=False).passed
+    assert not verify_tokens([], ENDS, first_told=False).passed
 
 
 def test_the_official_package_drives_the_same_system(measure, capsys):
