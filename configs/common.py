@@ -91,7 +91,6 @@ def telling(
     chunks: tuple[int, ...],
     min_tokens: int = 1,
     ends: tuple[int, ...] = (),
-    **bounds: float,
 ) -> Numbers:
     """Further `inference` numbers, of models that answer token by token.
 
@@ -103,7 +102,6 @@ def telling(
         page: positions of a page of the cache.
         chunks: tokens of a prompt that are read at a time, padded to one of these, ascending.
         ends: tokens that end a text.
-        bounds: max_first_s, max_each_s, where Server's bounds on the latency of tokens are not LoadGen's.
     """
     return dict(
         scenarios=("SingleStream", "Server", "Interactive", "Offline"),
@@ -115,7 +113,8 @@ def telling(
         page=page,
         chunks=chunks,
         ends=ends,
-        **bounds,
+        max_first_s=0.0,  # Server's bounds on the latency of the first token and of each other; 0 for LoadGen's
+        max_each_s=0.0,
     )
 
 

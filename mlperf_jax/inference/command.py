@@ -192,6 +192,11 @@ def _token_harness(
     workload: TokenWorkload, model: Trained, options: InferOptions, total: int, loaded: int
 ) -> TokenHarness:
     """As `_make_harness`, of models that answer token by token."""
+    if options.asked.max_latency_s:
+        raise UserError(
+            "--max_latency bounds whole answers, and here tokens have bounds of their own; give "
+            "--config.inference.max_first_s or --config.inference.max_each_s."
+        )
     quality = workload.reference_quality(lambda layout: model.load(workload, layout))
     model = dataclasses.replace(model, quality=quality)
     places = placed(workload, model, *_strategy(options))

@@ -330,7 +330,7 @@ class Harness:
             )
             with watch as watched:
                 result = lg.run(watched, self.samples, settings, log_settings, audit_config=audit_config)
-            batches = dict(sorted(sut.batches.items())) if isinstance(sut, BatchingSut) else None
+            batches = None if isinstance(sut, InlineSut) else dict(sorted(sut.batches.items()))
         measured = Measurement(name, kind, result, settings, folder, batches=batches)
         if kind in ("accuracy", "submission") and not result.errors:
             measured = self._judged(measured)

@@ -74,8 +74,10 @@ class TokenHarness(Harness):
         timings = self.timings(scenario)
         settings = make_settings(scenario, mode, numbers, self.options.asked, timings, len(self.replicas))
         settings.use_token_latencies = True
-        settings.ttft_latency = round(1e9 * numbers.get("max_first_s", settings.ttft_latency / 1e9))
-        settings.tpot_latency = round(1e9 * numbers.get("max_each_s", settings.tpot_latency / 1e9))
+        if first_s := numbers["max_first_s"]:
+            settings.ttft_latency = round(1e9 * first_s)
+        if each_s := numbers["max_each_s"]:
+            settings.tpot_latency = round(1e9 * each_s)
         # A set that is smaller than MLPerf's is asked for once, and not as often as fill up theirs.
         if scenario == TestScenario.Offline:
             settings.min_query_count = min(settings.min_query_count, self._samples.total_count)

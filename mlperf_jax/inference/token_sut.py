@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Self
 
@@ -113,6 +114,11 @@ class TokenSut:
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+
+    @property
+    def batches(self) -> dict[int, int]:
+        """Texts that a step told a token of -> how many such steps there were."""
+        return dict(sum((Counter(engine.batches) for engine in self._engines), Counter()))
 
     def start(self, responses: Responses) -> None:
         self._responses = responses

@@ -65,7 +65,7 @@ class Engine:
             chunk. More let texts begin earlier, and hold up those that are under way for longer.
 
     Attributes:
-        rounds, steps: since it was made: rounds, and steps of all slots.
+        batches: texts that got a token -> in how many steps there were so many, since it was made.
     """
 
     def __init__(self, programs: Device, *, between_steps: int = 0) -> None:
@@ -79,7 +79,7 @@ class Engine:
         self._closed = False
         self._broken: str | None = None
         self._thread: threading.Thread | None = None
-        self.rounds = self.steps = 0
+        self.batches: dict[int, int] = {}
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._run, name="tokens", daemon=True)
@@ -125,10 +125,10 @@ class Engine:
         if scheduler.telling:
             step = _Asked(self._programs.step(), list(scheduler.telling.items()))
             asked.append(step)
-            self.steps += 1
+            size = len(step.texts)
+            self.batches[size] = self.batches.get(size, 0) + 1
             for _, text in step.texts:
                 scheduler.asked(text)
-        self.rounds += 1
         if asked:
             self._under_way.append(asked)
         while self._under_way and (len(self._under_way) > 1 or not asked):

@@ -35,7 +35,7 @@ def drawn_state():
 def measure(monkeypatch, tmp_path):
     """Runs the command on two devices with a drawn model; the folder of its results."""
 
-    def run(*, numbers=(), **flags):
+    def run(*, numbers=(), bound_s=None, **flags):
         config = SmallTelling.get_config("mini")
         config.inference.update(dict(numbers))
         workload = SmallTelling(config, POLICIES["float32"], data_dir=Path())
@@ -51,7 +51,7 @@ def measure(monkeypatch, tmp_path):
                 command, "open_model", lambda _: (workload, Trained("a drawn one", {}, None, load))
             )
             options = InferOptions(
-                "toy", "mini", "cpu", tmp_path, asked=Asked(0.2, 100.0), system="here", **flags
+                "toy", "mini", "cpu", tmp_path, asked=Asked(0.2, 100.0, bound_s), system="here", **flags
             )
             status = command.infer_command(options)
         return status, tmp_path / "mini/inference/here/toy"
@@ -69,6 +69,7 @@ def test_all_scenarios_tell_the_same_tokens(measure, capsys):
             read_json(folder / name / kind / "result.json") for kind in ("performance/run_1", "accuracy")
         )
         assert performance["valid"] and accuracy["passed"] and performance["replicas"] == 2
+        assert set(performance["batches"]) <= ({"1"} if name == "SingleStream" else {"1", "2", "3"})
         assert not performance["errors"] and not accuracy["errors"]
         assert set(accuracy["quality"]) == {"rouge1", "rouge2", "rougeL"}
         entries = json.loads((folder / name / "accuracy/mlperf_log_accuracy.json").read_text())
@@ -121,6 +122,8 @@ def test_the_official_package_drives_the_same_system(measure, capsys):
 
 
 def test_what_cannot_be_measured_is_refused(measure):
+    with pytest.raises(UserError, match="--max_latency bounds whole answers"):
+        measure(scenario="Server", bound_s=1.0)
     with pytest.raises(
         UserError, match="SingleStream and Server and Interactive and Offline only, as in MLPerf"
     ):

@@ -116,7 +116,7 @@ def test_a_place_is_given_on_as_soon_as_the_last_token_is_asked_for():
     engine.submit(Request(np.ones(3, np.int32), 2), first)
     engine.submit(Request(np.ones(5, np.int32), 2), second)
     run(engine)
-    assert engine.steps == 2 and first.finished and second.finished
+    assert engine.batches == {1: 2} and first.finished and second.finished
 
 
 def test_threads_ask_and_a_broken_device_tells_all():
