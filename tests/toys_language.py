@@ -81,8 +81,9 @@ class SmallTelling(ServedLlama31, SmallLlama):
                 page=4,
                 chunks=(4,),
                 ends=(3, 5),
-                max_first_s=20.0,
-                max_each_s=10.0,
+                max_first_s=600.0,
+                max_each_s=600.0,
+                sut_timeout_s=600.0,
                 latency_share=0.9,  # a few queries prove it
             )
         )

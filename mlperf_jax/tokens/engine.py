@@ -25,7 +25,7 @@ from mlperf_jax.tokens.requests import Listener, Request, refusal
 from mlperf_jax.tokens.sampling import FAILED
 from mlperf_jax.tokens.scheduler import Scheduler, Text
 
-_PATIENCE_SECONDS = 5.0  # for a round to end
+_PATIENCE_SECONDS = 60.0  # for a round to end: no other engine can have the programs before
 
 _log = logging.getLogger(__name__)
 
