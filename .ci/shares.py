@@ -37,6 +37,7 @@ WORKLOADS = {
     "rnnt": ("rnnt", "transducer", "test_sound", "utterances", "librispeech", "spoken"),
     "deepspeech2": ("deepspeech2", "ctc", "spectrogram", "word_error"),
     "sentiment": ("sentiment", "text_classifier", "labelled_text"),
+    "answers by the token": (".tokens.", "token_harness", "token_verdicts", "rouge", "attention_paged"),
     "llama31_8b": ("decoder", "experts", "token_loss", "language_model", "linux_doc", "token_stream", "c4"),
     "transformer": ("transformer", "translation", ".text.", "beam_search", "bleu"),
     "ncf": ("ncf", "neumf", "negatives", "interactions", "collaborative"),
