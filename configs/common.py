@@ -81,12 +81,49 @@ def fashion_mnist() -> Numbers:
 CLICK_ROWS = (104, 200, 304, 504, 704, 1000, 1400, 2000, 2800, 4000, 5600, 8000, 11200)
 
 
+def telling(
+    *,
+    samples: int,
+    prompt: int,
+    max_tokens: int,
+    slots: int,
+    page: int,
+    chunks: tuple[int, ...],
+    min_tokens: int = 1,
+    ends: tuple[int, ...] = (),
+) -> Numbers:
+    """Further `inference` numbers, of models that answer token by token.
+
+    Args:
+        samples: of the evaluation set, at most.
+        prompt: tokens of a sample that are given.
+        max_tokens, min_tokens: to be told.
+        slots: texts that are told at a time.
+        page: positions of a page of the cache.
+        chunks: tokens of a prompt that are read at a time, padded to one of these, ascending.
+        ends: tokens that end a text.
+    """
+    return dict(
+        scenarios=("SingleStream", "Server", "Interactive", "Offline"),
+        samples=samples,
+        prompt=prompt,
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        slots=slots,
+        page=page,
+        chunks=chunks,
+        ends=ends,
+        max_first_s=0.0,  # Server's bounds on the latency of the first token and of each other; 0 for LoadGen's
+        max_each_s=0.0,
+    )
+
+
 def serving(
     loadgen_model: str,
     batch_sizes: tuple[int, ...],
     *,
     min_duration_s: float = 600.0,
-    published_quality: float = 0.0,
+    published_quality: float | dict[str, float] = 0.0,
     sut_timeout_s: float = 60.0,
     **bounds: float,
 ) -> Numbers:
@@ -96,7 +133,7 @@ def serving(
         loadgen_model: under this name LoadGen's own defaults (mlperf.conf) apply.
         batch_sizes: that are compiled; of rows, where a sample is several.
         min_duration_s: of a run; by default MLPerf's.
-        published_quality: of MLPerf's weights for inference; 0 where there are none.
+        published_quality: of MLPerf's weights for inference, by name where there are several figures; 0 where there are none.
         sut_timeout_s: without any answer, until a run is given up.
         bounds: max_latency_s, where Server's bound is not LoadGen's; latency_share, where not 99 % must keep to it.
     """

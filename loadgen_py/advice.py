@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from loadgen_py.settings import TestScenario
-from loadgen_py.statistics import PerformanceVerdict
+from loadgen_py.statistics import Evidence, PerformanceVerdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ def reasons(verdict: PerformanceVerdict) -> list[Reason]:
     if not verdict.min_queries_met:
         found.append(_count_reason(verdict))
     if not verdict.early_stopping.met:
-        found.append(_evidence_reason(verdict))
+        found += _evidence_reasons(verdict)
     return found
 
 
@@ -115,20 +115,27 @@ def _count_reason(verdict: PerformanceVerdict) -> Reason:
     )
 
 
-def _evidence_reason(verdict: PerformanceVerdict) -> Reason:
-    missing, count = verdict.early_stopping.queries_missing, verdict.measured.queries_issued
-    settings = verdict.settings
-    if settings.scenario != TestScenario.Server:
-        wanted = count + missing
-        text = f"{count} queries are {missing} too few for early stopping. Try min_query_count={wanted}."
-        return Reason("early_stopping", text, {"min_query_count": wanted})
-    if not verdict.perf_constraints_met:
-        slow = verdict.overlatency_count
-        text = f"{count} queries with {slow} over the bound prove nothing: lower the rate first."
+def _evidence_reasons(verdict: PerformanceVerdict) -> list[Reason]:
+    """One reason for each kind of latency of which too little is known: where one fails, the others are told too."""
+    count, settings = verdict.measured.queries_issued, verdict.settings
+    if settings.scenario == TestScenario.Server:
+        return [_server_evidence(verdict, one) for one in verdict.evidence if one.missing]
+    missing = verdict.early_stopping.queries_missing
+    wanted = count + missing
+    text = f"{count} queries are {missing} too few for early stopping. Try min_query_count={wanted}."
+    return [Reason("early_stopping", text, {"min_query_count": wanted})]
+
+
+def _server_evidence(verdict: PerformanceVerdict, found: Evidence) -> Reason:
+    count = verdict.measured.queries_issued
+    bound = "the bound" if found.name == "latency" else f"the bound on the {found.name}"
+    if not found.bounded:
+        text = f"{count} queries with {found.slow} over {bound} prove nothing: lower the rate first."
         return Reason("early_stopping", text)
-    duration_ms = math.ceil((count + missing) / settings.target_qps * 1100)
+    most = max(one.missing for one in verdict.evidence if one.bounded)
+    duration_ms = math.ceil((count + most) / verdict.settings.target_qps * 1100)
     text = (
-        f"{count} queries, {verdict.overlatency_count} of them over the bound, are {missing} too few "
+        f"{count} queries, {found.slow} of them over {bound}, are {found.missing} too few "
         f"for early stopping, if all more are under it. Try min_duration_ms={duration_ms}."
     )
     return Reason("early_stopping", text, {"min_duration_ms": duration_ms})

@@ -26,6 +26,12 @@ from mlperf_jax.errors import UserError
 
 T = TypeVar("T")
 
+_EARLY = (
+    ("", "early_stopping_result"),
+    ("TTFT: ", "early_stopping_ttft_result"),
+    ("TPOT: ", "early_stopping_tpot_result"),
+)
+
 
 def run_official(
     sut: SystemUnderTest,
@@ -238,7 +244,7 @@ def _read_result(settings: TestSettings, log_dir: Path, error: str | None) -> Re
     if metrics.get("result_validity") == "INVALID":
         texts = [metrics.get("result_invalid_reason", "")]
         if not metrics.get("early_stopping_met", True):
-            texts.append(metrics.get("early_stopping_result", ""))
+            texts += [f"{kind}{text}" for kind, key in _EARLY if (text := metrics.get(key, "").strip())]
         reasons.append(Reason("official", " ".join(text.strip() for text in texts if text.strip())))
     return Result(
         scenario=settings.scenario.name,

@@ -74,6 +74,22 @@ class BoundedLatency(NamedTuple):
     bound_ns: int
 
 
+class Evidence(NamedTuple):
+    """How far Server's queries prove that one kind of latency keeps its bound.
+
+    Attributes:
+        name: the kind.
+        bounded: whether it does keep it at the percentile.
+        slow: queries over the bound.
+        missing: queries under it that it would still take; 0 where there are enough.
+    """
+
+    name: str
+    bounded: bool
+    slow: int
+    missing: int
+
+
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
     """Whether there is enough evidence, and the estimates that submissions are judged by.
@@ -119,6 +135,17 @@ class PerformanceVerdict:
     def bounded(self) -> list[BoundedLatency]:
         """The latencies that Server bounds."""
         return _bounded(self.settings, self.samples, self.first_token, self.per_token)
+
+    @property
+    def evidence(self) -> list[Evidence]:
+        """Of every latency that Server bounds: the official verdict leaves the others out where one fails."""
+        percentile, count = self.settings.target_latency_percentile, self.measured.queries_issued
+        found = []
+        for name, latencies, bound_ns in self.bounded:
+            slow = int(np.count_nonzero(latencies.values > bound_ns)) if latencies else 0
+            missing = max(fast_queries_needed(slow, percentile) + slow - count, 0)
+            found.append(Evidence(name, latencies is None or latencies.target <= bound_ns, slow, missing))
+        return found
 
     @property
     def valid(self) -> bool:

@@ -78,7 +78,7 @@ FLAGS = cli.define(
     ),
     cli.choice(
         "scenario",
-        ("SingleStream", "MultiStream", "Server", "Offline", "all"),
+        ("SingleStream", "MultiStream", "Server", "Interactive", "Offline", "all"),
         "Measure inference under this LoadGen scenario.",
     ),
     cli.choice(

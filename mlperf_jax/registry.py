@@ -22,7 +22,7 @@ _REGISTRY = {
     "gnmt": "mlperf_jax.workloads.translation:GNMTTranslation",
     "gpt_oss_20b": "mlperf_jax.workloads.language_modelling:GptOss",
     "llama2_70b_lora": "mlperf_jax.workloads.low_rank_tuning:Llama2LowRank",
-    "llama31_8b": "mlperf_jax.workloads.language_modelling:Llama31",
+    "llama31_8b": "mlperf_jax.workloads.generation:ServedLlama31",
     "maskrcnn": "mlperf_jax.workloads.instance_segmentation:MaskRCNNSegmentation",
     "maskrcnn2go": "mlperf_jax.workloads.pose_estimation:PoseEstimation",
     "minigo": "mlperf_jax.workloads.reinforcement_learning:MiniGo",

@@ -7,6 +7,7 @@ A workload supplies phases; the training loop and the inference path only call t
                       data        the batches of a block of steps (a finite set in epochs, or games played just now)
                       evaluate    the figures of a state
     ServedWorkload    predict     answers to samples
+    TokenWorkload     token_programs, request     answers token by token
 
 `mlperf_jax.supervised.SupervisedWorkload` fills in all of them for a model with a loss and a data
 set; most workloads derive from it. A model that is only trained, or only served, has one of the two.
@@ -38,6 +39,8 @@ from mlperf_jax.weights.lazy import Tensor
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from mlperf_jax.tokens.programs import Programs
+    from mlperf_jax.tokens.requests import Request
     from mlperf_jax.training.engine import Engine
 
 State = dict[str, Any]
@@ -344,10 +347,7 @@ class TrainedWorkload(Workload):
 
 
 class ServedWorkload(Workload):
-    """What the inference path calls. `predict` is traced; the others run on the host.
-
-    A third contract, of models that answer token by token (prefill, decode, a cache), is to stand beside this one.
-    """
+    """What the inference path calls. `predict` is traced; the others run on the host."""
 
     @property
     def served_goals(self) -> tuple[Goal, ...]:
@@ -456,3 +456,35 @@ class ServedWorkload(Workload):
             UserError: they are of another model, or this workload has no published weights.
         """
         raise UserError(f"There is no import of published weights for {self.benchmark}.")
+
+
+class TokenWorkload(ServedWorkload):
+    """What the inference path calls of models that answer token by token, instead of `predict` and its samples.
+
+    `num_samples`, `served_struct` and `import_weights` are as of any that is served.
+    """
+
+    @property
+    @abc.abstractmethod
+    def token_goals(self) -> tuple[Goal, ...]:
+        """The figures of `token_figures`."""
+
+    @abc.abstractmethod
+    def token_programs(self, state: State, layout: Layout) -> Programs:
+        """The programs of a model in its place; nothing is compiled yet."""
+
+    @abc.abstractmethod
+    def request(self, index: int) -> Request:
+        """What sample `index` asks for."""
+
+    @abc.abstractmethod
+    def token_figures(self, indices: np.ndarray, answers: Sequence[np.ndarray]) -> Evaluation:
+        """The figures of answers to samples [N], each [tokens] int32, by the names of `token_goals`."""
+
+    @abc.abstractmethod
+    def reference_quality(self, load: Callable[[Layout], State]) -> Quality:
+        """What answers are held against: as published, or of an implementation that is as plain as can be.
+
+        Args:
+            load: reads the model into the places of a layout.
+        """

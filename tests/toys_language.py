@@ -8,6 +8,7 @@ import numpy as np
 
 from configs import gpt_oss_20b, llama31_8b
 from input_pipelines.text.token_rows import Rows, TokenRows
+from mlperf_jax.workloads.generation import ServedLlama31
 from mlperf_jax.workloads.language_modelling import GptOss, Llama31
 from mlperf_jax.workloads.low_rank_tuning import LowRankTuning
 
@@ -77,6 +78,31 @@ class SmallLlama(Llama31):
     @staticmethod
     def get_config(preset):
         return small(llama31_8b.get_config("mini"))
+
+
+class SmallTelling(ServedLlama31, SmallLlama):
+    """Served by the token, with bounds that a busy machine keeps."""
+
+    @staticmethod
+    def get_config(preset):
+        config = SmallLlama.get_config(preset)
+        config.inference.update(
+            dict(
+                samples=20,
+                prompt=6,
+                max_tokens=8,
+                min_tokens=2,
+                slots=3,
+                page=4,
+                chunks=(4,),
+                ends=(3, 5),
+                max_first_s=600.0,
+                max_each_s=600.0,
+                sut_timeout_s=600.0,
+                latency_share=0.9,  # a few queries prove it
+            )
+        )
+        return config
 
 
 class SmallExperts(GptOss):

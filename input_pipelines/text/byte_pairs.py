@@ -5,7 +5,8 @@ Every text has an encoding, as all bytes are subwords. A file of them is a `toke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,9 @@ def read(path: Path) -> Any:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises no narrower one
         raise UserError(f"The tokenizer {path} cannot be read ({error}); put a sound copy there.") from None
+
+
+def decoder(path: Path) -> Callable[[Sequence[int]], str]:
+    """What gives the text of tokens, by the tokenizer of a file, which is read when the first is asked for."""
+    tokenizer = functools.cache(lambda: read(path))
+    return lambda tokens: tokenizer().decode(tokens)

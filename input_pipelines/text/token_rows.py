@@ -7,7 +7,7 @@ anything say where a text begins.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,7 @@ class TokenRows(base.InMemoryDataset):
     Attributes:
         vocabulary_size: V; tokens are below it.
         bytes_per_token: of the evaluation texts; 0 where it is not known.
+        text_of: gives the text of tokens; None where it is not known.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class TokenRows(base.InMemoryDataset):
         told: Sequence[base.Field] = (),
         vocabulary_size: int,
         bytes_per_token: float = 0.0,
+        text_of: Callable[[Sequence[int]], str] | None = None,
         fake: bool,
         description: str,
     ) -> None:
@@ -72,6 +74,7 @@ class TokenRows(base.InMemoryDataset):
             split["told"] = asked
         super().__init__(*fields, fake=fake, description=description)
         self.vocabulary_size, self.bytes_per_token = vocabulary_size, bytes_per_token
+        self.text_of = text_of
 
 
 def open_synthetic(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -19,14 +19,17 @@ from mlperf_jax.goals import Quality, targets
 from mlperf_jax.inference import compliance, summary
 from mlperf_jax.inference.measure import Harness, Measurement, say
 from mlperf_jax.inference.options import InferOptions
-from mlperf_jax.inference.replicas import make_replicas
-from mlperf_jax.inference.settings import SCENARIOS, defaults, require_room
+from mlperf_jax.inference.replicas import make_replicas, placed
+from mlperf_jax.inference.settings import INTERACTIVE, SCENARIOS, defaults, require_room
+from mlperf_jax.inference.token_harness import TokenHarness
+from mlperf_jax.inference.token_sut import TokenReplica, TokenSamples
 from mlperf_jax.inference.trained import Trained, open_model
 from mlperf_jax.parallel import mesh
+from mlperf_jax.parallel.layout import Strategy
 from mlperf_jax.results import system
 from mlperf_jax.results.events import run_labels
 from mlperf_jax.results.folders import Runs
-from mlperf_jax.workload import ServedWorkload
+from mlperf_jax.workload import ServedWorkload, TokenWorkload
 
 _MOST_LOADED = 1024  # samples in memory, where LoadGen's defaults name no number
 
@@ -59,11 +62,11 @@ def infer_command(options: InferOptions) -> int:
         ) from error
 
 
-def _measure(options: InferOptions, scenarios: Sequence[TestScenario]) -> int:
+def _measure(options: InferOptions, scenarios: Sequence[str]) -> int:
     harness = _make_harness(options, scenarios)
     scenarios = _offered(harness.numbers, scenarios, options)
     say(f"measuring {harness.facts['model']}; compiling")
-    harness.prepare(scenarios)
+    harness.prepare([_in_loadgen(name) for name in scenarios])
     if programs := harness.facts.get("programs"):
         say(f"{programs['cached']} of {programs['needed']} programs kept from before")
     patience = harness.numbers["sut_timeout_s"]
@@ -82,7 +85,13 @@ def _measure(options: InferOptions, scenarios: Sequence[TestScenario]) -> int:
     return int(not passed)
 
 
-def _scenarios(options: InferOptions) -> list[TestScenario]:
+def _in_loadgen(scenario: str) -> TestScenario:
+    """What LoadGen calls it."""
+    return TestScenario.Server if scenario == INTERACTIVE else TestScenario[scenario]
+
+
+def _scenarios(options: InferOptions) -> Sequence[str]:
+    """What was asked for, under MLPerf's names."""
     names = SCENARIOS if options.scenario == "all" else (options.scenario,)
     if options.mode == "find_peak":
         if options.scenario not in ("all", "Server"):
@@ -90,30 +99,31 @@ def _scenarios(options: InferOptions) -> list[TestScenario]:
                 f"--mode=find_peak searches Server's rate; it does not go with --scenario={options.scenario}."
             )
         names = ("Server",)
-    return [TestScenario[name] for name in names]
+    return names
 
 
-def _offered(
-    numbers: Mapping[str, Any], scenarios: Sequence[TestScenario], options: InferOptions
-) -> list[TestScenario]:
+def _offered(numbers: Mapping[str, Any], scenarios: Sequence[str], options: InferOptions) -> Sequence[str]:
     """Those of them in which the workload is measured: all, or those that its `inference` numbers name.
 
     Raises:
         UserError: one was asked for by name in which it is not.
     """
     names = numbers.get("scenarios", SCENARIOS)
-    offered = [scenario for scenario in scenarios if scenario.name in names]
+    if options.scenario == "all" and len(scenarios) > 1:
+        return names
+    offered = [scenario for scenario in scenarios if scenario in names]
     if len(offered) < len(scenarios) and (options.scenario != "all" or not offered):
         raise UserError(
-            f"{options.workload} is measured in {' and '.join(names)} only, as in MLPerf, not in {scenarios[0].name}; "
+            f"{options.workload} is measured in {' and '.join(names)} only, as in MLPerf, not in {scenarios[0]}; "
             f"use --scenario={names[0]}, or --scenario=all for each of them."
         )
     return offered
 
 
-def _runs(harness: Harness, scenarios: Sequence[TestScenario]) -> Iterator[Measurement]:
+def _runs(harness: Harness, scenarios: Sequence[str]) -> Iterator[Measurement]:
     options = harness.options
-    for scenario in scenarios:
+    for name in scenarios:
+        harness, scenario = harness.under(name), _in_loadgen(name)
         if options.mode == "find_peak":
             yield from harness.find_peak()
         elif options.mode == "submission":
@@ -133,7 +143,7 @@ def _runs(harness: Harness, scenarios: Sequence[TestScenario]) -> Iterator[Measu
                 yield from harness.accuracy(scenario)
 
 
-def _make_harness(options: InferOptions, scenarios: Sequence[TestScenario]) -> Harness:
+def _make_harness(options: InferOptions, scenarios: Sequence[str]) -> Harness:
     """Loads and places the model; nothing is compiled yet.
 
     Raises:
@@ -152,13 +162,14 @@ def _make_harness(options: InferOptions, scenarios: Sequence[TestScenario]) -> H
     numbers = workload.config.inference
     official = defaults(numbers.loadgen_model, TestScenario.Offline)
     loaded = min(official.performance_sample_count_override or _MOST_LOADED, total)
+    if isinstance(workload, TokenWorkload):
+        return _token_harness(workload, model, options, total, loaded)
     buckets = workload.sample_buckets(np.arange(total))
     rows = workload.sample_rows(np.arange(total))
     replicas = make_replicas(
         workload,
         model,
-        mesh.find_strategy(options.sharding),
-        mesh.parse_mesh(options.mesh) if options.mesh else {},
+        *_strategy(options),
         capacity=_capacity(buckets, rows, loaded),
         on_device=numbers.samples_on_device,
     )
@@ -175,6 +186,29 @@ def _make_harness(options: InferOptions, scenarios: Sequence[TestScenario]) -> H
     return Harness(
         workload, replicas, samples, options, _facts(workload, model, options, replicas=len(replicas))
     )
+
+
+def _token_harness(
+    workload: TokenWorkload, model: Trained, options: InferOptions, total: int, loaded: int
+) -> TokenHarness:
+    """As `_make_harness`, of models that answer token by token."""
+    if options.asked.max_latency_s:
+        raise UserError(
+            "--max_latency bounds whole answers, and here tokens have bounds of their own; give "
+            "--config.inference.max_first_s or --config.inference.max_each_s."
+        )
+    quality = workload.reference_quality(lambda layout: model.load(workload, layout))
+    model = dataclasses.replace(model, quality=quality)
+    places = placed(workload, model, *_strategy(options))
+    replicas = [TokenReplica(workload.token_programs(state, layout)) for state, layout in places]
+    samples = TokenSamples(workload.config.data.name, total, loaded, workload.request)
+    facts = _facts(workload, model, options, replicas=len(replicas))
+    return TokenHarness(workload, cast(Any, replicas), cast(Any, samples), options, facts)
+
+
+def _strategy(options: InferOptions) -> tuple[Strategy, dict[str, int]]:
+    """How a model lies on the devices, and on which mesh, as asked."""
+    return mesh.find_strategy(options.sharding), mesh.parse_mesh(options.mesh) if options.mesh else {}
 
 
 def _capacity(buckets: Sequence[str], rows: np.ndarray, loaded: int) -> dict[str, int]:

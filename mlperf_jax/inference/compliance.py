@@ -5,6 +5,7 @@ show is in `judging/compliance.py`. The logs go where a submission has them:
 
     SCENARIO/TEST01/{verify_accuracy.txt,verify_performance.txt,accuracy/,performance/run_1/}
     SCENARIO/TEST04/{verify_performance.txt,performance/run_1/}
+    SCENARIO/TEST06/{verify_accuracy.txt,accuracy/,performance/run_1/}
 
 Where answers of TEST01 differ, as they may with the batch that a sample is in, what counts is how good they are:
 accuracy/ then holds baseline_accuracy.txt and compliance_accuracy.txt.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 def tests_of(loadgen_model: str) -> tuple[str, ...]:
     """The tests to run for a benchmark, of those that this project can run."""
     known = find_model(loadgen_model)
+    if known and compliance.TOKENS in known.tests:
+        return (compliance.TOKENS,)
     return tuple(test for test in compliance.AUDIT_CONFIG if known is None or test in known.tests)
 
 
@@ -43,11 +46,16 @@ def run_tests(harness: Harness, scenario: TestScenario) -> Iterator[Measurement]
     Raises:
         UserError: there are no VALID performance run and no accuracy run to hold the tests against.
     """
-    folder = harness.root / scenario.name
+    folder = harness.root / harness.name_of(scenario)
     reference = _reference(folder)
     settings = settings_of(reference.own, scenario)
     for test in tests_of(harness.numbers["loadgen_model"]):
         measured = harness.run_audited(settings, test, compliance.audit_config(test))
+        if test == compliance.TOKENS:
+            first_told = scenario != TestScenario.Offline
+            verdict = verify_tokens(folder / test, harness.numbers["ends"], first_told=first_told)
+            yield dataclasses.replace(measured, verdicts=(verdict,))
+            continue
         verdicts = verify(folder, test, reference)
         if test == "TEST01" and not verdicts["accuracy"].passed:
             verdicts["accuracy"] = judge_answers(harness, folder)
@@ -93,6 +101,16 @@ def verify(folder: Path, test: str, reference: LoadGenRun) -> dict[str, complian
     for what, verdict in verdicts.items():
         write_bytes(folder / test / f"verify_{what}.txt", verdict.text.encode())
     return verdicts
+
+
+def verify_tokens(folder: Path, ends: Sequence[int], *, first_told: bool) -> compliance.Verdict:
+    """Verifies a TEST06 that has run in its folder, and writes verify_accuracy.txt there."""
+    log = folder / "accuracy" / accuracy_log.NAME
+    log.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(folder / "performance" / "run_1" / accuracy_log.NAME, log)
+    verdict = compliance.verify_tokens(accuracy_log.read_token_answers(log), ends, first_told=first_told)
+    write_bytes(folder / "verify_accuracy.txt", verdict.text.encode())
+    return verdict
 
 
 def judge_answers(harness: Harness, folder: Path) -> compliance.Verdict:

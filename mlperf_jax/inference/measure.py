@@ -49,6 +49,7 @@ class Measurement:
     """One run of LoadGen.
 
     Attributes:
+        scenario: under whose name it was measured, as "Interactive".
         kind: "performance", "accuracy", "submission", "find_peak", or performance by the official package.
         result: LoadGen's own.
         settings: what was asked of LoadGen.
@@ -59,6 +60,7 @@ class Measurement:
         verdicts: of a compliance test.
     """
 
+    scenario: str
     kind: str
     result: lg.Result
     settings: TestSettings
@@ -107,6 +109,14 @@ class Harness:
     def sut_name(self) -> str:
         """In LoadGen's logs."""
         return f"mlperf_jax {self.options.workload} on {self.facts['system']}"
+
+    def under(self, name: str) -> Harness:
+        """For a scenario of MLPerf's, which LoadGen may know by another name."""
+        return self
+
+    def name_of(self, scenario: TestScenario) -> str:
+        """What MLPerf calls it."""
+        return scenario.name
 
     @property
     def goals(self) -> tuple[Goal, ...]:
@@ -227,7 +237,7 @@ class Harness:
             audit_config: the text of the file.
         """
         place = f"{test}/performance/run_1"
-        path = self.root / settings.scenario.name / test / "audit.config"
+        path = self.root / self.name_of(settings.scenario) / test / "audit.config"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(audit_config)
         return self._run(settings, test, place, audit_config=path)
@@ -242,11 +252,12 @@ class Harness:
         if settings.scenario == TestScenario.Offline:
             rate = ours.result.metrics["result_samples_per_second"]
             settings = dataclasses.replace(settings, offline_expected_qps=rate)
-        folder = self.root / settings.scenario.name / "official" / "performance" / "run_1"
+        name = self.name_of(settings.scenario)
+        folder = self.root / name / "official" / "performance" / "run_1"
         _empty(folder)
         with self._system(settings) as sut:
             result = run_official(sut, self.samples, settings, folder)
-        measured = Measurement("performance by the official package", result, settings, folder)
+        measured = Measurement(name, "performance by the official package", result, settings, folder)
         self._write(measured)
         return measured
 
@@ -264,7 +275,7 @@ class Harness:
                 break
             shown = ", ".join(f"{name}={value:g}" for name, value in changes.items())
             missed = in_flags(dataclasses.replace(measured.result.reasons[0], try_next={}))
-            say(f"{settings.scenario.name} was INVALID: {missed} Once more with LoadGen's {shown}.")
+            say(f"{self.name_of(settings.scenario)} was INVALID: {missed} Once more with LoadGen's {shown}.")
             settings = dataclasses.replace(settings)  # the measured keeps those it was made with
             for name, value in changes.items():
                 setattr(settings, name, value)
@@ -295,7 +306,8 @@ class Harness:
         self, settings: TestSettings, kind: str, place: str, *, audit_config: Path = _NO_AUDIT
     ) -> Measurement:
         """One run of LoadGen with logs in a folder that holds nothing of an earlier one."""
-        folder = self.root / settings.scenario.name / place
+        name = self.name_of(settings.scenario)
+        folder = self.root / name / place
         _empty(folder)
         log_settings = lg.LogSettings(
             log_output=lg.LogOutputSettings(outdir=str(folder)),
@@ -307,7 +319,7 @@ class Harness:
         least_s = settings.min_duration_ms / 1000 if performs else 0.0
         trace = folder / "profile" if self.options.profile and kind == "performance" else None
         with self._system(settings) as sut:
-            what = f"{settings.scenario.name} {kind}"
+            what = f"{name} {kind}"
             watch = Watch(
                 sut,
                 what,
@@ -318,8 +330,8 @@ class Harness:
             )
             with watch as watched:
                 result = lg.run(watched, self.samples, settings, log_settings, audit_config=audit_config)
-            batches = dict(sorted(sut.batches.items())) if isinstance(sut, BatchingSut) else None
-        measured = Measurement(kind, result, settings, folder, batches=batches)
+            batches = None if isinstance(sut, InlineSut) else dict(sorted(sut.batches.items()))
+        measured = Measurement(name, kind, result, settings, folder, batches=batches)
         if kind in ("accuracy", "submission") and not result.errors:
             measured = self._judged(measured)
         self._write(measured)
@@ -334,7 +346,7 @@ class Harness:
         return resolve(settings, self.samples.performance_count, self.samples.total_count).samples_per_query
 
     @contextlib.contextmanager
-    def _system(self, settings: TestSettings) -> Iterator[InlineSut | BatchingSut]:
+    def _system(self, settings: TestSettings) -> Iterator[Any]:
         """The system under test for a scenario."""
         if settings.scenario in _STREAMS:
             yield InlineSut(self.sut_name, self.replicas, self.samples)

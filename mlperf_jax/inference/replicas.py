@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -24,7 +24,26 @@ def make_replicas(
     capacity: Mapping[str, int],
     on_device: bool,
 ) -> list[Replica]:
-    """Loads the model and places it; nothing is compiled yet.
+    """Loads the model and places it, see `placed`; nothing is compiled yet.
+
+    Args:
+        workload, trained, strategy, asked: as `placed` takes them.
+        capacity: bucket -> the most of its samples that are loaded together; others are not served.
+        on_device: see `Replica`.
+
+    Raises:
+        UserError: the model is another one, or the mesh does not fit the devices.
+    """
+    return [
+        replica(workload, state, place, capacity, on_device)
+        for state, place in placed(workload, trained, strategy, asked)
+    ]
+
+
+def placed(
+    workload: ServedWorkload, trained: Trained, strategy: Strategy, asked: dict[str, int]
+) -> Iterator[tuple[State, Layout]]:
+    """A model where it belongs, once or several times.
 
     Data parallelism without a mesh of the user's puts a copy on each device, and they answer
     independently; any other strategy makes one model over the mesh.
@@ -33,8 +52,6 @@ def make_replicas(
         workload: whose model it is.
         trained: where its state comes from.
         strategy, asked: as `mesh.make_layout` takes them.
-        capacity: bucket -> the most of its samples that are loaded together; others are not served.
-        on_device: see `Replica`.
 
     Raises:
         UserError: the model is another one, or the mesh does not fit the devices.
@@ -44,11 +61,8 @@ def make_replicas(
     else:
         places = [mesh.make_layout(strategy, asked)]
     state = trained.load(workload, places[0])
-    replicas = []
     for place in places:
-        here = jax.device_put(state, jax.tree.map(lambda x: x.sharding, workload.served_struct(place)))
-        replicas.append(replica(workload, here, place, capacity, on_device))
-    return replicas
+        yield jax.device_put(state, jax.tree.map(lambda x: x.sharding, workload.served_struct(place))), place
 
 
 def replica(

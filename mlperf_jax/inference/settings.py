@@ -17,6 +17,9 @@ from mlperf_jax.errors import UserError
 
 SCENARIOS = tuple(scenario.name for scenario in TestScenario)
 
+INTERACTIVE = "Interactive"
+"""Server under tighter bounds on the latencies of tokens: LoadGen knows it by the name of the model."""
+
 MODES = {
     "performance": TestMode.PerformanceOnly,
     "accuracy": TestMode.AccuracyOnly,

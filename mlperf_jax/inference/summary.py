@@ -15,7 +15,7 @@ def lines(measured: Measurement) -> list[str]:
     """A paragraph on one run."""
     result = measured.result
     verdict = "VALID" if result.valid else "INTERRUPTED" if result.interrupted else "INVALID"
-    head = f"{result.scenario} {measured.kind}: {verdict}"
+    head = f"{measured.scenario} {measured.kind}: {verdict}"
     told = [head + _headline(measured)]
     if result.metrics:
         told += _figures(measured)
@@ -36,19 +36,29 @@ def _headline(measured: Measurement) -> str:
     metrics = measured.result.metrics
     if not metrics:
         return ""
+    settings, share = measured.settings, 100 * measured.settings.server_target_latency_percentile
     match TestScenario[measured.result.scenario]:
         case TestScenario.SingleStream:
             return f", early-stopping p90 {metrics['early_stopping_latency_ss'] / _MS:.3f} ms"
         case TestScenario.MultiStream:
             return f", early-stopping p99 {metrics['early_stopping_latency_ms'] / _MS:.3f} ms a query"
+        case TestScenario.Server if settings.use_token_latencies:
+            return (
+                f", {metrics['result_completed_tokens_per_second']:,.1f} tokens/s with p{share:g} "
+                f"{metrics[f'result_first_token_{share:.2f}_percentile_latency_ns'] / _MS:.3f} ms to the first "
+                f"(bound {settings.ttft_latency / _MS:g} ms) and "
+                f"{metrics[f'result_time_per_output_token_{share:.2f}_percentile_ns'] / _MS:.3f} ms for each other "
+                f"(bound {settings.tpot_latency / _MS:g} ms)"
+            )
         case TestScenario.Server:
-            bound = measured.settings.server_target_latency_ns / _MS
-            share = 100 * measured.settings.server_target_latency_percentile
+            bound = settings.server_target_latency_ns / _MS
             latency = metrics[f"result_{share:.2f}_percentile_latency_ns"] / _MS
             return (
                 f", {metrics['result_completed_samples_per_sec']:,.1f} samples/s "
                 f"with p{share:g} {latency:.3f} ms (bound {bound:g} ms)"
             )
+        case TestScenario.Offline if settings.use_token_latencies:
+            return f", {metrics['result_tokens_per_second']:,.1f} tokens/s"
         case TestScenario.Offline:
             return f", {metrics['result_samples_per_second']:,.1f} samples/s"
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Quality
@@ -67,6 +68,42 @@ def read_answers(path: Path) -> Answers:
         else:
             data[sample] = answer
     return Answers(data, tuple(twice), tuple(differing), tuple(repeated), len(rows))
+
+
+class TokenAnswer(NamedTuple):
+    """One answer of a run whose tokens are timed.
+
+    Attributes:
+        tokens: all of it.
+        first: what was told first; empty in Offline.
+        counted: how many tokens LoadGen was told of.
+    """
+
+    tokens: tuple[int, ...]
+    first: tuple[int, ...]
+    counted: int
+
+
+def read_token_answers(path: Path) -> list[TokenAnswer]:
+    """Reads a whole log of int32 tokens.
+
+    Raises:
+        UserError: it cannot be read, or is no such log.
+    """
+
+    def tokens(data: str) -> tuple[int, ...]:
+        return tuple(memoryview(bytes.fromhex(data)).cast("i"))
+
+    try:
+        entries = json.loads(read_regular(path))
+        return [
+            TokenAnswer(tokens(e["data"]), tokens(e.get("token_data", "")), int(e["token_count"]))
+            for e in entries
+        ]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+    except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is no accuracy log of tokens ({error}).") from None
 
 
 def is_cut(path: Path) -> bool:

@@ -2,17 +2,18 @@
 
 TEST01: while performance is measured a random part of the answers is logged; they must be the ones that
 the accuracy run gave, and the performance that without logging. TEST04: the same sample again and again
-may not be answered faster: that would be an answer kept in a cache. Source: mlcommons/inference,
-compliance/TEST01 and TEST04 (audit.config, verify_accuracy.py, verify_performance.py).
+may not be answered faster: that would be an answer kept in a cache. TEST06, of tokens: nothing follows the one that ends a
+text, the first is the one that was told first, and all were counted. Source: mlcommons/inference,
+compliance/TEST01, TEST04 and TEST06 (audit.config, verify_accuracy.py, verify_performance.py, run_verification.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from mlperf_jax.judging.accuracy_log import Answers
+from mlperf_jax.judging.accuracy_log import Answers, TokenAnswer
 from mlperf_jax.rounds.inference_logs import METRICS
 from mlperf_jax.rounds.objects import number
 
@@ -35,6 +36,15 @@ AUDIT_CONFIG = {
         "performance_issue_same_index": 3,
     },
 }
+TOKENS = "TEST06"
+_TOKENS_AUDIT_CONFIG = {
+    "mode": 2,
+    "accuracy_log_rng_seed": 720381539243781796,
+    "accuracy_log_sampling_target": 100,
+    "min_query_count": 100,
+    "min_duration": 0,
+    "sample_concatenate_permutation": 0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +61,8 @@ class Verdict:
 
 def audit_config(test: str) -> str:
     """The text of a test's audit.config."""
-    return "".join(f"*.*.{key} = {value}\n" for key, value in AUDIT_CONFIG[test].items())
+    asked = _TOKENS_AUDIT_CONFIG if test == TOKENS else AUDIT_CONFIG[test]
+    return "".join(f"*.*.{key} = {value}\n" for key, value in asked.items())
 
 
 def audited(test: str, fields: Mapping[str, Any]) -> str:
@@ -80,6 +91,31 @@ def verify_accuracy(reference: Answers, sampled: Answers) -> Verdict:
         f"samples in both: {len(known)}",
         f"samples answered otherwise: {len(differing)}",
         f"samples that the accuracy run has not: {len(sampled.data) - len(known)}",
+        PASS if passed else FAIL,
+    )
+    return Verdict(passed, lines)
+
+
+def verify_tokens(answers: Sequence[TokenAnswer], ends: Collection[int], *, first_told: bool) -> Verdict:
+    """TEST06, in the official verifier's words.
+
+    More strictly than that, which looks for one end token at the end of a text alone.
+
+    Args:
+        answers: logged under performance.
+        ends: tokens that end a text.
+        first_told: whether first tokens were: in every scenario but Offline.
+    """
+    checks = {
+        "EOS": not any(set(ends) & set(one.tokens[:-1]) for one in answers),
+        "Sample length": all(len(one.tokens) == one.counted for one in answers),
+    }
+    first = all(one.first == one.tokens[:1] for one in answers)
+    passed = bool(answers) and all(checks.values()) and (first or not first_told)
+    lines = (
+        f"First token check pass: {first if first_told else 'Skipped'}",
+        *(f"{name} check pass: {met}" for name, met in checks.items()),
+        f"TEST06 verification {'complete' if passed else 'failed'}",
         PASS if passed else FAIL,
     )
     return Verdict(passed, lines)

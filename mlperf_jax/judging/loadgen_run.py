@@ -16,7 +16,15 @@ from mlperf_jax.judging.clock import out_of_order
 from mlperf_jax.judging.findings import ERROR, WARNING, Finding, listed, made_up, one_line, plural
 from mlperf_jax.regular import open_regular
 from mlperf_jax.rounds import inference_rules as inference
-from mlperf_jax.rounds.inference_logs import BEGIN, DETAIL, SUMMARY, own_goals, own_reasons, own_record
+from mlperf_jax.rounds.inference_logs import (
+    BEGIN,
+    DETAIL,
+    SUMMARY,
+    early_stopping,
+    own_goals,
+    own_reasons,
+    own_record,
+)
 from mlperf_jax.rounds.log_lines import Event, read_events
 from mlperf_jax.rounds.objects import number
 from mlperf_jax.rounds.qualities import figures
@@ -29,6 +37,8 @@ _PEAK = "FindPeakPerformance"
 _SUMMARY = {
     "Samples per second": "result_samples_per_second",
     "Completed samples per second": "result_completed_samples_per_sec",
+    "Tokens per second": "result_tokens_per_second",
+    "Completed tokens per second": "result_completed_tokens_per_second",
     "99.00 percentile latency (ns)": "result_99.00_percentile_latency_ns",
 }
 # What result.json has of an accuracy run that was judged.
@@ -171,7 +181,7 @@ def _validity(run: LoadGenRun) -> Iterator[Finding]:
         text = f"the result is {run.value('result_validity')}: {why}"
         yield run.finding("result_validity", "invalid", text, "Measure again as LoadGen recommends.")
     if run.scenario in _EARLY and run.value("early_stopping_met") is False:
-        text = f"early stopping is not satisfied: {one_line(run.value('early_stopping_result'))}"
+        text = f"early stopping is not satisfied: {one_line(early_stopping(run.values))}"
         yield run.finding("early_stopping_met", "early-stopping", text, "Measure longer, or at a lower rate.")
     least, span = run.number("effective_min_duration_ms"), run.events[-1].time_ms
     if least and span < least and run.value("result_min_duration_met"):

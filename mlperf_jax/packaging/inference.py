@@ -251,7 +251,7 @@ def _pack_test(package: Package, runs: Found, test: str, place: str, again: str)
     folder, target = runs.folder / test, f"{place}/{test}"
     mend = (
         f"run {again} --mode=compliance"
-        if test in compliance.AUDIT_CONFIG
+        if test in (*compliance.AUDIT_CONFIG, compliance.TOKENS)
         else "this project has no such test"
     )
     if not (folder / _PLACE / DETAIL).is_file():
@@ -259,8 +259,9 @@ def _pack_test(package: Package, runs: Found, test: str, place: str, again: str)
         return
     for name in (DETAIL, SUMMARY):
         _copy(package, folder / _PLACE / name, f"{target}/{_PLACE}/{name}", mend)
-    _copy(package, folder / "verify_performance.txt", f"{target}/verify_performance.txt", mend)
-    if test == "TEST01":
+    if test != compliance.TOKENS:
+        _copy(package, folder / "verify_performance.txt", f"{target}/verify_performance.txt", mend)
+    if test in ("TEST01", compliance.TOKENS):
         _copy(package, folder / "verify_accuracy.txt", f"{target}/verify_accuracy.txt", mend)
         log = folder / "accuracy" / accuracy_log.NAME
         if log.is_file():

@@ -43,6 +43,15 @@ METRICS = {
     "Offline": ("result_samples_per_second", "samples", "per s", 1.0),
 }
 SCENARIOS = tuple(METRICS)
+_TOKENS = {  # in their place, where a run logs them
+    "Server": ("result_completed_tokens_per_second", "completed tokens", "per s", 1.0),
+    "Offline": ("result_tokens_per_second", "tokens", "per s", 1.0),
+}
+_EARLY = {
+    "early_stopping_result": "",
+    "early_stopping_ttft_result": "of first tokens: ",
+    "early_stopping_tpot_result": "of the time per token: ",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +140,7 @@ def read_run(folder: Path, root: Path) -> InferenceRun:
     if scenario not in SCENARIOS:
         raise UserError("holds no scenario that LoadGen has.")
     performance = mode != "AccuracyOnly"
-    field, metric, unit, factor = METRICS[scenario]
+    field, metric, unit, factor = judged_by(scenario, fields)
     found = number(fields.get(field)) if performance else None
     submitter, system, model = _names(folder, root)
     own = own_record(folder)
@@ -199,10 +208,20 @@ def _reason(fields: dict[str, Any], own: dict[str, Any]) -> str:
         return own_reasons(own)
     told = " ".join(str(fields.get("result_invalid_reason", "")).split())
     if not told and fields.get("early_stopping_met") is False:
-        told = "Too few queries: " + " ".join(
-            str(fields.get("early_stopping_result", "")).replace("*", "").split()
-        )
+        told = f"Too few queries: {early_stopping(fields)}"
     return told
+
+
+def judged_by(scenario: str, fields: Mapping[str, Any]) -> tuple[str, str, str, float]:
+    """As `METRICS` has it, by tokens where these were counted."""
+    by_tokens = _TOKENS.get(scenario)
+    return by_tokens if by_tokens and by_tokens[0] in fields else METRICS[scenario]
+
+
+def early_stopping(fields: Mapping[str, Any]) -> str:
+    """What LoadGen says of early stopping, in a line: of samples, or of tokens, where it may be silent of the one."""
+    told = (f"{of}{fields[key]}" for key, of in _EARLY.items() if str(fields.get(key) or "").strip())
+    return " ".join(" ".join(told).replace("*", "").split())
 
 
 def own_reasons(own: Mapping[str, Any]) -> str:

@@ -238,6 +238,7 @@ def test_a_run_that_is_not_valid_cannot_be_tested(results, tmp_path):
 
     class Session:
         root, numbers = folder.parent, {"loadgen_model": "resnet50"}
+        name_of = staticmethod(lambda scenario: scenario.name)
 
     with pytest.raises(UserError, match="not VALID"):
         list(tests.run_tests(Session, TestScenario.Offline))

@@ -1,0 +1,323 @@
+"""The compiled programs of the engine: a part of a prompt, of a few lengths, and one step of all slots.
+
+Cache and slots stay on the device from program to program, and are given up to each (donated). A step needs nothing from the
+host: which slots are at work, their tokens, pages and wishes are arrays of its own. What comes back are tokens.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mlperf_jax.parallel import layout as layouts
+from mlperf_jax.parallel.layout import Layout, constrain
+from mlperf_jax.precision import Policy
+from mlperf_jax.tokens.requests import Request
+from mlperf_jax.tokens.sampling import FAILED, OnEitherSide, Wishes, next_tokens
+from models.attention_paged import attend_paged, written
+from models.decoder import Decoder, DecoderConfig, DecoderLayer
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What is fixed before anything is compiled.
+
+    Attributes:
+        slots: S, texts that are continued at a time.
+        pages: N of the cache; the first is nobody's.
+        page: positions of a page.
+        length: positions that a text can have, a multiple of `page`.
+        chunks: tokens of a prompt that are computed at a time, padded to one of these, ascending.
+    """
+
+    slots: int
+    pages: int
+    page: int
+    length: int
+    chunks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.length % self.page:
+            raise ValueError(f"pages of {self.page} do not divide a length of {self.length}")
+        if not self.chunks or list(self.chunks) != sorted(set(self.chunks)):
+            raise ValueError(f"chunks of {self.chunks} do not ascend")
+
+    @property
+    def table(self) -> int:
+        """P, pages of the longest text."""
+        return self.length // self.page
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chunk:
+    """A part of a prompt.
+
+    Attributes:
+        request: whose prompt it is.
+        slot: where its text is continued.
+        start, stop: of the prompt's tokens.
+        pages: of the whole text.
+    """
+
+    request: Request
+    slot: int
+    start: int
+    stop: int
+    pages: Sequence[int]
+
+
+class _Slots(NamedTuple):
+    """What a step knows of each slot.
+
+    Attributes:
+        token: [S] int32, the newest, whose keys and values are not in the cache yet.
+        position: [S] int32, where it stands.
+        made: [S] int32, tokens so far, of which it is the last.
+        left: [S] int32, tokens to come; 0 for slots that are not at work.
+        table: [S, P] int32.
+        wishes: of each.
+    """
+
+    token: jax.Array
+    position: jax.Array
+    made: jax.Array
+    left: jax.Array
+    table: jax.Array
+    wishes: Wishes
+
+
+class _Part(NamedTuple):
+    """A chunk on its way to the device: [1, C] tokens, [] int32 numbers, the text's table [1, P] and wishes [1]."""
+
+    tokens: OnEitherSide
+    start: OnEitherSide
+    real: OnEitherSide
+    slot: OnEitherSide
+    left: OnEitherSide
+    table: OnEitherSide
+    wishes: Wishes
+
+
+class _Params(NamedTuple):
+    """Parameters, layer by layer, so that none is copied out of an array of all; kernels in the compute dtype."""
+
+    layers: list[Any]
+    rest: dict[str, Any]
+
+
+_Cache = list[tuple[jax.Array, jax.Array]]
+"""Of each layer keys and values, [N, G, page, K]."""
+
+
+class Programs:
+    """A decoder in its place, its cache and its slots.
+
+    Args:
+        config: of the decoder.
+        params: its parameters, a tree of arrays in their places, layers stacked.
+        policy: dtypes; kernels are held in the compute dtype.
+        sizes: see `Sizes`.
+        ends: tokens that end a text.
+        layout: where the decoder lies; None for one device.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        params: Any,
+        policy: Policy,
+        *,
+        sizes: Sizes,
+        ends: Sequence[int],
+        layout: Layout | None = None,
+    ) -> None:
+        self.sizes, self.vocabulary = sizes, config.vocab_size
+        self.ends = tuple(ends)
+        self._config, self._policy, self._layout = config, policy, layout
+        make = nnx.eval_shape(lambda: Decoder(config, policy=policy, rngs=nnx.Rngs(0)))
+        self._graph, shapes = nnx.split(make)
+        self._masks, self._unused = make.masks, nnx.to_pure_dict(shapes)["layers"]
+        make_layer = nnx.eval_shape(lambda: DecoderLayer(config, policy=policy, rngs=nnx.Rngs(0)))
+        self._layer_graph = nnx.split(make_layer)[0]
+        with layouts.use(layout):
+            self._params = jax.jit(lambda params: _apart(params, config.num_layers, policy))(params)
+        self._cache: _Cache = []
+        self._slots: Any = None
+        self._compiled: dict[Any, jax.stages.Compiled] = {}
+
+    def compile(self) -> None:
+        """Makes cache and slots, and compiles everything; afterwards nothing is compiled any more."""
+        with layouts.use(self._layout), jax.default_matmul_precision(self._policy.matmul):
+            self._cache, self._slots = jax.jit(self._nothing)()
+            held = self._params, self._cache, self._slots
+            for tokens in self.sizes.chunks:
+                example = self._part(_example(tokens), tokens)
+                lowered = jax.jit(self._run_prefill, donate_argnums=(1, 2)).lower(*held, example)
+                self._compiled[tokens] = lowered.compile()
+            self._compiled["step"] = jax.jit(self._run_step, donate_argnums=(1, 2)).lower(*held).compile()
+            stop = jax.jit(_stopped, donate_argnums=0)
+            self._compiled["stop"] = stop.lower(self._slots, np.int32(0)).compile()
+
+    def prefill(self, chunk: Chunk) -> jax.Array:
+        """Sends a part of a prompt on its way; its token [] int32 is the text's first if the part was the last."""
+        sizes = self.sizes.chunks
+        tokens = sizes[bisect.bisect_left(sizes, chunk.stop - chunk.start)]
+        part = self._part(chunk, tokens)
+        self._cache, self._slots, token = self._compiled[tokens](self._params, self._cache, self._slots, part)
+        token.copy_to_host_async()
+        return token
+
+    def step(self) -> jax.Array:
+        """Sends a step of all slots on its way: the next token of each, [S] int32; of idle ones it means nothing."""
+        self._cache, self._slots, tokens = self._compiled["step"](self._params, self._cache, self._slots)
+        tokens.copy_to_host_async()
+        return tokens
+
+    def stop(self, slot: int) -> None:
+        """Ends the text in a slot."""
+        self._slots = self._compiled["stop"](self._slots, np.int32(slot))
+
+    # What is traced.
+
+    def _nothing(self) -> tuple[_Cache, _Slots]:
+        """An empty cache and idle slots."""
+        config, sizes = self._config, self.sizes
+        shape = sizes.pages, config.num_key_heads, sizes.page, config.head_width
+
+        def zeros() -> jax.Array:
+            return constrain(jnp.zeros(shape, self._policy.compute_dtype), None, "heads", None, None)
+
+        slots = jnp.zeros(sizes.slots, jnp.int32)
+        none = slots.astype(jnp.float32)
+        wishes = Wishes(none, none + 1, slots.astype(jnp.uint32), slots)
+        table = jnp.zeros((sizes.slots, sizes.table), jnp.int32)
+        cache = [(zeros(), zeros()) for _ in range(config.num_layers)]
+        return cache, _Slots(slots, slots, slots, slots, table, wishes)
+
+    def _part(self, chunk: Chunk, size: int) -> _Part:
+        request, count = chunk.request, chunk.stop - chunk.start
+        tokens, table = np.zeros((1, size), np.int32), np.zeros((1, self.sizes.table), np.int32)
+        tokens[0, :count] = request.prompt[chunk.start : chunk.stop]
+        table[0, : len(chunk.pages)] = chunk.pages
+        last = chunk.stop == len(request.prompt)
+        return _Part(
+            tokens,
+            np.int32(chunk.start),
+            np.int32(count),
+            np.int32(chunk.slot),
+            np.int32(request.max_tokens - 1 if last else 0),
+            table,
+            Wishes(
+                np.array([request.temperature], np.float32),
+                np.array([request.top_p], np.float32),
+                np.array([request.seed], np.uint32),
+                np.array([request.min_tokens], np.int32),
+            ),
+        )
+
+    def _decoder(self, params: _Params) -> Decoder:
+        """All but the layers."""
+        return nnx.merge(self._graph, params.rest | {"layers": self._unused})
+
+    def _forward(
+        self,
+        params: _Params,
+        cache: _Cache,
+        tokens: jax.Array,
+        start: jax.Array,
+        count: jax.Array,
+        table: jax.Array,
+    ) -> tuple[jax.Array, _Cache]:
+        """The next tokens of some texts through the network.
+
+        Args:
+            tokens: [B, L] int32.
+            start: [B] int32, where the first of each stands.
+            count: [B] int32, how many of each are real.
+            table: [B, P] int32, pages of each text.
+
+        Returns:
+            [B, L, D] normed, and the cache with their keys and values.
+        """
+        model = self._decoder(params)
+        among = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        positions, real = start[:, None] + among, among < count[:, None]
+        x, by = model.embed(tokens), model.turns(positions)
+        now: _Cache = []
+        for number, (own, (keys, values)) in enumerate(zip(params.layers, cache, strict=True)):
+            layer: DecoderLayer = nnx.merge(self._layer_graph, own)
+            q, k, v = layer.queries_keys_values(x, by)
+            keys, values = (
+                written(kept, new, table, positions, real) for kept, new in ((keys, k), (values, v))
+            )
+            window = self._masks[number % len(self._masks)].window
+            found = attend_paged(q, keys, values, table, positions, start + count, window=window)
+            x, _ = layer.finish(x, found)
+            now.append((keys, values))
+        return model.norm(x), now
+
+    def _logits(self, params: _Params, states: jax.Array) -> jax.Array:
+        """[B, 1, D] to [B, V], at least float32."""
+        logits = self._decoder(params).logits(states)[:, 0]
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    def _run_prefill(
+        self, params: _Params, cache: _Cache, slots: _Slots, part: _Part
+    ) -> tuple[_Cache, _Slots, jax.Array]:
+        """A part of a prompt; after the last one its slot is at work."""
+        start, count = part.start[None], part.real[None]
+        states, cache = self._forward(params, cache, part.tokens, start, count, part.table)
+        none = jnp.zeros(1, jnp.int32)
+        last = jax.lax.dynamic_slice_in_dim(states, part.real - 1, 1, axis=1)
+        token = next_tokens(self._logits(params, last), part.wishes, none, self.ends)
+        new = _Slots(
+            token, start + count, none + 1, part.left * ~self._is_end(token), part.table, part.wishes
+        )
+        slots = jax.tree.map(lambda whole, own: whole.at[part.slot].set(own[0]), slots, new)
+        return cache, slots, token[0]
+
+    def _run_step(self, params: _Params, cache: _Cache, slots: _Slots) -> tuple[_Cache, _Slots, jax.Array]:
+        """The next token of every slot at work."""
+        works = (slots.left > 0).astype(jnp.int32)
+        position = slots.position * works
+        states, cache = self._forward(params, cache, slots.token[:, None], position, works, slots.table)
+        token = next_tokens(self._logits(params, states), slots.wishes, slots.made, self.ends)
+        slots = slots._replace(
+            token=token,
+            position=position + works,
+            made=slots.made + works,
+            left=(slots.left - works) * ~self._is_end(token),
+        )
+        return cache, slots, token
+
+    def _is_end(self, token: jax.Array) -> jax.Array:
+        return jnp.isin(token, np.asarray([FAILED, *self.ends], np.int32))
+
+
+def _apart(params: Any, num_layers: int, policy: Policy) -> _Params:
+    """Stacked parameters, apart. What is computed in another dtype than the policy's keeps its own: norms and routers."""
+
+    def held(path: Any, x: jax.Array) -> jax.Array:
+        stays = jax.tree_util.keystr(path[-1:], simple=True) in ("scale", "router")
+        return x if stays else x.astype(policy.compute_dtype)
+
+    params = jax.tree_util.tree_map_with_path(held, dict(params))
+    stacked = params.pop("layers")
+    layers = [jax.tree.map(lambda x: x[number], stacked) for number in range(num_layers)]  # noqa: B023
+    return _Params(layers, params)
+
+
+def _stopped(slots: _Slots, slot: jax.Array) -> _Slots:
+    return slots._replace(left=slots.left.at[slot].set(0))
+
+
+def _example(tokens: int) -> Chunk:
+    """Of the shapes that chunks of so many tokens have."""
+    return Chunk(Request(np.zeros(tokens, np.int32), 1), 0, 0, tokens, ())
