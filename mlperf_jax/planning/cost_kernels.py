@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from mlperf_jax.parallel.chips import Chip
 from mlperf_jax.planning.cost import inner_jaxprs
@@ -55,20 +58,57 @@ class Kernel:
         return self.matrix / chip.bf16 + self.vector / (VECTOR_LANES * chip.clock)
 
 
-def kernels(jaxpr: Any) -> dict[Key, Kernel]:
-    """The kernels of a (closed) jaxpr; of several with one name and one shape of results the dearest."""
+def kernels(jaxpr: Any, known: Mapping[Any, Any] | None = None) -> dict[Key, Kernel]:
+    """The kernels of a (closed) jaxpr; of several with one name and one shape of results the dearest.
+
+    Args:
+        jaxpr: the program.
+        known: values of variables of it that were there while it was traced, as masks are.
+    """
+    inside = getattr(jaxpr, "jaxpr", jaxpr)
+    known = dict(zip(inside.constvars, getattr(jaxpr, "consts", ()), strict=False)) | dict(known or {})
     found: dict[Key, Kernel] = {}
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+    for equation in inside.eqns:
         if equation.primitive.name == "pallas_call":
             params = equation.params
             key = params["name"] or "", tuple(tuple(x.shape) for x in params["out_avals"])
-            one = {key: _work(params["jaxpr"]).times(math.prod(params["grid_mapping"].grid))}
+            programs = math.prod(params["grid_mapping"].grid) * _working(equation, known)
+            one = {key: _work(params["jaxpr"]).times(round(programs))}
         else:
-            inner = [kernels(jaxpr) for jaxpr in inner_jaxprs(equation.params.values())]
+            inner = [
+                kernels(jaxpr, _handed_on(equation, jaxpr, known))
+                for jaxpr in inner_jaxprs(equation.params.values())
+            ]
             one = {key: kernel for part in inner for key, kernel in part.items()}
         for key, kernel in one.items():
             found[key] = max(found.get(key, kernel), kernel, key=lambda k: k.matrix + k.vector)
     return found
+
+
+def _handed_on(equation: Any, jaxpr: Any, known: Mapping[Any, Any]) -> dict[Any, Any]:
+    """What an inner jaxpr knows: its inputs are an equation's, or the last of them."""
+    own = jaxpr.invars
+    passed = equation.invars[len(equation.invars) - len(own) :]
+    pairs = (
+        (mine, known.get(theirs)) for mine, theirs in zip(own, passed, strict=False) if _is_variable(theirs)
+    )
+    return {mine: value for mine, value in pairs if value is not None and value.shape == mine.aval.shape}
+
+
+def _is_variable(operand: Any) -> bool:
+    return not hasattr(operand, "val")  # as a literal has
+
+
+def _working(equation: Any, known: Mapping[Any, Any]) -> float:
+    """The share of a grid's programs that do anything.
+
+    Splash attention passes over blocks of which its mask lets nothing be seen; its second operand says which, by a 0.
+    """
+    if not str(equation.params["name"]).startswith("splash_mha"):
+        return 1.0
+    blocks = equation.invars[1]
+    seen = known.get(blocks) if _is_variable(blocks) else None
+    return 1.0 if seen is None else float((np.asarray(seen) > 0).mean())
 
 
 def _work(jaxpr: Any) -> Kernel:

@@ -9,6 +9,8 @@ from jax.experimental import pallas as pl
 from mlperf_jax.parallel.chips import CHIPS
 from mlperf_jax.planning import cost, cost_kernels, cost_time, hlo
 from mlperf_jax.planning.cost_kernels import Kernel
+from models import attention_library
+from models.attention_mask import Mask
 
 V5E = next(chip for chip in CHIPS if chip.name == "v5e")
 
@@ -53,6 +55,28 @@ def test_kernels_are_found_in_loops_and_under_jit():
 
     assert cost_kernels.kernels(traced(looped)) == {("multiplied", ((256, 512),)): EXPECTED}
     assert cost.jaxpr_flops(traced(looped)).total == 3 * 2 * 256 * 32 * 512
+
+
+def test_of_splash_attention_what_a_mask_hides_is_no_work():
+    """Four blocks of 1,024: ten of sixteen are seen causally, seven by a window of 600; in a scan, backwards too."""
+    shape = jax.ShapeDtypeStruct((1, 4096, 2, 128), jnp.bfloat16)
+
+    def counted(mask):
+        def total(q, k, v):
+            layer = jax.checkpoint(
+                lambda q: attention_library.splash(q, k, v, mask, scale=0.1, interpret=False)
+            )
+            return jax.lax.scan(lambda x, _: (layer(x), None), q, length=3)[0].astype(jnp.float32).sum()
+
+        return cost_kernels.kernels(jax.make_jaxpr(jax.grad(total, (0, 1, 2)))(shape, shape, shape))
+
+    everything, causal, window = map(counted, (Mask(), Mask(causal=True), Mask(causal=True, window=600)))
+    assert len(everything) == 2 and set(causal) == set(everything)
+    for key, kernel in everything.items():
+        assert kernel.matrix % 16 == 0
+        assert causal[key].matrix * 16 == kernel.matrix * 10
+    products = {kernel.matrix for kernel in window.values()}
+    assert {7 * kernel.matrix // 16 for kernel in everything.values()} == products
 
 
 PROGRAM = """HloModule jit_step, is_scheduled=true

@@ -159,7 +159,12 @@ def test_the_mini_is_trained_as_the_dense_one():
     more = {"window", "window_every", "query_key_norm", "num_experts"}
     assert set(ours["model"]) - set(dense["model"]) == more
     assert {key: value for key, value in ours["model"].items() if key not in more} == dense["model"]
-    for name in ("workload", "benchmark", "model", "inference"):  # the dense one tells tokens where it is served
+    for name in (
+        "workload",
+        "benchmark",
+        "model",
+        "inference",
+    ):  # the dense one tells tokens where it is served
         del ours[name], dense[name]
     assert ours == dense
 
