@@ -58,6 +58,7 @@ def _closed() -> Numbers:
         eval_skipped_per_sample=0.125,
         eval_skipped=2,
         target=0.925,
+        max_epochs=40,  # beyond the schedule's end, with any of the points
         gradient_accumulation_steps=1,  # into so many parts a batch is cut
         remat="save_narrow",  # what the backward pass computes again instead of keeping it
         **_point(8, 4e-4),
@@ -122,6 +123,7 @@ def _mini() -> Numbers:
         eval_skipped_per_sample=0.0,
         eval_skipped=0,
         target=3.0,
+        max_epochs=1,
         gradient_accumulation_steps=1,
         remat="save_products",
         inference=serving("none", (1, 4, 16), min_duration_s=10.0),

@@ -83,11 +83,11 @@ class LowRankTuning(LanguageModelling):
         )
 
     def blocks(self) -> Iterator[Block]:
-        """Evaluations every so many samples, rounded up to whole batches, the first ones left out, to the schedule's end."""
+        """Evaluations every so many samples, rounded up to whole batches, the first ones left out, to the schedule's end or `max_epochs`."""
         config = self.config
         every = math.ceil(config.eval_every_samples / self.batch_size)
         skipped = math.floor(config.eval_skipped_per_sample * self.batch_size + config.eval_skipped)
-        last = config.schedule.max_steps
+        last = min(config.schedule.max_steps, self._step_after(config.max_epochs))
         stops = [*range(min((skipped + 1) * every, last), last, every), last]
         for index, (start, stop) in enumerate(zip([0, *stops], stops, strict=False)):
             yield Block(index, start, stop, self.epochs(start), self.epochs(stop) - self.epochs(start))
