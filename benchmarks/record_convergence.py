@@ -49,9 +49,9 @@ def run(log: Path) -> dict:
         "status": stop.metadata["status"],
         "target": _first(events, "quality_target").value,
         "eval_accuracy": [_rounded(event.value) for event in evaluations],
-        # BERT's log, as its reference's, calls samples epochs.
+        # BERT's log, as its reference's, calls samples epochs; those of language models have no epochs.
         "unit": "samples" if "samples_count" in last.metadata else "epoch",
-        "epochs": round(last.metadata.get("epoch_num", 0), 2),
+        "epochs": round(last.metadata.get("epoch_num", last.metadata.get("samples_count", 0)), 2),
         "compile_seconds": round(_first(events, "compile_time").value, 2),
         "run_seconds": round(whole / 1e3, 3),
         "cores": len(os.sched_getaffinity(0)),

@@ -14,7 +14,7 @@ model. Counting pairs of subwords in the whole text gives a log perplexity of 4.
 (`python -m benchmarks.kneser_ney`: Kneser-Ney; 2.144, 1.833 and 1.726 bits a byte); the target lies below that of pairs.
 
     ./run_and_time.sh --workload=llama31_8b --platform=cpu
-    expected: 4.45 to 4.56 after 750 to 1,250 steps of 1,500, seeds 1 to 8, in 3 to 6 minutes on one core; to be recorded
+    expected: 4.45 to 4.56 after 750 to 1,250 steps of 1,500, seeds 1 to 8 (benchmarks/convergence/llama31_8b_mini.md), in 3 to 6 minutes on one core
 
 Served by the token: how held-out rows go on, by the engine of mlperf_jax/tokens; see mlperf_jax/workloads/generation.py.
 """
