@@ -13,6 +13,16 @@ from mlperf_jax.workloads.language_modelling import GptOss, Llama31
 from mlperf_jax.workloads.low_rank_tuning import LowRankTuning
 
 VOCABULARY, LENGTH, BATCH = 32, 16, 16
+
+NARROW = (
+    "model.width=16",
+    "model.mlp_width=16",
+    "model.num_heads=4",
+    "model.num_key_heads=2",
+    "model.head_width=8",
+    "model.num_layers=2",
+)
+"""What closed runs of all decoders are cut to, as flags say it."""
 SIZES = dict(
     vocab_size=VOCABULARY,
     width=16,

@@ -18,16 +18,11 @@ from mlperf_jax.rounds import evaluation_schedule
 from mlperf_jax.workloads.language_modelling import GptOss
 from models.decoder import DecoderConfig
 from tests import agreement, door, toys
-from tests.toys_language import SmallExperts
+from tests.toys_language import NARROW, SmallExperts
 
 # Of the closed model 1/180 of the width, 1/16 of heads, 1/12 of layers, 1/8 of experts; 1/128 of a row. All tokens.
 CUTS = (
-    "model.width=16",
-    "model.mlp_width=16",
-    "model.num_heads=4",
-    "model.num_key_heads=2",
-    "model.head_width=8",
-    "model.num_layers=2",
+    *NARROW,
     "model.num_experts=4",
     "model.num_chosen=2",
     "model.window=9",

@@ -20,15 +20,10 @@ from mlperf_jax.training import schedules
 from mlperf_jax.workloads.language_modelling import Llama31
 from models.decoder import DecoderConfig
 from tests import agreement, door, pair, toys
-from tests.toys_language import BATCH, VOCABULARY, SmallLlama
+from tests.toys_language import BATCH, NARROW, VOCABULARY, SmallLlama
 
 CUTS = (
-    "model.width=16",
-    "model.mlp_width=16",
-    "model.num_heads=4",
-    "model.num_key_heads=2",
-    "model.head_width=8",
-    "model.num_layers=2",
+    *NARROW,
     "data.length=64",
     "loss_tile=32",
     "batch_size=4",

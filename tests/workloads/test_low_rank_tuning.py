@@ -21,17 +21,12 @@ from mlperf_jax.weights import files, safetensors_file
 from mlperf_jax.workloads.low_rank_tuning import Llama2LowRank
 from models.decoder import DecoderConfig
 from tests import agreement, door, pair, toys
-from tests.toys_language import SmallTuning
+from tests.toys_language import NARROW, SmallTuning
 from tests.weights.test_llama_weights import published
 
 # Of layers 80 to 2, of widths 8,192 to 16, of rows 8,192 tokens to 64, of steps 1,024 to 8.
 CUTS = (
-    "model.width=16",
-    "model.mlp_width=16",
-    "model.num_heads=4",
-    "model.num_key_heads=2",
-    "model.head_width=8",
-    "model.num_layers=2",
+    *NARROW,
     "data.length=64",
     "loss_tile=32",
     "batch_size=4",
