@@ -32,6 +32,7 @@ class Chip:
         link_bandwidth: bytes/s of one link in one direction.
         node_bandwidth: bytes/s per chip in one direction between TPU slices or GPU nodes; 0 unknown.
         wraps: TPU: an axis of so many chips, or a multiple of it for 3D tori, closes to a ring.
+        scoped_vmem_kib: TPU: on-chip memory that one operation may take for its blocks; 0 leaves the compiler's default.
         target_config: GPU: properties that the compiler asks for.
     """
 
@@ -48,6 +49,7 @@ class Chip:
     link_bandwidth: float = 0.0
     node_bandwidth: float = 0.0
     wraps: int = 0
+    scoped_vmem_kib: int = 0
     target_config: str = ""
 
     @property
@@ -198,6 +200,7 @@ CHIPS = (
         link_bandwidth=100e9,
         wraps=16,
         node_bandwidth=12.5e9,
+        scoped_vmem_kib=98_304,  # of 128 MiB; as MaxText has it (benchmarks/xla_flags_library.py)
     ),
     Chip(
         "tpu7x",

@@ -28,6 +28,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Shard
 from jax.typing import DTypeLike
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.parallel.chips import find_chip
 
 MIN_SHARDED_SIZE = 1024
 """Arrays with fewer elements stay replicated: a gather would cost more than it saves."""
@@ -170,15 +171,22 @@ class Layout:
     def compiler_options(self) -> dict[str, str]:
         """XLA's options for a program under this layout, beside the flags of `mlperf_jax.platform`.
 
-        Where parameters are split, the TPU partitioner sends their parts round and multiplies by one after the other, in loops
+        What products of large matrices pay most for is on-chip memory; some chips have far more than the compiler lets an operation
+        take. Where parameters are split, the TPU partitioner sends their parts round and multiplies by one after the other, in loops
         that cost more than one gather before the product (benchmarks/NOTES.md, "Compiler flags"). Tensor parallelism, which may
         live by such loops, keeps them.
         """
+        device = self.mesh.devices.flat[0] if isinstance(self.mesh, Mesh) else None
+        if device is None or device.platform != "tpu":
+            return {}
+        options = {}
+        chip = find_chip(device.device_kind)
+        if chip and chip.scoped_vmem_kib:
+            options["xla_tpu_scoped_vmem_limit_kib"] = str(chip.scoped_vmem_kib)
         products = ("conv_out", "channels", "mlp", "heads", "vocab")
-        gathers = self.strategy.shard_params and not any(map(self.choices, products))
-        if gathers and isinstance(self.mesh, Mesh) and self.mesh.devices.flat[0].platform == "tpu":
-            return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
-        return {}
+        if self.strategy.shard_params and not any(map(self.choices, products)):
+            options["xla_jf_spmd_threshold_for_windowed_einsum_mib"] = "1000000"
+        return options
 
     def sharding(self, shape: Sequence[int], axes: LogicalAxes | None = None) -> NamedSharding:
         """Where an activation, a batch or a total lies."""

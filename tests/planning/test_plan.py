@@ -189,6 +189,18 @@ def test_under_fsdp_a_kernel_is_gathered_before_its_product(strategy):
     assert found == {"all-gather" if strategy == "fsdp" else "collective-permute"}
 
 
+@needs_libtpu
+def test_the_compiler_is_told_of_the_memory_on_the_chip():
+    """A v6e's operations may take more of it than by default; the option is one that the compiler knows."""
+    found = {}
+    for chip in ("v5e", "v6e"):
+        layout = mesh.make_layout(STRATEGIES["dp"], None, topology.devices(topology.parse(f"{chip}:2x2")))
+        found[chip] = layout.compiler_options
+        x = layout.struct((64, 64), jnp.bfloat16, ("batch", None))
+        lower(Program(lambda x: x + x, (x,), (), None), layout, POLICIES["bfloat16"]).compile()
+    assert found == {"v5e": {}, "v6e": {"xla_tpu_scoped_vmem_limit_kib": "98304"}}
+
+
 GIB = 2**30
 # Of the closed Transformer at batch 512 on v5e:4x4, which the compiler accepts.
 TRANSFORMER = compilation.Memory(
