@@ -13,11 +13,14 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
+from mlperf_jax.parallel import layout as layouts
 from models.attention_mask import Mask
 
 BLOCK = 1024
 """Queries, and keys, of a block of splash attention. Its backward pass gives a part of the queries' gradient for each block of keys,
-which are added up after it; with twice as many it asks for 36 MiB of a v6e's on-chip memory, of which the compiler gives it 32."""
+which are added up after it."""
+LARGE_BLOCK, _LARGE_BLOCK_KIB = 2048, 65_536
+"""Where a kernel may take so much on-chip memory, as it asks for 36 MiB."""
 
 
 def splash(
@@ -28,7 +31,7 @@ def splash(
     What causality and windows hide is skipped, block by block.
     """
     shape = q.shape[1], k.shape[1]
-    block = math.gcd(math.gcd(*shape), BLOCK)
+    block = math.gcd(math.gcd(*shape), _block())
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
     sizes: dict[str, Any] = dict.fromkeys(names, block)
     with jax.ensure_compile_time_eval():
@@ -47,6 +50,12 @@ def splash(
 
     segments = (mask.query_segment, mask.key_segment) if mask.segments else ()
     return jax.vmap(row)(q * jnp.asarray(scale, q.dtype), k, v, *segments).astype(v.dtype)
+
+
+def _block() -> int:
+    layout = layouts.active()
+    chip = layout.chip if layout else None
+    return LARGE_BLOCK if chip and chip.scoped_vmem_kib >= _LARGE_BLOCK_KIB else BLOCK
 
 
 def _positions(shape: tuple[int, int], mask: Mask) -> Any:

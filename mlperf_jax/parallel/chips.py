@@ -186,6 +186,7 @@ CHIPS = (
         link_bandwidth=100e9,
         wraps=4,
         node_bandwidth=6.25e9,
+        scoped_vmem_kib=32_768,  # benchmarks/NOTES.md, "Compiler flags"
     ),
     Chip(
         "v6e",

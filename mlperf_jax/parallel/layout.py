@@ -28,7 +28,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Shard
 from jax.typing import DTypeLike
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.parallel.chips import find_chip
+from mlperf_jax.parallel.chips import Chip, find_chip
 
 MIN_SHARDED_SIZE = 1024
 """Arrays with fewer elements stay replicated: a gather would cost more than it saves."""
@@ -168,6 +168,11 @@ class Layout:
         return PartitionSpec(*names)
 
     @property
+    def chip(self) -> Chip | None:
+        """What the devices are, None where there are none or they are not in the table."""
+        return find_chip(self.mesh.devices.flat[0].device_kind) if isinstance(self.mesh, Mesh) else None
+
+    @property
     def compiler_options(self) -> dict[str, str]:
         """XLA's options for a program under this layout, beside the flags of `mlperf_jax.platform`.
 
@@ -176,12 +181,11 @@ class Layout:
         that cost more than one gather before the product (benchmarks/NOTES.md, "Compiler flags"). Tensor parallelism, which may
         live by such loops, keeps them.
         """
-        device = self.mesh.devices.flat[0] if isinstance(self.mesh, Mesh) else None
-        if device is None or device.platform != "tpu":
+        chip = self.chip
+        if chip is None or chip.platform != "tpu":
             return {}
         options = {}
-        chip = find_chip(device.device_kind)
-        if chip and chip.scoped_vmem_kib:
+        if chip.scoped_vmem_kib:
             options["xla_tpu_scoped_vmem_limit_kib"] = str(chip.scoped_vmem_kib)
         products = ("conv_out", "channels", "mlp", "heads", "vocab")
         if self.strategy.shard_params and not any(map(self.choices, products)):
