@@ -4,7 +4,7 @@ The devices of a mesh axis hold ranges of rows, and each wants any of them. A de
 row is asked for once however often it is looked up, and what one holder is asked for lies together. With n
 devices each sorts, sends and receives about an n-th of the batch's distinct rows.
 
-Shapes are static, and so a round carries at most `capacity` rows from any device to any other. Where some
+Shapes are static, and so a round carries at most `room` rows from any device to any other. Where some
 pair has more, as only very uneven data bring about, there are several rounds, each over a range of the
 holders' rows: twice as many until everything fits, which it does at the latest when a range is one row.
 """
@@ -22,6 +22,8 @@ from mlperf_jax.parallel.layout import MeshAxes
 
 SLACK = 1.25
 """Room for so many times as many rows as if all look-ups were distinct and evenly spread."""
+_TILE = 16
+"""Rows of a tile of TPUs' memory in bfloat16: what is made of whole ones takes another shape without being copied."""
 
 
 class Wanted(NamedTuple):
@@ -46,8 +48,8 @@ class Round(NamedTuple):
     Attributes:
         numbers: which of `Wanted.rows`; N or more where there is none.
         rows: the same as the holder counts them; `Exchange.rows` where there is none.
-        place: where each look-up's row is among all that arrive, flattened, int32 [N]; n * capacity where it
-            does not arrive in this round.
+        place: where each look-up's row is among all that arrive, flattened, int32 [N]; where it does not arrive in
+            this round the last one, n * capacity - 1, which is never taken.
     """
 
     numbers: jax.Array
@@ -64,14 +66,20 @@ class Exchange:
         axes: all of them: the number of rounds is agreed on by everyone.
         size: n, devices along `axis`.
         rows: that each of them holds; row r of all is row r % rows of device r // rows.
-        capacity: rows from one device to another in a round.
+        room: for so many rows from one device to another in a round.
     """
 
     axis: MeshAxes
     axes: tuple[str, ...]
     size: int
     rows: int
-    capacity: int
+    room: int
+
+    @property
+    def capacity(self) -> int:
+        """Places from one device to another in a round: `room`, one that stays free, and what fills up a tile."""
+        places = self.room + 1
+        return places if places < _TILE else -(-places // _TILE) * _TILE
 
     @property
     def none(self) -> int:
@@ -91,12 +99,12 @@ class Exchange:
     def _rounds(self, distinct: jax.Array) -> jax.Array:
         """The least power of two in which all devices' requests fit."""
         one = jnp.int32(1)
-        if self.capacity >= len(distinct):
+        if self.room >= len(distinct):
             return one
-        early, late = distinct[: -self.capacity], distinct[self.capacity :]
+        early, late = distinct[: -self.room], distinct[self.room :]
 
         def too_few(rounds: jax.Array) -> jax.Array:
-            """Whether a row and the one `capacity` further on have a holder and a round in common."""
+            """Whether a row and the one `room` further on have a holder and a round in common."""
             width = self._width(rounds)
             same = (early // self.rows == late // self.rows) & (
                 early % self.rows // width == late % self.rows // width
@@ -126,7 +134,7 @@ class Exchange:
         asked = jnp.minimum(row // self.rows, self.size - 1)
         inside = (row < self.none) & (row >= begin[asked]) & (row < end[asked])
         place = asked * self.capacity + wanted.number - start[asked]
-        return Round(numbers, rows, jnp.where(inside, place, self.size * self.capacity))
+        return Round(numbers, rows, jnp.where(inside, place, self.size * self.capacity - 1))
 
     def trade(self, parts: jax.Array) -> jax.Array:
         """[n, capacity, ...] by whom it goes to, to the same by whom it came from."""

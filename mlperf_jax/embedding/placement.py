@@ -69,8 +69,8 @@ class Placement:
         if self.row is None or self.row != self.batch:
             return None
         size = self.size(self.row)
-        capacity = min(math.ceil(exchange.SLACK * look_ups / size), look_ups)
-        return Exchange(self.row, tuple(self.mesh.axis_names), size, self.groups * self.rows, capacity)
+        room = min(math.ceil(exchange.SLACK * look_ups / size), look_ups)
+        return Exchange(self.row, tuple(self.mesh.axis_names), size, self.groups * self.rows, room)
 
     def rows_anywhere(self, places: jax.Array) -> jax.Array:
         """Rows as `Exchange` counts them; those of groups that lie on another axis' devices are none."""

@@ -95,7 +95,7 @@ def look_up(stack: jax.Array, places: jax.Array, tables: Tables, dtype: DTypeLik
     place = _placement(tables, len(places))
     if place is None:
         return _in_parts(
-            lambda part: _cast(_pooled(_flat(stack), part, tables), dtype).swapaxes(0, 1), places, 1
+            lambda part: _cast(_pooled(_vectors(_flat(stack), part), tables), dtype).swapaxes(0, 1), places, 1
         )
 
     def local(stack: jax.Array, places: jax.Array) -> jax.Array:
@@ -218,9 +218,8 @@ def _in_parts(function: Callable[[jax.Array], jax.Array], places: jax.Array, hol
     return done.reshape(batch, *done.shape[2:])
 
 
-def _pooled(table: jax.Array, rows: jax.Array, tables: Tables) -> jax.Array:
-    """Sums rows [B, L] of a table [R, D] to [T, B, D]; rows from R on are zeros."""
-    vectors = _vectors(table, rows)
+def _pooled(vectors: jax.Array, tables: Tables) -> jax.Array:
+    """Sums vectors [L, B, D] of look-ups to [T, B, D]."""
     if tables.look_ups == tables.num_tables:
         return vectors
     ends = np.cumsum(tables.hots)
@@ -248,7 +247,7 @@ def _cast(vectors: jax.Array, dtype: DTypeLike) -> jax.Array:
 def _partly_pooled(table: jax.Array, places: jax.Array, place: Placement) -> jax.Array:
     """What this device's shard [R', D'] adds to the pooled vectors: [T, B, D'], or of its own tables alone."""
     if not place.swaps:
-        return _pooled(table, place.rows_here(places), place.tables)
+        return _pooled(_vectors(table, place.rows_here(places)), place.tables)
     rows, slot = _own_look_ups(places, place)
     sums = jnp.zeros((place.slots_each, len(rows), table.shape[1]), table.dtype)
     return sums.at[slot].add(_vectors(table, rows))
@@ -262,11 +261,12 @@ def _fetched(
 
     def one_round(number: jax.Array, pooled: jax.Array) -> jax.Array:
         now = between.round(wanted, number)
-        held = table.at[between.trade(now.rows)].get(mode="fill", fill_value=0)
-        sent = between.trade(_cast(held, dtype))
-        # What arrives is a small table, in which the look-ups have other numbers.
-        arrived = sent.reshape(-1, sent.shape[-1])
-        return pooled + _pooled(arrived, now.place.reshape(places.shape), place.tables).astype(table.dtype)
+        # Where no row is asked for any will do: nobody looks there.
+        sent = between.trade(_cast(table.at[between.trade(now.rows)].get(mode="clip"), dtype))
+        # What arrives is a small table, in which the look-ups have other numbers; what is not there is its last row.
+        arrived = sent.reshape(-1, sent.shape[-1]).at[-1].set(0)
+        vectors = arrived.at[now.place.reshape(places.shape).T].get(mode="clip")
+        return pooled + _pooled(vectors, place.tables).astype(table.dtype)
 
     nothing = jnp.zeros((place.tables.num_tables, len(places), table.shape[1]), table.dtype)
     return lax.fori_loop(0, wanted.rounds, one_round, nothing).astype(dtype)
@@ -290,7 +290,7 @@ def _update_holders(
 
     def one_round(number: jax.Array, carry: tuple[jax.Array, Slots]) -> tuple[jax.Array, Slots]:
         now = between.round(wanted, number)
-        arrived = between.trade(sums.at[now.numbers].get(mode="fill", fill_value=0))
+        arrived = between.trade(sums.at[now.numbers].get(mode="clip"))  # what is no row's is dropped there
         rows = between.trade(now.rows).ravel()
         each = jnp.arange(len(rows), dtype=jnp.int32)
         return update_rows(rule, *carry, rows, each, arrived.reshape(-1, arrived.shape[-1]), lr)
