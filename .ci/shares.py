@@ -37,7 +37,15 @@ WORKLOADS = {
     "rnnt": ("rnnt", "transducer", "test_sound", "utterances", "librispeech", "spoken"),
     "deepspeech2": ("deepspeech2", "ctc", "spectrogram", "word_error"),
     "sentiment": ("sentiment", "text_classifier", "labelled_text"),
-    "answers by the token": (".tokens.", "token_harness", "token_verdicts", "rouge", "attention_paged"),
+    "answers by the token": (
+        ".tokens.",
+        "token_harness",
+        "token_verdicts",
+        "rouge",
+        "attention_paged",
+        "test_generation",
+        "greedy_tokens",
+    ),
     "gpt_oss_20b": ("experts", "gpt_oss"),
     "llama2_70b_lora": ("low_rank", "gguf", "gov_report", "debian_descriptions", "told_rows"),
     "llama31_8b": (

@@ -3,7 +3,7 @@
     python -m mlperf_jax.import_weights --workload=resnet50 --from=resnet50-19c8e357.pth --to=weights/resnet50
     python -m mlperf_jax.main --workload=resnet50 --platform=gpu --scenario=Offline --weights=weights/resnet50
 
-The file may be a PyTorch state dict (.pth), .safetensors, .npz, .onnx, a TensorFlow checkpoint's .index or a frozen
+The file may be a PyTorch state dict (.pth), .safetensors, .npz, .gguf, .onnx, a TensorFlow checkpoint's .index or a frozen
 graph (.pb). Nothing in it is executed, and reading it costs time and memory by its size, whatever it says.
 """
 
@@ -61,7 +61,8 @@ def _import(workload: str, preset: str, source: Path, to: str | None, overrides:
     state, changes = found.import_weights(tensors)
     origin = {"file": source.name, "sha256": files.sha256(source), "arrays": len(tensors)}
     files.save(folder, files.Imported(state, workload, changes, origin))
-    count = sum(array.size for array in jax.tree.leaves(state.get("params", state)))
+    published = state.get("frozen", state.get("params", state))  # what is tuned beside it is not
+    count = sum(array.size for array in jax.tree.leaves(published))
     return f"{count:,} parameters of {source.name} lie in {folder}; measure them with --weights={folder}."
 
 

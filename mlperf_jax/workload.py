@@ -467,7 +467,7 @@ class TokenWorkload(ServedWorkload):
     @property
     @abc.abstractmethod
     def token_goals(self) -> tuple[Goal, ...]:
-        """The figures of `token_figures`."""
+        """Those of `token_figures` and `served_figures` that must be reached."""
 
     @abc.abstractmethod
     def token_programs(self, state: State, layout: Layout) -> Programs:
@@ -479,12 +479,20 @@ class TokenWorkload(ServedWorkload):
 
     @abc.abstractmethod
     def token_figures(self, indices: np.ndarray, answers: Sequence[np.ndarray]) -> Evaluation:
-        """The figures of answers to samples [N], each [tokens] int32, by the names of `token_goals`."""
+        """The figures of answers to samples [N], each [tokens] int32; some of them `token_goals` name."""
 
     @abc.abstractmethod
-    def reference_quality(self, load: Callable[[Layout], State]) -> Quality:
-        """What answers are held against: as published, or of an implementation that is as plain as can be.
+    def served_figures(self, programs: Programs, indices: np.ndarray) -> Evaluation:
+        """What else is measured of programs with samples [N], whatever they answer; no text is under way."""
+
+    @abc.abstractmethod
+    def reference_figures(
+        self, state: State, layout: Layout, indices: np.ndarray, answers: Sequence[np.ndarray]
+    ) -> Evaluation:
+        """What both are held against, by the names of `token_goals`: as published, or of means that are as plain as can be.
 
         Args:
-            load: reads the model into the places of a layout.
+            state, layout: the model in its place.
+            indices: [N] samples.
+            answers: the programs' own, [tokens] int32 each, which may save time and change nothing.
         """

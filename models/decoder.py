@@ -22,11 +22,11 @@ from jax.nn import initializers
 
 from mlperf_jax.parallel.layout import constrain
 from mlperf_jax.precision import Policy
+from models import low_rank
 from models.attention import RMSNorm, split
 from models.attention_function import CHOICES, attend
 from models.attention_mask import Mask
 from models.experts import Experts
-from models.low_rank import LowRank
 from models.products import product
 from models.rotary import Turns, frequencies, turned, turns
 from models.stack import LAYER_REMAT, NARROW, drawn, grouped, scan_cached, unstacked
@@ -217,8 +217,8 @@ class SelfAttention(nnx.Module):
                 dropout_rate=config.low_rank_dropout,
             )
             shapes = heads, key_heads, key_heads
-            self.low_rank_in = LowRank(width, shapes, axes_in=into[:1], axes_out=into[1:], **made)
-            self.low_rank_out = LowRank(heads, [width], axes_in=out[:2], axes_out=out[2:], **made)
+            self.low_rank_in = low_rank.LowRank(width, shapes, axes_in=into[:1], axes_out=into[1:], **made)
+            self.low_rank_out = low_rank.LowRank(heads, [width], axes_in=out[:2], axes_out=out[2:], **made)
 
     def queries_keys_values(
         self, x: jax.Array, by: Turns, key: jax.Array | None = None
@@ -395,6 +395,23 @@ class Decoder(nnx.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Logits of the token after each: [B, L] int to [B, L, V]."""
         return self.logits(self.hidden(tokens).states)
+
+
+def merged(config: DecoderConfig, params: Any) -> Any:
+    """Parameters without low-rank changes, with which a decoder tells the same: each is added to the kernel that it changes.
+
+    Args:
+        config: of the decoder with changes.
+        params: all its parameters. Kernels keep their dtype; sums are in the wider one.
+    """
+    attention = dict(params["layers"]["attention"])
+    into, out = (attention.pop(name) for name in ("low_rank_in", "low_rank_out"))
+    changes = [("query", into, 0), ("key", into, 1), ("value", into, 2), ("out", out, 0)]
+    for name, change, number in changes:
+        kernel, scale = attention[name]["kernel"], config.low_rank_alpha / config.low_rank
+        added = jax.vmap(low_rank.kernel)(change["down"], change[f"up_{number}"])
+        attention[name] = {"kernel": (kernel + scale * added).astype(kernel.dtype)}
+    return params | {"layers": params["layers"] | {"attention": attention}}
 
 
 def _deviation_out(config: DecoderConfig) -> float:

@@ -70,3 +70,8 @@ class LowRank(nnx.Module):
             product(narrow, up.reshape(self.rank, -1)).reshape(*batch, *shape)
             for up, shape in zip(ups, self.shapes_out, strict=True)
         ]
+
+
+def kernel(down: jax.Array, up: jax.Array) -> jax.Array:
+    """The one product that both make, without the scale: [*shape_in, R] and [R, *shape_out] to [*shape_in, *shape_out]."""
+    return jnp.tensordot(down, up, 1, precision=jax.lax.Precision.HIGHEST)

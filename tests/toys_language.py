@@ -8,7 +8,7 @@ import numpy as np
 
 from configs import gpt_oss_20b, llama31_8b
 from input_pipelines.text.token_rows import Rows, TokenRows
-from mlperf_jax.workloads.generation import ServedLlama31
+from mlperf_jax.workloads.generation import ServedGptOss, ServedLlama31, TunedGeneration
 from mlperf_jax.workloads.language_modelling import GptOss, Llama31
 from mlperf_jax.workloads.low_rank_tuning import LowRankTuning
 
@@ -90,29 +90,32 @@ class SmallLlama(Llama31):
         return small(llama31_8b.get_config("mini"))
 
 
+def telling(config):
+    """A small one's config with bounds that a busy machine keeps."""
+    config.inference = config.inference.to_dict() | dict(
+        scenarios=("SingleStream", "Server", "Interactive", "Offline"),
+        samples=20,
+        prompt=6,
+        max_tokens=8,
+        min_tokens=2,
+        slots=3,
+        page=4,
+        chunks=(4,),
+        ends=(3, 5),
+        max_first_s=600.0,
+        max_each_s=600.0,
+        sut_timeout_s=600.0,
+        latency_share=0.9,  # a few queries prove it
+    )
+    return config
+
+
 class SmallTelling(ServedLlama31, SmallLlama):
-    """Served by the token, with bounds that a busy machine keeps."""
+    """Served by the token."""
 
     @staticmethod
     def get_config(preset):
-        config = SmallLlama.get_config(preset)
-        config.inference.update(
-            dict(
-                samples=20,
-                prompt=6,
-                max_tokens=8,
-                min_tokens=2,
-                slots=3,
-                page=4,
-                chunks=(4,),
-                ends=(3, 5),
-                max_first_s=600.0,
-                max_each_s=600.0,
-                sut_timeout_s=600.0,
-                latency_share=0.9,  # a few queries prove it
-            )
-        )
-        return config
+        return telling(SmallLlama.get_config(preset))
 
 
 class SmallExperts(GptOss):
@@ -141,4 +144,37 @@ class SmallTuning(LowRankTuning):
         config.base_weights = ""
         config.schedule.max_steps, config.schedule.warmup_steps = 10, 2
         config.eval_skipped_per_sample, config.eval_skipped = 0.0, 0
+        return config
+
+
+class SmallTellingExperts(ServedGptOss, SmallExperts):
+    """Served by the token."""
+
+    @staticmethod
+    def get_config(preset):
+        return telling(SmallExperts.get_config(preset))
+
+
+@functools.cache
+def ending():
+    """Rows that ask for what follows a beginning of some length, as a summary follows what it sums up."""
+    tokens = counting().read_eval(np.arange(24), ["tokens"])["tokens"]
+    random = np.random.default_rng(4)
+    first = random.integers(3, 10, size=len(tokens))[:, None]
+    told = (np.arange(LENGTH + 1) >= first) & (
+        np.arange(LENGTH + 1) < first + random.integers(1, 8, size=first.shape)
+    )
+    fields = [field[some] for field in (tokens, told.astype(np.uint8)) for some in (slice(16), slice(24))]
+    return TokenRows(*fields[:2], told=fields[2:], vocabulary_size=VOCABULARY, fake=True, description="ends")
+
+
+class SmallTellingTuned(TunedGeneration, SmallTuning):
+    """Served by the token, with the changes in its kernels."""
+
+    dataset = functools.cached_property(lambda self: ending())
+
+    @staticmethod
+    def get_config(preset):
+        config = telling(SmallTuning.get_config(preset))
+        config.inference.prompt = LENGTH
         return config

@@ -188,5 +188,10 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> TokenRows:
     facts = prepared.read_manifest(folder)
     words = f"Debian's descriptions, {facts['num_train']:,} to train on and {facts['num_eval']} to evaluate"
     return told_rows.load(
-        folder, options["length"], vocabulary_size=VOCAB_SIZE, description=words, facts=facts
+        folder,
+        options["length"],
+        vocabulary_size=VOCAB_SIZE,
+        text_of=byte_pairs.decoder(smollm2.tokenizer_path(data_dir)),
+        description=words,
+        facts=facts,
     )

@@ -6,7 +6,7 @@ packed into it and tells L - 1 of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,20 @@ def save(folder: Path, split: str, rows: Iterable[Row]) -> None:
 
 
 def load(
-    folder: Path, length: int, *, vocabulary_size: int, description: str, facts: Mapping[str, Any]
+    folder: Path,
+    length: int,
+    *,
+    vocabulary_size: int,
+    text_of: Callable[[Sequence[int]], str] | None = None,
+    description: str,
+    facts: Mapping[str, Any],
 ) -> TokenRows:
     """Opens what `save` wrote.
 
     Args:
         folder: prepared.
         length: tokens of a row that are read; not more than there are.
-        vocabulary_size, description: see `TokenRows`.
+        vocabulary_size, text_of, description: see `TokenRows`.
         facts: of the manifest: `length`, `num_train`, `num_eval`, `fake`.
 
     Raises:
@@ -83,6 +89,7 @@ def load(
         vocabulary_size,
         bool(facts["fake"]),
         description,
+        text_of,
     )
 
 
@@ -110,5 +117,13 @@ def _made(
     vocabulary_size: int,
     fake: bool,
     description: str,
+    text_of: Callable[[Sequence[int]], str] | None = None,
 ) -> TokenRows:
-    return TokenRows(*tokens, told=told, vocabulary_size=vocabulary_size, fake=fake, description=description)
+    return TokenRows(
+        *tokens,
+        told=told,
+        vocabulary_size=vocabulary_size,
+        text_of=text_of,
+        fake=fake,
+        description=description,
+    )

@@ -25,11 +25,11 @@ from mlperf_jax.inference.token_harness import TokenHarness
 from mlperf_jax.inference.token_sut import TokenReplica, TokenSamples
 from mlperf_jax.inference.trained import Trained, open_model
 from mlperf_jax.parallel import mesh
-from mlperf_jax.parallel.layout import Strategy
+from mlperf_jax.parallel.layout import Layout, Strategy
 from mlperf_jax.results import system
 from mlperf_jax.results.events import run_labels
 from mlperf_jax.results.folders import Runs
-from mlperf_jax.workload import ServedWorkload, TokenWorkload
+from mlperf_jax.workload import ServedWorkload, State, TokenWorkload
 
 _MOST_LOADED = 1024  # samples in memory, where LoadGen's defaults name no number
 
@@ -197,13 +197,16 @@ def _token_harness(
             "--max_latency bounds whole answers, and here tokens have bounds of their own; give "
             "--config.inference.max_first_s or --config.inference.max_each_s."
         )
-    quality = workload.reference_quality(lambda layout: model.load(workload, layout))
-    model = dataclasses.replace(model, quality=quality)
-    places = placed(workload, model, *_strategy(options))
-    replicas = [TokenReplica(workload.token_programs(state, layout)) for state, layout in places]
+
+    def places() -> Iterator[tuple[State, Layout]]:
+        return placed(workload, model, *_strategy(options))
+
+    replicas = [TokenReplica(workload.token_programs(state, layout)) for state, layout in places()]
     samples = TokenSamples(workload.config.data.name, total, loaded, workload.request)
     facts = _facts(workload, model, options, replicas=len(replicas))
-    return TokenHarness(workload, cast(Any, replicas), cast(Any, samples), options, facts)
+    return TokenHarness(
+        workload, cast(Any, replicas), cast(Any, samples), options, facts, lambda: next(places())
+    )
 
 
 def _strategy(options: InferOptions) -> tuple[Strategy, dict[str, int]]:

@@ -58,6 +58,7 @@ class Measurement:
         goals: what these must reach.
         batches: batch size -> how many were run, where batches were formed.
         verdicts: of a compliance test.
+        beside: what LoadGen does not measure, by name.
     """
 
     scenario: str
@@ -69,6 +70,7 @@ class Measurement:
     goals: tuple[Goal, ...] = ()
     batches: Mapping[int, int] | None = None
     verdicts: tuple[Verdict, ...] = ()
+    beside: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -331,11 +333,16 @@ class Harness:
             with watch as watched:
                 result = lg.run(watched, self.samples, settings, log_settings, audit_config=audit_config)
             batches = None if isinstance(sut, InlineSut) else dict(sorted(sut.batches.items()))
-        measured = Measurement(name, kind, result, settings, folder, batches=batches)
+        beside = self._beside(sut)
+        measured = Measurement(name, kind, result, settings, folder, batches=batches, beside=beside)
         if kind in ("accuracy", "submission") and not result.errors:
             measured = self._judged(measured)
         self._write(measured)
         return measured
+
+    def _beside(self, sut: Any) -> dict[str, float]:
+        """What a system measured of itself in a run."""
+        return {}
 
     def _known_samples(self, settings: TestSettings) -> int:
         """How many samples a run is over; 0 where its time decides."""
@@ -374,6 +381,7 @@ class Harness:
             "kind": measured.kind,
             "passed": measured.passed,
             **result,
+            **measured.beside,
             "settings": {
                 **dataclasses.asdict(measured.settings),
                 "scenario": int(measured.settings.scenario),
@@ -386,6 +394,7 @@ class Harness:
                 "metric": ", ".join(goal.metric for goal in measured.goals),
                 "quality": quality(measured.goals, measured.figures),
                 "quality_target": targets(measured.goals),
+                "figures": dict(measured.figures),
                 "direction": {goal.name: goal.direction.value for goal in measured.goals},
                 "accuracy_log_sha256": digest,
             }

@@ -19,11 +19,17 @@ def lines(measured: Measurement) -> list[str]:
     told = [head + _headline(measured)]
     if result.metrics:
         told += _figures(measured)
+    if p99 := measured.beside.get("endpoints_tpot_99_ns"):
+        told.append(f"  by mlcommons/endpoints p99 {p99 / _MS:.3f} ms for each other token, ends not counted")
     told += [f"  {in_flags(reason)}" for reason in result.reasons]
     for goal in measured.goals:
         figure = (measured.figures or {})[goal.name]
         word = "reached" if goal.reached(figure) else "NOT REACHED"
         told.append(f"  {goal.metric} {figure:.4f}, target {goal.target:.4f}: {word}")
+    if "gen_len" in (figures := measured.figures or {}):
+        told.append(
+            f"  answers: {figures['gen_len']:,.0f} characters, {figures['tokens_per_sample']:.2f} tokens each"
+        )
     for found in measured.verdicts:
         told.append(f"  {measured.kind}: {'; '.join(found.lines)}")
     if measured.batches:

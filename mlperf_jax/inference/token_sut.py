@@ -94,14 +94,22 @@ class TokenSut:
         replicas: compiled.
         samples: the library.
         first_tokens: whether LoadGen is told of these: in every scenario but Offline.
+
+    Attributes:
+        text_gaps_ns: of each answer with text behind its first token the time from that to the last, by the tokens that are
+            text: as mlcommons/endpoints has the time per output token, which sees texts, in which ends are nothing. Source:
+            src/inference_endpoint/async_utils/services/metrics_aggregator/metrics_table.py there, which counts the
+            tokens of the text once more, where the tokens that were told are counted here.
     """
 
     def __init__(
         self, name: str, replicas: Sequence[TokenReplica], samples: TokenSamples, *, first_tokens: bool
     ) -> None:
         self.name = name
-        self._samples, self._first_tokens = samples, first_tokens
+        self._samples, self.first_tokens = samples, first_tokens
         self._engines = [Engine(replica.programs) for replica in replicas]
+        self._ends = frozenset(replicas[0].programs.ends)
+        self.text_gaps_ns: list[float] = []
         self._outstanding = [0] * len(replicas)
         self._failure: str | None = None
         self._changed = threading.Condition()  # guards both
@@ -151,9 +159,14 @@ class TokenSut:
         if self._failure:
             raise RuntimeError(self._failure)
 
+    def heard(self, tokens: list[int], taken_ns: int) -> None:
+        """All tokens of a sample are there, so long after the first."""
+        if (text := len(tokens) - 1 - (tokens[-1] in self._ends)) > 0:
+            self.text_gaps_ns.append(taken_ns / text)
+
     def first_token(self, sample_id: int, token: int) -> None:
         """The first token of a sample is there."""
-        if self._first_tokens:
+        if self.first_tokens:
             self._responses.first_token((sample_id,), [np.int32(token)])
 
     def complete(self, sample_id: int, tokens: list[int]) -> None:
@@ -172,17 +185,20 @@ class TokenSut:
 class _Told:
     """Listens for one sample."""
 
-    __slots__ = ("_sut", "_number", "_sample_id", "_tokens")
+    __slots__ = ("_sut", "_number", "_sample_id", "_tokens", "_first_at")
 
     def __init__(self, sut: TokenSut, number: int, sample_id: int) -> None:
         self._sut, self._number, self._sample_id = sut, number, sample_id
         self._tokens: list[int] = []
+        self._first_at = 0
 
     def token(self, token: int, last: bool) -> None:
         if not self._tokens:
+            self._first_at = time.perf_counter_ns()
             self._sut.first_token(self._sample_id, token)
         self._tokens.append(token)
         if last:
+            self._sut.heard(self._tokens, time.perf_counter_ns() - self._first_at)
             self._sut.complete(self._sample_id, self._tokens)
             self._sut.ended(self._number)
 

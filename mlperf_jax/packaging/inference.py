@@ -175,6 +175,8 @@ def _pack_accuracy(package: Package, runs: Found, model: Model | None, place: st
         package.lacks(f"{place}/accuracy", f"the accuracy log is not the one that was judged; run {again}")
     answers = accuracy_log.read_answers(log)
     metric = model.metric if model else "accuracy"
+    if isinstance(quality, dict):
+        quality = record.get("figures", quality)  # lengths among them
     said = accuracy_log.accuracy_line(metric, quality, answers.count, str(record.get("metric")))
     text = f"{said}\nhash={digest}\n"
     package.write(f"{place}/accuracy/accuracy.txt", text, source=folder / "result.json")

@@ -258,6 +258,7 @@ def inference_details(run: InferenceRun, identifier: str) -> Markup:
     told = [
         ("Result", inference_value(run)),
         ("Verdict", verdict_of(run)),
+        ("Tokens", run.tokens),
         ("Accuracy", "; ".join(run.accuracy) or ("not measured here" if run.mode != "AccuracyOnly" else "")),
         ("Errors in the log", str(run.errors) if run.errors else ""),
         ("Folder", tag("code", str(run.path))),

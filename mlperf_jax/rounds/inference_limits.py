@@ -161,14 +161,14 @@ ACCURACY: dict[str, tuple[Limit, ...]] = {
     "e2e-rag-db": (Limit("accuracy", 98.0),),
 }
 
-_TTFT = "result_first_token_99.00_percentile_latency_ns"
-_TPOT = "result_time_per_output_token_99.00_percentile_ns"
+TTFT = "result_first_token_99.00_percentile_latency_ns"
+TPOT = "result_time_per_output_token_99.00_percentile_ns"
 
 
 def _tokens(first_ms: float, each_ms: float, rules_each_ms: float | None = None) -> tuple[Limit, ...]:
     """Milliseconds to the first token and for each other, 99th percentiles."""
-    other = None if rules_each_ms is None else Limit(_TPOT, most=rules_each_ms * _MS, source=RULES)
-    return Limit(_TTFT, most=first_ms * _MS), Limit(_TPOT, most=each_ms * _MS, other=other)
+    other = None if rules_each_ms is None else Limit(TPOT, most=rules_each_ms * _MS, source=RULES)
+    return Limit(TTFT, most=first_ms * _MS), Limit(TPOT, most=each_ms * _MS, other=other)
 
 
 _LLAMA2_SERVER, _LLAMA2_INTERACTIVE = _tokens(2000, 200), _tokens(450, 40)

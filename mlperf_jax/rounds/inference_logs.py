@@ -20,6 +20,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Goal
 from mlperf_jax.regular import open_regular
 from mlperf_jax.rounds.collect import NOT_RESULTS, Problem
+from mlperf_jax.rounds.inference_limits import TPOT, TTFT
 from mlperf_jax.rounds.objects import command_in, flat_texts, number, read_ends, read_object
 from mlperf_jax.rounds.qualities import figures, told_goals
 from mlperf_jax.rounds.training_rules import UNVERIFIED
@@ -68,6 +69,7 @@ class InferenceRun:
         latencies: [samples] seconds, sorted; empty without a trace.
         bound: Server's latency bound in seconds. bound_percentile: the share that must keep it.
         target_qps: as asked.
+        tokens: latencies of first and of other tokens, in a line; "" where these are not measured.
         accuracy: as our result.json or the lines of accuracy.txt have it.
         errors: how many error lines the log holds.
         fields: all settings and results, as logged.
@@ -92,6 +94,7 @@ class InferenceRun:
     bound: float | None
     bound_percentile: float
     target_qps: float | None
+    tokens: str
     accuracy: tuple[str, ...]
     errors: int
     fields: tuple[tuple[str, str], ...]
@@ -162,6 +165,7 @@ def read_run(folder: Path, root: Path) -> InferenceRun:
         bound=bound / 1e9 if bound else None,
         bound_percentile=number(fields.get("effective_target_latency_percentile")) or 0.99,
         target_qps=number(fields.get("effective_target_qps")),
+        tokens=_tokens(fields, own),
         accuracy=_accuracy(folder),
         errors=errors,
         fields=tuple((k, _text(v)) for k, v in fields.items()),
@@ -238,6 +242,16 @@ def _percentiles(fields: dict[str, Any]) -> tuple[tuple[float, float], ...]:
         if match and nanoseconds is not None:
             found.append((float(match[1]) / 100, nanoseconds / 1e9))
     return tuple(sorted(found))
+
+
+def _tokens(fields: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """By LoadGen, and the other ones also as mlcommons/endpoints has them, where ours measured that."""
+    first, each = (number(fields.get(key)) for key in (TTFT, TPOT))
+    if first is None or each is None:
+        return ""
+    told = f"99th percentiles: first token {first / 1e6:.4g} ms, each other {each / 1e6:.4g} ms"
+    other = number(own.get("endpoints_tpot_99_ns"))
+    return told + (f" ({other / 1e6:.4g} ms as mlcommons/endpoints has it)" if other is not None else "")
 
 
 def _latencies(path: Path) -> np.ndarray:

@@ -179,6 +179,7 @@ _OTHER_NAMES = {
     "llama3_1-8b": "llama3.1-8b",
     "llama3_1-8b-edge": "llama3.1-8b-edge",
     "llama3_1-405b": "llama3.1-405b",
+    "llama2-70b": "llama2-70b-99.9",
 }
 # The results of runs of one benchmark in the order that people read them.
 SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline", "Interactive")

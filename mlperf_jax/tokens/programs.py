@@ -151,6 +151,7 @@ class Programs:
         self._cache: _Cache = []
         self._slots: Any = None
         self._compiled: dict[Any, jax.stages.Compiled] = {}
+        self._scored = jax.jit(self._run_scored, donate_argnums=1)
 
     def compile(self) -> None:
         """Makes cache and slots, and compiles everything; afterwards nothing is compiled any more."""
@@ -183,6 +184,24 @@ class Programs:
     def stop(self, slot: int) -> None:
         """Ends the text in a slot."""
         self._slots = self._compiled["stop"](self._slots, np.int32(slot))
+
+    def losses(self, text: np.ndarray) -> np.ndarray:
+        """Minus the log probability of each token of a text [L] but the first, behind those before it: [L - 1] float32.
+
+        As the engine computes prompts, but for no slot. Asked while no text is under way; compiled when first asked.
+        """
+        size, (asked,) = self.sizes.chunks[-1], np.asarray(text, np.int32)[None, :-1]
+        table = 1 + np.arange(self.sizes.table, dtype=np.int32)[None]
+        found = []
+        for start in range(0, len(asked), size):
+            part = asked[start : start + size]
+            tokens, labels = np.zeros((1, size), np.int32), np.zeros(size, np.int32)
+            tokens[0, : len(part)], labels[: len(part)] = part, text[start + 1 :][: len(part)]
+            at = np.array([start], np.int32), np.array([len(part)], np.int32)
+            with layouts.use(self._layout), jax.default_matmul_precision(self._policy.matmul):
+                self._cache, losses = self._scored(self._params, self._cache, tokens, *at, table, labels)
+            found.append(np.asarray(losses)[: len(part)])
+        return np.concatenate(found)
 
     # What is traced.
 
@@ -282,6 +301,22 @@ class Programs:
         )
         slots = jax.tree.map(lambda whole, own: whole.at[part.slot].set(own[0]), slots, new)
         return cache, slots, token[0]
+
+    def _run_scored(
+        self,
+        params: _Params,
+        cache: _Cache,
+        tokens: jax.Array,
+        start: jax.Array,
+        count: jax.Array,
+        table: jax.Array,
+        labels: jax.Array,
+    ) -> tuple[_Cache, jax.Array]:
+        """A part of a text, and of each of its tokens how unlikely the next one, `labels` [C], is: [C] float32."""
+        states, cache = self._forward(params, cache, tokens, start, count, table)
+        logits = self._logits(params, states[0][:, None])
+        of_labels = jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
+        return cache, jax.nn.logsumexp(logits, -1) - of_labels
 
     def _run_step(self, params: _Params, cache: _Cache, slots: _Slots) -> tuple[_Cache, _Slots, jax.Array]:
         """The next token of every slot at work."""

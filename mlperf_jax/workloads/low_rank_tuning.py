@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
+from flax import nnx
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.weights import files, lazy, llama
@@ -68,10 +70,11 @@ class LowRankTuning(LanguageModelling):
         return {"frozen": jax.tree.map(lazy.place, published["params"], struct["frozen"])}
 
     def import_weights(self, tensors: Mapping[str, lazy.Tensor]) -> tuple[State, dict[str, Any]]:
-        raise UserError(
-            f"The weights of {self.benchmark} are tuned before they are measured; give them as --config.base_weights=FILE "
-            "when it is trained."
-        )
+        """Published weights as they are, to be served untouched: with changes of zeros."""
+        published = llama.from_published(tensors, self.model_config)
+        changes = nnx.to_pure_dict(self._split.params)
+        nothing = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), changes)
+        return {"params": nothing, "frozen": published["params"], "model_state": {}}, {}
 
     # How long it is trained, and how fast.
 

@@ -3,30 +3,37 @@
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
+import loadgen_py as lg
+from loadgen_py.official import run_official
 from mlperf_jax.errors import UserError
 from mlperf_jax.inference import command
 from mlperf_jax.inference.options import InferOptions
 from mlperf_jax.inference.settings import Asked
+from mlperf_jax.inference.token_sut import TokenReplica, TokenSamples, TokenSut
 from mlperf_jax.inference.trained import Trained
 from mlperf_jax.judging.accuracy_log import read_token_answers
 from mlperf_jax.judging.compliance import verify_tokens
+from mlperf_jax.parallel.mesh import single_device_layout
 from mlperf_jax.precision import POLICIES
 from mlperf_jax.results.folders import read_json
-from tests.toys_language import SmallTelling
+from mlperf_jax.tokens.programs import Sizes
+from tests.tokens.simulated import END, Simulated
+from tests.toys_language import SmallTelling, SmallTellingExperts, SmallTellingTuned
 
 ENDS = (3, 5)
 SCENARIOS = ("SingleStream", "Server", "Interactive", "Offline")
 
 
 @functools.cache
-def drawn_state():
+def drawn_state(kind=SmallTelling):
     """Of a decoder as it is before training, but surer of what it says."""
-    workload = SmallTelling(SmallTelling.get_config("mini"), POLICIES["float32"], data_dir=Path())
+    workload = kind(kind.get_config("mini"), POLICIES["float32"], data_dir=Path())
     state = workload.served_state(jax.jit(workload.init)(np.uint32(1)))
     return jax.device_get(jax.tree.map(lambda x: x * 3, state))
 
@@ -35,14 +42,14 @@ def drawn_state():
 def measure(monkeypatch, tmp_path):
     """Runs the command on two devices with a drawn model; the folder of its results."""
 
-    def run(*, numbers=(), bound_s=None, **flags):
-        config = SmallTelling.get_config("mini")
+    def run(*, kind=SmallTelling, numbers=(), bound_s=None, **flags):
+        config = kind.get_config("mini")
         config.inference.update(dict(numbers))
-        workload = SmallTelling(config, POLICIES["float32"], data_dir=Path())
+        workload = kind(config, POLICIES["float32"], data_dir=Path())
 
         def load(workload, layout):
             places = jax.tree.map(lambda x: x.sharding, workload.served_struct(layout))
-            return jax.device_put(drawn_state(), places)
+            return jax.device_put(drawn_state(kind), places)
 
         two = jax.devices()[:2]
         with monkeypatch.context() as patched:
@@ -71,7 +78,10 @@ def test_all_scenarios_tell_the_same_tokens(measure, capsys):
         assert performance["valid"] and accuracy["passed"] and performance["replicas"] == 2
         assert set(performance["batches"]) <= ({"1"} if name == "SingleStream" else {"1", "2", "3"})
         assert not performance["errors"] and not accuracy["errors"]
-        assert set(accuracy["quality"]) == {"rouge1", "rouge2", "rougeL"}
+        assert set(accuracy["quality"]) == {"rouge1", "rouge2", "rougeL", "log_perplexity"}
+        # In float32 texts have the same tokens by the engine and by a loop over whole texts, where none are nearly as likely.
+        assert accuracy["quality"] == pytest.approx(accuracy["trained_quality"], rel=1e-5)
+        assert accuracy["figures"]["tokens_per_sample"] > 2
         entries = json.loads((folder / name / "accuracy/mlperf_log_accuracy.json").read_text())
         answers[name] = {entry["qsl_idx"]: entry["data"] for entry in entries}
         for entry in entries:
@@ -82,9 +92,31 @@ def test_all_scenarios_tell_the_same_tokens(measure, capsys):
             if name != "Offline":
                 assert np.frombuffer(bytes.fromhex(entry["token_data"]), "<i4").tolist() == tokens[:1]
         assert f"{name} performance: VALID" in out
+        other, gaps = (key in performance for key in ("endpoints_tpot_99_ns", "endpoints_tpot_50_ns"))
+        assert other == gaps == (name != "Offline")
     assert len(answers["Offline"]) == 20 and len(set(answers["Offline"].values())) > 5
     assert all(found == answers["Offline"] for found in answers.values())
     assert out.count("tokens/s") == 3 and "to the first (bound 600000 ms)" in out
+
+
+@pytest.mark.parametrize("kind", [SmallTellingTuned, SmallTellingExperts])
+def test_what_is_tuned_and_what_has_experts_tells_tokens_too(measure, capsys, kind):
+    status, folder = measure(kind=kind, scenario="Offline", mode="accuracy")
+    out = capsys.readouterr().out
+    assert status == 0 and "log perplexity" in out and "tokens each" in out, out
+    found = read_json(folder / "Offline/accuracy/result.json")
+    assert found["quality"] == pytest.approx(found["trained_quality"], rel=1e-5)
+    answers = [one.tokens for one in read_token_answers(folder / "Offline/accuracy/mlperf_log_accuracy.json")]
+    assert len(answers) == 20 and len(set(answers)) > 5
+
+
+def test_the_other_time_per_token_counts_what_is_text():
+    """Of answers that end by themselves one token fewer; of those without text behind the first none."""
+    replica = SimpleNamespace(programs=Simulated(Sizes(slots=1, pages=2, page=4, length=4, chunks=(4,))))
+    sut = TokenSut("engine", [replica], TokenSamples("rows", 1, 1, None), first_tokens=True)
+    for tokens in ([1, 2, 4], [1, 2, END], [1, END], [1, 2]):
+        sut.heard(tokens, 600)
+    assert sut.text_gaps_ns == [300, 600, 600]
 
 
 def test_tokens_are_audited(measure, capsys):
@@ -119,6 +151,39 @@ def test_the_official_package_drives_the_same_system(measure, capsys):
     official = read_json(folder / "Server/official/performance/run_1/result.json")
     assert official["valid"] and official["metrics"]["result_completed_tokens_per_second"] > 0
     assert "result_completed_tokens_per_second" in out
+
+
+def test_both_packages_log_the_same_tokens(tmp_path):
+    """In accuracy mode, of every sample: answers, their lengths, and what was told first."""
+    pytest.importorskip("mlperf_loadgen", reason="the official package is to drive it")
+    workload = SmallTelling(SmallTelling.get_config("mini"), POLICIES["float32"], data_dir=Path())
+    layout = single_device_layout()
+    places = jax.tree.map(lambda x: x.sharding, workload.served_struct(layout))
+    replica = TokenReplica(workload.token_programs(jax.device_put(drawn_state(), places), layout))
+    replica.programs.compile()
+    samples = TokenSamples("rows", 20, 20, workload.request)
+    for scenario in (lg.TestScenario.Offline, lg.TestScenario.Server):
+        asked = dict(scenario=scenario, mode=lg.TestMode.AccuracyOnly, server_target_qps=200.0)
+        settings = lg.TestSettings(**asked, use_token_latencies=True)
+        found = {}
+        for name in ("ours", "official"):
+            folder = tmp_path / scenario.name / name
+            folder.mkdir(parents=True)
+            logs = lg.LogSettings(log_output=lg.LogOutputSettings(outdir=str(folder)))
+            first = scenario == lg.TestScenario.Server
+            with TokenSut("engine", [replica], samples, first_tokens=first) as sut:
+                if name == "ours":
+                    result = lg.run(sut, samples, settings, logs)
+                else:
+                    result = run_official(sut, samples, settings, folder)
+            assert not result.errors
+            entries = json.loads((folder / "mlperf_log_accuracy.json").read_text())
+            found[name] = {
+                entry["qsl_idx"]: {key: entry.get(key) for key in ("data", "token_data", "token_count")}
+                for entry in entries
+            }
+        assert found["ours"] == found["official"] and len(found["ours"]) == 20
+        assert all(bool(entry["token_data"]) == first for entry in found["ours"].values())
 
 
 def test_what_cannot_be_measured_is_refused(measure):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from mlperf_jax.judging.tree import judge_tree
+from mlperf_jax.reporting import details
 from mlperf_jax.reporting.figures import latency_histogram, percentile_curve, server_curve
-from mlperf_jax.rounds import inference_logs
+from mlperf_jax.rounds import inference_limits, inference_logs
 from mlperf_jax.rounds.inference_logs import read_inference
 from tests.reporting import result_trees as trees
 
@@ -53,6 +54,27 @@ def test_our_runs_say_themselves_what_they_are(tmp_path):
     assert {run.accuracy for run in runs} == {("F1 0.9, target 0.8",)}
     assert {run.reason for run in runs} == {"7 queries were late; ask for fewer."}
     assert runs[0].facts == (("versions.jax", "0.10"),)
+
+
+def test_latencies_of_tokens_are_told_as_both_define_them(tmp_path):
+    trees.inference(tmp_path / "mini" / "inference")
+    (log,) = (path for path in tmp_path.rglob("mlperf_log_detail.txt") if "qps100" in path.parts)
+    more = {inference_limits.TTFT: 12_000_000, inference_limits.TPOT: 3_000_000}
+    lines = "".join(
+        f":::MLLOG {json.dumps({'key': key, 'value': value, 'metadata': {'is_error': False}})}\n"
+        for key, value in more.items()
+    )
+    log.write_text(log.read_text() + lines)
+    told = "99th percentiles: first token 12 ms, each other 3 ms"
+    for record, end in (
+        ({}, ""),
+        ({"endpoints_tpot_99_ns": 3.5e6}, " (3.5 ms as mlcommons/endpoints has it)"),
+    ):
+        trees.write(log.parent / "result.json", json.dumps(record))
+        runs, _ = read_inference([tmp_path])
+        (run,) = (run for run in runs if run.path == log.parent)
+        assert run.tokens == told + end and told + end in details.inference_details(run, "x")
+        assert {other.tokens for other in runs if other is not run} == {""}
 
 
 def test_what_cannot_be_read_is_listed(tmp_path):

@@ -138,14 +138,15 @@ def test_tokens_are_those_of_a_loop_over_whole_texts(kind):
     assert any(tokens[-1] in ENDS for tokens in found) and any(tokens[-1] not in ENDS for tokens in found)
 
 
-def test_tokens_do_not_depend_on_slots_neighbours_order_or_parts():
+@pytest.mark.parametrize("kind", ["llama", "windows"])
+def test_tokens_do_not_depend_on_slots_neighbours_order_or_parts(kind):
     requests = drawn(16, seed=1)
-    expected = answered("llama", requests)
+    expected = answered(kind, requests)
     random = np.random.default_rng(2)
-    assert answered("llama", requests, order=random.permutation(16)) == expected
-    assert [answered("llama", [request])[0] for request in requests[:6]] == expected[:6]
-    assert answered("llama", requests, between_steps=32) == expected
-    assert answered("llama", requests, between_steps=1) == expected
+    assert answered(kind, requests, order=random.permutation(16)) == expected
+    assert [answered(kind, [request])[0] for request in requests[:6]] == expected[:6]
+    assert answered(kind, requests, between_steps=32) == expected
+    assert answered(kind, requests, between_steps=1) == expected
 
 
 def test_split_over_devices_the_tokens_are_the_same():
