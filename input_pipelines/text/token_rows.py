@@ -8,6 +8,7 @@ anything say where a text begins.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ class TokenRows(base.InMemoryDataset):
         vocabulary_size: V; tokens are below it.
         bytes_per_token: of the evaluation texts; 0 where it is not known.
         text_of: gives the text of tokens; None where it is not known.
+        tokenizer_file: what `byte_pairs.read` reads; None where it is not known.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class TokenRows(base.InMemoryDataset):
         vocabulary_size: int,
         bytes_per_token: float = 0.0,
         text_of: Callable[[Sequence[int]], str] | None = None,
+        tokenizer_file: Path | None = None,
         fake: bool,
         description: str,
     ) -> None:
@@ -74,7 +77,7 @@ class TokenRows(base.InMemoryDataset):
             split["told"] = asked
         super().__init__(*fields, fake=fake, description=description)
         self.vocabulary_size, self.bytes_per_token = vocabulary_size, bytes_per_token
-        self.text_of = text_of
+        self.text_of, self.tokenizer_file = text_of, tokenizer_file
 
 
 def open_synthetic(

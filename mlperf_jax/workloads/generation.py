@@ -8,6 +8,7 @@ of a loop do that computes the whole text for every token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,10 @@ class Generation(LanguageModelling, TokenWorkload):
     @property
     def token_goals(self) -> tuple[Goal, ...]:
         return tuple(Goal(name, 0.0, metric=name.replace("rouge", "ROUGE-")) for name in rouge.FIGURES)
+
+    @property
+    def tokenizer_file(self) -> Path | None:
+        return self.dataset.tokenizer_file
 
     def token_programs(self, state: State, layout: Layout) -> Programs:
         numbers = self.config.inference
