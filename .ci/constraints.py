@@ -21,7 +21,7 @@ def resolve(python: str) -> dict[str, str]:
     """Returns package -> version for Linux x86-64 with all extras but `parity`."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate"]
     command += ["--upgrade", "--python-version", python, "--python-platform", "x86_64-manylinux_2_31"]
-    command += ["--extra=tpu", "--extra=cuda", "--extra=test", "setup.cfg"]
+    command += ["--extra=tpu", "--extra=cuda", "--extra=serve", "--extra=test", "setup.cfg"]
     out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     pins = (line.split("==") for line in out.splitlines() if "==" in line)
     return {name: version.split("+")[0].strip() for name, version in pins}

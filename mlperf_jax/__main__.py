@@ -19,6 +19,7 @@ COMMANDS = (
     "check",
     "package",
     "import_weights",
+    "serve",
     "gtp",
     "predict_moves",
 )

@@ -469,6 +469,11 @@ class TokenWorkload(ServedWorkload):
     def token_goals(self) -> tuple[Goal, ...]:
         """Those of `token_figures` and `served_figures` that must be reached."""
 
+    @property
+    @abc.abstractmethod
+    def tokenizer_file(self) -> Path | None:
+        """The tokenizer of the samples (tokenizer.json), None where it is not known."""
+
     @abc.abstractmethod
     def token_programs(self, state: State, layout: Layout) -> Programs:
         """The programs of a model in its place; nothing is compiled yet."""

@@ -60,9 +60,11 @@ def environment(**changes: str) -> dict[str, str]:
     return plain | shared | changes
 
 
-def start(cwd: Path, *arguments: str, largest_file: int = 0, **changes: str) -> subprocess.Popen:
-    """Starts `python -m mlperf_jax.main` in a folder, where asked with no room for files of more bytes."""
-    command = [sys.executable, "-P", "-m", "mlperf_jax.main", *arguments]
+def start(
+    cwd: Path, *arguments: str, module: str = "main", largest_file: int = 0, **changes: str
+) -> subprocess.Popen:
+    """Starts `python -m mlperf_jax.main`, or another command, in a folder, where asked with no room for files of more bytes."""
+    command = [sys.executable, "-P", "-m", f"mlperf_jax.{module}", *arguments]
     if largest_file:
         limited = (
             "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); "

@@ -18,6 +18,7 @@ from mlperf_jax import (
     prepare,
     registry,
     report,
+    serve,
 )
 from mlperf_jax import config as configs
 from mlperf_jax.parallel import mesh
@@ -61,6 +62,7 @@ def test_flags_that_it_mentions_exist():
             import_weights,
             gtp,
             predict_moves,
+            serve,
         )  # fmt: skip
         for name in module.FLAGS
     }

@@ -15,7 +15,7 @@ from mlperf_jax import terminal
 from tests import door
 
 COMMANDS = (
-    "main", "prepare", "plan", "compare", "report", "check", "package", "import_weights", "gtp", "predict_moves",
+    "main", "prepare", "plan", "compare", "report", "check", "package", "import_weights", "serve", "gtp", "predict_moves",
 )  # fmt: skip
 
 

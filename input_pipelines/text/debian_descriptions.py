@@ -191,7 +191,7 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> TokenRows:
         folder,
         options["length"],
         vocabulary_size=VOCAB_SIZE,
-        text_of=byte_pairs.decoder(smollm2.tokenizer_path(data_dir)),
+        tokenizer_file=smollm2.tokenizer_path(data_dir),
         description=words,
         facts=facts,
     )

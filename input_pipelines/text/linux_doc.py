@@ -126,7 +126,7 @@ def open_dataset(data_dir: Path, options: Mapping[str, Any]) -> token_rows.Token
         evaluation,
         vocabulary_size=facts["vocabulary"],
         bytes_per_token=facts["eval_bytes"] / facts["eval_tokens"],
-        text_of=byte_pairs.decoder(folder / _TOKENIZER),
+        tokenizer_file=folder / _TOKENIZER,
         fake=False,
         description=f"Linux 6.1's documentation, {facts['train_texts']:,} and {facts['eval_texts']:,} texts",
     )

@@ -7,12 +7,14 @@ anything say where a text begins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from input_pipelines import base, synthetic
+from input_pipelines.text import byte_pairs
 
 _INT32 = np.dtype(np.int32)
 
@@ -54,7 +56,8 @@ class TokenRows(base.InMemoryDataset):
     Attributes:
         vocabulary_size: V; tokens are below it.
         bytes_per_token: of the evaluation texts; 0 where it is not known.
-        text_of: gives the text of tokens; None where it is not known.
+        tokenizer_file: what `byte_pairs.read` reads; None where it is not known.
+        text_of: gives the text of tokens by it; None without.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class TokenRows(base.InMemoryDataset):
         told: Sequence[base.Field] = (),
         vocabulary_size: int,
         bytes_per_token: float = 0.0,
-        text_of: Callable[[Sequence[int]], str] | None = None,
+        tokenizer_file: Path | None = None,
         fake: bool,
         description: str,
     ) -> None:
@@ -74,7 +77,8 @@ class TokenRows(base.InMemoryDataset):
             split["told"] = asked
         super().__init__(*fields, fake=fake, description=description)
         self.vocabulary_size, self.bytes_per_token = vocabulary_size, bytes_per_token
-        self.text_of = text_of
+        self.tokenizer_file = tokenizer_file
+        self.text_of = byte_pairs.decoder(tokenizer_file) if tokenizer_file else None
 
 
 def open_synthetic(

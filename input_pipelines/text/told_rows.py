@@ -6,7 +6,7 @@ packed into it and tells L - 1 of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def load(
     length: int,
     *,
     vocabulary_size: int,
-    text_of: Callable[[Sequence[int]], str] | None = None,
+    tokenizer_file: Path | None = None,
     description: str,
     facts: Mapping[str, Any],
 ) -> TokenRows:
@@ -65,7 +65,7 @@ def load(
     Args:
         folder: prepared.
         length: tokens of a row that are read; not more than there are.
-        vocabulary_size, text_of, description: see `TokenRows`.
+        vocabulary_size, tokenizer_file, description: see `TokenRows`.
         facts: of the manifest: `length`, `num_train`, `num_eval`, `fake`.
 
     Raises:
@@ -89,7 +89,7 @@ def load(
         vocabulary_size,
         bool(facts["fake"]),
         description,
-        text_of,
+        tokenizer_file,
     )
 
 
@@ -117,13 +117,13 @@ def _made(
     vocabulary_size: int,
     fake: bool,
     description: str,
-    text_of: Callable[[Sequence[int]], str] | None = None,
+    tokenizer_file: Path | None = None,
 ) -> TokenRows:
     return TokenRows(
         *tokens,
         told=told,
         vocabulary_size=vocabulary_size,
-        text_of=text_of,
+        tokenizer_file=tokenizer_file,
         fake=fake,
         description=description,
     )

@@ -94,15 +94,25 @@ class Engine:
         if self._thread:
             self._thread.join(_PATIENCE_SECONDS)
 
+    @property
+    def broken(self) -> str | None:
+        """Why nobody can be served any more, None while all is well."""
+        return self._broken or ("The engine is closed." if self._closed else None)
+
+    def refusal(self, request: Request) -> str | None:
+        """Why a request can never be answered, in a sentence, or None."""
+        sizes, pages = self._programs.sizes, self._scheduler.pages
+        why = refusal(request, length=sizes.length, vocabulary=self._programs.vocabulary)
+        if why is None and (needed := self._scheduler.needed(request)) > pages.total:
+            why = f"It may need {needed} pages of the cache, which has {pages.total}; ask for less."
+        return why
+
     def submit(self, request: Request, listener: Listener) -> Text:
         """Takes a request; what becomes of it the listener hears. What is returned is for `cancel`."""
         text = Text(request, listener)
-        sizes = self._programs.sizes
-        why = refusal(request, length=sizes.length, vocabulary=self._programs.vocabulary)
-        if why is None and (needed := self._scheduler.needed(request)) > self._scheduler.pages.total:
-            why = f"It may need {needed} pages of the cache, which has {self._scheduler.pages.total}; ask for less."
+        why = self.refusal(request)
         with self._ready:
-            if why := why or self._broken or ("The engine is closed." if self._closed else None):
+            if why := why or self.broken:
                 text.over = True
             else:
                 self._new.append(text)

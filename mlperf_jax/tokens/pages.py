@@ -14,12 +14,16 @@ class Pages:
     Args:
         count: N, pages of the cache.
         size: positions of a page.
+
+    Attributes:
+        total: pages that there are to give; from any thread.
     """
 
     def __init__(self, count: int, size: int) -> None:
         if count < 2:
             raise ValueError(f"a cache of {count} pages has none to give; it takes at least 2")
         self.size = size
+        self.total = count - 1
         self._free = list(range(count - 1, NOBODYS, -1))
         self._taken: set[int] = set()
 
@@ -27,11 +31,6 @@ class Pages:
     def free(self) -> int:
         """Pages that nobody has."""
         return len(self._free)
-
-    @property
-    def total(self) -> int:
-        """Pages that there are to give."""
-        return len(self._free) + len(self._taken)
 
     def needed(self, positions: int) -> int:
         """Pages that hold so many positions."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -50,6 +51,10 @@ class Generation(LanguageModelling, TokenWorkload):
     def served_decoder(self, state: State) -> tuple[DecoderConfig, Any]:
         """The decoder that tells, and its parameters in their places."""
         return self.model_config, state["params"]
+
+    @property
+    def tokenizer_file(self) -> Path | None:
+        return self.dataset.tokenizer_file
 
     def token_programs(self, state: State, layout: Layout) -> Programs:
         numbers = self.config.inference
