@@ -314,7 +314,7 @@ _PARTS: dict[str, tuple[str, str, Callable[[str, Row], _Told], Callable[[Mapping
     "start": (
         "Beside computing",
         "Python of a step: placing a batch, calling the compiled step, looking at the last loss (10th to 90th percentile). Starts: from "
-        "the start of the process, of resnet50's mini. Outside of steps: of run_start to run_stop, random data.",
+        "the start of the process, of resnet50's mini, compiling everything or with the programs that an earlier command kept. Outside of steps: of run_start to run_stop, random data.",
         _start,
         drawings.starts,
     ),

@@ -11,7 +11,7 @@ from mlperf_jax.reporting.markup import Markup, readable
 
 _COLOURS = (BLUE, ORANGE, "#5b9a68", "#8a6bb0", "#c25b4e", "#d0a54a")
 _ROW = 0.24  # inches
-_LONGEST = 40  # letters of a name
+_LONGEST = 28  # letters of a name; half of a drawing holds no more
 # One grey and any sans-serif, that read on light pages and on dark ones.
 _ALONE = 'color="#808890" font-family="sans-serif"'
 
@@ -38,8 +38,7 @@ def _dots(
             xs, ys = zip(*points, strict=True)
             axes.plot(xs, ys, "o", color=colour, markersize=5, label=label)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-    axes.xaxis.set_minor_formatter(lambda *_: "")
+    _short_numbers(axes.xaxis)
     axes.set_yticks(range(len(rows)), [_name(name) for name in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     _legend(axes, len(names))
@@ -92,7 +91,7 @@ def server_latencies(cases: Mapping[str, Sequence[Mapping[str, float]]]) -> Mark
             )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _plain_numbers(axes)
+    _short_numbers(axes.xaxis, axes.yaxis)
     _legend(axes, 3)
     return finish("Server: latency against throughput; dotted p50, dashed p90, full p99")
 
@@ -123,7 +122,7 @@ def scaling(cases: Mapping[str, tuple[Sequence[tuple[float, float]], float]]) ->
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _plain_numbers(axes)
+    _short_numbers(axes.xaxis, axes.yaxis)
     _legend(axes, 2)
     return finish(
         "A train step's time against its size, both in parts of the smallest, and the fitted exponents"
@@ -134,7 +133,15 @@ def _cycled(count: int) -> list[str]:
     return [_COLOURS[i % len(_COLOURS)] for i in range(count)]
 
 
-def _plain_numbers(axes: Any) -> None:
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+def _short_numbers(*logarithmic: Any) -> None:
+    """Labels of powers of ten alone: 0.1, 10, 10k, 10M."""
+    for axis in logarithmic:
+        axis.set_major_formatter(lambda value, _: _short(value))
         axis.set_minor_formatter(lambda *_: "")
+
+
+def _short(value: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"

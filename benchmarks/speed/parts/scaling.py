@@ -60,6 +60,7 @@ _SWEEPS = {
             model__bottom="(64,32,16)",
             model__top="(128,64,1)",
             data__num_train="8192",
+            evals_per_epoch="1",
         ),
     ),
     "length of llama31_8b": _Sweep(

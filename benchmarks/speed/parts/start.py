@@ -101,12 +101,12 @@ def _starts(run: Run, folder: Path) -> dict[str, Any]:
     _first_step(run, folder / "first", str(kept))  # fills it, and leaves a model to serve
     _first_query(run, folder / "first", str(kept))
     for index in range(_STARTS):
-        for how, cache in (("compiling", OFF), ("programs kept from before", str(kept))):
+        for how, cache in (("compiling", OFF), ("programs kept", str(kept))):
             run.say(f"start {index + 1} of {_STARTS}, {how}")
             step = _first_step(run, folder / f"{how}{index}", cache)
-            found.setdefault(f"to the first step, {how}", []).append(step)
+            found.setdefault(f"first step, {how}", []).append(step)
             query = _first_query(run, folder / "first", cache)
-            found.setdefault(f"to the first query, {how}", []).append(query)
+            found.setdefault(f"first query, {how}", []).append(query)
     return {"unit": "s", "figures": {name: measure.told(seconds) for name, seconds in found.items()}}
 
 
