@@ -229,11 +229,8 @@ def _commit() -> str:
         done = subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else ""
 
-    own = [
-        ":!benchmarks/run.json",
-        ":!benchmarks/README.md",
-        ":!benchmarks/run_*.svg",
-    ]  # what this command writes
+    written = ("run.json", "README.md", "run_*.svg")  # by this command
+    own = [f":(top,exclude)benchmarks/{name}" for name in written]
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", *own)
     return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
 
