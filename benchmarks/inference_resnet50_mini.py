@@ -12,10 +12,8 @@ import os
 import platform
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from mlperf_jax import platform as platforms
 
@@ -26,8 +24,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 import loadgen_py as lg  # noqa: E402
-from loadgen_py.jax_sut import BatchingSut, InlineSut  # noqa: E402
-from loadgen_py.official import run_official  # noqa: E402
+from benchmarks.speed.serving import bare_calls, percentile_us, run, stream  # noqa: E402
+from loadgen_py.jax_sut import BatchingSut  # noqa: E402
 from loadgen_py.replica import ONE_BUCKET, Replica, Samples  # noqa: E402
 from mlperf_jax import making  # noqa: E402
 from mlperf_jax.inference.replicas import make_replicas  # noqa: E402
@@ -75,7 +73,10 @@ def main() -> int:
         note("load", load)
         note("offline_bare", _bare_offline(replica, images, best, capacity))
         note("offline_sut", _offline(replica, samples, capacity))
-        for name, p50, p90 in (("bare", *_bare_calls(replica, images)), ("sut", *_stream(replica, samples))):
+        for name, p50, p90 in (
+            ("bare", *bare_calls(replica, {"image": images}, SECONDS, ONE_BUCKET)),
+            ("sut", *stream(replica, samples, SECONDS, ONE_BUCKET)),
+        ):
             note(f"single_{name}_p50", p50)
             note(f"single_{name}_p90", p90)
         for share in SERVER_SHARES:
@@ -114,30 +115,7 @@ def _offline(replica: Replica, samples: Samples, capacity: float) -> float:
         scenario=lg.TestScenario.Offline, min_query_count=int(SECONDS * capacity), min_duration_ms=1
     )
     with BatchingSut("benchmark", [replica], samples) as sut:
-        return _run(sut, samples, settings)["result_samples_per_second"]
-
-
-def _bare_calls(replica: Replica, images: np.ndarray) -> tuple[float, float]:
-    """(p50, p90) in us of calls of one sample, from host to host, for `SECONDS`."""
-    function, variables = replica._compiled[ONE_BUCKET][1], replica._held
-    inputs = [{"image": images[i : i + 1].copy()} for i in range(LOADED)]
-    taken: list[int] = []
-    end = time.perf_counter() + SECONDS
-    while (begin := time.perf_counter_ns()) < end * 1e9:
-        np.asarray(function(variables, inputs[len(taken) % LOADED]))
-        taken.append(time.perf_counter_ns() - begin)
-    p50, p90 = np.quantile(taken, (0.5, 0.9)) / 1e3
-    return p50, p90
-
-
-def _stream(replica: Replica, samples: Samples) -> tuple[float, float]:
-    settings = lg.TestSettings(
-        scenario=lg.TestScenario.SingleStream,
-        min_duration_ms=round(1000 * SECONDS),
-        single_stream_expected_latency_ns=0.5e9 * replica.seconds[ONE_BUCKET][1],
-    )
-    metrics = _run(InlineSut("benchmark", [replica], samples), samples, settings)
-    return _percentile_us(metrics, 50), _percentile_us(metrics, 90)
+        return run(sut, samples, settings)["result_samples_per_second"]
 
 
 def _server(replica: Replica, samples: Samples, qps: float, who: str) -> tuple[float, float]:
@@ -148,28 +126,8 @@ def _server(replica: Replica, samples: Samples, qps: float, who: str) -> tuple[f
         min_duration_ms=round(1000 * SERVER_SECONDS),
     )
     with BatchingSut("benchmark", [replica], samples, latency_budget_s=BOUND_S) as sut:
-        metrics = _run(sut, samples, settings, official=who == "official")
-    return _percentile_us(metrics, 50), _percentile_us(metrics, 99)
-
-
-def _percentile_us(metrics: dict[str, Any], percent: int) -> float:
-    return metrics[f"result_{percent}.00_percentile_latency_ns"] / 1e3
-
-
-def _run(
-    sut: lg.SystemUnderTest, samples: Samples, settings: lg.TestSettings, *, official: bool = False
-) -> dict[str, Any]:
-    settings.mode = lg.TestMode.PerformanceOnly
-    with tempfile.TemporaryDirectory() as folder:
-        if official:
-            result = run_official(sut, samples, settings, folder)
-        else:
-            logs = lg.LogSettings(log_output=lg.LogOutputSettings(outdir=folder))
-            result = lg.run(sut, samples, settings, logs)
-    samples.load(np.arange(LOADED))  # the run has unloaded them
-    if result.errors:
-        raise SystemExit("; ".join(result.errors))
-    return result.metrics
+        metrics = run(sut, samples, settings, official=who == "official")
+    return percentile_us(metrics, 50), percentile_us(metrics, 99)
 
 
 def _report(measured: dict[str, list[float]], best: int, capacity: float) -> None:

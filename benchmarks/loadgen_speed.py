@@ -185,15 +185,20 @@ MEASUREMENTS: dict[str, tuple[Callable[[str], dict[str, float]], tuple[str, ...]
 }
 
 
+def once(name: str, variant: str) -> dict[str, float]:
+    """The figures of a measurement, made in a process of its own."""
+    command = [sys.executable, __file__, f"--one={name}:{variant}"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
 def measure(names: list[str], repeats: int) -> dict[str, dict[str, dict[str, Any]]]:
     """Medians and all repeats by measurement, variant and figure."""
     raw: dict[str, dict[str, list[dict[str, float]]]] = {name: {} for name in names}
     for name in names:
         for repeat in range(repeats):
             for variant in MEASUREMENTS[name][1]:
-                command = [sys.executable, __file__, f"--one={name}:{variant}"]
-                output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                raw[name].setdefault(variant, []).append(json.loads(output.splitlines()[-1]))
+                raw[name].setdefault(variant, []).append(once(name, variant))
                 print(f"{name} {repeat} {variant} {raw[name][variant][-1]}", flush=True)
     return {
         name: {

@@ -3,10 +3,11 @@
     python -m benchmarks.run                              every row, in about ten minutes on two cores
     python -m benchmarks.run --only=resnet50,dlrm         some; the others of this machine stay as they are recorded
     python -m benchmarks.run --platform=gpu --only=dlrm --config.data.table_fraction=0.01
+    python -m benchmarks.run --part=input,scaling         what lies around the step: input, loadgen, server, start, scaling
     python -m benchmarks.run --page                       measures nothing, writes README.md and its pictures from the record anew
 
 A row is a workload that has a peer, `benchmarks/peers/<workload>.py`. Data is synthetic, models start from the same random
-weights on both sides. Writes benchmarks/run.json and, from it, benchmarks/README.md and its pictures, after each row.
+weights on both sides. A part has cases, and takes two to four minutes. Writes benchmarks/run.json and, from it, benchmarks/README.md and its pictures, after each row or case.
 Exit status: 0 every row is measured, 1 one is not, 2 something to mend (one sentence says what).
 """
 
@@ -21,21 +22,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import peers, records
 from benchmarks.speed import measure, page
+from benchmarks.speed.parts import PARTS, Run, find
+from benchmarks.speed.side import Spec
 from mlperf_jax import cli, common_flags
 from mlperf_jax import config as configs
 from mlperf_jax import platform as platforms
 from mlperf_jax.errors import UserError
+from mlperf_jax.reporting import measured
 
 HERE = Path(__file__).parent
+ROWS = "rows"
 
 FLAGS = cli.define(
-    cli.text("only", "Rows, by commas; default all."),
+    cli.text("part", f"Of rows, {', '.join(PARTS)}, by commas.", "rows"),
+    cli.text("only", "Rows, or cases of the one part, by commas; default all."),
     cli.choice(
         "platform", platforms.PLATFORMS, "Where to run it; default the accelerator that is here, else cpu."
     ),
@@ -62,9 +68,8 @@ def _command(arguments: list[str]) -> int:
     if FLAGS.page:
         page.write(out, page.read(out))
         return 0
-    rows = _rows()
+    parts = _parts()
     platform = FLAGS.platform or platform_here()
-    sides = _sides(platform)
     spec = {
         "platform": platform,
         "preset": FLAGS.preset or configs.default_preset(platform),
@@ -72,29 +77,98 @@ def _command(arguments: list[str]) -> int:
         "seed": FLAGS.seed,
     }
     missing = 0
-    progress = _Progress(rows)
-    for workload in rows:
-        progress.row(workload)
-        facts = _facts(arguments)
-        load = os.getloadavg()
+    for part in parts:
+        missing += (
+            _measure_rows(spec, out, arguments) if part == ROWS else _measure_part(part, spec, out, arguments)
+        )
+    return 1 if missing else 0
+
+
+def _parts() -> list[str]:
+    asked = FLAGS.part.split(",")
+    for part in asked:
+        if part not in (ROWS, *PARTS):
+            raise UserError(f"--part={part} is none of {', '.join((ROWS, *PARTS))}.")
+    if FLAGS.only and len(asked) > 1:
+        raise UserError("--only names rows or cases of one part; give one --part with it.")
+    return asked
+
+
+def _measure_rows(spec: Spec, out: Path, arguments: Sequence[str]) -> int:
+    """Measures and records rows; how many are not measured."""
+    rows = _chosen(peers.names(), "has no peer")
+    sides = _sides(spec["platform"])
+
+    def one(workload: str, say: measure.Say) -> measure.Record:
+        return measure.measure(
+            _on_a_chip(spec, workload) | {"workload": workload},
+            sides,
+            rounds=FLAGS.rounds,
+            seconds=FLAGS.seconds,
+            say=say,
+        ) | {"preset": spec["preset"]}
+
+    def keep(record: measure.Record, workload: str, row: measure.Record) -> None:
+        record["systems"].setdefault(row.pop("system"), {})[workload] = row
+        print("\n".join(page.in_short(workload, row)), flush=True)
+
+    return _each(rows, one, keep, out, arguments)
+
+
+def _measure_part(part: str, spec: Spec, out: Path, arguments: Sequence[str]) -> int:
+    """As `_measure_rows`, of a part's cases."""
+    module = find(part)
+    cases = _chosen(module.CASES, f"is no case of {part}")
+    with measure.folders(["here"]) as folders:
+        here = {"side": "training", "folder": folders["here"]}
+        with measure.workers({"here": spec | here}) as workers:
+            system = workers["here"].ask("here")
+
+    def one(case: str, say: measure.Say) -> measure.Record:
+        start = time.time()
+        found = module.measure_case(case, Run(spec, FLAGS.rounds, FLAGS.seconds, say))
+        return {**found, "device": system["device"], "seconds": time.time() - start}
+
+    def keep(record: measure.Record, case: str, row: measure.Record) -> None:
+        record["parts"].setdefault(system["system"], {}).setdefault(part, {})[case] = row
+        for panel in measured.panels({part: {case: row}}):
+            print("\n".join(" | ".join(cells) for cells in panel.table[1:]), flush=True)
+
+    return _each(cases, one, keep, out, arguments)
+
+
+def _each(
+    names: Sequence[str],
+    one: Callable[[str, measure.Say], measure.Record],
+    keep: Callable[[measure.Record, str, measure.Record], None],
+    out: Path,
+    arguments: Sequence[str],
+) -> int:
+    """Measures one after the other, and writes the record after each; how many are not measured.
+
+    Args:
+        names: of rows or cases.
+        one: measures one of them, and says what it does.
+        keep: puts what was found into the record.
+        out: the folder of record and page.
+        arguments: of the command.
+    """
+    missing = 0
+    progress = _Progress(names)
+    for name in names:
+        progress.row(name)
+        facts, load = _facts(arguments), os.getloadavg()
         try:
-            row = measure.measure(
-                _on_a_chip(spec, workload) | {"workload": workload},
-                sides,
-                rounds=FLAGS.rounds,
-                seconds=FLAGS.seconds,
-                say=progress.say,
-            )
+            row = one(name, progress.say)
         except measure.Failed as failed:
             missing += 1
-            print(f"benchmarks.run: {workload} is not measured: {failed}.", file=sys.stderr)
+            print(f"benchmarks.run: {name} is not measured: {failed}.", file=sys.stderr)
             continue
-        row |= facts | {"preset": spec["preset"], "load_before": load, "load_after": os.getloadavg()}
+        row |= facts | {"load_before": load, "load_after": os.getloadavg()}
         record = page.read(out)
-        record["systems"].setdefault(row.pop("system"), {})[workload] = row
+        keep(record, name, row)
         page.write(out, record)
-        print("\n".join(page.in_short(workload, row)), flush=True)
-    return 1 if missing else 0
+    return missing
 
 
 def platform_here() -> str:
@@ -104,13 +178,13 @@ def platform_here() -> str:
     return "gpu" if glob.glob("/dev/nvidia[0-9]*") else "cpu"
 
 
-def _rows() -> list[str]:
-    known = peers.names()
-    rows = FLAGS.only.split(",") if FLAGS.only else known
-    for row in rows:
-        if row not in known:
-            raise UserError(f"--only={row} has no peer; there are {', '.join(known)}.")
-    return rows
+def _chosen(known: Sequence[str], otherwise: str) -> Sequence[str]:
+    """Of the rows or cases there are, those that are asked for."""
+    asked = FLAGS.only.split(",") if FLAGS.only else known
+    for name in asked:
+        if name not in known:
+            raise UserError(f"--only={name} {otherwise}; there are {', '.join(known)}.")
+    return asked
 
 
 def _sides(platform: str) -> list[str]:
@@ -155,11 +229,8 @@ def _commit() -> str:
         done = subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else ""
 
-    own = [
-        ":!benchmarks/run.json",
-        ":!benchmarks/README.md",
-        ":!benchmarks/run_*.svg",
-    ]  # what this command writes
+    written = ("run.json", "README.md", "run_*.svg")  # by this command
+    own = [f":(top,exclude)benchmarks/{name}" for name in written]
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", *own)
     return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
 

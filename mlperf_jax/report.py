@@ -5,6 +5,7 @@
     python -m mlperf_jax.report results training_results_v0.7 --metric=speedup
     python -m mlperf_jax.report results_a results_b                          and these two side by side
     python -m mlperf_jax.report result_0.txt                                 one log
+    python -m mlperf_jax.report --benchmarks=benchmarks/run.json --html=report.html
     python -m mlperf_jax.report results --serve                              the page, growing with the runs
 
 Exit status: 0 done, 2 something to mend (one sentence says what).
@@ -12,6 +13,7 @@ Exit status: 0 done, 2 something to mend (one sentence says what).
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import sys
@@ -20,7 +22,8 @@ from pathlib import Path
 
 from mlperf_jax import cli
 from mlperf_jax.errors import UserError
-from mlperf_jax.reporting import page, runs, side_by_side, tables
+from mlperf_jax.reporting import measured, page, runs, side_by_side, tables
+from mlperf_jax.results.folders import read_json
 from mlperf_jax.rounds import training_rules
 from mlperf_jax.rounds.collect import Reader
 from mlperf_jax.rounds.objects import number
@@ -30,6 +33,7 @@ FLAGS = cli.define(
     cli.text("html", "Write the page to this file."),
     cli.choice("metric", page.METRICS, "What the tables show first.", "minutes"),
     cli.text("reference_minutes", 'JSON file of P100 minutes beside the confirmed ones: {"ssd": 800}.'),
+    cli.text("benchmarks", "Show this record of `python -m benchmarks.run` too, its run.json."),
     cli.switch("serve", "Show the page on this machine until Ctrl-C."),
     cli.integer("port", "Where --serve shows it; 0 takes a free one.", 8000, most=65535),
     cli.HELP,
@@ -49,9 +53,11 @@ def _command(arguments: list[str]) -> int:
     if FLAGS.help:
         print(cli.help_text(__doc__, FLAGS))
         return 0
-    if not roots:
+    if not roots and not FLAGS.benchmarks:
         raise UserError("Name at least one folder of results, as: python -m mlperf_jax.report results.")
     references = tables.References(_reference_minutes(FLAGS.reference_minutes))
+    if FLAGS.serve and FLAGS.benchmarks:
+        raise UserError("--serve shows folders that grow, and --benchmarks is none; leave one out.")
     if FLAGS.serve:
         from mlperf_jax.reporting.live import serve
 
@@ -60,7 +66,9 @@ def _command(arguments: list[str]) -> int:
         except KeyboardInterrupt:  # the way to end it
             return 0
     report = page.read_report(Reader(), roots)
-    if not (report.results or report.inference or report.problems):
+    if FLAGS.benchmarks:
+        report = dataclasses.replace(report, measured=read_json(FLAGS.benchmarks))
+    if roots and not (report.results or report.inference or report.problems):
         raise UserError(
             f"{', '.join(folders)} {'holds' if len(folders) == 1 else 'hold'} no results of training or inference; "
             "name what does."
@@ -104,6 +112,8 @@ def _tell(report: page.Report, references: tables.References) -> None:
         print(f"\n{runs.inference_text(report.inference)}")
     if report.pairs:
         print(f"\n{side_by_side.to_text(report.pairs, report.roots)}")
+    for line in measured.to_text(report.measured):
+        print(line)
     labels = [found.labels for found in report.results] + [run.labels for run in report.inference]
     for label in sorted(set(itertools.chain(*labels))):
         print(f"Said of some of these: {label}.")

@@ -96,15 +96,58 @@ class Worker:
 
 
 @contextlib.contextmanager
-def _workers(spec: Spec, sides: Sequence[str]) -> Iterator[dict[str, Worker]]:
-    workers = {}
+def workers(specs: Mapping[str, Spec]) -> Iterator[dict[str, Worker]]:
+    """A process for each of some specs, by name, each with its `side`; all end together."""
+    there: dict[str, Worker] = {}
     try:
-        for side in sides:
-            workers[side] = Worker(spec | {"side": side})
-        yield workers
+        for name, spec in specs.items():
+            there[name] = Worker(spec)
+        yield there
     finally:
-        for worker in workers.values():
+        for worker in there.values():
             worker.end()
+
+
+@contextlib.contextmanager
+def folders(names: Sequence[str]) -> Iterator[dict[str, str]]:
+    """An empty folder for each name; all are gone afterwards."""
+    with tempfile.TemporaryDirectory() as scratch:
+        made = {name: Path(scratch) / str(index) for index, name in enumerate(names)}
+        for path in made.values():
+            path.mkdir()
+        yield {name: str(path) for name, path in made.items()}
+
+
+def in_turns(
+    programs: Mapping[str, tuple[Worker, str]], *, rounds: int, seconds: float, say: Say
+) -> dict[str, Record]:
+    """Programs of workers one after the other, each round beginning with another, a turn of at least so many seconds each.
+
+    Args:
+        programs: by name, the worker and what it calls its program; it is compiled.
+
+    Returns:
+        Of each: `wall` and `cpu`, seconds of a call, as `told`.
+
+    Raises:
+        Failed: one of them cannot.
+    """
+    calls = {}
+    for name, (worker, program) in programs.items():
+        took = worker.ask("turn", program=program, calls=1)["wall"]
+        calls[name] = min(max(math.ceil(seconds / max(took, 1e-9)), 1), _MOST_CALLS)
+    turns: dict[str, list[Record]] = {name: [] for name in programs}
+    order = list(programs)
+    for index in range(rounds):
+        say(f"round {index + 1} of {rounds}")
+        start = index % len(order)
+        for name in order[start:] + order[:start]:
+            worker, program = programs[name]
+            turns[name].append(worker.ask("turn", program=program, calls=calls[name]))
+    return {
+        name: {figure: told([turn[figure] for turn in those]) for figure in ("wall", "cpu")}
+        for name, those in turns.items()
+    }
 
 
 def measure(spec: Spec, peers: Sequence[str], *, rounds: int, seconds: float, say: Say) -> Record:
@@ -124,27 +167,27 @@ def measure(spec: Spec, peers: Sequence[str], *, rounds: int, seconds: float, sa
     row: Record = {"programs": {}, "not_measured": {}}
     with (
         tempfile.TemporaryDirectory() as folder,
-        _workers(spec | {"folder": folder}, ["ours", *peers]) as workers,
+        workers({side: spec | {"folder": folder, "side": side} for side in ("ours", *peers)}) as sides,
     ):
         say("making it")
-        row |= workers["ours"].ask("prepare")
-        made = _all(row, workers, "prepare", "everything", only=peers)
-        workers = {side: worker for side, worker in workers.items() if side == "ours" or side in made}
+        row |= sides["ours"].ask("prepare")
+        made = _all(row, sides, "prepare", "everything", only=peers)
+        sides = {side: worker for side, worker in sides.items() if side == "ours" or side in made}
         programs = [program for program in PROGRAMS if program in row["sizes"]]
         compiled = {}
         for program in programs:
             say(f"compiling {program}")
-            compiled[program] = _all(row, workers, "ready", program, program=program)
-        agreement = _all(row, workers, "agreement", "agreement", only=list(made))
+            compiled[program] = _all(row, sides, "ready", program, program=program)
+        agreement = _all(row, sides, "agreement", "agreement", only=list(made))
         for program in programs:
-            there = {side: workers[side] for side in compiled[program]}
+            there = {side: sides[side] for side in compiled[program]}
             turns = _rounds(row, there, program, rounds, seconds, say)
             row["programs"][program] = summary(
                 turns, compiled[program], agreement, program, row["sizes"][program]
             )
         say("its roofline")
-        row |= workers["ours"].ask("costs")
-        row["waiting_cores"] = max(_waiting(worker) for worker in workers.values())
+        row |= sides["ours"].ask("costs")
+        row["waiting_cores"] = max(_waiting(worker) for worker in sides.values())
     return row | {"seconds": time.time() - start}
 
 
@@ -216,7 +259,7 @@ def summary(
     """What a program's rounds say: of each side, and of each peer over ours, round by round."""
     found: Record = {"size": size, "sides": {}, "ratios": {}}
     for side, those in turns.items():
-        figures = {name: _quartiles([turn[name] for turn in those]) for name in ("wall", "cpu")}
+        figures = {name: quartiles([turn[name] for turn in those]) for name in ("wall", "cpu")}
         found["sides"][side] = {
             **figures,
             "per_second": size / figures["wall"]["median"],
@@ -228,15 +271,21 @@ def summary(
         if side == "ours":
             continue
         ratios = {
-            name: _quartiles([t[name] / o[name] for t, o in zip(turns[side], turns["ours"], strict=True)])
+            name: quartiles([t[name] / o[name] for t, o in zip(turns[side], turns["ours"], strict=True)])
             for name in ("wall", "cpu")
         }
         found["ratios"][side] = ratios | {"apart": agreement.get(side, {}).get(program)}
     return found
 
 
-def _quartiles(values: Sequence[float]) -> dict[str, float]:
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """`median`, and `low` and `high`, between which the middle half lies."""
     if len(values) == 1:
         return {"median": values[0], "low": values[0], "high": values[0]}
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return {"median": statistics.median(values), "low": low, "high": high}
+
+
+def told(values: Sequence[float]) -> Record:
+    """The quartiles of what rounds found, and what each did."""
+    return {**quartiles(values), "rounds": list(values)}

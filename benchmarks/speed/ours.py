@@ -10,55 +10,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.speed import handed, roofline
-from benchmarks.speed.side import MANY, ONE, TRAIN, Side
+from benchmarks.speed.side import MANY, ONE, TRAIN
+from benchmarks.speed.training import Training
 from loadgen_py.replica import Replica
-from mlperf_jax import making
-from mlperf_jax import platform as platforms
-from mlperf_jax.errors import UserError
 from mlperf_jax.inference import replicas
 from mlperf_jax.inference.settings import ladder
-from mlperf_jax.parallel import mesh
 from mlperf_jax.parallel.chips import find_chip
-from mlperf_jax.planning import compare, compilation, cost, cost_time, hlo
-from mlperf_jax.results import system
-from mlperf_jax.supervised import GradientWorkload
-from mlperf_jax.training.engine import Engine, named, tracing
-from mlperf_jax.workload import ServedWorkload, State
+from mlperf_jax.planning import compilation, cost, cost_time, hlo
+from mlperf_jax.training.engine import named, tracing
+from mlperf_jax.workload import ServedWorkload
 
 _RATES = 4096  # learning rates that peers are told
-_MOST_BYTES = 8 << 30  # of a state that is handed to peers
 
 
-class Ours(Side):
-    """A workload on one device, on synthetic data."""
+class Ours(Training):
+    """A workload on one device, on synthetic data, that peers are handed the beginning of."""
 
     def prepare(self) -> dict[str, Any]:
-        spec = self.spec
-        platforms.require_devices(spec["platform"])
-        recipe = making.choose(
-            spec["workload"], spec["preset"], spec["platform"], spec["overrides"], kind=GradientWorkload
-        )
-        self.workload = recipe.make(self.folder, synthetic=True)
-        self.layout = mesh.single_device_layout()
-        self.engine = Engine(self.workload, self.layout)
-        held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.engine.state))
-        if held > _MOST_BYTES:
-            raise UserError(
-                f"Its state takes {held / 2**30:.0f} GiB; make the model smaller by --config flags."
-            )
-        self.engine.compile("init")
-        self.state: State = self.engine.init(spec["seed"])
-        batch = compare.first_batch(self.engine, spec["seed"])
-        self.bucket = batch.bucket
-        self.batch = self.engine.place(batch.batch, self.engine.buckets[batch.bucket])
+        facts = super().prepare()
         handed.write(
             self.folder / "state.npz", _named({k: v for k, v in self.state.items() if k != "opt_state"})
         )
-        handed.write(self.folder / "batch.npz", _named(batch.batch))
+        handed.write(self.folder / "batch.npz", _named(self.host_batch))
         handed.write(self.folder / "rates.npz", {"rates": self._rates()})
-        return (
-            {"unit": self.workload.unit, "precision": self.workload.policy.compute} | self._serve() | _here()
-        )
+        return facts | self._serve() | self.here()
 
     def _rates(self) -> np.ndarray:
         """Learning rates of the first steps."""
@@ -98,9 +73,8 @@ class Ours(Side):
 
     def compile(self, program: str) -> None:
         if program == TRAIN:
-            self.engine.compile(named("train_step", self.bucket))
-            handed.write(self.folder / "loss.npz", {"first": np.asarray(self._steps(1)["loss"])})
-            self.runs[TRAIN] = self._train
+            super().compile(program)
+            handed.write(self.folder / "loss.npz", {"first": np.asarray(self.steps(1)["loss"])})
             return
         slots = np.arange(self.rows[program], dtype=np.int32)
         self.replica.compile({self.served_bucket: [len(slots)]})
@@ -112,19 +86,6 @@ class Ours(Side):
                 self.replica.answer(self.served_bucket, slots)
 
         self.runs[program] = run
-
-    def _steps(self, count: int) -> Any:
-        for _ in range(count):
-            self.state, metrics = self.engine.train(self.state, self.batch, steps=1, bucket=self.bucket)
-        return metrics
-
-    def _train(self, calls: int) -> None:
-        self._steps(calls)
-        jax.block_until_ready(self.state)
-
-    @property
-    def device_peak(self) -> int:
-        return int((jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0))
 
     def costs(self) -> dict[str, Any]:
         """What the train step costs by the project's own counting, what the device reaches, what `plan` expects."""
@@ -144,11 +105,6 @@ class Ours(Side):
             "peak_flops": chip.bf16 if chip else None,
             "predicted_step": cost_time.timeline(module, chip, []).seconds if chip else None,
         }
-
-
-def _here() -> dict[str, Any]:
-    devices = jax.devices()[:1]
-    return {"system": system.default_system_name(devices), "device": devices[0].device_kind}
 
 
 def _named(tree: Any) -> dict[str, np.ndarray]:

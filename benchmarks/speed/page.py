@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import ast
+import html
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import peers
-from benchmarks.speed import picture
-from benchmarks.speed.side import MANY, ONE, TRAIN
-from mlperf_jax.results.folders import read_json, write_bytes, write_json
+from benchmarks.speed.side import TRAIN
+from mlperf_jax.reporting import measured, ratios
+from mlperf_jax.reporting.markup import readable
+from mlperf_jax.reporting.measured_figures import alone
+from mlperf_jax.results.folders import check_name, read_json, write_bytes, write_json
 
 FOLDER = Path(__file__).parents[1]
 ACCELERATORS = ("tpu", "gpu")
-_PEERS = {"eager": "PyTorch", "compile": "torch.compile"}
-_TITLES = {
-    TRAIN: "Train step",
-    ONE: "Prediction of one sample",
-    MANY: "Prediction of the largest batch served",
-}
+_PEERS = ratios.PEERS
+_TITLES = ratios.PROGRAMS
 
 Row = Mapping[str, Any]
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The record so far: `systems`, name -> workload -> row."""
+    """The record so far: `systems`, name -> workload -> row; `parts`, name -> part -> case -> row."""
     path = folder / "run.json"
-    return read_json(path) if path.exists() else {"systems": {}}
+    return {"systems": {}, "parts": {}} | (read_json(path) if path.exists() else {})
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> None:
     """Writes record, page and pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "run.json", {"systems": record["systems"]})
+    write_json(folder / "run.json", {"systems": record["systems"], "parts": record["parts"]})
     written = read(folder)
     for name, svg in pictures(written).items():
         write_bytes(folder / name, svg.encode())
@@ -41,13 +40,19 @@ def write(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def pictures(record: Mapping[str, Any]) -> dict[str, str]:
-    """An SVG of each system's ratios, by the name of its file."""
-    drawn = {name: picture.draw(rows, _TITLES, _PEERS) for name, rows in record["systems"].items()}
-    return {_picture_of(name): svg for name, svg in drawn.items()}
+    """An SVG of each system's ratios, and of each part that has something to draw, by the name of its file."""
+    drawn = {
+        _picture_of(name): ratios.draw(rows, _TITLES, _PEERS) for name, rows in record["systems"].items()
+    }
+    for system, parts in record["parts"].items():
+        for panel in measured.panels(parts):
+            if panel.draw:
+                drawn[_picture_of(system, panel.part)] = alone(panel.draw())
+    return drawn
 
 
-def _picture_of(system: str) -> str:
-    return f"run_{system}.svg"
+def _picture_of(system: str, part: str = "") -> str:
+    return f"run_{check_name('system', system)}{'_' if part else ''}{part}.svg"
 
 
 def text(record: Mapping[str, Any]) -> str:
@@ -55,6 +60,8 @@ def text(record: Mapping[str, Any]) -> str:
     parts = [_HEAD]
     for system, rows in sorted(record["systems"].items()):
         parts += _system(system, rows)
+    for system, measurements in sorted(record["parts"].items()):
+        parts += _parts(system, measurements)
     parts += _missing(record["systems"])
     parts += ["## The others", "", *_others()]
     return "\n".join(parts) + "\n"
@@ -88,6 +95,22 @@ def _system(system: str, rows: Mapping[str, Row]) -> list[str]:
     trained = {name: row for name, row in rows.items() if TRAIN in row["programs"]}
     lines += ["**What the train step reaches**", "", *_reached(trained), "", _REACHED, ""]
     lines += ["**How it was run**", "", *_runs(rows), ""]
+    return lines
+
+
+def _parts(system: str, measurements: Mapping[str, Any]) -> list[str]:
+    lines = [f"## Around the step, on {_plain(system)}", ""]
+    for panel in measured.panels(measurements):
+        lines += [f"### {panel.title}", "", panel.note, ""]
+        if panel.draw:
+            lines += [f"![{panel.title}]({_picture_of(system, panel.part)})", ""]
+        if panel.table:
+            lines += [*_table(panel.table), ""]
+        lines += [
+            f"Left out, for the record does not tell it: {_plain(', '.join(panel.left_out))}.",
+            "",
+        ] * bool(panel.left_out)
+        lines += ["**How it was run**", "", *_table(_how(panel.rows)), ""] if panel.rows else []
     return lines
 
 
@@ -174,20 +197,34 @@ def _roofline(row: Row) -> list[str]:
 
 
 def _runs(rows: Mapping[str, Row]) -> list[str]:
+    waiting = max(row["waiting_cores"] for row in rows.values())
+    note = f"Beside the process that works, one that waits uses at most {waiting:.1%} of a core."
+    return [*_table(_how(rows)), "", note]
+
+
+def _how(rows: Mapping[str, Row]) -> list[list[str]]:
     table = [["workload", "date", "commit", "machine", "software", "load before, after", "whole", "command"]]
     for name, row in sorted(rows.items()):
-        software = ", ".join(
-            [f"Python {row['python']}", *(f"{k} {v}" for k, v in row["versions"].items()), row["precision"]]
-        )
+        software = [f"Python {row['python']}", *(f"{k} {v}" for k, v in row["versions"].items())]
+        software += [row["precision"]] if "precision" in row else []
         load = f"{row['load_before'][0]:.1f}, {row['load_after'][0]:.1f}"
         machine, command = row["machine"], f"`{row['command']}`"
         if row["device"] != "cpu":
             machine = f"{row['device']}, {machine}"
         commit = row["commit"] or "none"
-        table.append([name, row["date"], commit, machine, software, load, f"{row['seconds']:.0f} s", command])
-    waiting = max(row["waiting_cores"] for row in rows.values())
-    note = f"Beside the process that works, one that waits uses at most {waiting:.1%} of a core."
-    return [*_table(table), "", note]
+        table.append(
+            [
+                name,
+                row["date"],
+                commit,
+                machine,
+                ", ".join(software),
+                load,
+                f"{row['seconds']:.0f} s",
+                command,
+            ]
+        )
+    return table
 
 
 def _missing(systems: Mapping[str, Mapping[str, Row]]) -> list[str]:
@@ -226,9 +263,15 @@ def _others() -> list[str]:
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cells) + " |"
+        return "| " + " | ".join(map(_plain, cells)) + " |"
 
     return [line(rows[0]), "|---" * len(rows[0]) + "|", *map(line, rows[1:])]
+
+
+def _plain(text: str) -> str:
+    """In one line, so that a table stays one and nothing becomes a link or a tag of HTML."""
+    text = " ".join(readable(text).split())
+    return html.escape(text, quote=False).translate({ord(c): f"\\{c}" for c in "|[]"})
 
 
 def in_short(workload: str, row: Row) -> list[str]:

@@ -6,6 +6,7 @@ each with another; what went wrong is an answer too, {"error": sentence}.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -13,6 +14,14 @@ import time
 from typing import Any
 
 from benchmarks.speed.side import Side, cpu_seconds
+
+_OURS = {
+    "ours": ("ours", "Ours"),
+    "training": ("training", "Training"),
+    "reading": ("reading", "Reading"),
+    "serving": ("serving", "Serving"),
+}
+"""Sides in jax: module and class. Any other is a peer."""
 
 
 def main() -> None:
@@ -38,11 +47,11 @@ def _make(spec: dict[str, Any]) -> Side:
     from mlperf_jax import platform
 
     platform.keep_freed_memory()  # all sides alike: compared are computations, not who allocates how
-    if spec["side"] == "ours":
-        platform.configure(spec["platform"])
-        from benchmarks.speed.ours import Ours
-
-        return Ours(spec)
+    if spec["side"] in _OURS:
+        platform.configure(spec["platform"], cpu_devices=spec.get("devices", 0))
+        module, name = _OURS[spec["side"]]
+        side: Side = getattr(importlib.import_module(f"benchmarks.speed.{module}"), name)(spec)
+        return side
     os.environ["JAX_PLATFORMS"] = "cpu"  # our workload is asked for its numbers only
     from benchmarks.speed.torch_side import TorchSide
 

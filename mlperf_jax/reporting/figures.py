@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK = "#010203"  # stands for the page's own colour, put in at the end
-_BLUE, _ORANGE, _GREY = "#3b74b4", "#d0752a", "#9aa3ad"
+INK = "#010203"  # stands for the page's own colour, put in at the end
+BLUE, ORANGE, GREY = "#3b74b4", "#d0752a", "#9aa3ad"
 _PHASE_COLOURS = ("#b8c4d0", "#7f96ad", "#3b74b4", "#d0a54a", "#c25b4e")
 _SIZE = (4.6, 2.7)  # inches; the page scales them
 _LETTER, _LABEL = 0.08, 0.2  # inches: the width of a letter, the height of the label beside an axis
@@ -40,7 +40,7 @@ _numbers = itertools.count()
 
 def quality(logs: Sequence[RunLog], goal: Goal, goals: Sequence[Goal], converged: Sequence[bool]) -> Markup:
     """The figure of a goal against minutes since run_start, a line per run, the target dashed where there is one."""
-    axes, finish = _figure("minutes since run_start", goal.name)
+    axes, finish = drawn_on("minutes since run_start", goal.name)
     total = sum(len(log.evaluations) for log in logs)
     if not total:
         return Markup("")
@@ -50,7 +50,7 @@ def quality(logs: Sequence[RunLog], goal: Goal, goals: Sequence[Goal], converged
         points = points[:: max(1, len(points) // _MOST_POINTS)]
         if points:
             minutes, qualities = zip(*points, strict=True)
-            colour = _BLUE if good else _ORANGE
+            colour = BLUE if good else ORANGE
             axes.plot(
                 minutes, qualities, color=colour, linewidth=1, alpha=0.75, marker=marker, markersize=2.5
             )
@@ -62,7 +62,7 @@ def quality(logs: Sequence[RunLog], goal: Goal, goals: Sequence[Goal], converged
             xycoords=("axes fraction", "data"),
             ha="right",
             va="bottom",
-            color=_INK,
+            color=INK,
         )
     axes.set_xlim(left=0)
     return finish("Quality against time, a line per run; orange did not converge")
@@ -72,7 +72,7 @@ def time_split(splits: Sequence[tuple[str, TimeSplit]]) -> Markup:
     """Where each run's time went, in minutes."""
     if not any(getattr(split, phase) for _, split in splits for phase in PHASES):
         return Markup("")
-    axes, finish = _figure("minutes", "", height=0.9 + 0.3 * len(splits), top=0.4)
+    axes, finish = drawn_on("minutes", "", height=0.9 + 0.3 * len(splits), top=0.4)
     rows = range(len(splits))
     left = np.zeros(len(splits))
     for phase, colour in zip(PHASES, _PHASE_COLOURS, strict=True):
@@ -82,14 +82,14 @@ def time_split(splits: Sequence[tuple[str, TimeSplit]]) -> Markup:
     axes.set_yticks(list(rows), [name for name, _ in splits])
     axes.invert_yaxis()
     axes.legend(
-        ncols=5, loc="lower center", bbox_to_anchor=(0.42, 1), frameon=False, labelcolor=_INK, columnspacing=1
+        ncols=5, loc="lower center", bbox_to_anchor=(0.42, 1), frameon=False, labelcolor=INK, columnspacing=1
     )
     return finish("Time split of each run: init, compile, train, evaluation, waiting for input")
 
 
 def throughput(logs: Sequence[RunLog]) -> Markup:
     """Samples a second of training against minutes since run_start."""
-    axes, finish = _figure("minutes since run_start", "samples/s")
+    axes, finish = drawn_on("minutes since run_start", "samples/s")
     shown = False
     for log in logs:
         start = log.start_ms
@@ -98,7 +98,7 @@ def throughput(logs: Sequence[RunLog]) -> Markup:
         )
         if len(points) > 1:
             shown = True
-            axes.plot(*zip(*points, strict=True), color=_BLUE, linewidth=1, alpha=0.75)
+            axes.plot(*zip(*points, strict=True), color=BLUE, linewidth=1, alpha=0.75)
     if not shown:
         return Markup("")
     axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
@@ -108,20 +108,20 @@ def throughput(logs: Sequence[RunLog]) -> Markup:
 
 def convergence(points: ReferencePoints, verdict: Verdict, unit: str) -> Markup:
     """The reference's convergence by batch size, what passes, and where each run lies."""
-    axes, finish = _figure("global batch size", unit)
+    axes, finish = drawn_on("global batch size", unit)
     pruned = points.pruned
     sizes = [p.batch_size for p in pruned]
     axes.fill_between(
-        sizes, [p.fastest for p in pruned], [p.mean for p in pruned], color=_GREY, alpha=0.3, linewidth=0
+        sizes, [p.fastest for p in pruned], [p.mean for p in pruned], color=GREY, alpha=0.3, linewidth=0
     )
-    axes.plot(sizes, [p.mean for p in pruned], color=_INK, linewidth=1, marker="o", markersize=3)
+    axes.plot(sizes, [p.mean for p in pruned], color=INK, linewidth=1, marker="o", markersize=3)
     left_out = [p for p in points.points if p not in pruned]
-    axes.plot([p.batch_size for p in left_out], [p.mean for p in left_out], "o", color=_GREY, markersize=3)
+    axes.plot([p.batch_size for p in left_out], [p.mean for p in left_out], "o", color=GREY, markersize=3)
     if verdict.batch_size:
         n = len(verdict.epochs)
-        axes.plot([verdict.batch_size] * n, verdict.epochs, "o", color=_BLUE, markersize=4, alpha=0.5)
+        axes.plot([verdict.batch_size] * n, verdict.epochs, "o", color=BLUE, markersize=4, alpha=0.5)
         if verdict.mean is not None:
-            colour = _BLUE if verdict.passed else _ORANGE
+            colour = BLUE if verdict.passed else ORANGE
             axes.plot(
                 [verdict.batch_size], [verdict.mean], "_", color=colour, markersize=16, markeredgewidth=2
             )
@@ -134,16 +134,14 @@ def convergence(points: ReferencePoints, verdict: Verdict, unit: str) -> Markup:
 
 def beside_published(curve: Curve, losses: Sequence[Sequence[tuple[float, float]]]) -> Markup:
     """Losses of runs, each [(samples, loss)], and those of published ones: their range, and their median."""
-    axes, finish = _figure("thousand sequences trained on", "loss")
+    axes, finish = drawn_on("thousand sequences trained on", "loss")
     samples = [point.samples / 1e3 for point in curve.points]
     least, median, most = zip(*((p.least, p.median, p.most) for p in curve.points), strict=True)
-    axes.fill_between(samples, least, most, color=_GREY, alpha=0.35, linewidth=0)
-    axes.plot(samples, median, color=_INK, linewidth=1)
+    axes.fill_between(samples, least, most, color=GREY, alpha=0.35, linewidth=0)
+    axes.plot(samples, median, color=INK, linewidth=1)
     for run in losses:
         points = [(at / 1e3, loss) for at, loss in run]
-        axes.plot(
-            *zip(*points, strict=True), color=_BLUE, linewidth=1, alpha=0.75, marker="o", markersize=2.5
-        )
+        axes.plot(*zip(*points, strict=True), color=BLUE, linewidth=1, alpha=0.75, marker="o", markersize=2.5)
     # A published run's loss may shoot up to many times the others'.
     shown = [*least, *median, *(loss for run in losses for _, loss in run)]
     room = 0.05 * (max(shown) - min(shown))
@@ -155,11 +153,11 @@ def latency_histogram(run: InferenceRun) -> Markup:
     """How many samples took how long; the bound dashed."""
     if not len(run.latencies):
         return Markup("")
-    axes, finish = _figure("latency, ms", "samples")
+    axes, finish = drawn_on("latency, ms", "samples")
     milliseconds = run.latencies * 1e3
     top = float(np.quantile(milliseconds, 0.999))
     edges = np.linspace(milliseconds[0], max(top, milliseconds[0] + 1e-6), 50)
-    axes.hist(milliseconds, bins=edges.tolist(), color=_BLUE)
+    axes.hist(milliseconds, bins=edges.tolist(), color=BLUE)
     if run.bound:
         _dashed(axes.axvline, run.bound * 1e3)
     return finish("Latency histogram up to the 99.9th percentile; dashed: the bound")
@@ -169,17 +167,17 @@ def percentile_curve(run: InferenceRun) -> Markup:
     """Latency against percentile, the tail drawn out; the bound dashed."""
     if not run.percentiles and not len(run.latencies):
         return Markup("")
-    axes, finish = _figure("percentile", "latency, ms")
+    axes, finish = drawn_on("percentile", "latency, ms")
     if len(run.latencies):
         n = len(run.latencies)
         shares = np.unique(
             np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1 / max(n, 2), 60)])
         )
         latencies = run.latencies[np.minimum((shares * n).astype(int), n - 1)] * 1e3
-        axes.plot(_tail(shares), latencies, color=_BLUE, linewidth=1.2)
+        axes.plot(_tail(shares), latencies, color=BLUE, linewidth=1.2)
     if run.percentiles:
         logged = np.array(run.percentiles)  # [percentiles, 2]: share, seconds
-        axes.plot(_tail(logged[:, 0]), logged[:, 1] * 1e3, "o", color=_BLUE, markersize=3)
+        axes.plot(_tail(logged[:, 0]), logged[:, 1] * 1e3, "o", color=BLUE, markersize=3)
     if run.bound:
         _dashed(axes.axhline, run.bound * 1e3)
     ticks = [0.5, 0.9, 0.99, 0.999]
@@ -195,14 +193,14 @@ def _tail(shares: np.ndarray) -> np.ndarray:
 
 def server_curve(runs: Sequence[InferenceRun]) -> Markup:
     """Server's latency at the judged percentile against the qps asked for."""
-    axes, finish = _figure("target qps", "latency, ms")
+    axes, finish = drawn_on("target qps", "latency, ms")
     points = sorted(
         (run.target_qps, run.server_p99 * 1e3, bool(run.valid))
         for run in runs
         if run.target_qps is not None and run.server_p99 is not None
     )
-    axes.plot([p[0] for p in points], [p[1] for p in points], color=_BLUE, linewidth=1)
-    for valid, colour in ((True, _BLUE), (False, _ORANGE)):
+    axes.plot([p[0] for p in points], [p[1] for p in points], color=BLUE, linewidth=1)
+    for valid, colour in ((True, BLUE), (False, ORANGE)):
         those = [p for p in points if p[2] == valid]
         axes.plot([p[0] for p in those], [p[1] for p in those], "o", color=colour, markersize=4)
     for bound in {run.bound for run in runs if run.bound}:
@@ -214,10 +212,10 @@ def server_curve(runs: Sequence[InferenceRun]) -> Markup:
 
 def _dashed(line: Callable[..., object], at: float) -> None:
     """Draws a target or bound by `axes.axhline` or `axes.axvline`."""
-    line(at, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    line(at, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
 
 
-def _figure(
+def drawn_on(
     x: str, y: str, height: float = _SIZE[1], top: float = 0.2
 ) -> tuple[Axes, Callable[[str], Markup]]:
     """Axes in the page's manner, and the function that makes an SVG of them with a title to be read aloud.
@@ -236,7 +234,7 @@ def _figure(
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.margins(x=0.03)
-    axes.grid(True, linewidth=0.4, alpha=0.25, color=_INK)
+    axes.grid(True, linewidth=0.4, alpha=0.25, color=INK)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
@@ -263,11 +261,12 @@ def _use_style() -> None:
     mpl.rcParams.update(
         {
             "svg.fonttype": "none",
+            "svg.hashsalt": "mlperf_jax",  # the same drawing twice is the same text
             "text.parse_math": False,  # names of files and systems are no formulas
-            "axes.edgecolor": _INK,
-            "axes.labelcolor": _INK,
-            "xtick.color": _INK,
-            "ytick.color": _INK,
+            "axes.edgecolor": INK,
+            "axes.labelcolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
             "font.size": 9,
             "axes.linewidth": 0.6,
             "axes.formatter.use_mathtext": False,
@@ -290,7 +289,7 @@ def _svg(figure: Figure, title: str) -> Markup:
     asked = set(re.findall(r'#([\w.-]+)[")]', drawn))
     drawn = re.sub(r' id="([^"]+)"', lambda m: f' id="f{number}-{m[1]}"' if m[1] in asked else "", drawn)
     drawn = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>f{number}-", drawn)
-    drawn = drawn.replace(_INK, "currentColor")
+    drawn = drawn.replace(INK, "currentColor")
     drawn = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", drawn)
     drawn = re.sub(r"\n\s*", " ", drawn)
     width, height = figure.get_size_inches() * 72

@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from mlperf_jax.reporting import figures
 from mlperf_jax.reporting.details import (
@@ -19,6 +20,7 @@ from mlperf_jax.reporting.details import (
     result_details,
 )
 from mlperf_jax.reporting.markup import Markup, join, tag
+from mlperf_jax.reporting.measured import section
 from mlperf_jax.reporting.runs import inference_value, verdict_of
 from mlperf_jax.reporting.side_by_side import Pair, pairs
 from mlperf_jax.reporting.tables import Group, References, Row, figure, group_results, times, without_score
@@ -31,13 +33,17 @@ METRICS = ("speedup", "minutes")
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Everything that was found. pairs: what two folders have both, side by side. roots: as they were named."""
+    """Everything that was found. pairs: what two folders have both, side by side. roots: as they were named.
+
+    measured: the record of `benchmarks.run`, JSON that anybody may have written.
+    """
 
     results: Sequence[Result] = ()
     inference: Sequence[InferenceRun] = ()
     problems: Sequence[Problem] = ()
     pairs: Sequence[Pair] = ()
     roots: Sequence[str] = ()
+    measured: Any = None
 
 
 def read_report(reader: Reader, roots: Sequence[Path]) -> Report:
@@ -64,6 +70,7 @@ def render(report: Report, references: References, metric: str, *, live: str | N
         *(_group_section(group, i, identifiers, references) for i, group in enumerate(groups)),
         _inference_section(report.inference),
         _pairs_section(report),
+        section(report.measured),
         _details_section(groups, identifiers, references, report.inference),
         _problems_section(report.problems),
         _notes(),

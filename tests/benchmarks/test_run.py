@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import run
-from benchmarks.speed import measure, page, picture
+from benchmarks.speed import measure, page
+from mlperf_jax.reporting import ratios
 from tests import door
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -107,7 +108,7 @@ def test_the_picture_has_a_mark_where_each_ratio_is():
             "predict": {"ratios": {}},
         }
     }
-    drawn = picture.draw(
+    drawn = ratios.draw(
         {"<one>": row}, {"train": "Train", "predict": "Predict"}, {"eager": "E", "compile": "C"}
     )
     tree = ElementTree.fromstring(drawn)

@@ -1,6 +1,8 @@
 """The loop, unchanged, under workloads of every kind: its schedule, its log, its ends."""
 
+import io
 import math
+import types
 from pathlib import Path
 
 import jax
@@ -18,6 +20,7 @@ from mlperf_jax.parallel.mesh import make_layout, single_device_layout
 from mlperf_jax.precision import POLICIES
 from mlperf_jax.results.events import NullLog, read_events
 from mlperf_jax.rounds import published_curves
+from mlperf_jax.training import loop, progress
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.training.loop import Session, train
 from mlperf_jax.training.profile import Profile
@@ -141,6 +144,38 @@ def test_blocks_end_with_the_steps_that_complete_the_epochs_due(num_train, batch
 
 
 # What it logs, and how it ends.
+
+
+@pytest.mark.parametrize(("late", "said"), [(1, "waiting for input 25% of the time"), (0.1, "")])
+def test_the_line_says_when_a_run_waits_for_input(resnet, monkeypatch, late, said):
+    """Steps that take three seconds, after batches that are late by one, or by a tenth, which is not worth a word."""
+    now = [1000.0]
+    clock = types.SimpleNamespace(time=lambda: now[0], perf_counter=lambda: now[0])
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
+    data, step = resnet.workload.data, resnet.train
+
+    def late_data(*arguments):
+        state, batches = data(*arguments)
+        return state, (batch for batch in batches if passed(late))
+
+    def passed(seconds):
+        now[0] += seconds
+        return True
+
+    def slow_step(*arguments, **named):
+        return passed(3) and step(*arguments, **named)
+
+    monkeypatch.setattr(resnet.workload, "data", late_data)
+    monkeypatch.setattr(resnet, "train", slow_step)
+    stream, told = io.StringIO(), session(resnet)
+    told.progress = Progress(
+        total_steps=10, batch_size=32, num_train=104, goals=resnet.workload.goals, stream=stream, interval=0
+    )
+    train(told, resnet.init(1), 0)
+    steps = [line for line in stream.getvalue().splitlines() if "loss" in line and "/s" in line]
+    assert len(steps) == 9 and [line for line in steps if "waiting" in line] == (steps if said else [])
+    assert said in steps[-1]
 
 
 def test_log_of_a_run_that_reaches_no_target(resnet):

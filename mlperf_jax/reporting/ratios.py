@@ -15,6 +15,14 @@ _COLOURS = {"eager": "#3b74b4", "compile": "#d0752a"}
 _STYLE = "text { font: 11px sans-serif; fill: #808890 } .line { stroke: #808890; stroke-width: 1 } .thin { stroke-opacity: .3 }"
 
 
+PEERS = {"eager": "PyTorch", "compile": "torch.compile"}
+PROGRAMS = {
+    "train": "Train step",
+    "predict_one": "Prediction of one sample",
+    "predict_many": "Prediction of the largest batch served",
+}
+
+
 def draw(rows: Mapping[str, Row], titles: Mapping[str, str], peers: Mapping[str, str]) -> str:
     """An SVG of the CPU time of each peer over ours: a mark at the median, a line from the lower to the upper quartile.
 
