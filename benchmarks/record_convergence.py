@@ -5,11 +5,13 @@
     python -m benchmarks.record_convergence transformer --seed=4 --runs=5 --more
     python -m benchmarks.record_convergence bert --unserved
     python -m benchmarks.record_convergence bert_qa --after=bert
+    python -m benchmarks.record_convergence llama31_8b --trained=RESULTS
 
 writes benchmarks/convergence/WORKLOAD_mini.json and .md from the result logs, with the most memory that a
 process held, and how busy the machine was with other work. Serving is `--scenario=all` of the same folder.
 `--more` only trains, and adds its seeds to the record that stands; each run keeps the cores that it had. What begins
-with another's model has that trained before, with its first seed and in the same folder; time and memory are of both.
+with another's model has that trained before, with its first seed and in the same folder; time and memory are of both. `--trained` trains
+nothing: what was trained into that folder is served, and added to the record that stands.
 """
 
 from __future__ import annotations
@@ -32,7 +34,14 @@ from mlperf_jax.results.events import Event, read_events
 
 FOLDER = Path(__file__).parent / "convergence"
 LABEL = "mini: not MLPerf's data or model; unverified, not reviewed by MLCommons"
-SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline")
+SCENARIOS = ("SingleStream", "MultiStream", "Server", "Interactive", "Offline")
+TOKENS = (
+    "result_completed_tokens_per_second",
+    "result_first_token_99.00_percentile_latency_ns",
+    "result_time_per_output_token_99.00_percentile_ns",
+    "result_tokens_per_second",
+)
+"""Of answers token by token; the last is Offline's alone."""
 PACKAGES = ("jax", "flax", "optax", "grain", "orbax-checkpoint", "numpy")
 
 
@@ -105,7 +114,8 @@ def scenario(folder: Path) -> dict:
         "MultiStream": ("early_stopping_latency_ms", "result_50.00_percentile_per_query_latency_ns"),
         "Server": ("result_completed_samples_per_sec", "result_99.00_percentile_latency_ns"),
         "Offline": ("result_samples_per_second",),
-    }[folder.name]
+    }
+    names = TOKENS if TOKENS[0] in metrics or TOKENS[-1] in metrics else figures[folder.name]
     return {
         "result": metrics["result_validity"],
         "quality": accuracy["quality"],
@@ -113,7 +123,7 @@ def scenario(folder: Path) -> dict:
         "trained_quality": accuracy["trained_quality"],
         "min_duration_ms": performance["settings"]["min_duration_ms"],
         "server_target_latency_ns": performance["settings"]["server_target_latency_ns"],
-        "metrics": {name: metrics[name] for name in figures},
+        "metrics": {name: metrics[name] for name in names if name in metrics},
     }
 
 
@@ -122,6 +132,10 @@ def served_table(served: dict) -> str:
 
     def figure(name: str, found: dict) -> str:
         figures = list(found["metrics"].values())
+        if tokens := [found["metrics"][key] for key in TOKENS if key in found["metrics"]]:
+            times = [f"{ns / 1e6:.3g} ms" for ns in tokens[1:]]
+            told = f"; p99 of the first {times[0]}, of each other {times[1]}" if times else ""
+            return f"{tokens[0]:,.1f} tokens/s{told}"
         match name:
             case "SingleStream":
                 return f"p90 {figures[0] / 1e6:.3g} ms, median {figures[1] / 1e6:.3g} ms"
@@ -142,10 +156,13 @@ def served_table(served: dict) -> str:
 def served_text(served: dict) -> str:
     """The four scenarios, and how they were measured."""
     any_ = next(iter(served["scenarios"].values()))
+    by_token = any(key in any_["metrics"] for key in TOKENS)
+    what = "Whole texts, told without cache or slots, have" if by_token else "The newest of these models had"
+    when = "" if by_token else " in training"
+    stopping = "" if by_token else "SingleStream's p90 and MultiStream's p99 are early stopping's; "
     head = (
-        f"The newest of these models had {shown(any_['trained_quality'])} in training; asked is "
-        f"{shown(any_['quality_target'])}. "
-        "SingleStream's p90 and MultiStream's p99 are early stopping's; Server found its rate itself. Load average "
+        f"{what} {shown(any_['trained_quality'])}{when}; asked is {shown(any_['quality_target'])}. "
+        f"{stopping}Server found its rate itself. Load average "
         f"{served['load_average'][0]} before and {served['load_average'][1]} after."
     )
     return f"""
@@ -218,7 +235,14 @@ def main() -> None:
     )
     parser.add_argument("--unserved", action="store_true", help="serve nothing, and write a record")
     parser.add_argument("--after", help="the workload with whose model this one begins")
+    parser.add_argument("--trained", help="results folder; serve what was trained there, and train nothing")
     asked = parser.parse_args()
+    path = FOLDER / f"{asked.workload}_mini.json"
+    if asked.trained:
+        folder = [f"--data_dir={asked.data_dir}"] if asked.data_dir else []
+        served = serve(asked.workload, asked.time, [*folder, f"--results_dir={asked.trained}"])
+        _write(path, json.loads(path.read_text()) | {"served": served})
+        return
     arguments = [
         f"--workload={asked.workload}",
         "--platform=cpu",
@@ -239,7 +263,6 @@ def main() -> None:
         seconds, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
         after = os.getloadavg()[0]
         served = {} if asked.more or asked.unserved else serve(asked.workload, asked.time, extra)
-    path = FOLDER / f"{asked.workload}_mini.json"
     record = {
         "schema_version": 1,
         "workload": asked.workload,
@@ -260,6 +283,10 @@ def main() -> None:
     }
     if asked.more:
         record = with_more(json.loads(path.read_text()), record)
+    _write(path, record)
+
+
+def _write(path: Path, record: dict) -> None:
     records.write(path, record)
     path.with_suffix(".md").write_text(text(record))
     print(text(record))
