@@ -52,7 +52,7 @@ class Choice:
                 if self._detokenizer.stopped:
                     self.finish = "stop"
                     self._answer.cancel()
-        if self._answer.over and self.finish is None:
+        if self._answer.complete and self.finish is None:
             parts.append(self._detokenizer.end())
             self.finish = "stop" if self._detokenizer.stopped else "length"
         return "".join(parts) if self.count > before else None
@@ -193,7 +193,9 @@ class Telling:
                 continue
             if not self._started:
                 await self._start(send, b"text/event-stream; charset=utf-8")
+            self._order.sending = True
             await send({"type": "http.response.body", "body": b"".join(pieces), "more_body": True})
+            self._order.sending = False
         await send({"type": "http.response.body", "body": self._shape.last(self._choices)})
 
     async def _start(self, send: Send, kind: bytes, length: int | None = None) -> None:
