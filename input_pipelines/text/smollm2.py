@@ -44,7 +44,9 @@ def prepare(data_dir: Path, *, verify: bool = False) -> None:
         path = folder / FILE
         path.write_bytes(found[FILE])
         byte_pairs.of(*subwords(path)).save(str(folder / _TOKENIZER))
-        (folder / "chat_template.jinja").write_text(gguf_file.read_facts(path)["tokenizer.chat_template"], "utf-8")
+        (folder / "chat_template.jinja").write_text(
+            gguf_file.read_facts(path)["tokenizer.chat_template"], "utf-8"
+        )
         return {"name": "smollm2", "fake": False}
 
     prepared.prepare_folder(data_dir / "weights" / "smollm2", build, verify=verify)

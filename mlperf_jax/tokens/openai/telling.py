@@ -144,13 +144,8 @@ class Telling:
     def __init__(
         self, order: Order, choices: Sequence[Choice], shape: Shape, *, stream: bool, until: float
     ) -> None:
-        self._order, self._choices, self._shape, self._stream, self._until = (
-            order,
-            choices,
-            shape,
-            stream,
-            until,
-        )
+        self._order, self._choices, self._shape = order, choices, shape
+        self._stream, self._until = stream, until
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
