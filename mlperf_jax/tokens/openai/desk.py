@@ -16,7 +16,7 @@ from mlperf_jax.tokens.openai.refusals import Refusal
 from mlperf_jax.tokens.requests import Request
 from mlperf_jax.tokens.scheduler import Text
 
-MOST_UNREAD = 1024  # tokens of a text that a client leaves lying, until it is given up
+MOST_UNREAD = 1024  # tokens of a text that come while its client takes nothing, until it is given up
 _RETRY_SECONDS = 1
 
 
@@ -116,11 +116,13 @@ class Order:
     Attributes:
         answers: of each.
         failed: done where there will be no more, with why.
+        sending: whether the client is waited for, which has to take what was sent before.
     """
 
     def __init__(self, desk: Desk) -> None:
         self.desk, self.answers = desk, list[Answer]()
         self.failed: asyncio.Future[Refusal] = asyncio.get_running_loop().create_future()
+        self.sending = False
         self._changed = asyncio.Event()
 
     async def news(self) -> None:
@@ -152,14 +154,15 @@ class Answer:
         engine: the number of it.
         text: the engine's.
         tokens: that came and were not taken yet.
-        over: whether there are no more to come.
+        complete: whether the last has come.
+        over: whether there are no more to come, for whatever reason.
     """
 
     def __init__(self, order: Order, engine: int, mail: _Mailbox) -> None:
         self._order, self._mail, self.engine = order, mail, engine
         self.text: Text | None = None
         self.tokens: deque[int] = deque()
-        self.over = False
+        self.complete = self.over = False
 
     # In the engine's thread.
 
@@ -181,9 +184,10 @@ class Answer:
         if isinstance(what, str):
             self._order.fail(self._order.desk.failure(what))
             return
+        self.complete = last
         self.tokens.append(what)
         self._order.tell()
-        if len(self.tokens) > MOST_UNREAD:
+        if self._order.sending and len(self.tokens) > MOST_UNREAD:
             self._order.fail(Refusal(503, "The client reads more slowly than the answer is told."))
 
     def cancel(self) -> None:

@@ -52,7 +52,7 @@ class Choice:
                 if self._detokenizer.stopped:
                     self.finish = "stop"
                     self._answer.cancel()
-        if self._answer.over and self.finish is None:
+        if self._answer.complete and self.finish is None:
             parts.append(self._detokenizer.end())
             self.finish = "stop" if self._detokenizer.stopped else "length"
         return "".join(parts) if self.count > before else None
@@ -144,13 +144,8 @@ class Telling:
     def __init__(
         self, order: Order, choices: Sequence[Choice], shape: Shape, *, stream: bool, until: float
     ) -> None:
-        self._order, self._choices, self._shape, self._stream, self._until = (
-            order,
-            choices,
-            shape,
-            stream,
-            until,
-        )
+        self._order, self._choices, self._shape = order, choices, shape
+        self._stream, self._until = stream, until
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -193,7 +188,9 @@ class Telling:
                 continue
             if not self._started:
                 await self._start(send, b"text/event-stream; charset=utf-8")
+            self._order.sending = True
             await send({"type": "http.response.body", "body": b"".join(pieces), "more_body": True})
+            self._order.sending = False
         await send({"type": "http.response.body", "body": self._shape.last(self._choices)})
 
     async def _start(self, send: Send, kind: bytes, length: int | None = None) -> None:

@@ -321,6 +321,15 @@ def test_a_reader_that_does_not_read_is_given_up_and_holds_nobody_up():
             assert device.at_work == {}
 
 
+def test_an_engine_that_is_faster_than_the_server_is_told_whole():
+    """Far more tokens come at once than a client may leave lying."""
+    long = Sizes(slots=4, pages=4001, page=16, length=16_000, chunks=(16,))
+    with served(Simulated(long, end_share=0.0)) as client:
+        found = client.complete([1], max_tokens=9000, stream=True, **USAGE)
+        assert len(text_of(found).split()) == 9000 == found[-2]["usage"]["completion_tokens"]
+        assert len(client.complete([1], max_tokens=9000)["choices"][0]["text"].split()) == 9000
+
+
 def test_a_broken_engine_tells_all():
     device = Gated(SIZES)
     with served(device) as client:
