@@ -91,6 +91,8 @@ def telling(
     chunks: tuple[int, ...],
     min_tokens: int = 1,
     ends: tuple[int, ...] = (),
+    max_first_s: float = 0.0,
+    max_each_s: float = 0.0,
 ) -> Numbers:
     """Further `inference` numbers, of models that answer token by token.
 
@@ -102,6 +104,8 @@ def telling(
         page: positions of a page of the cache.
         chunks: tokens of a prompt that are read at a time, padded to one of these, ascending.
         ends: tokens that end a text.
+        max_first_s, max_each_s: bounds of Server and Interactive on the latency of the first token and of each other; 0
+            for LoadGen's.
     """
     return dict(
         scenarios=("SingleStream", "Server", "Interactive", "Offline"),
@@ -113,8 +117,8 @@ def telling(
         page=page,
         chunks=chunks,
         ends=ends,
-        max_first_s=0.0,  # Server's bounds on the latency of the first token and of each other; 0 for LoadGen's
-        max_each_s=0.0,
+        max_first_s=max_first_s,
+        max_each_s=max_each_s,
     )
 
 

@@ -20,8 +20,8 @@ pairs into its prompt); the target lies .87 below that. One seed had 2.818 after
 
 Served by the token: the descriptions that are evaluated are summed up, greedily, until the model ends its answer or has told 32 tokens. ROUGE-1/2/L
 of the first sentence of each is 33.06, 16.49, 29.53, of its first eight words 35.90, 18.23, 32.97 (`python -m benchmarks.first_words`; of 1,500
-descriptions 30.98, 14.47, 27.03 and 28.79, 12.35, 25.81), of that seed's answers 42.09, 22.12, 38.15, with 8.22 tokens each. Their log perplexity is
-evaluation's loss. Closed, rows of GovReport are: no task of MLPerf Inference.
+descriptions 30.98, 14.47, 27.03 and 28.79, 12.35, 25.81), of the untouched model's answers 20.76, 7.82, 18.34, with 31.86 tokens each, of that
+seed's 42.09, 22.12, 38.15, with 8.22. The log perplexity of the summaries is evaluation's loss. Closed, rows of GovReport are: no task of MLPerf Inference.
 
     ./run_and_time.sh --workload=llama2_70b_lora --platform=cpu --scenario=all
 """
@@ -144,7 +144,8 @@ def _mini() -> Numbers:
         max_epochs=1,
         gradient_accumulation_steps=1,
         remat="save_products",
-        inference=serving("llama2-70b", (1, 4, 16), min_duration_s=10.0)
+        # LoadGen's bounds are those of accelerators: for each token a CPU reads 135 million numbers.
+        inference=serving("llama2-70b", (1, 4, 16), min_duration_s=10.0, latency_share=0.9)
         | telling(
             samples=64,
             prompt=128,
@@ -154,5 +155,7 @@ def _mini() -> Numbers:
             page=32,
             chunks=(32, 64, 128),
             ends=(0, 2),  # <|endoftext|>, <|im_end|>
+            max_first_s=10.0,
+            max_each_s=1.0,
         ),
     )

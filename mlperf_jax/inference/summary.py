@@ -19,8 +19,9 @@ def lines(measured: Measurement) -> list[str]:
     told = [head + _headline(measured)]
     if result.metrics:
         told += _figures(measured)
-    if p99 := measured.beside.get("endpoints_tpot_99_ns"):
-        told.append(f"  by mlcommons/endpoints p99 {p99 / _MS:.3f} ms for each other token, ends not counted")
+    if measured.beside:
+        each = (f"p{n} {measured.beside[f'endpoints_tpot_{n}_ns'] / _MS:.3f} ms" for n in (50, 90, 99))
+        told.append(f"  as mlcommons/endpoints has it, for each other token of text {', '.join(each)}")
     told += [f"  {in_flags(reason)}" for reason in result.reasons]
     for goal in measured.goals:
         figure = (measured.figures or {})[goal.name]
@@ -45,7 +46,8 @@ def _headline(measured: Measurement) -> str:
     settings, share = measured.settings, 100 * measured.settings.server_target_latency_percentile
     match TestScenario[measured.result.scenario]:
         case TestScenario.SingleStream:
-            return f", early-stopping p90 {metrics['early_stopping_latency_ss'] / _MS:.3f} ms"
+            told = f", early-stopping p90 {metrics['early_stopping_latency_ss'] / _MS:.3f} ms"
+            return told + " to the first token" * settings.use_token_latencies
         case TestScenario.MultiStream:
             return f", early-stopping p99 {metrics['early_stopping_latency_ms'] / _MS:.3f} ms a query"
         case TestScenario.Server if settings.use_token_latencies:

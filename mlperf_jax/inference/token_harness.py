@@ -130,7 +130,9 @@ class TokenHarness(Harness):
         gaps = np.sort(sut.text_gaps_ns)
         if not len(gaps) or not sut.first_tokens:
             return {}
-        return {f"endpoints_tpot_{share}_ns": float(gaps[int(len(gaps) * share / 100)]) for share in (50, 99)}
+        return {
+            f"endpoints_tpot_{share}_ns": float(gaps[int(len(gaps) * share / 100)]) for share in (50, 90, 99)
+        }
 
     def _judged(self, measured: Measurement) -> Measurement:
         indices, logged = accuracy.read_answers(measured.result.logs["accuracy"], self._samples.total_count)

@@ -96,7 +96,11 @@ def test_all_scenarios_tell_the_same_tokens(measure, capsys):
         assert other == gaps == (name != "Offline")
     assert len(answers["Offline"]) == 20 and len(set(answers["Offline"].values())) > 5
     assert all(found == answers["Offline"] for found in answers.values())
-    assert out.count("tokens/s") == 3 and "to the first (bound 600000 ms)" in out
+    assert (
+        " ms to the first token\n" in out
+        and out.count("tokens/s") == 3
+        and "to the first (bound 600000 ms)" in out
+    )
 
 
 @pytest.mark.parametrize("kind", [SmallTellingTuned, SmallTellingExperts])
