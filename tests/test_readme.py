@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from benchmarks import run
 from mlperf_jax import (
     check,
     cli,
@@ -61,6 +62,7 @@ def test_flags_that_it_mentions_exist():
             import_weights,
             gtp,
             predict_moves,
+            run,
         )  # fmt: skip
         for name in module.FLAGS
     }
