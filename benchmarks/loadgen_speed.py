@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import queue
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.speed.side import resident
 
 SCHEMA_VERSION = 1
 NOTES = """
@@ -144,8 +145,8 @@ def _multi_stream(variant: str) -> dict[str, float]:
 
 def _offline(variant: str, samples: int) -> dict[str, float]:
     values, _ = _run_once(variant, "Offline", False, min_duration_ms=0, min_query_count=samples)
-    resident_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"samples_per_s": values["result_samples_per_second"], "resident_mb": resident_mb}
+    # Not `ru_maxrss`, which begins with what the process had in memory that started this one.
+    return {"samples_per_s": values["result_samples_per_second"], "resident_mb": resident("VmHWM") / 2**20}
 
 
 def _server(variant: str, qps: float, threaded: bool) -> dict[str, float]:

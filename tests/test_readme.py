@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from benchmarks import run
 from mlperf_jax import (
     check,
     cli,
@@ -63,6 +64,7 @@ def test_flags_that_it_mentions_exist():
             gtp,
             predict_moves,
             serve,
+            run,
         )  # fmt: skip
         for name in module.FLAGS
     }

@@ -36,7 +36,7 @@ class Side(abc.ABC):
     def __init__(self, spec: Spec) -> None:
         self.spec, self.folder = spec, Path(spec["folder"])
         self.runs: dict[str, Callable[[int], None]] = {}
-        self.at_start = _resident("VmRSS")
+        self.at_start = resident("VmRSS")
 
     @abc.abstractmethod
     def prepare(self) -> dict[str, Any]:
@@ -69,11 +69,11 @@ class Side(abc.ABC):
         cpu, start = cpu_seconds(), time.perf_counter()
         run(calls)
         wall, cpu = time.perf_counter() - start, cpu_seconds() - cpu
-        peak = self.device_peak or _resident("VmHWM") - self.at_start
+        peak = self.device_peak or resident("VmHWM") - self.at_start
         return {"wall": wall / calls, "cpu": cpu / calls, "peak": peak}
 
 
-def _resident(entry: str) -> int:
+def resident(entry: str) -> int:
     """Bytes of this process in memory, now (VmRSS) or at most (VmHWM), as Linux counts them; 0 elsewhere."""
     try:
         lines: Sequence[str] = Path("/proc/self/status").read_text().splitlines()

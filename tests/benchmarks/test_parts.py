@@ -301,7 +301,7 @@ def test_a_step_of_each_size_and_a_query_and_a_load(tmp_path, monkeypatch):
     serving.compile("Server")
     monkeypatch.setattr(serving.harness.__class__, "find_peak", lambda self: _found(50.0))
     assert serving.peak()["peak"] == 50.0
-    latencies = serving.load(200.0)
+    latencies = serving.load(4000.0)
     assert 0 < latencies["p50"] <= latencies["p90"] <= latencies["p99"]
     Training.compile(serving, side.TRAIN)
     assert serving.turn(side.TRAIN, 2)["wall"] > 0
