@@ -26,6 +26,7 @@ from models.attention import RMSNorm, split
 from models.attention_function import CHOICES, attend
 from models.attention_mask import Mask
 from models.experts import Experts
+from models.held import Held, hold
 from models.low_rank import LowRank
 from models.products import product
 from models.rotary import Turns, frequencies, turned, turns
@@ -187,9 +188,17 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., *shape_in] to [..., *shape_out] in the compute dtype."""
         batch = x.shape[: x.ndim - len(self.shape_in)]
-        kernel = self.kernel[...].astype(self.dtype).reshape(math.prod(self.shape_in), -1)
-        y = product(x.astype(self.dtype).reshape(*batch, -1), kernel)
+        x, kernel = x.astype(self.dtype).reshape(*batch, -1), self.kernel.get_value()
+        if isinstance(kernel, Held):
+            y = kernel.product(x)
+        else:
+            y = product(x, kernel.astype(self.dtype).reshape(math.prod(self.shape_in), -1))
         return y.reshape(*batch, *self.shape_out)
+
+    def held(self, kernel: jax.Array, weights: str) -> Held:
+        """A kernel of it as it is held to be served, in the place of which it goes; see `models.held.hold`."""
+        turned = kernel.reshape(math.prod(self.shape_in), -1).T
+        return hold(turned, weights, self.dtype)
 
 
 class SelfAttention(nnx.Module):
@@ -335,7 +344,10 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """[B, L] int to [B, L, D]."""
-        return _pin(self.embedding[...].astype(self.dtype)[tokens])
+        table = self.embedding.get_value()
+        if isinstance(table, Held):
+            return _pin(table.rows(tokens, self.dtype))
+        return _pin(table.astype(self.dtype)[tokens])
 
     def turns(self, positions: jax.Array) -> Turns:
         """How features turn at positions [L] or [B, L] int."""
@@ -389,12 +401,35 @@ class Decoder(nnx.Module):
 
     def logits(self, states: jax.Array) -> jax.Array:
         """[B, L, D] to [B, L, V] in the output dtype."""
-        logits = jnp.einsum("bld,dv->blv", states, self.last_kernel, preferred_element_type=self.output_dtype)
+        held = (self.embedding if self.config.tied else self.head).get_value()
+        if isinstance(held, Held):
+            logits = held.product(states, self.output_dtype)
+        else:
+            logits = jnp.einsum(
+                "bld,dv->blv", states, self.last_kernel, preferred_element_type=self.output_dtype
+            )
         return constrain(logits, "batch", "position", "vocab")
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Logits of the token after each: [B, L] int to [B, L, V]."""
         return self.logits(self.hidden(tokens).states)
+
+
+def held(layer: DecoderLayer, params: dict[str, Any], weights: str) -> dict[str, Any]:
+    """A layer's parameters with its kernels held to be served, but for those of experts and of low-rank changes.
+
+    Args:
+        layer: the module, of shapes alone.
+        params: of one layer, a tree of arrays.
+        weights: one of `models.held.WEIGHTS`.
+    """
+    kernels = [path for path, part in nnx.iter_graph(layer) if isinstance(part, Linear)]
+    for first, second in kernels:
+        sublayer = params[first]
+        linear = getattr(getattr(layer, first), second)
+        own = {"kernel": linear.held(sublayer[second]["kernel"], weights)}
+        params = params | {first: sublayer | {second: own}}
+    return params
 
 
 def _deviation_out(config: DecoderConfig) -> float:
