@@ -104,6 +104,7 @@ def telling(
         ends: tokens that end a text.
     """
     return dict(
+        weights="auto",  # what kernels are held in: the compute dtype, or "int8", of which answers are a little other
         scenarios=("SingleStream", "Server", "Interactive", "Offline"),
         samples=samples,
         prompt=prompt,

@@ -4,21 +4,26 @@ The idea is vLLM's (Kwon et al., arXiv:2309.06180). What a text's tokens find do
 last bit. Parts of prompts gather the pages of their text, one at a time, softmax as they go (`attend_part`). A step of all
 texts is bound by the bytes of the cache, and gathers nothing: every page works where it lies, on the query of the text that owns
 it, and what a text's pages found is put together (`attend_step`).
+
+The pages of a cache lie in one bank or several, turn by turn: XLA:CPU multiplies a batch of small matrices with one core, and banks
+side by side. What is found is the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from models.attention_mask import MASKED
 
 
-class Cache(NamedTuple):
-    """Of one layer; page 0 takes what is not real.
+class Bank(NamedTuple):
+    """A part of the cache of one layer.
 
     Attributes:
         keys: [N, G, K, page], turned for products with queries.
@@ -27,6 +32,10 @@ class Cache(NamedTuple):
 
     keys: jax.Array
     values: jax.Array
+
+
+Cache = Sequence[Bank]
+"""Page n lies in bank n mod the number of banks."""
 
 
 class Owners(NamedTuple):
@@ -41,16 +50,18 @@ class Owners(NamedTuple):
     start: jax.Array
 
 
-def empty(pages: int, groups: int, page: int, width: int, dtype: jnp.dtype) -> Cache:
-    """A cache of zeros."""
-    return Cache(
-        jnp.zeros((pages, groups, width, page), dtype), jnp.zeros((pages, groups, page, width), dtype)
-    )
+def empty(
+    pages: int, groups: int, page: int, width: int, dtype: DTypeLike, *, banks: int = 1
+) -> tuple[Bank, ...]:
+    """A cache of zeros, for at least so many pages."""
+    own = -(-pages // banks)
+    keys, values = (own, groups, width, page), (own, groups, page, width)
+    return tuple(Bank(jnp.zeros(keys, dtype), jnp.zeros(values, dtype)) for _ in range(banks))
 
 
 def written(
     cache: Cache, keys: jax.Array, values: jax.Array, tables: jax.Array, positions: jax.Array, real: jax.Array
-) -> Cache:
+) -> tuple[Bank, ...]:
     """A cache with what is new in it.
 
     Values that are no numbers are kept as 0, behind a key of NaN: who sees it gets NaN, as from themselves, and who does not see it,
@@ -61,18 +72,24 @@ def written(
         keys, values: [B, L, G, K].
         tables: [B, P] int32, the pages of each text in order.
         positions: [B, L] int32, where in its text each token stands.
-        real: [B, L] bool.
+        real: [B, L] bool; others leave nothing.
     """
-    size = cache.values.shape[2]
+    size = cache[0].values.shape[2]
     at = jnp.minimum(positions // size, tables.shape[1] - 1)
-    pages = jnp.where(real, jnp.take_along_axis(tables, at, axis=1), 0)
+    pages = jnp.take_along_axis(tables, at, axis=1)
     sound = jnp.isfinite(values)
-    keys = jnp.where(sound.all(-1, keepdims=True), keys, jnp.nan).astype(cache.keys.dtype)
-    values = jnp.where(sound, values, 0).astype(cache.values.dtype)
-    return Cache(
-        cache.keys.at[pages, :, :, positions % size].set(keys),
-        cache.values.at[pages, :, positions % size].set(values),
-    )
+    keys = jnp.where(sound.all(-1, keepdims=True), keys, jnp.nan).astype(cache[0].keys.dtype)
+    values = jnp.where(sound, values, 0).astype(cache[0].values.dtype)
+
+    def one(number: int, bank: Bank) -> Bank:
+        here = real & (pages % len(cache) == number)
+        own = jnp.where(here, pages // len(cache), len(bank.keys))  # beyond the last, nowhere
+        return Bank(
+            bank.keys.at[own, :, :, positions % size].set(keys, mode="drop"),
+            bank.values.at[own, :, positions % size].set(values, mode="drop"),
+        )
+
+    return tuple(one(number, bank) for number, bank in enumerate(cache))
 
 
 def attend_part(
@@ -97,7 +114,7 @@ def attend_part(
         lengths: [B] int32, positions of each text that are written.
         window: positions that a query sees, its own among them; None for all.
     """
-    (batch, length, heads, width), (groups, size) = q.shape, cache.values.shape[1:3]
+    (batch, length, heads, width), (groups, size) = q.shape, cache[0].values.shape[1:3]
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     scale = jnp.asarray(width**-0.5, dtype)
     q = jnp.moveaxis(q.reshape(batch, length, groups, heads // groups, width), 1, 3)
@@ -107,12 +124,15 @@ def attend_part(
         most, total, mixed = found
         pages = lax.dynamic_index_in_dim(tables, number, axis=1, keepdims=False)
         visible = _visible(positions[:, :, None], number * size + jnp.arange(size), window)[:, None, None]
-        scores = jnp.einsum("bgrlk,bgkm->bgrlm", q, cache.keys[pages], preferred_element_type=dtype) * scale
+        keys, values = (_gathered([bank[part] for bank in cache], pages) for part in (0, 1))
+        scores = jnp.einsum("bgrlk,bgkm->bgrlm", q, keys, preferred_element_type=dtype) * scale
         scores = jnp.where(visible, scores, MASKED)
         higher = jnp.maximum(most, scores.max(-1))
         weights = jnp.where(visible, jnp.exp(scores - higher[..., None]), 0)
-        kept, own = jnp.exp(most - higher), cache.values[pages]
-        more = jnp.einsum("bgrlm,bgmk->bgrlk", weights.astype(own.dtype), own, preferred_element_type=dtype)
+        kept = jnp.exp(most - higher)
+        more = jnp.einsum(
+            "bgrlm,bgmk->bgrlk", weights.astype(values.dtype), values, preferred_element_type=dtype
+        )
         return higher, total * kept + weights.sum(-1), mixed * kept[..., None] + more
 
     start = jnp.full(shape, MASKED, dtype), jnp.zeros(shape, dtype), jnp.zeros((*shape, width), dtype)
@@ -121,13 +141,22 @@ def attend_part(
     return jnp.moveaxis(found, 3, 1).reshape(batch, length, heads, width).astype(q.dtype)
 
 
+def _gathered(banks: Sequence[jax.Array], pages: jax.Array) -> jax.Array:
+    """Pages [B] out of banks [N, ...]: [B, ...]."""
+    found = banks[0][pages // len(banks)]
+    for number, bank in enumerate(banks[1:], 1):
+        mine = (pages % len(banks) == number).reshape(-1, *[1] * (found.ndim - 1))
+        found = jnp.where(mine, bank[pages // len(banks)], found)
+    return found
+
+
 def owners(tables: jax.Array, works: jax.Array, pages: int, size: int) -> Owners:
     """Whose each page of a cache is.
 
     Args:
         tables: [B, P] int32; no page is in two texts that are at work, but for page 0.
         works: [B] bool; what the tables of others say is past.
-        pages: N of the cache.
+        pages: N of the cache, all banks together.
         size: positions of a page.
     """
     mine = jnp.where(works[:, None], tables, pages)  # beyond the last, for none
@@ -155,29 +184,37 @@ def attend_step(
         positions: [B] int32 of the queries.
         window: positions that a query sees, its own among them; None for all.
     """
-    (batch, _, heads, width), (groups, size) = q.shape, cache.values.shape[1:3]
+    (batch, _, heads, width), (groups, size) = q.shape, cache[0].values.shape[1:3]
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     scale = jnp.asarray(width**-0.5, dtype)
 
-    # Of every page, as if there were no other.
-    own = q.reshape(batch, groups, heads // groups, width)[owned.text]
-    at = owned.start[:, None] + jnp.arange(size)
-    visible = _visible(positions[owned.text][:, None], at, window)[:, None, None]
-    scores = jnp.einsum("ngrk,ngkm->ngrm", own, cache.keys, preferred_element_type=dtype) * scale
-    scores = jnp.where(visible, scores, MASKED)
-    most = scores.max(-1)
-    weights = jnp.where(visible, jnp.exp(scores - most[..., None]), 0)
-    mixed = jnp.einsum(
-        "ngrm,ngmk->ngrk", weights.astype(cache.values.dtype), cache.values, preferred_element_type=dtype
-    )
+    def one(number: int, bank: Bank) -> tuple[jax.Array, ...]:
+        """Of every page of a bank, as if there were no other: its highest score, and sums of weights and of what is weighed."""
+        texts, start = (whole[number :: len(cache)] for whole in owned)
+        own = q.reshape(batch, groups, heads // groups, width)[texts]
+        visible = _visible(positions[texts][:, None], start[:, None] + jnp.arange(size), window)[
+            :, None, None
+        ]
+        scores = jnp.einsum("ngrk,ngkm->ngrm", own, bank.keys, preferred_element_type=dtype) * scale
+        scores = jnp.where(visible, scores, MASKED)
+        most = scores.max(-1)
+        weights = jnp.where(visible, jnp.exp(scores - most[..., None]), 0)
+        mixed = jnp.einsum(
+            "ngrm,ngmk->ngrk", weights.astype(bank.values.dtype), bank.values, preferred_element_type=dtype
+        )
+        return most, weights.sum(-1), mixed
+
+    found = zip(*(one(number, bank) for number, bank in enumerate(cache)), strict=True)
+    most, total, mixed = (jnp.concatenate(part) for part in found)
+    pages = tables % len(cache) * len(cache[0].keys) + tables // len(cache)
 
     # Of the pages of every text that are in use.
     used = (jnp.arange(tables.shape[1]) * size <= positions[:, None])[..., None, None]
-    highest = jnp.where(used, most[tables], MASKED)
+    highest = jnp.where(used, most[pages], MASKED)
     share = jnp.where(used, jnp.exp(highest - highest.max(1, keepdims=True)), 0)
-    total = (share * jnp.where(used, weights.sum(-1)[tables], 0)).sum(1)
-    found = (share[..., None] * jnp.where(used[..., None], mixed[tables], 0)).sum(1) / total[..., None]
-    return found.reshape(batch, 1, heads, width).astype(q.dtype)
+    total = (share * jnp.where(used, total[pages], 0)).sum(1)
+    mixed = (share[..., None] * jnp.where(used[..., None], mixed[pages], 0)).sum(1) / total[..., None]
+    return mixed.reshape(batch, 1, heads, width).astype(q.dtype)
 
 
 def _visible(query: jax.Array, key: jax.Array, window: int | None) -> jax.Array:

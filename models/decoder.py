@@ -423,12 +423,12 @@ def held(layer: DecoderLayer, params: dict[str, Any], weights: str) -> dict[str,
         params: of one layer, a tree of arrays.
         weights: one of `models.held.WEIGHTS`.
     """
-    kernels = [path for path, part in nnx.iter_graph(layer) if isinstance(part, Linear)]
-    for first, second in kernels:
-        sublayer = params[first]
-        linear = getattr(getattr(layer, first), second)
-        own = {"kernel": linear.held(sublayer[second]["kernel"], weights)}
-        params = params | {first: sublayer | {second: own}}
+    params = dict(params)
+    for sublayer in ("attention", "mlp"):
+        for name, part in vars(getattr(layer, sublayer)).items():
+            if isinstance(part, Linear):
+                own = {"kernel": part.held(params[sublayer][name]["kernel"], weights)}
+                params[sublayer] = params[sublayer] | {name: own}
     return params
 
 

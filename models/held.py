@@ -16,11 +16,11 @@ from jax.typing import DTypeLike
 
 from mlperf_jax.platform import compiled_for
 
-WEIGHTS = ("compute", "int8")
-"""What kernels can be held in: the compute dtype, or int8."""
+WEIGHTS = ("auto", "int8")
+"""What kernels can be held in: the compute dtype, which follows the platform (bfloat16 on accelerators), or int8."""
 
 _LARGEST = 127
-_FEW_ROWS = 64
+_FEW_ROWS, _FEW_OUTPUTS = 64, 1 << 18
 
 
 @jax.tree_util.register_dataclass
@@ -40,7 +40,8 @@ class Held:
         """[..., I] times the kernel: [..., O], in the dtype of x or another."""
         kernel, rows = self.turned.astype(x.dtype), x.reshape(-1, x.shape[-1])
         out = jnp.dtype(dtype or x.dtype)
-        if compiled_for() == "cpu" and len(rows) <= _FEW_ROWS:
+        few = len(rows) <= _FEW_ROWS and len(rows) * len(kernel) <= _FEW_OUTPUTS
+        if few and compiled_for() == "cpu":
             y = _few_rows(rows, kernel, out)
         else:
             y = lax.dot_general(rows, kernel, (((1,), (1,)), ((), ())), preferred_element_type=out)
@@ -60,7 +61,8 @@ def _few_rows(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """[S, I] times [O, I]: [S, O].
 
     XLA:CPU packs a product's second operand before it multiplies. Of few rows that had better be the rows than the kernel: a tenth of
-    the time of a step of 64 (benchmarks/NOTES.md). Without barriers XLA turns the product around again.
+    the time of a step of 64 (benchmarks/NOTES.md), but not where what comes out is turned back outside of the core's cache. Without
+    barriers XLA turns the product around again.
     """
     turned = lax.optimization_barrier(x.T)
     y = lax.dot_general(kernel, turned, (((1,), (0,)), ((), ())), preferred_element_type=dtype)
@@ -75,7 +77,7 @@ def hold(turned: jax.Array, weights: str, dtype: DTypeLike) -> Held:
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights {weights!r} are none of {', '.join(WEIGHTS)}")
-    if weights == "compute":
+    if weights == "auto":
         return Held(turned.astype(dtype))
     turned = turned.astype(jnp.promote_types(turned.dtype, jnp.float32))
     scale = jnp.abs(turned).max(-1) / _LARGEST

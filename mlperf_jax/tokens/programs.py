@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,12 +19,15 @@ from flax import nnx
 
 from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel.layout import Layout, constrain
+from mlperf_jax.platform import compiled_for
 from mlperf_jax.precision import Policy
 from mlperf_jax.tokens.requests import Request
 from mlperf_jax.tokens.sampling import FAILED, OnEitherSide, Wishes, next_tokens
 from models.attention_paged import Cache, attend_part, attend_step, empty, owners, written
 from models.decoder import Decoder, DecoderConfig, DecoderLayer, held
 from models.held import Held, hold
+
+_MOST_BANKS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +146,7 @@ class Programs:
         sizes: Sizes,
         ends: Sequence[int],
         layout: Layout | None = None,
-        weights: str = "compute",
+        weights: str = "auto",
     ) -> None:
         self.sizes, self.vocabulary = sizes, config.vocab_size
         self.ends = tuple(ends)
@@ -211,9 +215,11 @@ class Programs:
         config, sizes = self._config, self.sizes
         shape = sizes.pages, config.num_key_heads, sizes.page, config.head_width
 
+        banks = min(os.cpu_count() or 1, _MOST_BANKS) if compiled_for() == "cpu" else 1
+
         def zeros() -> Cache:
-            cache = empty(*shape, self._policy.compute_dtype)
-            return Cache(*(constrain(array, None, "heads", None, None) for array in cache))
+            cache = empty(*shape, self._policy.compute_dtype, banks=banks)
+            return jax.tree.map(lambda array: constrain(array, None, "heads", None, None), cache)
 
         slots = jnp.zeros(sizes.slots, jnp.int32)
         none = slots.astype(jnp.float32)
@@ -312,7 +318,8 @@ class Programs:
         """The next token of every slot at work."""
         works = (slots.left > 0).astype(jnp.int32)
         position = slots.position * works
-        owned = owners(slots.table, works > 0, self.sizes.pages, self.sizes.page)
+        pages = sum(len(bank.keys) for bank in cache[0])
+        owned = owners(slots.table, works > 0, pages, self.sizes.page)
 
         def attend(q: jax.Array, kept: Cache, window: int | None) -> jax.Array:
             return attend_step(q, kept, owned, slots.table, position, window=window)

@@ -57,6 +57,7 @@ class Generation(LanguageModelling, TokenWorkload):
             sizes=sizes,
             ends=tuple(numbers.ends),
             layout=layout,
+            weights=numbers.weights,
         )
 
     def request(self, index: int) -> Request:

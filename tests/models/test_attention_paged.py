@@ -7,7 +7,7 @@ import pytest
 
 from models.attention_function import attend
 from models.attention_mask import Mask
-from models.attention_paged import Cache, attend_part, attend_step, owners, written
+from models.attention_paged import Bank, attend_part, attend_step, owners, written
 
 PAGE, TABLE, GROUPS, HEADS, WIDTH = 3, 5, 2, 6, 4
 LENGTH, PAGES = PAGE * TABLE, 21
@@ -22,22 +22,22 @@ def rows(texts=3):
     return q, k, v, jnp.asarray(tables)
 
 
-def left_by_others():
+def left_by_others(banks=1):
     """What no text may notice: keys that are no numbers, and the largest values."""
-    return Cache(
-        jnp.full((PAGES, GROUPS, WIDTH, PAGE), jnp.nan), jnp.full((PAGES, GROUPS, PAGE, WIDTH), 1e308)
-    )
+    own = PAGES // banks
+    keys, values = (own, GROUPS, WIDTH, PAGE), (own, GROUPS, PAGE, WIDTH)
+    return tuple(Bank(jnp.full(keys, jnp.nan), jnp.full(values, 1e308)) for _ in range(banks))
 
 
 def filled(cache, k, v, tables, first, stop):
-    """With positions `first` [B] to `stop` [B] of each text; what is not real goes to page 0."""
+    """With positions `first` [B] to `stop` [B] of each text."""
     positions = jnp.broadcast_to(jnp.arange(LENGTH), k.shape[:2])
     real = (positions >= first[:, None]) & (positions < stop[:, None])
     return written(cache, k, v, tables, positions, real)
 
 
-@pytest.mark.parametrize("window", [None, 1, 4])
-def test_pages_are_whole_rows(window):
+@pytest.mark.parametrize("window, banks", [(None, 1), (1, 1), (4, 3)])
+def test_pages_are_whole_rows(window, banks):
     """Three texts of 0, 4 and 9 old tokens and 5 new ones, in two parts, as prompts are."""
     starts, new = np.array([0, 4, 9]), 5
     with jax.enable_x64(True):
@@ -51,14 +51,14 @@ def test_pages_are_whole_rows(window):
             own = jnp.take_along_axis(q, positions[..., None, None], 1)
             return attend_part(own, cache, tables, positions, starts + new, window=window)
 
-        found = np.asarray(run(left_by_others()))
+        found = np.asarray(run(left_by_others(banks)))
         expected = np.asarray(attend(q, k, v, Mask(causal=True, window=window), choice="plain"))
     for text, start in enumerate(starts):
         np.testing.assert_allclose(found[text], expected[text, start : start + new], rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("window", [None, 1, 4])
-def test_a_step_finds_what_whole_rows_find(window):
+@pytest.mark.parametrize("window, banks", [(None, 1), (1, 1), (4, 1), (None, 3), (4, 3)])
+def test_a_step_finds_what_whole_rows_find(window, banks):
     """Texts at their first, a page's last and their last position, and one that stopped, whose pages another has."""
     with jax.enable_x64(True):
         q, k, v, tables = rows(4)
@@ -72,7 +72,7 @@ def test_a_step_finds_what_whole_rows_find(window):
             owned = owners(tables, works, PAGES, PAGE)
             return attend_step(own, cache, owned, tables, positions, window=window)
 
-        found = np.asarray(run(left_by_others()))
+        found = np.asarray(run(left_by_others(banks)))
         expected = np.asarray(attend(q, k, v, Mask(causal=True, window=window), choice="plain"))
     for text, position in enumerate(positions[:3]):
         np.testing.assert_allclose(found[text, 0], expected[text, position], rtol=1e-12, atol=1e-14)
