@@ -108,6 +108,7 @@ def telling(
             for LoadGen's.
     """
     return dict(
+        weights="auto",  # what kernels are held in: the compute dtype, or "int8", of which answers are a little other
         scenarios=("SingleStream", "Server", "Interactive", "Offline"),
         samples=samples,
         prompt=prompt,

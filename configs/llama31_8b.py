@@ -66,7 +66,7 @@ def _closed() -> Numbers:
             prompt=1920,
             max_tokens=128,
             slots=128,
-            page=64,
+            page=128,
             chunks=(256, 1024),
             ends=(128_001, 128_008, 128_009),
         ),

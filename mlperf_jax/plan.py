@@ -2,6 +2,7 @@
 
     python -m mlperf_jax.plan --workload=resnet50 --topology=v5e:16x16 --sharding=dp,fsdp,fsdp_tp
     python -m mlperf_jax.plan --workload=resnet50 --topology=h200:1x8 --batch=2048
+    python -m mlperf_jax.plan --workload=llama31_8b --topology=v6e:2x2 --sharding=tp --mesh=data:1,model:4 --scenario=Offline
 
 Compiles the real train step with the real compiler (libtpu, or XLA's CUDA compiler) for each
 sharding strategy; nothing runs. "Does not fit" is an answer. All figures are predictions.
@@ -38,8 +39,8 @@ FLAGS = cli.define(
     ),
     cli.choice(
         "scenario",
-        ("SingleStream", "MultiStream", "Server", "Offline"),
-        "Plan the answer to a query of this LoadGen scenario, not a step.",
+        ("SingleStream", "MultiStream", "Server", "Interactive", "Offline"),
+        "Plan the answer to a query of this LoadGen scenario, not a step; of a language model its engine's programs.",
     ),
     cli.choice("preset", configs.PRESETS, "closed: MLPerf's own; mini.", "closed"),
     cli.HELP,
@@ -66,7 +67,7 @@ def _plan(where: topology.Topology, overrides: list[str]) -> int:
     from mlperf_jax import making
     from mlperf_jax.parallel import mesh
     from mlperf_jax.planning import compilation, plan, plan_report
-    from mlperf_jax.workload import ServedWorkload, TrainedWorkload, Workload
+    from mlperf_jax.workload import ServedWorkload, TokenWorkload, TrainedWorkload, Workload
 
     strategies = [mesh.find_strategy(name) for name in FLAGS.sharding.split(",")]
     asked = mesh.asked_of(strategies, mesh.parse_mesh(FLAGS.mesh) if FLAGS.mesh else {})
@@ -84,13 +85,25 @@ def _plan(where: topology.Topology, overrides: list[str]) -> int:
         f"{where.num_chips} chips, {where.num_devices} devices. "
         "Predicted, not measured; not reviewed by MLCommons.\n"
     )
+    told = workload if FLAGS.scenario and isinstance(workload, TokenWorkload) else None
+    programs = plan.token_programs(told) if told else ("",)
     plans = []
     for strategy, sizes in zip(strategies, asked, strict=True):
-        done = plan.plan_strategy(
-            workload, strategy, where, asked_mesh=sizes, scenario=FLAGS.scenario, cache_dir=cache_dir
-        )
-        plans.append(done)
-        print(plan_report.describe(plans[-1], where, workload.unit) + "\n", flush=True)
+        for program in programs:
+            done = plan.plan_strategy(
+                workload,
+                strategy,
+                where,
+                asked_mesh=sizes,
+                scenario=FLAGS.scenario,
+                program=program,
+                cache_dir=cache_dir,
+            )
+            plans.append(done)
+            print(plan_report.describe(done, where, "tokens" if told else workload.unit) + "\n", flush=True)
+        if told:
+            plans[-1].telling = plan.telling(told, plans[-len(programs) :], where)
+            print(plan_report.telling(plans[-1]) + "\n", flush=True)
     print(plan_report.table(plans))
     if FLAGS.results_dir:
         folder = Path(FLAGS.results_dir).expanduser()

@@ -27,6 +27,7 @@ from models.attention import RMSNorm, split
 from models.attention_function import CHOICES, attend
 from models.attention_mask import Mask
 from models.experts import Experts
+from models.held import Held, hold
 from models.products import product
 from models.rotary import Turns, frequencies, turned, turns
 from models.stack import LAYER_REMAT, NARROW, drawn, grouped, scan_cached, unstacked
@@ -187,9 +188,17 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., *shape_in] to [..., *shape_out] in the compute dtype."""
         batch = x.shape[: x.ndim - len(self.shape_in)]
-        kernel = self.kernel[...].astype(self.dtype).reshape(math.prod(self.shape_in), -1)
-        y = product(x.astype(self.dtype).reshape(*batch, -1), kernel)
+        x, kernel = x.astype(self.dtype).reshape(*batch, -1), self.kernel.get_value()
+        if isinstance(kernel, Held):
+            y = kernel.product(x)
+        else:
+            y = product(x, kernel.astype(self.dtype).reshape(math.prod(self.shape_in), -1))
         return y.reshape(*batch, *self.shape_out)
+
+    def held(self, kernel: jax.Array, weights: str) -> Held:
+        """A kernel of it as it is held to be served, in the place of which it goes; see `models.held.hold`."""
+        turned = kernel.reshape(math.prod(self.shape_in), -1).T
+        return hold(turned, weights, self.dtype)
 
 
 class SelfAttention(nnx.Module):
@@ -335,7 +344,10 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """[B, L] int to [B, L, D]."""
-        return _pin(self.embedding[...].astype(self.dtype)[tokens])
+        table = self.embedding.get_value()
+        if isinstance(table, Held):
+            return _pin(table.rows(tokens, self.dtype))
+        return _pin(table.astype(self.dtype)[tokens])
 
     def turns(self, positions: jax.Array) -> Turns:
         """How features turn at positions [L] or [B, L] int."""
@@ -389,7 +401,13 @@ class Decoder(nnx.Module):
 
     def logits(self, states: jax.Array) -> jax.Array:
         """[B, L, D] to [B, L, V] in the output dtype."""
-        logits = jnp.einsum("bld,dv->blv", states, self.last_kernel, preferred_element_type=self.output_dtype)
+        held = (self.embedding if self.config.tied else self.head).get_value()
+        if isinstance(held, Held):
+            logits = held.product(states, self.output_dtype)
+        else:
+            logits = jnp.einsum(
+                "bld,dv->blv", states, self.last_kernel, preferred_element_type=self.output_dtype
+            )
         return constrain(logits, "batch", "position", "vocab")
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -412,6 +430,23 @@ def merged(config: DecoderConfig, params: Any) -> Any:
         added = jax.vmap(low_rank.kernel)(change["down"], change[f"up_{number}"])
         attention[name] = {"kernel": (kernel + scale * added).astype(kernel.dtype)}
     return params | {"layers": params["layers"] | {"attention": attention}}
+
+
+def held(layer: DecoderLayer, params: dict[str, Any], weights: str) -> dict[str, Any]:
+    """A layer's parameters with its kernels held to be served, but for those of experts and of low-rank changes.
+
+    Args:
+        layer: the module, of shapes alone.
+        params: of one layer, a tree of arrays.
+        weights: one of `models.held.WEIGHTS`.
+    """
+    params = dict(params)
+    for sublayer in ("attention", "mlp"):
+        for name, part in vars(getattr(layer, sublayer)).items():
+            if isinstance(part, Linear):
+                own = {"kernel": part.held(params[sublayer][name]["kernel"], weights)}
+                params[sublayer] = params[sublayer] | {name: own}
+    return params
 
 
 def _deviation_out(config: DecoderConfig) -> float:

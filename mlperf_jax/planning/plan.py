@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from mlperf_jax.planning import (
 from mlperf_jax.planning.compilation import Memory
 from mlperf_jax.planning.topology import Topology
 from mlperf_jax.training.engine import Engine, lower, named, tracing
-from mlperf_jax.workload import Batch, Program, ServedWorkload, Spec, TrainedWorkload, Workload
+from mlperf_jax.workload import Batch, Program, ServedWorkload, Spec, TokenWorkload, TrainedWorkload, Workload
 
 SCHEMA_VERSION = 1
 TOP_OPERATIONS = 12
@@ -45,10 +46,11 @@ class Plan:
 
     Attributes:
         strategy, mesh: its name, and the size of every mesh axis.
+        program: of a model that answers token by token which one; "" elsewhere.
         verdict: "fits", "does not fit", or "not compiled"; see `_judge`.
         reason: why it does not fit, in the compiler's words or ours; how to install it where it is missing.
         hbm: bytes per device: `parameters`, `optimizer`, `frozen` where there is any, `other_state` and `batch`
-            from the shardings, `held` in all; `activations` (temporaries of all kinds), `code`, `peak` (the most
+            from the shardings, of a model that answers token by token `cache` too, `held` in all; `activations` (temporaries of all kinds), `code`, `peak` (the most
             in use at a moment) and `total` (of all that has a place) from the compiler; `capacity`.
         flops: `model` and `program` (counted in the jaxpr) and `rematerialised` in it, per device;
             `executed`, counted in the compiled program with loops times their trips.
@@ -61,11 +63,13 @@ class Plan:
         repeated: work that devices repeat, in one sentence; "" for none.
         training: of the closed preset, where the benchmark has reference convergence points: `epochs`,
             `steps`, `minutes` of steps, `evaluation_minutes`, `total_minutes`, `source`.
+        telling: of a model that answers token by token, with the last of its programs: see `telling`.
         compiler: name, version, `seconds`, `cached`; loops whose trip count is unknown.
     """
 
     strategy: str
     mesh: dict[str, int]
+    program: str = ""
     verdict: str = "not compiled"
     reason: str = ""
     hbm: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -77,6 +81,7 @@ class Plan:
     replicated: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     repeated: str = ""
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    telling: dict[str, float] = dataclasses.field(default_factory=dict)
     compiler: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -87,6 +92,7 @@ def plan_strategy(
     *,
     asked_mesh: dict[str, int] | None = None,
     scenario: str | None = None,
+    program: str = "",
     cache_dir: Path,
 ) -> Plan:
     """Plans one strategy.
@@ -97,6 +103,7 @@ def plan_strategy(
         where: the topology.
         asked_mesh: sizes of mesh axes, as `--mesh` has them.
         scenario: LoadGen's, to plan answering one query of it and not a training step.
+        program: of a model that answers token by token, one of `token_programs`.
         cache_dir: where the compiler's answers are kept.
 
     Raises:
@@ -107,9 +114,12 @@ def plan_strategy(
         layout = _abstract_layout(strategy, where, asked_mesh or {})
     else:
         layout = mesh.make_layout(strategy, asked_mesh, topology.devices(where))
-    plan = Plan(strategy.name, dict(layout.mesh.shape))
+    plan = Plan(strategy.name, dict(layout.mesh.shape), program)
     try:
-        subject = _subject(workload, layout, scenario)
+        if isinstance(workload, TokenWorkload) and program:
+            subject: _Subject = token_subject(workload, layout, program)
+        else:
+            subject = _subject(workload, layout, scenario)
         kernels = _shapes(plan, subject, workload, layout, where)
     except ValueError as error:  # what a model says while it is traced
         reason = str(error).splitlines()[0]
@@ -131,7 +141,7 @@ def plan_strategy(
         target=f"{where.name} {dict(layout.mesh.shape)} {order}{options}",
         compiler=topology.compiler_version(where),
         cache_dir=cache_dir,
-        label=f"{strategy.name}{' ' + scenario if scenario else ''} for {where.name}",
+        label=f"{strategy.name} {program or scenario or ''}".strip() + f" for {where.name}",
     )
     plan.compiler = {"name": answer.compiler, "seconds": answer.seconds, "cached": answer.cached}
     if answer.memory is None:
@@ -177,6 +187,63 @@ class _Subject:
         return self.program.args[1]
 
 
+class _TokenSubject(_Subject):
+    """A program of parameters, cache and slots, and of a part of a prompt or nothing."""
+
+    @property
+    def state(self) -> Any:
+        return dict(zip(("params", "cache", "slots"), self.program.args, strict=False))
+
+    @property
+    def batch(self) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.program.args[3:])
+
+
+def token_programs(workload: TokenWorkload) -> tuple[str, ...]:
+    """The programs of a model that answers token by token: one step of all slots, and parts of prompts by their tokens."""
+    return ("step", *map(str, workload.config.inference.chunks))
+
+
+def token_subject(workload: TokenWorkload, layout: Layout, program: str) -> _TokenSubject:
+    """One of `token_programs`; its examples are tokens, of a part of a prompt or one for each slot."""
+    made = workload.token_programs(workload.served_struct(layout), layout)
+    function, *args = made.planned()["step" if program == "step" else int(program)]
+    examples = made.sizes.slots if program == "step" else int(program)
+    return _TokenSubject(Program(function, tuple(args), donate=(1, 2)), examples, 0.0)
+
+
+def telling(workload: TokenWorkload, plans: Sequence[Plan], where: Topology) -> dict[str, float]:
+    """What an engine with all slots at work tells, of the plans of its programs; nothing where one does not fit.
+
+    Returns:
+        `prompt` and `answer` tokens of a text, `step` seconds, `reading` seconds of a prompt in the parts that the
+        engine makes of it, `tokens_per_s` and `tokens_per_s_per_chip` of answers with one program at a time, and `most_slots`,
+        for whose cache there is room beside all else that a step has.
+    """
+    step, *parts = plans
+    if not all(one.predicted for one in plans):
+        return {}
+    numbers, gone = workload.config.inference, 0.0
+    sizes, left = [int(part.program) for part in parts], numbers.prompt
+    while left > 0:
+        fits = next((n for n, size in enumerate(sizes) if size >= left), len(sizes) - 1)
+        gone += parts[fits].predicted["step"]
+        left -= sizes[fits]
+    seconds = gone + numbers.max_tokens * step.predicted["step"] / numbers.slots
+    rate = numbers.max_tokens / seconds
+    room = step.hbm["capacity"] - step.hbm["total"] + step.hbm["cache"]
+    return {
+        "prompt": numbers.prompt,
+        "answer": numbers.max_tokens,
+        "slots": numbers.slots,
+        "step": step.predicted["step"],
+        "reading": gone,
+        "tokens_per_s": rate,
+        "tokens_per_s_per_chip": rate / where.num_chips,
+        "most_slots": int(room // (step.hbm["cache"] / numbers.slots)),
+    }
+
+
 def _subject(workload: Workload, layout: Layout, scenario: str | None) -> _Subject:
     """The training step, or the answer to a query of a scenario; of several buckets the one with the most in it."""
     per_example = workload.train_flops_per_example()
@@ -220,6 +287,8 @@ def _shapes(
     plan.hbm = {"parameters": held.pop("params", 0), "optimizer": held.pop("opt_state", 0)}
     if workload.frozen_entries:
         plan.hbm["frozen"] = sum(held.pop(name, 0) for name in workload.frozen_entries)
+    if "cache" in held:
+        plan.hbm["cache"] = held.pop("cache")
     plan.hbm |= {"other_state": sum(held.values()), "batch": _bytes(subject.batch)}
     plan.hbm |= {"held": sum(plan.hbm.values()), "capacity": where.chip.hbm_bytes}
     with tracing(layout, workload.policy):  # a function of its own, as in `lower`
@@ -238,7 +307,10 @@ def _shapes(
 
 def _bytes(tree: Any) -> int:
     """Bytes per device of a tree of structs with shardings."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
 
 
 def _compiled(

@@ -13,14 +13,15 @@ from typing import Any
 from mlperf_jax.planning.plan import SCHEMA_VERSION, Plan
 from mlperf_jax.planning.topology import Topology
 
-_PARTS = ("parameters", "optimizer", "frozen", "other_state", "batch", "activations", "code")
+_PARTS = ("parameters", "optimizer", "frozen", "cache", "other_state", "batch", "activations", "code")
 """Of a device's memory, as `Plan.hbm` calls them."""
 
 
 def describe(plan: Plan, where: Topology, unit: str) -> str:
     """Everything about one strategy, in lines for people."""
     mesh = ",".join(f"{axis}:{size}" for axis, size in plan.mesh.items())
-    lines = [f"{plan.strategy} on {where.name} (mesh {mesh}): {plan.verdict}"]
+    of = f", {plan.program}," if plan.program else ""
+    lines = [f"{plan.strategy}{of} on {where.name} (mesh {mesh}): {plan.verdict}"]
     if plan.reason:
         lines.append(f"  {plan.reason}")
     lines += _memory(plan, where)
@@ -36,6 +37,19 @@ def describe(plan: Plan, where: Topology, unit: str) -> str:
     if plan.repeated:
         lines.append(f"  repeated work          {plan.repeated}")
     return "\n".join(lines)
+
+
+def telling(plan: Plan) -> str:
+    """What the programs of a model that answers token by token come to together."""
+    found = plan.telling
+    if not found:
+        return f"{plan.strategy}: a program does not fit, so nothing is told"
+    return (
+        f"{plan.strategy}: prompts of {found['prompt']:,} tokens and answers of {found['answer']:,}, {found['slots']} slots: "
+        f"{seconds(found['reading'])} to read a prompt, {seconds(found['step'])} a step; "
+        f"{found['tokens_per_s']:,.0f} tokens/s, {found['tokens_per_s_per_chip']:,.0f} a chip; "
+        f"there is room for {found['most_slots']:,} slots"
+    )
 
 
 def _memory(plan: Plan, where: Topology) -> list[str]:
@@ -144,7 +158,7 @@ def table(plans: Sequence[Plan]) -> str:
         p = plan.predicted
         rows.append(
             (
-                plan.strategy,
+                f"{plan.strategy} {plan.program}".strip(),
                 plan.verdict,
                 size(plan.hbm["total"]) if "total" in plan.hbm else "-",
                 size(plan.hbm["capacity"]),
@@ -197,7 +211,7 @@ def write_figure(path: Path, plans: Sequence[Plan], title: str) -> None:
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     memory, times = figure.subplots(1, 2)
-    names = [plan.strategy for plan in plans]
+    names = [f"{plan.strategy} {plan.program}".strip() for plan in plans]
     bottom = [0.0] * len(plans)
     for part in _PARTS:
         values = [plan.hbm.get(part, 0.0) / 2**30 for plan in plans]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,11 +19,15 @@ from flax import nnx
 
 from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel.layout import Layout, constrain
+from mlperf_jax.platform import compiled_for
 from mlperf_jax.precision import Policy
 from mlperf_jax.tokens.requests import Request
 from mlperf_jax.tokens.sampling import FAILED, OnEitherSide, Wishes, next_tokens
-from models.attention_paged import attend_paged, written
-from models.decoder import Decoder, DecoderConfig, DecoderLayer
+from models.attention_paged import Cache, attend_part, attend_step, empty, owners, written
+from models.decoder import Decoder, DecoderConfig, DecoderLayer, held
+from models.held import Held, hold
+
+_MOST_BANKS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +117,11 @@ class _Params(NamedTuple):
     rest: dict[str, Any]
 
 
-_Cache = list[tuple[jax.Array, jax.Array]]
-"""Of each layer keys and values, [N, G, page, K]."""
+_Cache = list[Cache]
+"""Of each layer."""
+
+_Attend = Callable[[jax.Array, Cache, int | None], jax.Array]
+"""What queries find in a layer's cache, in a window."""
 
 
 class Programs:
@@ -121,11 +129,12 @@ class Programs:
 
     Args:
         config: of the decoder.
-        params: its parameters, a tree of arrays in their places, layers stacked.
-        policy: dtypes; kernels are held in the compute dtype.
+        params: its parameters, a tree of arrays in their places, layers stacked; or of structs, to be planned.
+        policy: dtypes.
         sizes: see `Sizes`.
         ends: tokens that end a text.
         layout: where the decoder lies; None for one device.
+        weights: one of `models.held.WEIGHTS`.
     """
 
     def __init__(
@@ -137,6 +146,7 @@ class Programs:
         sizes: Sizes,
         ends: Sequence[int],
         layout: Layout | None = None,
+        weights: str = "auto",
     ) -> None:
         self.sizes, self.vocabulary = sizes, config.vocab_size
         self.ends = tuple(ends)
@@ -146,8 +156,10 @@ class Programs:
         self._masks, self._unused = make.masks, nnx.to_pure_dict(shapes)["layers"]
         make_layer = nnx.eval_shape(lambda: DecoderLayer(config, policy=policy, rngs=nnx.Rngs(0)))
         self._layer_graph = nnx.split(make_layer)[0]
+        apart = jax.jit(lambda params: _apart(params, config, policy, make_layer, weights))
+        shapes_alone = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
         with layouts.use(layout):
-            self._params = jax.jit(lambda params: _apart(params, config.num_layers, policy))(params)
+            self._params = _structs(apart, params) if shapes_alone else apart(params)
         self._cache: _Cache = []
         self._slots: Any = None
         self._compiled: dict[Any, jax.stages.Compiled] = {}
@@ -158,13 +170,25 @@ class Programs:
         with layouts.use(self._layout), jax.default_matmul_precision(self._policy.matmul):
             self._cache, self._slots = jax.jit(self._nothing)()
             held = self._params, self._cache, self._slots
-            for tokens in self.sizes.chunks:
-                example = self._part(_example(tokens), tokens)
-                lowered = jax.jit(self._run_prefill, donate_argnums=(1, 2)).lower(*held, example)
-                self._compiled[tokens] = lowered.compile()
-            self._compiled["step"] = jax.jit(self._run_step, donate_argnums=(1, 2)).lower(*held).compile()
+            for name, (function, *part) in self._functions().items():
+                self._compiled[name] = jax.jit(function, donate_argnums=(1, 2)).lower(*held, *part).compile()
             stop = jax.jit(_stopped, donate_argnums=0)
             self._compiled["stop"] = stop.lower(self._slots, np.int32(0)).compile()
+
+    def planned(self) -> dict[int | str, tuple[Any, ...]]:
+        """For parameters that are structs: each program's function and its arguments, structs with places.
+
+        By the tokens of a part of a prompt, and "step"; cache and slots are the second and the third argument, and given up.
+        """
+        with layouts.use(self._layout):
+            held = self._params, *_structs(jax.jit(self._nothing))
+        return {name: (function, *held, *part) for name, (function, *part) in self._functions().items()}
+
+    def _functions(self) -> dict[int | str, tuple[Any, ...]]:
+        parts: dict[int | str, tuple[Any, ...]] = {
+            tokens: (self._run_prefill, self._part(_example(tokens), tokens)) for tokens in self.sizes.chunks
+        }
+        return parts | {"step": (self._run_step,)}
 
     def prefill(self, chunk: Chunk) -> jax.Array:
         """Sends a part of a prompt on its way; its token [] int32 is the text's first if the part was the last."""
@@ -210,14 +234,17 @@ class Programs:
         config, sizes = self._config, self.sizes
         shape = sizes.pages, config.num_key_heads, sizes.page, config.head_width
 
-        def zeros() -> jax.Array:
-            return constrain(jnp.zeros(shape, self._policy.compute_dtype), None, "heads", None, None)
+        banks = min(os.cpu_count() or 1, _MOST_BANKS) if compiled_for() == "cpu" else 1
+
+        def zeros() -> Cache:
+            cache = empty(*shape, self._policy.compute_dtype, banks=banks)
+            return jax.tree.map(lambda array: constrain(array, None, "heads", None, None), cache)
 
         slots = jnp.zeros(sizes.slots, jnp.int32)
         none = slots.astype(jnp.float32)
         wishes = Wishes(none, none + 1, slots.astype(jnp.uint32), slots)
         table = jnp.zeros((sizes.slots, sizes.table), jnp.int32)
-        cache = [(zeros(), zeros()) for _ in range(config.num_layers)]
+        cache = [zeros() for _ in range(config.num_layers)]
         return cache, _Slots(slots, slots, slots, slots, table, wishes)
 
     def _part(self, chunk: Chunk, size: int) -> _Part:
@@ -253,6 +280,7 @@ class Programs:
         start: jax.Array,
         count: jax.Array,
         table: jax.Array,
+        attend: _Attend | None = None,
     ) -> tuple[jax.Array, _Cache]:
         """The next tokens of some texts through the network.
 
@@ -261,6 +289,7 @@ class Programs:
             start: [B] int32, where the first of each stands.
             count: [B] int32, how many of each are real.
             table: [B, P] int32, pages of each text.
+            attend: in the place of `attend_part`.
 
         Returns:
             [B, L, D] normed, and the cache with their keys and values.
@@ -268,18 +297,20 @@ class Programs:
         model = self._decoder(params)
         among = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         positions, real = start[:, None] + among, among < count[:, None]
+        if attend is None:
+
+            def attend(q: jax.Array, kept: Cache, window: int | None) -> jax.Array:
+                return attend_part(q, kept, table, positions, start + count, window=window)
+
         x, by = model.embed(tokens), model.turns(positions)
         now: _Cache = []
-        for number, (own, (keys, values)) in enumerate(zip(params.layers, cache, strict=True)):
+        for number, (own, kept) in enumerate(zip(params.layers, cache, strict=True)):
             layer: DecoderLayer = nnx.merge(self._layer_graph, own)
             q, k, v = layer.queries_keys_values(x, by)
-            keys, values = (
-                written(kept, new, table, positions, real) for kept, new in ((keys, k), (values, v))
-            )
-            window = self._masks[number % len(self._masks)].window
-            found = attend_paged(q, keys, values, table, positions, start + count, window=window)
+            kept = written(kept, k, v, table, positions, real)
+            found = attend(q, kept, self._masks[number % len(self._masks)].window)
             x, _ = layer.finish(x, found)
-            now.append((keys, values))
+            now.append(kept)
         return model.norm(x), now
 
     def _logits(self, params: _Params, states: jax.Array) -> jax.Array:
@@ -322,7 +353,14 @@ class Programs:
         """The next token of every slot at work."""
         works = (slots.left > 0).astype(jnp.int32)
         position = slots.position * works
-        states, cache = self._forward(params, cache, slots.token[:, None], position, works, slots.table)
+        pages = sum(len(bank.keys) for bank in cache[0])
+        owned = owners(slots.table, works > 0, pages, self.sizes.page)
+
+        def attend(q: jax.Array, kept: Cache, window: int | None) -> jax.Array:
+            return attend_step(q, kept, owned, slots.table, position, window=window)
+
+        token = slots.token[:, None]
+        states, cache = self._forward(params, cache, token, position, works, slots.table, attend)
         token = next_tokens(self._logits(params, states), slots.wishes, slots.made, self.ends)
         slots = slots._replace(
             token=token,
@@ -336,17 +374,35 @@ class Programs:
         return jnp.isin(token, np.asarray([FAILED, *self.ends], np.int32))
 
 
-def _apart(params: Any, num_layers: int, policy: Policy) -> _Params:
-    """Stacked parameters, apart. What is computed in another dtype than the policy's keeps its own: norms and routers."""
+def _apart(params: Any, config: DecoderConfig, policy: Policy, layer: DecoderLayer, weights: str) -> _Params:
+    """Stacked parameters, apart and held. What is computed in another dtype than the policy's keeps its own: norms and routers."""
 
-    def held(path: Any, x: jax.Array) -> jax.Array:
-        stays = jax.tree_util.keystr(path[-1:], simple=True) in ("scale", "router")
+    def cast(path: Any, x: Any) -> Any:
+        stays = isinstance(x, Held) or jax.tree_util.keystr(path[-1:], simple=True) in ("scale", "router")
         return x if stays else x.astype(policy.compute_dtype)
 
-    params = jax.tree_util.tree_map_with_path(held, dict(params))
-    stacked = params.pop("layers")
-    layers = [jax.tree.map(lambda x: x[number], stacked) for number in range(num_layers)]  # noqa: B023
-    return _Params(layers, params)
+    rest = dict(params)
+    stacked = rest.pop("layers")
+    own = (jax.tree.map(lambda x: x[number], stacked) for number in range(config.num_layers))  # noqa: B023
+    layers = [
+        jax.tree_util.tree_map_with_path(
+            cast, held(layer, one, weights), is_leaf=lambda x: isinstance(x, Held)
+        )
+        for one in own
+    ]
+    rest["embedding"] = hold(rest["embedding"], weights, policy.compute_dtype)
+    if not config.tied:
+        rest["head"] = hold(rest["head"].T, weights, policy.compute_dtype)
+    return _Params(layers, rest)
+
+
+def _structs(function: Any, *args: Any) -> Any:
+    """What a jitted function gives, as structs in the places where the compiler puts it."""
+    lowered = function.lower(*args)
+    places = lowered.compile().output_shardings
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), lowered.out_info, places
+    )
 
 
 def _stopped(slots: _Slots, slot: jax.Array) -> _Slots:

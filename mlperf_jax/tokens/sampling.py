@@ -48,10 +48,16 @@ def next_tokens(logits: jax.Array, wishes: Wishes, made: jax.Array, ends: Sequen
     logits = jnp.where(early & ending, -jnp.inf, logits)
     drawn = jax.lax.cond(
         jnp.any(wishes.temperature > 0),
-        lambda: jnp.where(wishes.temperature > 0, _drawn(logits, wishes, made), jnp.argmax(logits, -1)),
-        lambda: jnp.argmax(logits, -1),
+        lambda: jnp.where(wishes.temperature > 0, _drawn(logits, wishes, made), _largest(logits)),
+        lambda: _largest(logits),
     )
     return jnp.where(jnp.isfinite(logits.max(-1)), drawn, FAILED).astype(jnp.int32)
+
+
+def _largest(logits: jax.Array) -> jax.Array:
+    """The first of the largest logits, [B, V] to [B]; in two reductions, for which XLA:CPU takes half the time of `argmax`."""
+    numbers = jnp.arange(logits.shape[1], dtype=jnp.int32)
+    return jnp.where(logits == logits.max(-1, keepdims=True), numbers, logits.shape[1]).min(-1)
 
 
 def _drawn(logits: jax.Array, wishes: Wishes, made: jax.Array) -> jax.Array:
@@ -64,7 +70,7 @@ def _drawn(logits: jax.Array, wishes: Wishes, made: jax.Array) -> jax.Array:
             jax.random.fold_in(jax.random.key(seed), number), logits.shape[1:], jnp.float32
         )
 
-    return jnp.argmax(scaled + jax.vmap(noise)(wishes.seed, made), -1)
+    return jnp.argmax(scaled + jax.vmap(noise)(wishes.seed, made), -1).astype(jnp.int32)
 
 
 def _likeliest(logits: jax.Array, top_p: jax.Array) -> jax.Array:

@@ -67,7 +67,15 @@ class Generation(LanguageModelling, TokenWorkload):
             chunks=tuple(numbers.chunks),
         )
         config, params = self.served_decoder(state)
-        return Programs(config, params, self.policy, sizes=sizes, ends=tuple(numbers.ends), layout=layout)
+        return Programs(
+            config,
+            params,
+            self.policy,
+            sizes=sizes,
+            ends=tuple(numbers.ends),
+            layout=layout,
+            weights=numbers.weights,
+        )
 
     @property
     def _longest(self) -> int:

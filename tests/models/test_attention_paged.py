@@ -7,37 +7,86 @@ import pytest
 
 from models.attention_function import attend
 from models.attention_mask import Mask
-from models.attention_paged import attend_paged, written
+from models.attention_paged import Bank, attend_part, attend_step, owners, written
 
 PAGE, TABLE, GROUPS, HEADS, WIDTH = 3, 5, 2, 6, 4
+LENGTH, PAGES = PAGE * TABLE, 21
 
 
-@pytest.mark.parametrize("window", [None, 1, 4])
-def test_pages_are_whole_rows(window):
-    """Three texts of 0, 4 and 9 old tokens and 5 new ones, in pages in no order, between pages of NaN."""
+def rows(texts=3):
+    """Queries, keys and values of whole texts, and pages of each in no order."""
     random = np.random.default_rng(0)
+    q = random.normal(size=(texts, LENGTH, HEADS, WIDTH))
+    k, v = random.normal(size=(2, texts, LENGTH, GROUPS, WIDTH))
+    tables = 1 + random.permutation(PAGES - 1)[: texts * TABLE].reshape(texts, TABLE)
+    return q, k, v, jnp.asarray(tables)
+
+
+def left_by_others(banks=1):
+    """What no text may notice: keys that are no numbers, and the largest values."""
+    own = PAGES // banks
+    keys, values = (own, GROUPS, WIDTH, PAGE), (own, GROUPS, PAGE, WIDTH)
+    return tuple(Bank(jnp.full(keys, jnp.nan), jnp.full(values, 1e308)) for _ in range(banks))
+
+
+def filled(cache, k, v, tables, first, stop):
+    """With positions `first` [B] to `stop` [B] of each text."""
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), k.shape[:2])
+    real = (positions >= first[:, None]) & (positions < stop[:, None])
+    return written(cache, k, v, tables, positions, real)
+
+
+@pytest.mark.parametrize("window, banks", [(None, 1), (1, 1), (4, 3)])
+def test_pages_are_whole_rows(window, banks):
+    """Three texts of 0, 4 and 9 old tokens and 5 new ones, in two parts, as prompts are."""
     starts, new = np.array([0, 4, 9]), 5
     with jax.enable_x64(True):
-        q = random.normal(size=(3, PAGE * TABLE, HEADS, WIDTH))
-        k, v = random.normal(size=(2, 3, PAGE * TABLE, GROUPS, WIDTH))
-        tables = jnp.asarray(1 + random.permutation(20)[:15].reshape(3, TABLE))
-        keys, values = np.full((2, 21, GROUPS, PAGE, WIDTH), np.nan)
-
-        def filled(cache, whole, first, stop):
-            positions = jnp.broadcast_to(jnp.arange(PAGE * TABLE), whole.shape[:2])
-            real = (positions >= first[:, None]) & (positions < stop[:, None])
-            return written(cache, whole, tables, positions, real)
+        q, k, v, tables = rows()
 
         @jax.jit
-        def run(keys, values):
-            # In two parts, as prompts are; what is not real goes to page 0.
+        def run(cache):
             for first, stop in ((0 * starts, starts), (starts, starts + new)):
-                keys, values = filled(keys, k, first, stop), filled(values, v, first, stop)
+                cache = filled(cache, k, v, tables, first, stop)
             positions = starts[:, None] + jnp.arange(new)
             own = jnp.take_along_axis(q, positions[..., None, None], 1)
-            return attend_paged(own, keys, values, tables, positions, starts + new, window=window)
+            return attend_part(own, cache, tables, positions, starts + new, window=window)
 
-        found = np.asarray(run(keys, values))
+        found = np.asarray(run(left_by_others(banks)))
         expected = np.asarray(attend(q, k, v, Mask(causal=True, window=window), choice="plain"))
     for text, start in enumerate(starts):
         np.testing.assert_allclose(found[text], expected[text, start : start + new], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("window, banks", [(None, 1), (1, 1), (4, 1), (None, 3), (4, 3)])
+def test_a_step_finds_what_whole_rows_find(window, banks):
+    """Texts at their first, a page's last and their last position, and one that stopped, whose pages another has."""
+    with jax.enable_x64(True):
+        q, k, v, tables = rows(4)
+        tables = tables.at[3].set(tables[2, ::-1])
+        positions, works = jnp.array([0, 8, 14, 5]), jnp.array([True, True, True, False])
+        own = jnp.take_along_axis(q, positions[:, None, None, None], 1)
+
+        @jax.jit
+        def run(cache):
+            cache = filled(cache, k, v, tables, 0 * positions, jnp.where(works, positions + 1, 0))
+            owned = owners(tables, works, PAGES, PAGE)
+            return attend_step(own, cache, owned, tables, positions, window=window)
+
+        found = np.asarray(run(left_by_others(banks)))
+        expected = np.asarray(attend(q, k, v, Mask(causal=True, window=window), choice="plain"))
+    for text, position in enumerate(positions[:3]):
+        np.testing.assert_allclose(found[text, 0], expected[text, position], rtol=1e-12, atol=1e-14)
+
+
+def test_values_that_are_no_numbers_are_seen_by_their_own_text_alone():
+    with jax.enable_x64(True):
+        q, k, v, tables = rows(2)
+        positions = jnp.array([8, 8])
+        v[0, 5, 1, 2] = np.inf
+        cache = filled(left_by_others(), k, v, tables, 0 * positions, positions + 1)
+        own = jnp.take_along_axis(q, positions[:, None, None, None], 1)
+        owned = owners(tables, positions > 0, PAGES, PAGE)
+        stepped = np.asarray(attend_step(own, cache, owned, tables, positions))
+        read = np.asarray(attend_part(own, cache, tables, positions[:, None], positions + 1))
+    for found in (stepped, read):
+        assert np.isnan(found[0, :, 3:]).all() and np.isfinite(found[1]).all()
