@@ -46,7 +46,6 @@ class Plan:
 
     Attributes:
         strategy, mesh: its name, and the size of every mesh axis.
-        program: of a model that answers token by token which one; "" elsewhere.
         verdict: "fits", "does not fit", or "not compiled"; see `_judge`.
         reason: why it does not fit, in the compiler's words or ours; how to install it where it is missing.
         hbm: bytes per device: `parameters`, `optimizer`, `frozen` where there is any, `other_state` and `batch`
@@ -63,13 +62,13 @@ class Plan:
         repeated: work that devices repeat, in one sentence; "" for none.
         training: of the closed preset, where the benchmark has reference convergence points: `epochs`,
             `steps`, `minutes` of steps, `evaluation_minutes`, `total_minutes`, `source`.
-        telling: of a model that answers token by token, with the last of its programs: see `telling`.
+        program: of a model that answers token by token which one; "" elsewhere.
+        telling: of such a model, with the last of its programs: see `telling`.
         compiler: name, version, `seconds`, `cached`; loops whose trip count is unknown.
     """
 
     strategy: str
     mesh: dict[str, int]
-    program: str = ""
     verdict: str = "not compiled"
     reason: str = ""
     hbm: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -81,6 +80,7 @@ class Plan:
     replicated: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     repeated: str = ""
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    program: str = ""
     telling: dict[str, float] = dataclasses.field(default_factory=dict)
     compiler: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -114,7 +114,7 @@ def plan_strategy(
         layout = _abstract_layout(strategy, where, asked_mesh or {})
     else:
         layout = mesh.make_layout(strategy, asked_mesh, topology.devices(where))
-    plan = Plan(strategy.name, dict(layout.mesh.shape), program)
+    plan = Plan(strategy.name, dict(layout.mesh.shape), program=program)
     try:
         if isinstance(workload, TokenWorkload) and program:
             subject: _Subject = token_subject(workload, layout, program)
