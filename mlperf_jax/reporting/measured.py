@@ -125,7 +125,12 @@ def _ratios_drawn(rows: Mapping[str, Row]) -> Markup:
     drawn = ratios.draw({readable(name): row for name, row in rows.items()}, ratios.PROGRAMS, ratios.PEERS)
     source = f"data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}"
     title = "CPU time of PyTorch over ours, by workload"
-    return tag("figure", tag("img", src=source, alt=title), tag("figcaption", title))
+    return tag(
+        "figure",
+        tag("img", src=source, alt=title),
+        tag("figcaption", title),
+        style="grid-column: 1 / -1",  # three panels want the width of the page
+    )
 
 
 _UNTOLD = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
