@@ -101,8 +101,7 @@ def train_command(workload: TrainedWorkload, layout: Layout, options: TrainOptio
             left -= 1
             if first:
                 run.update(command=options.command, series=series)
-            outcome = _one_run(workload, layout, run, options, name, stop)
-            reached &= outcome.status == "success"
+            reached &= _one_run(workload, layout, run, options, name, stop) == "success"
             made.append(run)
     if first:
         alike = [run.log_path for run in runs.all() if run.finished and run.config == made[-1].config]
@@ -183,8 +182,10 @@ def _one_run(
     options: TrainOptions,
     system_name: str,
     stop: StopSignal,
-) -> Outcome:
+) -> str:
     """One run from `init_start` to its last checkpoint; one that was stopped goes on where its checkpoint stands.
+
+    Gives its status alone: its state would lie beside the next run's.
 
     The keys of MLPerf's log, of a run that is killed after its first evaluation and started again:
 
@@ -229,7 +230,7 @@ def _one_run(
             _draw(run, workload.pictures(engine, last, options.visualize))
     if first:
         run.update(outcome.status, step=outcome.step, quality=outcome.quality)
-    return outcome
+    return outcome.status
 
 
 def _train(

@@ -44,7 +44,7 @@ def test_what_programs_come_to():
     assert plan.token_programs(workload) == ("step", "32", "64")
     memory = {"capacity": 100.0, "total": 60.0, "cache": 40.0}
     plans = [
-        plan.Plan("tp", {}, name, predicted={"step": seconds}, hbm=memory)
+        plan.Plan("tp", {}, program=name, predicted={"step": seconds}, hbm=memory)
         for name, seconds in (("step", 0.01), ("32", 0.02), ("64", 0.03))
     ]
     found = plan.telling(workload, plans, where)

@@ -24,6 +24,9 @@ SECONDS, MOST_BYTES, LONGEST = 0.5, 1 << 29, 1 << 22
 def main() -> None:
     """Answers until its input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; chats under way are finished
+    # Whoever started this may ignore or block the signal that is to end it, and both would be inherited.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     template: Any = None
