@@ -49,8 +49,9 @@ class Plan:
         verdict: "fits", "does not fit", or "not compiled"; see `_judge`.
         reason: why it does not fit, in the compiler's words or ours; how to install it where it is missing.
         hbm: bytes per device: `parameters`, `optimizer`, `frozen` where there is any, `other_state` and `batch`
-            from the shardings, of a model that answers token by token `cache` too, `held` in all; `activations` (temporaries of all kinds), `code`, `peak` (the most
-            in use at a moment) and `total` (of all that has a place) from the compiler; `capacity`.
+            from the shardings, of a model that answers token by token `cache` too, `held` in all; `activations` (temporaries of
+            all kinds), `code`, `peak` (the most in use at a moment) and `total` (of all that has a place) from the compiler;
+            `capacity`.
         flops: `model` and `program` (counted in the jaxpr) and `rematerialised` in it, per device;
             `executed`, counted in the compiled program with loops times their trips.
         collectives: rows of kind, axes, group, count, bytes, seconds.
