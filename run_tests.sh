@@ -13,8 +13,9 @@ cd "$ROOT"
 if [ $# -gt 0 ]; then exec "$PYTHON" -m pytest "$@"; fi
 
 status=0
-# A file is one worker's: its tests share what took long to make.
-together=(-m "not timing" --numprocesses=logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder)
+# A file is one worker's: its tests share what took long to make. A worker that dies ends the run: xdist would give its files
+# out again, those that are done too, and wait for ever for a worker that got only such.
+together=(-m "not timing" --numprocesses=logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder --max-worker-restart=0)
 "$PYTHON" -m pytest "${together[@]}" ${REPORTS:+"--junitxml=$REPORTS/together.xml"} || status=$?
 "$PYTHON" -m pytest -m timing ${REPORTS:+"--junitxml=$REPORTS/alone.xml"} || status=$?
 exit $status
