@@ -93,7 +93,9 @@ class TokenSut:
         name: what the logs call it.
         replicas: compiled.
         samples: the library.
-        first_tokens: whether LoadGen is told of these: in every scenario but Offline.
+        first_tokens: whether LoadGen is told of these: in every scenario but Offline. Where it is not, only the end of all
+            counts: the longest answers begin first, as those that begin last run on beside idle slots, and no step is made
+            while a slot that is free has a prompt to be read for it.
 
     Attributes:
         text_gaps_ns: of each answer with text behind its first token the time from that to the last, by the tokens that are
@@ -107,7 +109,10 @@ class TokenSut:
     ) -> None:
         self.name = name
         self._samples, self.first_tokens = samples, first_tokens
-        self._engines = [Engine(replica.programs) for replica in replicas]
+        self._engines = [
+            Engine(replica.programs, between_steps=0 if first_tokens else _all_prompts(replica.programs))
+            for replica in replicas
+        ]
         self._ends = frozenset(replicas[0].programs.ends)
         self.text_gaps_ns: list[float] = []
         self._outstanding = [0] * len(replicas)
@@ -137,13 +142,16 @@ class TokenSut:
         Raises:
             RuntimeError: an earlier request has failed.
         """
-        for sample_id, index in zip(ids, indices.tolist(), strict=True):
+        asked = [(sample_id, self._samples.requests[n]) for sample_id, n in zip(ids, indices.tolist(), strict=True)]
+        if not self.first_tokens:
+            asked.sort(key=lambda one: -one[1].max_tokens)
+        for sample_id, request in asked:
             with self._changed:
                 self._raise_failure()
                 number = min(range(len(self._engines)), key=self._outstanding.__getitem__)
                 self._outstanding[number] += 1
             told = _Told(self, number, sample_id)
-            self._engines[number].submit(self._samples.requests[index], told)
+            self._engines[number].submit(request, told)
 
     def flush(self) -> None:
         """Returns once everything is answered.
@@ -180,6 +188,11 @@ class TokenSut:
             self._failure = self._failure or failure
             if self._failure or not any(self._outstanding):
                 self._changed.notify_all()
+
+
+def _all_prompts(programs: Programs) -> int:
+    """Tokens that the prompts of all slots can have."""
+    return programs.sizes.slots * programs.sizes.length
 
 
 class _Told:

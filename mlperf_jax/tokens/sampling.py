@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ import numpy as np
 FAILED = -1
 """In place of a token where logits are no numbers."""
 
+
+_GROUP = 256
 
 OnEitherSide = Any
 """An array of numpy's on its way to the device, or of jax's there."""
@@ -55,9 +58,16 @@ def next_tokens(logits: jax.Array, wishes: Wishes, made: jax.Array, ends: Sequen
 
 
 def _largest(logits: jax.Array) -> jax.Array:
-    """The first of the largest logits, [B, V] to [B]; in two reductions, for which XLA:CPU takes half the time of `argmax`."""
-    numbers = jnp.arange(logits.shape[1], dtype=jnp.int32)
-    return jnp.where(logits == logits.max(-1, keepdims=True), numbers, logits.shape[1]).min(-1)
+    """The first of the largest logits, [B, V] to [B]; where one is NaN it means nothing.
+
+    The largest of each group first, then the first group that has the largest of all, then its first place: one pass over the logits,
+    where XLA:CPU makes several of `argmax` and of comparisons of all with the largest.
+    """
+    size = math.gcd(logits.shape[1], _GROUP)
+    groups = logits.reshape(len(logits), -1, size)
+    group = jnp.argmax(groups.max(-1), -1)
+    among = jnp.take_along_axis(groups, group[:, None, None], axis=1)[:, 0]
+    return (group * size + jnp.argmax(among, -1)).astype(jnp.int32)
 
 
 def _drawn(logits: jax.Array, wishes: Wishes, made: jax.Array) -> jax.Array:

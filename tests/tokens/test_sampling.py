@@ -70,3 +70,13 @@ def test_the_likeliest_the_ends_and_what_is_no_number():
         found = sample(logits, wishes(4, temperature, min_tokens=2), np.int32([2, 1, 2, 2]))
         # Early on, neither of both ends is taken, likely as they are.
         assert np.asarray(found).tolist() == [2, 6, FAILED, FAILED]
+
+
+def test_without_a_temperature_the_first_of_the_likeliest_is_taken():
+    random = np.random.default_rng(3)
+    for vocabulary in (1, 7, 256, 300, 1024, 49_152):
+        logits = random.integers(4, size=(16, vocabulary)).astype(np.float32)  # many are alike
+        logits[3], logits[4, -1] = -np.inf, 9
+        logits[3, vocabulary // 2] = -5
+        found = jax.jit(lambda x: next_tokens(x, wishes(16, temperature=0.0), np.zeros(16, np.int32), ()))(logits)
+        np.testing.assert_array_equal(found, logits.argmax(-1))
