@@ -8,10 +8,10 @@ from mlperf_jax.training.checkpoints import Checkpoints
 from tests import door
 
 
-def saved(cwd, workload, engine, *flags, status=0, devices=1):
-    """(step, state): an epoch in float64 by two processes of so many devices under fsdp, as the last checkpoint has it.
+def saved(cwd, workload, engine, *flags, status=0, devices=1, processes=2):
+    """(step, state): an epoch in float64 by processes of so many devices under fsdp, as the last checkpoint has it.
 
-    `engine` has the places that the state is read into; `status` is that of both at their end.
+    `engine` has the places that the state is read into; `status` is that of all at their end.
     """
     command = [
         f"--workload={workload}",
@@ -21,9 +21,7 @@ def saved(cwd, workload, engine, *flags, status=0, devices=1):
         "--seed=1",
     ]
     command += ["--config.precision=float64", "--config.max_epochs=1", *flags]
-    command += [f"--coordinator={door.free_address()}", "--num_processes=2"]
-    both = [door.start(cwd, *command, f"--process_id={i}", **door.LIGHTLY) for i in range(2)]
-    for ended in map(door.finish, both):
+    for ended in _together(cwd, command, processes):
         assert ended.returncode == status, ended.stderr
     with jax.enable_x64(True):
         checkpoints = Checkpoints(door.run_folder(cwd / "results") / "checkpoints")
@@ -45,14 +43,18 @@ def evaluations(cwd, workload, *flags, processes=1, devices=2):
         "--config.precision=float64",
         *flags,
     ]
-    if processes > 1:
-        command += [f"--coordinator={door.free_address()}", f"--num_processes={processes}"]
-    each = [
-        door.start(cwd, *command, *([f"--process_id={i}"] if processes > 1 else []), **door.LIGHTLY)
-        for i in range(processes)
-    ]
-    ended = [door.finish(process) for process in each]
+    ended = _together(cwd, command, processes)
     assert all(one.returncode == 1 for one in ended) and "not reached" in ended[0].stdout, [
         one.stderr for one in ended
     ]
     return door.values(door.events_of(results), "eval_accuracy")
+
+
+def _together(cwd, command, processes):
+    """How so many processes of one run ended."""
+    each = [()]
+    if processes > 1:
+        command = [*command, f"--coordinator={door.free_address()}", f"--num_processes={processes}"]
+        each = [(f"--process_id={i}",) for i in range(processes)]
+    started = [door.start(cwd, *command, *own, **door.LIGHTLY) for own in each]
+    return [door.finish(process) for process in started]

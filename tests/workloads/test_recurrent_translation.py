@@ -10,8 +10,8 @@ from mlperf_jax.inference.settings import Asked, Timing, make_settings
 from mlperf_jax.precision import POLICIES
 from mlperf_jax.results.events import read_events
 from mlperf_jax.workloads.translation import GNMTTranslation
-from tests import door, pair, serving, toys_translation
-from tests.agreement import Layouts, assert_close, train
+from tests import door, serving, toys_translation
+from tests.agreement import Layouts, train
 from tests.toys_translation import RecurrentWordByWord
 
 TOY = ("--workload=tests.toys_translation:RecurrentWordByWord", "--platform=cpu", "--system=here")
@@ -62,16 +62,6 @@ def test_ten_steps_agree_with_one_device(strategy):
     kernel = state["params"]["decoder"][1]["directions"][0]["kernel"]
     split = {"tp": 2, "fsdp": 8, "fsdp_tp": 8}.get(strategy, 1)
     assert kernel.addressable_shards[0].data.size * split == kernel.size
-
-
-def test_two_processes_train_as_one(tmp_path):
-    """An epoch, and the state at its end as the two wrote it."""
-    small = "tests.toys_translation:RecurrentWordByWord"
-    flags = ("--config.target=0.0", "--config.decode.source_lengths=()")
-    step, found = pair.saved(tmp_path, small, engine_of("fsdp"), *flags)
-    losses, expected = LAYOUTS.trained("fsdp", step)
-    assert step == len(losses) > 5
-    assert_close(found, expected)
 
 
 def test_it_continues_where_it_was():

@@ -17,7 +17,7 @@ from mlperf_jax.precision import POLICIES
 from mlperf_jax.training.engine import Engine, named
 from mlperf_jax.weights import rnnt as weights
 from mlperf_jax.workloads.rnnt_recognition import RNNTRecognition
-from tests import door, pair, serving, toys
+from tests import door, serving, toys
 from tests.agreement import Layouts
 from tests.toys_speech import SmallDeepSpeech2, SmallRNNT
 
@@ -232,17 +232,6 @@ def test_the_trained_model_serves_in_four_scenarios(runs):
     _, (results, ended) = runs.items()
     assert ended.returncode == 1, ended.stderr  # it has no target that can be reached
     assert serving.serve_in_all_scenarios(TOY, results) < 0.9
-
-
-def test_two_processes_train_as_one_device(tmp_path):
-    """Two epochs of twelve steps, and what was heard after each."""
-    flags = ("tests.toys_speech:SmallRNNT", "--sharding=fsdp", "--config.batch_size=8")
-    together = pair.evaluations(tmp_path, *flags, processes=2)
-    engine = LAYOUTS.engine(None)
-    with jax.enable_x64(True):
-        states = [LAYOUTS.trained(None, steps)[1] for steps in (12, 24)]
-        alone = [engine.workload.evaluate(engine, state)["quality"] for state in states]
-    assert together == pytest.approx(alone, rel=1e-9)
 
 
 def test_symbols_that_the_model_has_not_are_told():
