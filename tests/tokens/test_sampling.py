@@ -78,5 +78,7 @@ def test_without_a_temperature_the_first_of_the_likeliest_is_taken():
         logits = random.integers(4, size=(16, vocabulary)).astype(np.float32)  # many are alike
         logits[3], logits[4, -1] = -np.inf, 9
         logits[3, vocabulary // 2] = -5
-        found = jax.jit(lambda x: next_tokens(x, wishes(16, temperature=0.0), np.zeros(16, np.int32), ()))(logits)
+        found = jax.jit(lambda x: next_tokens(x, wishes(16, temperature=0.0), np.zeros(16, np.int32), ()))(
+            logits
+        )
         np.testing.assert_array_equal(found, logits.argmax(-1))

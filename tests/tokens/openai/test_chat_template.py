@@ -2,7 +2,9 @@
 
 import contextlib
 import json
-import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jinja2
 import pytest
@@ -11,6 +13,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.tokens.openai import chat, template_process
 from mlperf_jax.tokens.openai.refusals import Refusal
 
+ROOT = Path(__file__).parents[3]
 ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi {{ 7*7 }}"}]
 MARKED = (
     "{%- if messages[0]['role'] != 'system' -%}{{ raise_exception('no system') }}{%- endif -%}\n"
@@ -53,15 +56,7 @@ def test_a_template_is_filled_in_and_again():
         assert template.fill_in(ASKED) == SAID
 
 
-@pytest.fixture
-def ignored():
-    """The signal that ends a template is ignored here, as a profiler leaves it."""
-    before = signal.signal(signal.SIGPROF, signal.SIG_IGN)
-    yield
-    signal.signal(signal.SIGPROF, before)
-
-
-def test_templates_that_take_too_much_are_refused_and_the_next_is_not(ignored):
+def test_templates_that_take_too_much_are_refused_and_the_next_is_not():
     for source, why in DEADLY.items():
         template = chat.Template(source, {})
         with contextlib.closing(template):
@@ -71,6 +66,21 @@ def test_templates_that_take_too_much_are_refused_and_the_next_is_not(ignored):
             template.close()
             template._source = "{{ messages[0]['content'] }}"
             assert template.fill_in(ASKED) == "Be brief."
+
+
+def test_a_template_is_ended_where_the_signal_for_it_is_ignored():
+    """As libtpu leaves it. In a process of its own: Python knows nothing of what a library has set, and would not give that back."""
+    source, why = next(iter(DEADLY.items()))
+    script = (
+        "import signal\n"
+        "from tests.tokens.openai.test_chat_template import *\n"
+        "signal.signal(signal.SIGPROF, signal.SIG_IGN)\n"
+        "template = chat.Template(sys.argv[1], {})\n"
+        "with contextlib.closing(template), pytest.raises(Refusal, match=sys.argv[2]): template.fill_in(ASKED)"
+    )
+    command = [sys.executable, "-c", script, source, why]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.parametrize(("source", "why"), HARMFUL.items())
