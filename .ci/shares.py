@@ -33,7 +33,7 @@ WORKLOADS = {
         "answer",
         "tfrecord",
     ),
-    "gnmt": ("gnmt", "lstm", "recurrent_translation", "wmt16"),
+    "gnmt": ("gnmt", "recurrent_translation", "wmt16"),
     "rnnt": ("rnnt", "transducer", "test_sound", "utterances", "librispeech", "spoken"),
     "deepspeech2": ("deepspeech2", "ctc", "spectrogram", "word_error"),
     "sentiment": ("sentiment", "text_classifier", "labelled_text"),

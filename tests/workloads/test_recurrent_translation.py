@@ -32,8 +32,8 @@ def running(tmp_path_factory):
             *TOY,
             f"--results_dir={toy}",
             "--seed=2",
-            "--config.max_epochs=16",
-            "--config.eval_every_epochs=8",
+            "--config.max_epochs=12",
+            "--config.eval_every_epochs=12",
             "--visualize=2",
             **door.LIGHTLY,
         ),
@@ -49,7 +49,7 @@ def runs(running):
     return {folder: door.finish(process) for folder, process in running.items()}
 
 
-LAYOUTS = Layouts(lambda strategy: toys_translation.make("float64", RecurrentWordByWord))
+LAYOUTS = Layouts(lambda strategy: toys_translation.make("float64", RecurrentWordByWord, model__num_layers=2))
 engine_of = LAYOUTS.engine
 
 

@@ -32,10 +32,12 @@ def running(tmp_path_factory):
         *("model.encoder_width=16", "model.prediction_width=8", "model.joint_width=8", "batch_size=2"),
         *("eval_batch_size=2", "data.seconds=(6.0,)", "max_epochs=1"),
     )
-    train = (*TOY, f"--results_dir={toy}", "--seed=2", "--config.max_epochs=10", "--visualize=2")
+    train = (*TOY, f"--results_dir={toy}", "--seed=2", "--config.batch_size=4", "--visualize=2")
     started = {
         closed: door.start_closed(closed, "rnnt", 8, *cuts),
-        toy: door.start(door.ROOT, *train, "--config.eval_every_epochs=10", **door.LIGHTLY),
+        toy: door.start(
+            door.ROOT, *train, "--config.max_epochs=3", "--config.eval_every_epochs=3", **door.LIGHTLY
+        ),
     }
     yield started
     for process in started.values():
@@ -51,9 +53,7 @@ def runs(running):
 BUCKET = "8000"
 TRANSCRIBE = named("transcribe", BUCKET)
 SMALL = functools.cache(lambda: toys.make(SmallRNNT, "float64", batch_size=8))
-LAYOUTS = Layouts(
-    lambda strategy: SMALL(), lambda strategy, engine: () if strategy else (TRANSCRIBE,), BUCKET
-)
+LAYOUTS = Layouts(lambda strategy: SMALL(), bucket=BUCKET)
 
 
 @pytest.mark.parametrize("strategy", ["dp", "zero1", "fsdp", "tp", "fsdp_tp"])
