@@ -165,7 +165,7 @@ def main() -> None:
                 parts = record.setdefault("commands", {}).setdefault(records.command("token_speed"), [])
                 parts.append(part)
                 records.write(arguments.out, record)
-    if arguments.out:
+    if arguments.out and "offline" in record:
         arguments.out.with_suffix(".md").write_text(page(record))
 
 

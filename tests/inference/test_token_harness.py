@@ -23,6 +23,7 @@ from mlperf_jax.parallel.mesh import single_device_layout
 from mlperf_jax.precision import POLICIES
 from mlperf_jax.results.folders import read_json
 from mlperf_jax.tokens.programs import Sizes
+from mlperf_jax.tokens.requests import Request
 from tests.tokens.simulated import END, Simulated
 from tests.toys_language import SmallTelling, SmallTellingExperts, SmallTellingTuned
 
@@ -121,6 +122,35 @@ def test_the_other_time_per_token_counts_what_is_text():
     for tokens in ([1, 2, 4], [1, 2, END], [1, END], [1, 2]):
         sut.heard(tokens, 600)
     assert sut.text_gaps_ns == [300, 600, 600]
+
+
+def test_offline_begins_with_the_longest_and_steps_with_full_slots():
+    """As long as any prompt waits."""
+    done = []
+
+    class Recording(Simulated):
+        def prefill(self, chunk):
+            done.append(chunk.request.max_tokens)
+            return super().prefill(chunk)
+
+        def step(self):
+            done.append(-len(self.at_work))
+            return super().step()
+
+    programs = Recording(Sizes(slots=4, pages=33, page=4, length=32, chunks=(4, 8)), end_share=0.0)
+    longest = np.random.default_rng(0).integers(2, 20, 24).tolist()
+    samples = TokenSamples("rows", 24, 24, lambda n: Request(np.arange(8, dtype=np.int32) + n, longest[n]))
+    samples.load(np.arange(24))
+    sut = TokenSut("engine", [SimpleNamespace(programs=programs)], samples, first_tokens=False)
+    answered = {}
+    sut.start(SimpleNamespace(complete=lambda ids, answers, counts: answered.update({ids[0]: counts[0]})))
+    sut.issue(range(100, 124), np.arange(24))
+    with sut:
+        sut.flush()
+    assert answered == {100 + n: length for n, length in enumerate(longest)}
+    assert [event for event in done if event > 0] == sorted(longest, reverse=True)
+    last_read = max(n for n, event in enumerate(done) if event > 0)
+    assert [event for event in done[:last_read] if event < 0] == [-4] * (last_read - 23)
 
 
 def test_tokens_are_audited(measure, capsys):
