@@ -5,8 +5,10 @@ multiplied by its own kernels (Gale et al., arXiv:2211.15841). The router is a p
 the largest logits, and they weigh by the softmax over these alone, as in MLPerf's gpt_oss_20b. Source: AMD-AGI/Primus,
 configs/models/megatron/gpt_oss_20B.yaml.
 
-Where a layout splits the experts over devices, the devices that hold parts of them gather their tokens, each puts them all
-through the experts that it has, and the sums go back to where the tokens are from.
+Where a layout splits the experts over few devices, the devices that hold parts of them gather their tokens, each puts them all
+through the experts that it has, and the sums go back to where the tokens are from. Over more devices than a token chooses experts
+that would send more than there is to be computed: there each pair of a token and an expert goes to the device that has the
+expert, and comes back (`models.row_exchange`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel.layout import together
 from mlperf_jax.precision import Policy
 from models.grouped_product import grouped_product
+from models.row_exchange import exchanged
 
 
 class Experts(nnx.Module):
@@ -97,6 +100,11 @@ def _on_each_device(
 
     def local(x: jax.Array, chosen: jax.Array, weights: jax.Array, *kernels: jax.Array) -> jax.Array:
         gathered = [axis for axis in of_experts if axis in rows]
+        if gathered == list(of_experts) and len(gathered) == 1:
+            (axis,) = gathered
+            if lax.axis_size(axis) > chosen.shape[-1]:
+                y = _through_experts_elsewhere(x, chosen, weights, kernels, num_experts, axis)
+                return lax.psum(y, of_mlp) if of_mlp else y
         for axis in reversed(gathered):
             x, chosen, weights = (lax.all_gather(part, axis, tiled=True) for part in (x, chosen, weights))
         first = layouts.index_along(layout, of_experts) * kernels[0].shape[0]
@@ -149,5 +157,42 @@ def _through_experts(
 
     rows = masked(x.reshape(-1, width)[order // chosen.shape[-1]])
     found = product(jax.nn.silu(product(rows, gate)) * product(rows, up), down)
+    each = found[jnp.argsort(order)].reshape(*chosen.shape, width)
+    return (each * weights[..., None]).sum(-2)
+
+
+def _through_experts_elsewhere(
+    x: jax.Array,
+    chosen: jax.Array,
+    weights: jax.Array,
+    kernels: Sequence[jax.Array],
+    num_experts: int,
+    axis: str,
+) -> jax.Array:
+    """What all experts give of this device's tokens [B, L, D], where each device of a mesh axis has as many of them.
+
+    Args:
+        x: [B, L, D].
+        chosen, weights: [B, L, N].
+        kernels: of this device's G experts, as in `_through_experts`.
+        num_experts: of all.
+        axis: its name.
+    """
+    own, width, count = kernels[0].shape[0], x.shape[-1], chosen.shape[-1]
+    asked = chosen.reshape(-1)
+    order = jnp.argsort(asked, stable=True)  # by expert, so by device too
+    loads = (asked[:, None] == jnp.arange(num_experts)).sum(0, dtype=jnp.int32)
+    loads = lax.all_gather(loads, axis).reshape(-1, num_experts // own, own)  # [from, to, expert there]
+    sizes = loads.sum(2)
+    room = len(sizes) * len(order)  # all could choose the same expert
+    came = exchanged(x.reshape(-1, width)[order // count], sizes, room, axis)
+
+    # What came lies by device, and of each by expert: as tokens that chose one expert each.
+    here = loads[:, lax.axis_index(axis)]
+    place = jnp.searchsorted(jnp.cumsum(here.reshape(-1)), jnp.arange(room), side="right")
+    number = jnp.where(place < here.size, place % own, num_experts - 1)  # behind what came, elsewhere
+    ones = jnp.ones((1, room, 1), x.dtype)
+    y = _through_experts(came[None], number[None, :, None], ones, kernels, jnp.int32(0), num_experts)
+    found = exchanged(y[0], sizes.T, len(order), axis)
     each = found[jnp.argsort(order)].reshape(*chosen.shape, width)
     return (each * weights[..., None]).sum(-2)
