@@ -99,8 +99,9 @@ def make_layout(
     types = (AxisType.Auto,) * len(sizes)
     if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
         return Layout(strategy, Mesh(_hybrid(sizes, devices), tuple(sizes), axis_types=types))
-    mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices, axis_types=types)
-    return Layout(strategy, mesh)
+    # Mesh axes lie along the torus where they can; where none fits, as 8 on 4x4x4, one of the torus is cut.
+    grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    return Layout(strategy, Mesh(grid, tuple(sizes), axis_types=types))
 
 
 def _hybrid(sizes: dict[str, int], devices: Sequence) -> np.ndarray:

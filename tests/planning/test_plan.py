@@ -190,6 +190,17 @@ def test_under_fsdp_a_kernel_is_gathered_before_its_product(strategy):
 
 
 @needs_libtpu
+def test_an_axis_may_take_a_part_of_a_torus():
+    """Eight of 4x4x4: every device is there once, and each group's are neighbours, two by two by two or two lines of four."""
+    devices = topology.devices(topology.parse("v5p:4x4x4"))
+    layout = mesh.make_layout(STRATEGIES["expert"], {"data": 8, "expert": 8}, devices)
+    groups = np.array([device.coords for device in layout.mesh.devices.flat]).reshape(8, 8, 3)
+    assert len({tuple(place) for place in groups.reshape(-1, 3).tolist()}) == 64
+    extents = np.ptp(groups, axis=1) + 1
+    assert (extents.prod(1) == 8).all()
+
+
+@needs_libtpu
 def test_the_compiler_is_told_of_the_memory_on_the_chip():
     """A v6e's operations may take more of it than by default; the option is one that the compiler knows."""
     found = {}
