@@ -33,7 +33,7 @@ BATCHES = (16, 32, 64)
 SHARE = 0.7  # of Offline's rate
 SHARES = (0.35, 0.9)
 TRIED = 4  # of each so many texts one is among those that find the best batch
-QUERIES, SERVER_SECONDS, CURVE_SECONDS = 470, 60.0, 30.0
+QUERIES, SERVER_SECONDS, CURVE_SECONDS = 1000, 60.0, 30.0
 
 
 def measure(part: str, record: dict[str, Any], ours: Side, theirs: Side) -> None:

@@ -6,11 +6,14 @@ texts is bound by the bytes of the cache, and gathers nothing: every page works 
 it, and what a text's pages found is put together (`attend_step`).
 
 The pages of a cache lie in one bank or several, turn by turn: XLA:CPU multiplies a batch of small matrices with one core, and banks
-side by side. What is found is the same.
+side by side. Keys lie turned, as products want them, but on a TPU, which writes whole rows and would turn all of the cache before and
+after each program. What is found is the same.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,16 +25,25 @@ from jax.typing import DTypeLike
 from models.attention_mask import MASKED
 
 
-class Bank(NamedTuple):
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("keys", "values"), meta_fields=("turned",))
+@dataclasses.dataclass(frozen=True)
+class Bank:
     """A part of the cache of one layer.
 
     Attributes:
-        keys: [N, G, K, page], turned for products with queries.
+        keys: [N, G, page, K], or turned [N, G, K, page].
         values: [N, G, page, K], all of them finite.
+        turned: whether keys are.
     """
 
     keys: jax.Array
     values: jax.Array
+    turned: bool = False
+
+    @property
+    def of_keys(self) -> str:
+        """The last two axes of keys, m of a page and k of a head, for `einsum`."""
+        return "km" if self.turned else "mk"
 
 
 Cache = Sequence[Bank]
@@ -51,12 +63,19 @@ class Owners(NamedTuple):
 
 
 def empty(
-    pages: int, groups: int, page: int, width: int, dtype: DTypeLike, *, banks: int = 1
+    pages: int,
+    groups: int,
+    page: int,
+    width: int,
+    dtype: DTypeLike,
+    *,
+    banks: int = 1,
+    turned: bool = False,
 ) -> tuple[Bank, ...]:
     """A cache of zeros, for at least so many pages."""
-    own = -(-pages // banks)
-    keys, values = (own, groups, width, page), (own, groups, page, width)
-    return tuple(Bank(jnp.zeros(keys, dtype), jnp.zeros(values, dtype)) for _ in range(banks))
+    values = (-(-pages // banks), groups, page, width)
+    keys = (*values[:2], width, page) if turned else values
+    return tuple(Bank(jnp.zeros(keys, dtype), jnp.zeros(values, dtype), turned) for _ in range(banks))
 
 
 def written(
@@ -75,8 +94,7 @@ def written(
         real: [B, L] bool; others leave nothing.
     """
     size = cache[0].values.shape[2]
-    at = jnp.minimum(positions // size, tables.shape[1] - 1)
-    pages = jnp.take_along_axis(tables, at, axis=1)
+    pages = jnp.take_along_axis(tables, jnp.minimum(positions // size, tables.shape[1] - 1), axis=1)
     sound = jnp.isfinite(values)
     keys = jnp.where(sound.all(-1, keepdims=True), keys, jnp.nan).astype(cache[0].keys.dtype)
     values = jnp.where(sound, values, 0).astype(cache[0].values.dtype)
@@ -84,9 +102,12 @@ def written(
     def one(number: int, bank: Bank) -> Bank:
         here = real & (pages % len(cache) == number)
         own = jnp.where(here, pages // len(cache), len(bank.keys))  # beyond the last, nowhere
-        return Bank(
-            bank.keys.at[own, :, :, positions % size].set(keys, mode="drop"),
-            bank.values.at[own, :, positions % size].set(values, mode="drop"),
+        at = positions % size
+        place = (own, slice(None), slice(None), at) if bank.turned else (own, slice(None), at)
+        return dataclasses.replace(
+            bank,
+            keys=bank.keys.at[place].set(keys, mode="drop"),
+            values=bank.values.at[own, :, at].set(values, mode="drop"),
         )
 
     return tuple(one(number, bank) for number, bank in enumerate(cache))
@@ -124,8 +145,11 @@ def attend_part(
         most, total, mixed = found
         pages = lax.dynamic_index_in_dim(tables, number, axis=1, keepdims=False)
         visible = _visible(positions[:, :, None], number * size + jnp.arange(size), window)[:, None, None]
-        keys, values = (_gathered([bank[part] for bank in cache], pages) for part in (0, 1))
-        scores = jnp.einsum("bgrlk,bgkm->bgrlm", q, keys, preferred_element_type=dtype) * scale
+        keys, values = (
+            _gathered([getattr(bank, part) for bank in cache], pages) for part in ("keys", "values")
+        )
+        product = f"bgrlk,bg{cache[0].of_keys}->bgrlm"
+        scores = jnp.einsum(product, q, keys, preferred_element_type=dtype) * scale
         scores = jnp.where(visible, scores, MASKED)
         higher = jnp.maximum(most, scores.max(-1))
         weights = jnp.where(visible, jnp.exp(scores - higher[..., None]), 0)
@@ -195,7 +219,8 @@ def attend_step(
         visible = _visible(positions[texts][:, None], start[:, None] + jnp.arange(size), window)[
             :, None, None
         ]
-        scores = jnp.einsum("ngrk,ngkm->ngrm", own, bank.keys, preferred_element_type=dtype) * scale
+        product = f"ngrk,ng{bank.of_keys}->ngrm"
+        scores = jnp.einsum(product, own, bank.keys, preferred_element_type=dtype) * scale
         scores = jnp.where(visible, scores, MASKED)
         most = scores.max(-1)
         weights = jnp.where(visible, jnp.exp(scores - most[..., None]), 0)

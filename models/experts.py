@@ -100,11 +100,9 @@ def _on_each_device(
 
     def local(x: jax.Array, chosen: jax.Array, weights: jax.Array, *kernels: jax.Array) -> jax.Array:
         gathered = [axis for axis in of_experts if axis in rows]
-        if gathered == list(of_experts) and len(gathered) == 1:
-            (axis,) = gathered
-            if lax.axis_size(axis) > chosen.shape[-1]:
-                y = _through_experts_elsewhere(x, chosen, weights, kernels, num_experts, axis)
-                return lax.psum(y, of_mlp) if of_mlp else y
+        if len(gathered) == len(of_experts) == 1 and lax.axis_size(gathered[0]) > chosen.shape[-1]:
+            y = _through_experts_elsewhere(x, chosen, weights, kernels, num_experts, gathered[0])
+            return lax.psum(y, of_mlp) if of_mlp else y
         for axis in reversed(gathered):
             x, chosen, weights = (lax.all_gather(part, axis, tiled=True) for part in (x, chosen, weights))
         first = layouts.index_along(layout, of_experts) * kernels[0].shape[0]

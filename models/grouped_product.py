@@ -1,8 +1,8 @@
 """Products of rows with matrices, of which each group of rows has its own.
 
-`jax.lax.ragged_dot` is that on accelerators. On CPUs jax multiplies every row by all the matrices and keeps what is wanted
-(jax 0.10.2: eight times the work for eight experts). There rows go in blocks, each of one group, in a loop over the blocks
-that there are.
+`jax.lax.ragged_dot` is that, but on CPUs and on TPUs it multiplies every row by all the matrices and keeps what is wanted (jax
+0.10.2: eight times the work for eight experts). On CPUs rows go in blocks, each of one group, in a loop over the blocks that there
+are; on TPUs through jax's own kernel of that kind, "megablox" (Gale et al., arXiv:2211.15841).
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from mlperf_jax.platform import compiled_for
 BLOCK = 64
 """Rows that are multiplied at once on CPUs; what a group's last block lacks is zeros."""
 
+TILES = (512, 1024, 1024)
+"""Rows, inputs and outputs that a TPU multiplies at once: as large as its memory on the chip takes them in two copies."""
+
 
 def grouped_product(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
     """[N, O] of rows [N, I], the first `sizes[0]` times `kernels[0]`, and so on.
@@ -27,9 +30,27 @@ def grouped_product(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> ja
         kernels: [G, I, O] of the same dtype.
         sizes: [G] int32, their sum at most N.
     """
-    if compiled_for() == "cpu":
+    platform = compiled_for()
+    if platform == "cpu":
         return _by_blocks(rows, kernels, sizes)
+    if platform == "tpu":
+        return by_megablox(rows, kernels, sizes)
     return lax.ragged_dot(rows, kernels, sizes)
+
+
+def by_megablox(
+    rows: jax.Array, kernels: jax.Array, sizes: jax.Array, *, interpret: bool = False
+) -> jax.Array:
+    """As `grouped_product`, by jax's kernel for TPUs, which takes whole tiles of rows and leaves the rest as it was."""
+    from jax.experimental.pallas.ops.tpu.megablox import ops as megablox  # slow to import, and for TPUs alone
+
+    most = -(-len(rows) // TILES[0]) * TILES[0]
+    filled = jnp.pad(rows, ((0, most - len(rows)), (0, 0)))
+    # Of rows after the last group neither what they give nor their gradient is ever written.
+    filled = jnp.where((jnp.arange(most) < sizes.sum())[:, None], filled, 0)
+    tiles = tuple(min(tile, size) for tile, size in zip(TILES, (most, *kernels.shape[1:]), strict=True))
+    found = megablox.gmm(filled, kernels, sizes, rows.dtype, tiles, None, None, False, interpret)
+    return found[: len(rows)]
 
 
 class _Blocks(NamedTuple):

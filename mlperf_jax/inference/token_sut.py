@@ -142,7 +142,9 @@ class TokenSut:
         Raises:
             RuntimeError: an earlier request has failed.
         """
-        asked = [(sample_id, self._samples.requests[n]) for sample_id, n in zip(ids, indices.tolist(), strict=True)]
+        asked = [
+            (sample_id, self._samples.requests[n]) for sample_id, n in zip(ids, indices.tolist(), strict=True)
+        ]
         if not self.first_tokens:
             asked.sort(key=lambda one: -one[1].max_tokens)
         for sample_id, request in asked:

@@ -61,8 +61,19 @@ def _repeats(equation: Any) -> int:
         axes = next(value for name, value in params.items() if name.endswith("manual_axes"))
         return math.prod(params["mesh"].shape[axis] for axis in axes)
     if equation.primitive.name == "pallas_call":
-        return math.prod(params["grid_mapping"].grid)
+        return programs_of(equation)
     return params["length"] if equation.primitive.name == "scan" else 1
+
+
+def programs_of(equation: Any) -> int:
+    """How many programs the grid of a Pallas kernel has.
+
+    How many tiles of rows a grouped product ("megablox") visits depends on its groups: counted are as many as its list of them has
+    room for, all rows' and one more for each further group.
+    """
+    listed = [v.aval.size for v in equation.invars if v.aval.ndim == 1 and v.aval.dtype.kind == "i"]
+    grid = equation.params["grid_mapping"].grid
+    return math.prod(size if isinstance(size, int) else max(listed) for size in grid)
 
 
 def inner_jaxprs(values: Iterable[Any]) -> list[Any]:

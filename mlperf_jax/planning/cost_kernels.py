@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.parallel.chips import Chip
-from mlperf_jax.planning.cost import inner_jaxprs
+from mlperf_jax.planning.cost import inner_jaxprs, programs_of
 from mlperf_jax.planning.hlo import Instruction
 
 TILE = 128
@@ -72,7 +72,7 @@ def kernels(jaxpr: Any, known: Mapping[Any, Any] | None = None) -> dict[Key, Ker
         if equation.primitive.name == "pallas_call":
             params = equation.params
             key = params["name"] or "", tuple(tuple(x.shape) for x in params["out_avals"])
-            programs = math.prod(params["grid_mapping"].grid) * _working(equation, known)
+            programs = programs_of(equation) * _working(equation, known)
             one = {key: _work(params["jaxpr"]).times(round(programs))}
         else:
             inner = [

@@ -234,10 +234,11 @@ class Programs:
         config, sizes = self._config, self.sizes
         shape = sizes.pages, config.num_key_heads, sizes.page, config.head_width
 
-        banks = min(os.cpu_count() or 1, _MOST_BANKS) if compiled_for() == "cpu" else 1
+        platform = compiled_for()
+        banks = min(os.cpu_count() or 1, _MOST_BANKS) if platform == "cpu" else 1
 
         def zeros() -> Cache:
-            cache = empty(*shape, self._policy.compute_dtype, banks=banks)
+            cache = empty(*shape, self._policy.compute_dtype, banks=banks, turned=platform != "tpu")
             return jax.tree.map(lambda array: constrain(array, None, "heads", None, None), cache)
 
         slots = jnp.zeros(sizes.slots, jnp.int32)

@@ -22,11 +22,11 @@ def rows(texts=3):
     return q, k, v, jnp.asarray(tables)
 
 
-def left_by_others(banks=1):
+def left_by_others(banks=1, turned=False):
     """What no text may notice: keys that are no numbers, and the largest values."""
-    own = PAGES // banks
-    keys, values = (own, GROUPS, WIDTH, PAGE), (own, GROUPS, PAGE, WIDTH)
-    return tuple(Bank(jnp.full(keys, jnp.nan), jnp.full(values, 1e308)) for _ in range(banks))
+    values = (PAGES // banks, GROUPS, PAGE, WIDTH)
+    keys = (*values[:2], WIDTH, PAGE) if turned else values
+    return tuple(Bank(jnp.full(keys, jnp.nan), jnp.full(values, 1e308), turned) for _ in range(banks))
 
 
 def filled(cache, k, v, tables, first, stop):
@@ -36,8 +36,10 @@ def filled(cache, k, v, tables, first, stop):
     return written(cache, k, v, tables, positions, real)
 
 
-@pytest.mark.parametrize("window, banks", [(None, 1), (1, 1), (4, 3)])
-def test_pages_are_whole_rows(window, banks):
+@pytest.mark.parametrize(
+    "window, banks, turned", [(None, 1, False), (1, 1, True), (4, 3, True), (4, 3, False)]
+)
+def test_pages_are_whole_rows(window, banks, turned):
     """Three texts of 0, 4 and 9 old tokens and 5 new ones, in two parts, as prompts are."""
     starts, new = np.array([0, 4, 9]), 5
     with jax.enable_x64(True):
@@ -51,14 +53,17 @@ def test_pages_are_whole_rows(window, banks):
             own = jnp.take_along_axis(q, positions[..., None, None], 1)
             return attend_part(own, cache, tables, positions, starts + new, window=window)
 
-        found = np.asarray(run(left_by_others(banks)))
+        found = np.asarray(run(left_by_others(banks, turned)))
         expected = np.asarray(attend(q, k, v, Mask(causal=True, window=window), choice="plain"))
     for text, start in enumerate(starts):
         np.testing.assert_allclose(found[text], expected[text, start : start + new], rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("window, banks", [(None, 1), (1, 1), (4, 1), (None, 3), (4, 3)])
-def test_a_step_finds_what_whole_rows_find(window, banks):
+@pytest.mark.parametrize(
+    "window, banks, turned",
+    [(None, 1, True), (1, 1, False), (4, 1, False), (None, 3, True), (4, 3, False), (4, 3, True)],
+)
+def test_a_step_finds_what_whole_rows_find(window, banks, turned):
     """Texts at their first, a page's last and their last position, and one that stopped, whose pages another has."""
     with jax.enable_x64(True):
         q, k, v, tables = rows(4)
@@ -72,7 +77,7 @@ def test_a_step_finds_what_whole_rows_find(window, banks):
             owned = owners(tables, works, PAGES, PAGE)
             return attend_step(own, cache, owned, tables, positions, window=window)
 
-        found = np.asarray(run(left_by_others(banks)))
+        found = np.asarray(run(left_by_others(banks, turned)))
         expected = np.asarray(attend(q, k, v, Mask(causal=True, window=window), choice="plain"))
     for text, position in enumerate(positions[:3]):
         np.testing.assert_allclose(found[text, 0], expected[text, position], rtol=1e-12, atol=1e-14)

@@ -50,7 +50,9 @@ def test_rows_go_where_they_belong_and_come_back(seed):
         came, back = jax.device_get(run(rows, sizes))
     ends = np.cumsum(sizes, 1)
     for to in range(DEVICES):
-        wanted = [rows[source, ends[source, to] - sizes[source, to] : ends[source, to]] for source in range(DEVICES)]
+        wanted = [
+            rows[source, ends[source, to] - sizes[source, to] : ends[source, to]] for source in range(DEVICES)
+        ]
         wanted = np.concatenate(wanted)
         np.testing.assert_array_equal(came[to, : len(wanted)], wanted)
         assert not came[to, len(wanted) :].any()
