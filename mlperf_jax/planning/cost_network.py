@@ -191,9 +191,8 @@ def collectives(module: Module, network: Network) -> list[Collective]:
             if kind == "ragged-all-to-all":
                 operands = operands[:1]  # the others are where the result goes, offsets and sizes
             sent = sum(shape.bytes for operand in operands for shape in operand.shapes)
-            if (
-                kind == "ragged-all-to-all"
-            ):  # either side may have room to spare; on average as much goes as comes
+            if kind == "ragged-all-to-all":
+                # Either side may have room to spare; on average as much goes as comes.
                 sent = min(sent, sum(shape.bytes for shape in instruction.shapes))
             key = _identity(instruction) if name in fused else instruction.name
             new = network.collective(instruction, kind, sent, times)
