@@ -6,7 +6,8 @@
 
 256 descriptions of Debian's packages, each with 16 to 128 new tokens, greedily, no fewer and no more. Needs `transformers` with PyTorch, which
 is no part of this project's environment. Parts: `batch` finds the other side's best batch, on a quarter of the texts; `offline` runs both
-sides over all texts in turns, and is recorded round by round; `server` is LoadGen's Server at 70 % of Offline's rate, `curve` the same at others for a shorter time.
+sides over all texts in turns, and is recorded round by round; `server` is LoadGen's Server at 70 % of Offline's rate, `curve` the same at others for a
+shorter time, both with Offline and a step alone measured once more right before, as a shared machine is another one minutes later.
 """
 
 from __future__ import annotations
@@ -51,13 +52,12 @@ def measure(part: str, record: dict[str, Any], ours: Side, theirs: Side) -> None
         rounds["theirs"].append(other)
         print(one, other, flush=True)
     else:
-        record["bare_step_s"] = ours.ask("bare_step_s")
-        rate = _median(record["offline"]["ours"], "samples_per_s")
+        rate, step = ours.ask("offline")["samples_per_s"], ours.ask("bare_step")
         if part == "server":
-            record["server"] = ours.ask("server", SHARE * rate, SERVER_SECONDS, QUERIES) | _loaded()
+            record["server"] = ours.ask("server", SHARE * rate, SERVER_SECONDS, QUERIES, step) | _loaded()
         else:
             record["curve"] = [
-                {"share": share} | ours.ask("server", share * rate, CURVE_SECONDS, 1) | _loaded()
+                {"share": share} | ours.ask("server", share * rate, CURVE_SECONDS, 1, step) | _loaded()
                 for share in SHARES
             ]
         print(record[part], flush=True)
@@ -108,12 +108,12 @@ def page(record: dict[str, Any]) -> str:
         "- Rounds are in turns, both sides in processes of their own with as many threads as there are cores.",
     ]
     if "server" in record:
-        server, step = record["server"], record["bare_step_s"]
+        server, step = record["server"], record["server"]["bare_step_s"]
         lines += [
             "",
             "## Server",
             "",
-            f"A step of all {record['slots']} slots alone takes {1000 * step:.0f} ms. At {SHARE:.0%} of Offline's rate, "
+            f"A step of all {record['slots']} slots alone takes {1000 * step:.0f} ms. At {SHARE:.0%} of Offline's rate right before, "
             f"{server['qps']:.2f} requests/s, {server['queries']} requests, bounds of 2 s on the first token and of 3 such steps on each other: "
             f"{'VALID' if server['valid'] else 'INVALID'}, TPOT p99 {server['each_ms_p99']:.0f} ms, "
             f"{server['each_ms_p99'] / 1000 / step:.2f} steps.",

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
+from mlperf_jax.errors import UserError, first_line
 from mlperf_jax.parallel import layout as layouts
 from models.attention_mask import Mask
 
@@ -66,20 +67,31 @@ def _positions(shape: tuple[int, int], mask: Mask) -> Any:
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, *, scale: float) -> jax.Array:
-    """The same. Segments become a mask [B, 1, L, M], which lies in memory, once for all heads."""
+    """The same. Segments become a mask [B, 1, L, M], which lies in memory, once for all heads.
+
+    Raises:
+        UserError: cuDNN is not installed; jax looks for it where this is traced.
+    """
     seen = None
     if mask.query_segment is not None and mask.key_segment is not None:
         seen = mask.query_segment[:, None, :, None] == mask.key_segment[:, None, None]
     window = None
     if mask.window is not None:
         window = (mask.window - 1, 0 if mask.causal else mask.window - 1)
-    return jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        mask=seen,
-        scale=scale,
-        is_causal=mask.causal,
-        local_window_size=window,
-        implementation="cudnn",
-    )
+    try:
+        return jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            mask=seen,
+            scale=scale,
+            is_causal=mask.causal,
+            local_window_size=window,
+            implementation="cudnn",
+        )
+    except RuntimeError as error:
+        if "cuDNN" not in str(error):
+            raise
+        raise UserError(
+            f"Attention on GPUs is cuDNN's ({first_line(error)}); install it with: pip install -e '.[cuda]' -c constraints.txt"
+        ) from error

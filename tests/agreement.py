@@ -10,13 +10,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from mlperf_jax.parallel.layout import STRATEGIES
+from mlperf_jax.parallel.layout import STRATEGIES, Layout
 from mlperf_jax.parallel.mesh import make_layout, single_device_layout
 from mlperf_jax.training.engine import Engine, named
 from mlperf_jax.workload import State, TrainedWorkload
 
 STEPS = 10
+DEVICES = 4
+"""For an axis of four, or two of two; more make steps longer, and show nothing more but in `tests/parallel`."""
 PARTS = ("params", "frozen", "model_state", "opt_state")
+
+
+def layout_of(strategy: str | None) -> Layout:
+    """A strategy over `DEVICES`, or one device."""
+    return (
+        make_layout(STRATEGIES[strategy], devices=jax.devices()[:DEVICES])
+        if strategy
+        else single_device_layout()
+    )
 
 
 class Layouts:
@@ -40,8 +51,7 @@ class Layouts:
 
     def _engine(self, strategy: str | None) -> Engine:
         with jax.enable_x64(True):
-            layout = make_layout(STRATEGIES[strategy]) if strategy else single_device_layout()
-            engine = Engine(self._make(strategy), layout)
+            engine = Engine(self._make(strategy), layout_of(strategy))
             step = named("train_step", self._bucket)
             engine.compile(step, *self._programs(strategy, engine), *(() if strategy else ("init",)))
             return engine

@@ -89,13 +89,15 @@ class _Timed:
 class TokenSut:
     """Hands every request to the engine with the fewest; tells LoadGen first tokens and whole answers.
 
+    No step is made while a slot that is free has a prompt to be read for it: first tokens come earlier so, and LoadGen judges the time
+    of the others over whole answers, in which it matters little what was read when.
+
     Args:
         name: what the logs call it.
         replicas: compiled.
         samples: the library.
         first_tokens: whether LoadGen is told of these: in every scenario but Offline. Where it is not, only the end of all
-            counts: the longest answers begin first, as those that begin last run on beside idle slots, and no step is made
-            while a slot that is free has a prompt to be read for it.
+            counts: the longest answers begin first, as those that begin last run on beside idle slots.
 
     Attributes:
         text_gaps_ns: of each answer with text behind its first token the time from that to the last, by the tokens that are
@@ -110,8 +112,7 @@ class TokenSut:
         self.name = name
         self._samples, self.first_tokens = samples, first_tokens
         self._engines = [
-            Engine(replica.programs, between_steps=0 if first_tokens else _all_prompts(replica.programs))
-            for replica in replicas
+            Engine(replica.programs, between_steps=_all_prompts(replica.programs)) for replica in replicas
         ]
         self._ends = frozenset(replicas[0].programs.ends)
         self.text_gaps_ns: list[float] = []

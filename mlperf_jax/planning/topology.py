@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, first_line
 from mlperf_jax.parallel.chips import CHIPS, Chip
 
 # libtpu asks a metadata server what it runs on, and waits for minutes, unless it is told.
@@ -142,15 +142,9 @@ def devices(topology: Topology) -> Sequence[Any]:
     try:
         found = topologies.get_topology_desc(**arguments).devices
     except Exception as error:  # Plugins raise errors of several kinds.
-        raise UserError(
-            f"The compiler knows no --topology={topology.name} ({_first_line(error)})."
-        ) from error
+        raise UserError(f"The compiler knows no --topology={topology.name} ({first_line(error)}).") from error
     if len(found) != topology.num_devices:
         raise UserError(
             f"--topology={topology.name} has {len(found)} devices where {topology.num_devices} were expected."
         )
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -61,8 +61,10 @@ class Engine:
 
     Args:
         programs: compiled.
-        between_steps: tokens of prompts that are read between two steps, at most; by default as many as the largest
-            chunk. More let texts begin earlier, and hold up those that are under way for longer.
+        between_steps: a step is made once so many tokens of prompts were read, if any wait for it; by default as many as
+            the largest chunk. More let texts begin earlier, and hold up those that are under way for longer. A part is not
+            cut to meet it: that would read all weights once more for the rest, and a prompt's parts would depend on its
+            neighbours.
 
     Attributes:
         batches: texts that got a token -> in how many steps there were so many, since it was made.
@@ -154,11 +156,11 @@ class Engine:
             self._break_off(text)
 
     def _read_prompts(self) -> list[_Asked]:
-        """Parts of prompts, as many as may come between two steps; the first tokens on their way."""
+        """Parts of prompts, as many as come between two steps; the first tokens on their way."""
         scheduler, left = self._scheduler, self._budget
         first: list[_Asked] = []
         scheduler.admit()
-        while left > 0 and (found := scheduler.next_chunk(left)):
+        while left > 0 and (found := scheduler.next_chunk()):
             text, chunk = found
             token = self._programs.prefill(chunk)
             left -= chunk.stop - chunk.start

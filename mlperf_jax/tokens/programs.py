@@ -23,7 +23,7 @@ from mlperf_jax.platform import compiled_for
 from mlperf_jax.precision import Policy
 from mlperf_jax.tokens.requests import Request
 from mlperf_jax.tokens.sampling import FAILED, OnEitherSide, Wishes, next_tokens
-from models.attention_paged import Cache, attend_part, attend_step, empty, owners, written
+from models.attention_paged import Cache, attend_part, attend_step, empty, owners, written, written_pages
 from models.decoder import Decoder, DecoderConfig, DecoderLayer, held
 from models.held import Held, hold
 
@@ -39,7 +39,8 @@ class Sizes:
         pages: N of the cache; the first is nobody's.
         page: positions of a page.
         length: positions that a text can have, a multiple of `page`.
-        chunks: tokens of a prompt that are computed at a time, padded to one of these, ascending.
+        chunks: tokens of a prompt that are computed at a time, padded to one of these, ascending; the last, after which a prompt goes
+            on, a multiple of `page`.
     """
 
     slots: int
@@ -53,6 +54,8 @@ class Sizes:
             raise ValueError(f"pages of {self.page} do not divide a length of {self.length}")
         if not self.chunks or list(self.chunks) != sorted(set(self.chunks)):
             raise ValueError(f"chunks of {self.chunks} do not ascend")
+        if self.chunks[-1] % self.page:
+            raise ValueError(f"pages of {self.page} do not divide the largest chunk, {self.chunks[-1]}")
 
     @property
     def table(self) -> int:
@@ -120,8 +123,17 @@ class _Params(NamedTuple):
 _Cache = list[Cache]
 """Of each layer."""
 
-_Attend = Callable[[jax.Array, Cache, int | None], jax.Array]
-"""What queries find in a layer's cache, in a window."""
+
+class _Paged(NamedTuple):
+    """What is done with a layer's cache.
+
+    Attributes:
+        write: the cache with keys and values in it.
+        attend: what queries find in it, in a window.
+    """
+
+    write: Callable[[Cache, jax.Array, jax.Array], Cache]
+    attend: Callable[[jax.Array, Cache, int | None], jax.Array]
 
 
 class Programs:
@@ -278,41 +290,56 @@ class Programs:
         params: _Params,
         cache: _Cache,
         tokens: jax.Array,
+        positions: jax.Array,
+        paged: _Paged,
+    ) -> tuple[jax.Array, _Cache]:
+        """The next tokens of some texts through the network.
+
+        Args:
+            tokens: [B, L] int32.
+            positions: [B, L] int32, where they stand.
+
+        Returns:
+            [B, L, D] normed, and the cache with their keys and values.
+        """
+        model = self._decoder(params)
+        x, by = model.embed(tokens), model.turns(positions)
+        now: _Cache = []
+        for number, (own, kept) in enumerate(zip(params.layers, cache, strict=True)):
+            layer: DecoderLayer = nnx.merge(self._layer_graph, own)
+            q, k, v = layer.queries_keys_values(x, by)
+            kept = paged.write(kept, k, v)
+            found = paged.attend(q, kept, self._masks[number % len(self._masks)].window)
+            x, _ = layer.finish(x, found)
+            now.append(kept)
+        return model.norm(x), now
+
+    def _read(
+        self,
+        params: _Params,
+        cache: _Cache,
+        tokens: jax.Array,
         start: jax.Array,
         count: jax.Array,
         table: jax.Array,
-        attend: _Attend | None = None,
     ) -> tuple[jax.Array, _Cache]:
-        """The next tokens of some texts through the network.
+        """Parts of texts, each of which begins a page, through the network.
 
         Args:
             tokens: [B, L] int32.
             start: [B] int32, where the first of each stands.
             count: [B] int32, how many of each are real.
             table: [B, P] int32, pages of each text.
-            attend: in the place of `attend_part`.
-
-        Returns:
-            [B, L, D] normed, and the cache with their keys and values.
         """
-        model = self._decoder(params)
-        among = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-        positions, real = start[:, None] + among, among < count[:, None]
-        if attend is None:
+        positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
 
-            def attend(q: jax.Array, kept: Cache, window: int | None) -> jax.Array:
-                return attend_part(q, kept, table, positions, start + count, window=window)
+        def write(kept: Cache, k: jax.Array, v: jax.Array) -> Cache:
+            return written_pages(kept, k, v, table, start, count)
 
-        x, by = model.embed(tokens), model.turns(positions)
-        now: _Cache = []
-        for number, (own, kept) in enumerate(zip(params.layers, cache, strict=True)):
-            layer: DecoderLayer = nnx.merge(self._layer_graph, own)
-            q, k, v = layer.queries_keys_values(x, by)
-            kept = written(kept, k, v, table, positions, real)
-            found = attend(q, kept, self._masks[number % len(self._masks)].window)
-            x, _ = layer.finish(x, found)
-            now.append(kept)
-        return model.norm(x), now
+        def attend(q: jax.Array, kept: Cache, window: int | None) -> jax.Array:
+            return attend_part(q, kept, table, positions, start + count, window=window)
+
+        return self._forward(params, cache, tokens, positions, _Paged(write, attend))
 
     def _logits(self, params: _Params, states: jax.Array) -> jax.Array:
         """[B, 1, D] to [B, V], at least float32."""
@@ -324,7 +351,7 @@ class Programs:
     ) -> tuple[_Cache, _Slots, jax.Array]:
         """A part of a prompt; after the last one its slot is at work."""
         start, count = part.start[None], part.real[None]
-        states, cache = self._forward(params, cache, part.tokens, start, count, part.table)
+        states, cache = self._read(params, cache, part.tokens, start, count, part.table)
         none = jnp.zeros(1, jnp.int32)
         last = jax.lax.dynamic_slice_in_dim(states, part.real - 1, 1, axis=1)
         token = next_tokens(self._logits(params, last), part.wishes, none, self.ends)
@@ -345,7 +372,7 @@ class Programs:
         labels: jax.Array,
     ) -> tuple[_Cache, jax.Array]:
         """A part of a text, and of each of its tokens how unlikely the next one, `labels` [C], is: [C] float32."""
-        states, cache = self._forward(params, cache, tokens, start, count, table)
+        states, cache = self._read(params, cache, tokens, start, count, table)
         logits = self._logits(params, states[0][:, None])
         of_labels = jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
         return cache, jax.nn.logsumexp(logits, -1) - of_labels
@@ -357,11 +384,14 @@ class Programs:
         pages = sum(len(bank.keys) for bank in cache[0])
         owned = owners(slots.table, works > 0, pages, self.sizes.page)
 
+        def write(kept: Cache, k: jax.Array, v: jax.Array) -> Cache:
+            return written(kept, k, v, slots.table, position[:, None], works[:, None] > 0)
+
         def attend(q: jax.Array, kept: Cache, window: int | None) -> jax.Array:
             return attend_step(q, kept, owned, slots.table, position, window=window)
 
-        token = slots.token[:, None]
-        states, cache = self._forward(params, cache, token, position, works, slots.table, attend)
+        token, paged = slots.token[:, None], _Paged(write, attend)
+        states, cache = self._forward(params, cache, token, position[:, None], paged)
         token = next_tokens(self._logits(params, states), slots.wishes, slots.made, self.ends)
         slots = slots._replace(
             token=token,

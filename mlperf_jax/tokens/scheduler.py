@@ -77,14 +77,14 @@ class Scheduler:
             text.slot, text.pages = self._slots.pop(), self.pages.take(needed)
             self.reading.append(self.waiting.popleft())
 
-    def next_chunk(self, most: int) -> tuple[Text, Chunk] | None:
-        """The next part of a prompt, of at most so many tokens; its text moves on."""
+    def next_chunk(self) -> tuple[Text, Chunk] | None:
+        """The next part of a prompt, the largest chunk or what is left of it; its text moves on."""
         if not self.reading:
             return None
         text = self.reading[0]
         prompt = len(text.request.prompt)
         assert text.slot is not None
-        start, text.read = text.read, min(text.read + min(most, self._chunk), prompt)
+        start, text.read = text.read, min(text.read + self._chunk, prompt)
         if text.read == prompt:
             self.reading.popleft()
             self.telling[text.slot] = text

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mlperf_jax.errors import UserError
 from mlperf_jax.planning import topology
 from models import random_bits
 from models.attention_blockwise import blockwise
@@ -348,6 +349,22 @@ def test_rows_and_heads_over_devices(choice, key_heads):
     split = on(mesh.make_layout(mesh.find_strategy("tp"), {"data": 4, "model": 2}))
     for a, b in zip(split, on(None), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_cudnn_that_is_not_there_is_a_sentence(monkeypatch):
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    from models import attention_library
+
+    def missing():
+        raise RuntimeError("cuDNN not found.")
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", missing)
+    q = jnp.zeros((1, 8, 2, 16), jnp.bfloat16)
+    with pytest.raises(
+        UserError, match=r"cuDNN's \(cuDNN not found\.\); install it with: pip install -e '.\[cuda\]'"
+    ):
+        attention_library.cudnn(q, q, q, Mask(causal=True), scale=1.0)
 
 
 def lowered_for_cudnn(monkeypatch, mask):

@@ -7,7 +7,7 @@ import pytest
 
 from models.attention_function import attend
 from models.attention_mask import Mask
-from models.attention_paged import Bank, attend_part, attend_step, owners, written
+from models.attention_paged import Bank, attend_part, attend_step, owners, written, written_pages
 
 PAGE, TABLE, GROUPS, HEADS, WIDTH = 3, 5, 2, 6, 4
 LENGTH, PAGES = PAGE * TABLE, 21
@@ -57,6 +57,38 @@ def test_pages_are_whole_rows(window, banks, turned):
         expected = np.asarray(attend(q, k, v, Mask(causal=True, window=window), choice="plain"))
     for text, start in enumerate(starts):
         np.testing.assert_allclose(found[text], expected[text, start : start + new], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("banks", [1, 3])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("count", [(5, 3, 0), (1, 5, 5)])
+def test_pages_in_one_piece_are_rows(banks, turned, count):
+    """Parts of five rows at most; of a last page that is not full nothing is said of the rest, but that it is finite."""
+    start, count, most = np.array([0, 6, 9]), np.array(count), 5
+    with jax.enable_x64(True):
+        _, k, v, tables = rows()
+        v[2, 10, 0, 1] = np.inf
+        own = start[:, None] + np.arange(most)
+        part_k, part_v = (
+            np.take_along_axis(x, np.minimum(own, LENGTH - 1)[..., None, None], 1) for x in (k, v)
+        )
+        cache = left_by_others(banks, turned)
+        found = jax.jit(written_pages)(cache, part_k, part_v, tables, start, count)
+        expected = jax.jit(written)(
+            cache, part_k, part_v, tables, jnp.asarray(own), jnp.arange(most) < count[:, None]
+        )
+    for name in ("keys", "values"):
+        last, rows_there = -1 if name == "keys" and turned else 2, 0
+        for got, bank, before in zip(found, expected, cache, strict=True):
+            got, bank, before = (np.moveaxis(getattr(one, name), last, 0) for one in (got, bank, before))
+            touched = ~np.isclose(bank, before, equal_nan=True).reshape(*bank.shape[:2], -1).all(-1)
+            rows_there += touched.sum()
+            np.testing.assert_array_equal(got[touched], bank[touched])
+            # Other pages stay, and behind a part there are zeros.
+            pages = touched.any(0)
+            np.testing.assert_array_equal(got[:, ~pages], before[:, ~pages])
+            assert not got[:, pages][~touched[:, pages]].any()
+        assert rows_there == count.sum()
 
 
 @pytest.mark.parametrize(

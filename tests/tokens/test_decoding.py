@@ -146,7 +146,7 @@ def test_tokens_do_not_depend_on_slots_neighbours_order_or_parts(kind):
     assert answered(kind, requests, order=random.permutation(16)) == expected
     assert [answered(kind, [request])[0] for request in requests[:6]] == expected[:6]
     assert answered(kind, requests, between_steps=32) == expected
-    assert answered(kind, requests, between_steps=1) == expected
+    assert answered(kind, requests, sizes=dataclasses.replace(SIZES, chunks=(4,))) == expected
 
 
 def test_split_over_devices_the_tokens_are_the_same():

@@ -20,7 +20,7 @@ def log_perplexity(params, weights):
 
     @jax.jit
     def losses(params, text):
-        states, _ = made._forward(params, cache, text[None], start, count, table)
+        states, _ = made._read(params, cache, text[None], start, count, table)
         chances = jax.nn.log_softmax(made._logits(params, states[0][:, None]))
         return -jnp.take_along_axis(chances[:-1], text[1:, None], 1)
 

@@ -108,6 +108,21 @@ def test_prompts_are_read_between_steps():
     assert len(running.tokens) - before == 4
 
 
+def test_short_prompts_are_read_whole_until_there_are_enough_for_a_step():
+    device = Simulated(SIZES, end_share=0.0)
+    engine = Engine(device, between_steps=16)
+    for length in (9, 9, 9, 20, 3):
+        engine.submit(Request(np.ones(length, np.int32), 2), Collected())
+    read = []
+    prefill = device.prefill
+    device.prefill = lambda chunk: (read.append(chunk.stop - chunk.start), prefill(chunk))[1]
+    rounds = []
+    while engine.round():
+        rounds.append(tuple(read))
+        read.clear()
+    assert rounds[:3] == [(9, 9), (9, 16), (4, 3)]
+
+
 def test_a_place_is_given_on_as_soon_as_the_last_token_is_asked_for():
     """One slot: the next text's prompt is read in the round after the step that makes the last token."""
     sizes = Sizes(slots=1, pages=9, page=4, length=32, chunks=(16,))

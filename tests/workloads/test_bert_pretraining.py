@@ -13,8 +13,7 @@ import pytest
 from configs import bert as numbers
 from mlperf_jax import config as configs
 from mlperf_jax.errors import UserError
-from mlperf_jax.parallel.layout import STRATEGIES
-from mlperf_jax.parallel.mesh import make_layout, single_device_layout
+from mlperf_jax.parallel.mesh import single_device_layout
 from mlperf_jax.precision import POLICIES
 from mlperf_jax.results.events import read_events
 from mlperf_jax.rounds import evaluation_schedule
@@ -23,6 +22,7 @@ from mlperf_jax.weights import safetensors_file
 from mlperf_jax.workload import NO_NOTES
 from mlperf_jax.workloads.bert_pretraining import BertPretraining
 from tests import door, pair, toys
+from tests.agreement import DEVICES, layout_of
 from tests.toys_bert import BATCH, SmallBert
 
 STEPS = 10
@@ -52,8 +52,7 @@ def closed_run(tmp_path_factory):
 def engine_of(strategy):
     """One for all tests: it takes seconds to compile."""
     with jax.enable_x64(True):
-        layout = make_layout(STRATEGIES[strategy]) if strategy else single_device_layout()
-        engine = Engine(toys.make(SmallBert, "float64"), layout)
+        engine = Engine(toys.make(SmallBert, "float64"), layout_of(strategy))
         engine.compile("train_step[packed]", *(() if strategy else ("init",)))
         return engine
 
@@ -100,7 +99,7 @@ def test_ten_steps_agree_with_one_device(strategy):
                 assert np.abs(a - b).max() <= 1e-9 * max(np.abs(a).max(), least), path
     assert expected_losses[-1] < expected_losses[0]
     kernel = state["params"]["encoder"]["layers"]["mlp_in"]["kernel"]
-    split = {"tp": 2, "sequence": 2, "fsdp": 8, "fsdp_tp": 8}.get(strategy, 1)
+    split = {"tp": 2, "sequence": 2, "fsdp": DEVICES, "fsdp_tp": DEVICES}.get(strategy, 1)
     assert kernel.addressable_shards[0].data.size * split == kernel.size
 
 

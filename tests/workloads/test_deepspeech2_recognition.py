@@ -21,7 +21,7 @@ from mlperf_jax.speech.ctc import ctc_loss
 from mlperf_jax.training.engine import Engine
 from mlperf_jax.workloads.speech_recognition import DeepSpeech2Recognition
 from tests import door, serving, toys, toys_speech
-from tests.agreement import Layouts
+from tests.agreement import DEVICES, Layouts
 from tests.toys_speech import SmallDeepSpeech2
 
 TOY = ("--workload=tests.toys_speech:SmallDeepSpeech2", "--platform=cpu", "--system=here")
@@ -96,7 +96,7 @@ def test_ten_steps_agree_with_one_device(strategy):
     losses, _ = LAYOUTS.trained(None)
     assert losses[-1] < losses[0]
     kernel = state["params"]["layers"][0]["directions"][0]["kernel"]
-    split = {"fsdp": 8, "tp": 2, "fsdp_tp": 8}.get(strategy, 1)
+    split = {"fsdp": DEVICES, "tp": 2, "fsdp_tp": DEVICES}.get(strategy, 1)
     assert kernel.addressable_shards[0].data.size * split == kernel.size
 
 

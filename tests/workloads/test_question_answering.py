@@ -13,12 +13,12 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.inference.settings import Asked, Timing, make_settings
 from mlperf_jax.judging import official
 from mlperf_jax.metrics import answers
-from mlperf_jax.parallel.layout import STRATEGIES
-from mlperf_jax.parallel.mesh import make_layout, single_device_layout
+from mlperf_jax.parallel.mesh import single_device_layout
 from mlperf_jax.results.folders import read_json
 from mlperf_jax.training.checkpoints import Checkpoints
 from mlperf_jax.training.engine import Engine
 from tests import door, toys
+from tests.agreement import layout_of
 from tests.toys_bert import BATCH, LENGTH, SmallAnswers, SmallBert, questions
 
 STEPS = 10
@@ -45,8 +45,7 @@ def tuned(tmp_path_factory):
 def trained(strategy):
     """Losses of ten steps, and the last state."""
     with jax.enable_x64(True):
-        layout = make_layout(STRATEGIES[strategy]) if strategy else single_device_layout()
-        engine = Engine(toys.make(SmallAnswers, "float64", model__num_layers=1), layout)
+        engine = Engine(toys.make(SmallAnswers, "float64", model__num_layers=1), layout_of(strategy))
         engine.compile("init", "train_step")
         state, losses = engine.init(1), []
         batches = engine.workload.dataset.train_batches(

@@ -1,5 +1,7 @@
 """GNMT as a workload: layouts, continuing where it was, evaluation, its schedule; and through the door."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from mlperf_jax.precision import POLICIES
 from mlperf_jax.results.events import read_events
 from mlperf_jax.workloads.translation import GNMTTranslation
 from tests import door, serving, toys_translation
-from tests.agreement import Layouts, train
+from tests.agreement import DEVICES, Layouts, train
 from tests.toys_translation import RecurrentWordByWord
 
 TOY = ("--workload=tests.toys_translation:RecurrentWordByWord", "--platform=cpu", "--system=here")
@@ -49,7 +51,10 @@ def runs(running):
     return {folder: door.finish(process) for folder, process in running.items()}
 
 
-LAYOUTS = Layouts(lambda strategy: toys_translation.make("float64", RecurrentWordByWord, model__num_layers=2))
+SMALL = functools.cache(
+    lambda: toys_translation.make("float64", RecurrentWordByWord, model__num_layers=2)
+)
+LAYOUTS = Layouts(lambda strategy: SMALL())
 engine_of = LAYOUTS.engine
 
 
@@ -60,7 +65,7 @@ def test_ten_steps_agree_with_one_device(strategy):
     losses, _ = LAYOUTS.trained(None)
     assert losses[-1] < losses[0]
     kernel = state["params"]["decoder"][1]["directions"][0]["kernel"]
-    split = {"tp": 2, "fsdp": 8, "fsdp_tp": 8}.get(strategy, 1)
+    split = {"tp": 2, "fsdp": DEVICES, "fsdp_tp": DEVICES}.get(strategy, 1)
     assert kernel.addressable_shards[0].data.size * split == kernel.size
 
 

@@ -14,7 +14,7 @@ from mlperf_jax.results.events import read_events
 from mlperf_jax.results.folders import read_json
 from mlperf_jax.workloads.translation import smoothed_cross_entropy
 from tests import door, toys_translation
-from tests.agreement import Layouts, train
+from tests.agreement import DEVICES, Layouts, train
 
 TOY = ("--workload=tests.toys_translation:WordByWord", "--platform=cpu", "--system=here")
 
@@ -87,7 +87,7 @@ def test_ten_steps_agree_with_one_device(strategy):
     losses, _ = LAYOUTS.trained(None)
     assert losses[-1] < losses[0]
     layers = state["params"]["decoder"]["attention"]["query_key_value"]
-    split = {"tp": 2, "sequence": 2, "fsdp": 8, "fsdp_tp": 8}.get(strategy, 1)
+    split = {"tp": 2, "sequence": 2, "fsdp": DEVICES, "fsdp_tp": DEVICES}.get(strategy, 1)
     assert layers.addressable_shards[0].data.size * split == layers.size
 
 
