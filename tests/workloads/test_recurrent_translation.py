@@ -51,9 +51,7 @@ def runs(running):
     return {folder: door.finish(process) for folder, process in running.items()}
 
 
-SMALL = functools.cache(
-    lambda: toys_translation.make("float64", RecurrentWordByWord, model__num_layers=2)
-)
+SMALL = functools.cache(lambda: toys_translation.make("float64", RecurrentWordByWord, model__num_layers=2))
 LAYOUTS = Layouts(lambda strategy: SMALL())
 engine_of = LAYOUTS.engine
 
