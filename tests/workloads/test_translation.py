@@ -93,9 +93,9 @@ def test_ten_steps_agree_with_one_device(strategy):
 
 def test_sequence_parallelism_splits_activations_by_position():
     text = {name: engine_of(name).compiled("train_step").as_text() for name in ("tp", "sequence")}
-    # [B / 4, L / 2, D] on each device, instead of [B / 4, L, D].
-    assert "f64[4,8,32]" in text["sequence"]
-    assert text["sequence"].count("f64[4,16,32]") < text["tp"].count("f64[4,16,32]")
+    # [B / 2, L / 2, D] on each device, instead of [B / 2, L, D].
+    assert "f64[8,8,32]" in text["sequence"]
+    assert text["sequence"].count("f64[8,16,32]") < text["tp"].count("f64[8,16,32]")
 
 
 def test_it_continues_where_it_was():
