@@ -6,12 +6,14 @@
     python -m benchmarks.record_convergence bert --unserved
     python -m benchmarks.record_convergence bert_qa --after=bert
     python -m benchmarks.record_convergence llama31_8b --trained=RESULTS
+    python -m benchmarks.record_convergence llama2_70b_lora --imported=WEIGHTS --qps=1.5
 
 writes benchmarks/convergence/WORKLOAD_mini.json and .md from the result logs, with the most memory that a
 process held, and how busy the machine was with other work. Serving is `--scenario=all` of the same folder.
 `--more` only trains, and adds its seeds to the record that stands; each run keeps the cores that it had. What begins
 with another's model has that trained before, with its first seed and in the same folder; time and memory are of both. `--trained` trains
-nothing: what was trained into that folder is served, and added to the record that stands.
+nothing: what was trained into that folder is served, and added to the record that stands. `--imported` serves weights
+that `mlperf_jax.import_weights` wrote, and adds that beside.
 """
 
 from __future__ import annotations
@@ -153,20 +155,21 @@ def served_table(served: dict) -> str:
     return f"| scenario | result | found | quality of the logged answers |\n|---|---|---|---|\n{rows}\n"
 
 
-def served_text(served: dict) -> str:
+def served_text(title: str, served: dict) -> str:
     """The four scenarios, and how they were measured."""
     any_ = next(iter(served["scenarios"].values()))
     by_token = any(key in any_["metrics"] for key in TOKENS)
     what = "Whole texts, told without cache or slots, have" if by_token else "The newest of these models had"
     when = "" if by_token else " in training"
     stopping = "" if by_token else "SingleStream's p90 and MultiStream's p99 are early stopping's; "
+    rate = "" if " --qps=" in served["command"] else "Server found its rate itself. "
     head = (
         f"{what} {shown(any_['trained_quality'])}{when}; asked is {shown(any_['quality_target'])}. "
-        f"{stopping}Server found its rate itself. Load average "
+        f"{stopping}{rate}{served['machine'] + '; load' if 'machine' in served else 'Load'} average "
         f"{served['load_average'][0]} before and {served['load_average'][1]} after."
     )
     return f"""
-## Served
+## {title}
 
 {textwrap.fill(head, 118)}
 
@@ -185,6 +188,8 @@ def text(record: dict) -> str:
         for r in record["runs"]
     )
     trivial = f" {record['trivial']}." if record["trivial"] else ""
+    served = {"Served": record["served"], "Served as published, untrained": record.get("imported")}
+    sections = "".join(served_text(title, found) for title, found in served.items() if found)
     versions, load = record["versions"], record["load_average"]
     head = (
         f"{LABEL}. {record['machine']}, of whose time this command had {record['cpu_share_percent']} %; load average "
@@ -204,12 +209,15 @@ def text(record: dict) -> str:
 {rows}
 
 Training took {record["command_seconds"]:.0f} s in all, at most {record["peak_resident_gb"]} GB of resident memory.
-{served_text(record["served"]) if record["served"] else ""}"""
+{sections}"""
 
 
-def serve(workload: str, seconds: float, extra: list[str]) -> dict:
-    """Measures what was trained under the four scenarios."""
-    arguments = [f"--workload={workload}", "--platform=cpu", "--scenario=all", f"--time={seconds:g}"]
+def serve(workload: str, seconds: float, extra: list[str], asked: tuple[str, ...] = ()) -> dict:
+    """Measures under the four scenarios what was trained into the folder of `extra`'s last, `--results_dir=`.
+
+    `asked`: further arguments, which the record's command shows.
+    """
+    arguments = [f"--workload={workload}", "--platform=cpu", "--scenario=all", f"--time={seconds:g}", *asked]
     before = os.getloadavg()[0]
     status = subprocess.run([sys.executable, "-m", "mlperf_jax.main", *arguments, *extra]).returncode
     if status not in (0, 1):
@@ -217,6 +225,7 @@ def serve(workload: str, seconds: float, extra: list[str]) -> dict:
     (folder,) = Path(extra[-1].partition("=")[2]).glob("mini/inference/*/*")
     return {
         "command": " ".join(["python -m mlperf_jax.main", *arguments]),
+        "machine": records.machine_in_words(),
         "load_average": [round(before, 1), round(os.getloadavg()[0], 1)],
         "scenarios": {name: scenario(folder / name) for name in SCENARIOS if (folder / name).is_dir()},
     }
@@ -236,12 +245,21 @@ def main() -> None:
     parser.add_argument("--unserved", action="store_true", help="serve nothing, and write a record")
     parser.add_argument("--after", help="the workload with whose model this one begins")
     parser.add_argument("--trained", help="results folder; serve what was trained there, and train nothing")
+    parser.add_argument("--imported", help="folder of imported weights; serve these, and train nothing")
+    parser.add_argument("--qps", type=float, help="queries a second of Server; otherwise it finds its rate")
     asked = parser.parse_args()
     path = FOLDER / f"{asked.workload}_mini.json"
+    folder = [f"--data_dir={asked.data_dir}"] if asked.data_dir else []
+    rate = (f"--qps={asked.qps:g}",) if asked.qps else ()
     if asked.trained:
-        folder = [f"--data_dir={asked.data_dir}"] if asked.data_dir else []
-        served = serve(asked.workload, asked.time, [*folder, f"--results_dir={asked.trained}"])
+        served = serve(asked.workload, asked.time, [*folder, f"--results_dir={asked.trained}"], rate)
         _write(path, json.loads(path.read_text()) | {"served": served})
+        return
+    if asked.imported:
+        weights = (f"--weights={asked.imported}", *rate)
+        with tempfile.TemporaryDirectory() as results:
+            served = serve(asked.workload, asked.time, [*folder, f"--results_dir={results}"], weights)
+        _write(path, json.loads(path.read_text()) | {"imported": served})
         return
     arguments = [
         f"--workload={asked.workload}",
@@ -249,10 +267,9 @@ def main() -> None:
         f"--runs={asked.runs}",
         f"--seed={asked.seed}",
     ]
-    extra = [f"--data_dir={asked.data_dir}"] if asked.data_dir else []
     before, began = os.getloadavg()[0], time.monotonic()
     with tempfile.TemporaryDirectory() as results:
-        extra.append(f"--results_dir={results}")
+        extra = [*folder, f"--results_dir={results}"]
         if asked.after:
             train(f"--workload={asked.after}", "--platform=cpu", f"--seed={asked.seed}", *extra)
         before_it = _logs(results)
@@ -262,7 +279,7 @@ def main() -> None:
         metric = _first(read_events(logs[0]), "quality_target").metadata["metric"]
         seconds, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
         after = os.getloadavg()[0]
-        served = {} if asked.more or asked.unserved else serve(asked.workload, asked.time, extra)
+        served = {} if asked.more or asked.unserved else serve(asked.workload, asked.time, extra, rate)
     record = {
         "schema_version": 1,
         "workload": asked.workload,

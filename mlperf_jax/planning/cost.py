@@ -46,6 +46,8 @@ def _count(jaxpr: Any, *, again: bool) -> tuple[int, int]:
             part = flops, flops if here else 0
         elif name == "cond":
             part = max(_count(branch.jaxpr, again=here) for branch in equation.params["branches"])
+        elif stated := stated_flops(equation):
+            part = stated, stated if here else 0
         else:
             times = _repeats(equation)
             counts = [_count(inner, again=here) for inner in inner_jaxprs(equation.params.values())]
@@ -74,6 +76,14 @@ def programs_of(equation: Any) -> int:
     listed = [v.aval.size for v in equation.invars if v.aval.ndim == 1 and v.aval.dtype.kind == "i"]
     grid = equation.params["grid_mapping"].grid
     return math.prod(size if isinstance(size, int) else max(listed) for size in grid)
+
+
+def stated_flops(equation: Any) -> int:
+    """What a Pallas kernel says of itself, where how often its loop goes round is not known before it runs; else 0."""
+    if equation.primitive.name != "pallas_call" or not equation.params["cost_estimate"]:
+        return 0
+    turns = any(inner.primitive.name == "while" for inner in equation.params["jaxpr"].eqns)
+    return int(equation.params["cost_estimate"].flops) if turns else 0
 
 
 def inner_jaxprs(values: Iterable[Any]) -> list[Any]:

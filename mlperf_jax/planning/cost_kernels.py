@@ -1,6 +1,6 @@
-"""What Pallas kernels cost: the TPU compiler estimates no cycles for them, so the jaxpr of each is counted.
+"""What Pallas kernels cost: compilers estimate no cycles for them, so the jaxpr of each is counted.
 
-A program of a kernel's grid works on small arrays in on-chip memory, and its time is that of the matrix
+On a TPU a program of a kernel's grid works on small arrays in on-chip memory, and its time is that of the matrix
 units and of the vector units. Both are counted, and added up rather than laid side by side: of the
 attention kernels here, whose schedules libtpu can be made to write (LIBTPU_INIT_ARGS=--xla_jf_dump_to=...),
 the sum is within a fifth of the bundles scheduled (benchmarks/NOTES.md).
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.parallel.chips import Chip
-from mlperf_jax.planning.cost import inner_jaxprs, programs_of
-from mlperf_jax.planning.hlo import Instruction
+from mlperf_jax.planning.cost import inner_jaxprs, programs_of, stated_flops
+from mlperf_jax.planning.hlo import Instruction, Module, walk
 
-TILE = 128
+TILES = {"tpu": 128, "gpu": 16}
 """Rows and columns of a matrix unit, to whose multiples a product's contraction and columns are filled up."""
 
 VECTOR_LANES = 4 * 8 * 128
@@ -54,16 +54,21 @@ class Kernel:
         return Kernel(self.matrix * count, self.vector * count)
 
     def seconds(self, chip: Chip) -> float:
-        """On a TPU."""
+        """On a TPU; on a GPU of the products alone."""
+        if chip.platform == "gpu":
+            return self.matrix / chip.bf16
         return self.matrix / chip.bf16 + self.vector / (VECTOR_LANES * chip.clock)
 
 
-def kernels(jaxpr: Any, known: Mapping[Any, Any] | None = None) -> dict[Key, Kernel]:
+def kernels(
+    jaxpr: Any, known: Mapping[Any, Any] | None = None, *, tile: int = TILES["tpu"]
+) -> dict[Key, Kernel]:
     """The kernels of a (closed) jaxpr; of several with one name and one shape of results the dearest.
 
     Args:
         jaxpr: the program.
         known: values of variables of it that were there while it was traced, as masks are.
+        tile: the chip's, of `TILES`.
     """
     inside = getattr(jaxpr, "jaxpr", jaxpr)
     known = dict(zip(inside.constvars, getattr(jaxpr, "consts", ()), strict=False)) | dict(known or {})
@@ -73,10 +78,12 @@ def kernels(jaxpr: Any, known: Mapping[Any, Any] | None = None) -> dict[Key, Ker
             params = equation.params
             key = params["name"] or "", tuple(tuple(x.shape) for x in params["out_avals"])
             programs = programs_of(equation) * _working(equation, known)
-            one = {key: _work(params["jaxpr"]).times(round(programs))}
+            stated = stated_flops(equation)
+            work = Kernel(stated) if stated else _work(params["jaxpr"], tile).times(round(programs))
+            one = {key: work}
         else:
             inner = [
-                kernels(jaxpr, _handed_on(equation, jaxpr, known))
+                kernels(jaxpr, _handed_on(equation, jaxpr, known), tile=tile)
                 for jaxpr in inner_jaxprs(equation.params.values())
             ]
             one = {key: kernel for part in inner for key, kernel in part.items()}
@@ -111,42 +118,52 @@ def _working(equation: Any, known: Mapping[Any, Any]) -> float:
     return 1.0 if seen is None else float((np.asarray(seen) > 0).mean())
 
 
-def _work(jaxpr: Any) -> Kernel:
+def _work(jaxpr: Any, tile: int) -> Kernel:
     """Of one program; of branches the dearest, and of loops whose length is not known one round."""
     total = Kernel()
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         if name == "dot_general":
-            total += Kernel(matrix=_product(equation))
+            total += Kernel(matrix=_product(equation, tile))
         elif name == "cond":
-            branches = [_work(branch.jaxpr) for branch in equation.params["branches"]]
+            branches = [_work(branch.jaxpr, tile) for branch in equation.params["branches"]]
             total += max(branches, key=lambda k: k.matrix + k.vector)
         elif inner := inner_jaxprs(equation.params.values()):
             rounds = equation.params["length"] if name == "scan" else 1
             for one in inner:
-                total += _work(one).times(rounds)
+                total += _work(one, tile).times(rounds)
         elif name not in _FREE:
             sizes = [math.prod(v.aval.shape) for v in (*equation.invars, *equation.outvars)]
             total += Kernel(vector=max(sizes, default=0))
     return total
 
 
-def _product(equation: Any) -> int:
+def _product(equation: Any, tile: int) -> int:
     (contracted, _), (batch, _) = equation.params["dimension_numbers"]
     left, right = (v.aval.shape for v in equation.invars)
     depth = math.prod(left[d] for d in contracted)
     rows = math.prod(left) // depth
     columns = math.prod(right) // (depth * math.prod(left[d] for d in batch))
-    return 2 * rows * _filled(depth) * _filled(columns)
+    filled = (-(-size // tile) * tile for size in (depth, columns))
+    return 2 * rows * math.prod(filled)
 
 
-def _filled(size: int) -> int:
-    return -(-size // TILE) * TILE
+_TRITON = "__gpu$xla.gpu.triton"
+
+
+def unstated_flops(module: Module, found: dict[Key, Kernel]) -> int:
+    """FLOPs that one device executes in kernels of which the compiled program, as those for GPUs, says nothing."""
+    return sum(
+        times * kernel.matrix
+        for instruction, _, times in walk(module)
+        if _TRITON in instruction.attributes and (kernel := of_instruction(instruction, found))
+    )
 
 
 def of_instruction(instruction: Instruction, found: dict[Key, Kernel]) -> Kernel | None:
     """What a custom call of a compiled program runs, by its kernel's name and its results; None for anything else."""
-    if instruction.opcode != "custom-call" or "tpu_custom_call" not in instruction.attributes:
+    marks = ("tpu_custom_call", _TRITON)
+    if instruction.opcode != "custom-call" or not any(mark in instruction.attributes for mark in marks):
         return None
     shapes = tuple(shape.dims for shape in instruction.shapes)
     named = (kernel for (name, of), kernel in found.items() if of == shapes and name in instruction.op_name)

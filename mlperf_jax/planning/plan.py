@@ -303,7 +303,7 @@ def _shapes(
         "rematerialised": counted.rematerialised / devices,
     }
     plan.replicated = unsplit.stayed_whole(subject.state, layout.strategy)
-    return cost_kernels.kernels(jaxpr)
+    return cost_kernels.kernels(jaxpr, tile=cost_kernels.TILES[where.platform])
 
 
 def _bytes(tree: Any) -> int:
@@ -336,7 +336,7 @@ def _compiled(
     module = hlo.parse(text)
     collectives = cost_network.collectives(module, cost_network.Network(where, layout.mesh))
     played = cost_time.timeline(module, where.chip, collectives, kernels)
-    plan.flops["executed"] = cost.hlo_flops(module)
+    plan.flops["executed"] = cost.hlo_flops(module) + cost_kernels.unstated_flops(module, kernels)
     plan.collectives = cost_network.by_kind_and_axis(collectives)
     plan.compiler["unknown_loops"] = list(module.unknown_loops)
     network = sum(row["seconds"] for row in plan.collectives)

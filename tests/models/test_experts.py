@@ -20,9 +20,11 @@ WIDTH, MLP, EXPERTS, CHOSEN = 8, 6, 4, 2
 
 @functools.cache
 def compiled(form):
-    """The product and its gradients, in the form of CPUs, of TPUs (interpreted) or of everywhere."""
-    product = functools.partial(grouped_product.by_megablox, interpret=True)
-    product = product if form == "tpu" else grouped_product.grouped_product
+    """The product and its gradients, in the form of CPUs, of TPUs and GPUs (interpreted) or of everywhere."""
+    product = {
+        "tpu": functools.partial(grouped_product.by_megablox, interpret=True),
+        "gpu": functools.partial(grouped_product._by_blocks, grouped_product.triton(interpret=True)),
+    }.get(form, grouped_product.grouped_product)
 
     def run(rows, kernels, looked_at, sizes):
         def total(rows, kernels):
@@ -39,7 +41,7 @@ def compiled(form):
     return jax.jit(traced)
 
 
-@pytest.mark.parametrize("form", ["cpu", "tpu", ""])
+@pytest.mark.parametrize("form", ["cpu", "tpu", "gpu", ""])
 @pytest.mark.parametrize(
     "sizes", [(70, 0, 129, 1), (0, 0, 0, 0), (64, 64, 64, 8), (0, 200, 0, 0), (5, 6, 7, 0)]
 )
@@ -65,6 +67,24 @@ def test_each_group_has_its_own_kernel(sizes, form):
         np.testing.assert_allclose(of_kernels[n], rows[mine].T @ looked_at[mine], atol=close)
 
 
+def test_gpus_tiles_need_not_fill_what_they_lie_in():
+    """More inputs and outputs than a program of the kernel computes, in no whole number of its tiles."""
+    random = np.random.default_rng(7)
+    sizes = np.array([150, 0, 3, 130], np.int32)
+    rows, kernels = random.normal(size=(300, 150)), random.normal(size=(4, 150, 200))
+    looked_at = random.normal(size=(300, 200))
+    with jax.enable_x64(True):
+        (of_rows, of_kernels), y = compiled("gpu")(rows, kernels, looked_at, sizes)
+    group = np.repeat(np.arange(4), sizes)
+    used = len(group)
+    np.testing.assert_allclose(y[:used], np.einsum("ni,nio->no", rows[:used], kernels[group]), atol=1e-10)
+    back = np.einsum("no,nio->ni", looked_at[:used], kernels[group])
+    np.testing.assert_allclose(of_rows[:used], back, atol=1e-10)
+    for n in range(4):
+        mine = np.flatnonzero(group == n)
+        np.testing.assert_allclose(of_kernels[n], rows[mine].T @ looked_at[mine], atol=1e-10)
+
+
 def test_on_cpus_rows_are_multiplied_by_their_own_kernel_alone():
     """Every product is of one block and one kernel, and there are as many as blocks that hold rows."""
     rows, kernels = np.ones((1024, 16), np.float32), np.ones((8, 16, 32), np.float32)
@@ -73,7 +93,7 @@ def test_on_cpus_rows_are_multiplied_by_their_own_kernel_alone():
         text = str(jax.make_jaxpr(grouped_product.grouped_product)(rows, kernels, sizes))
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert len(products) == 1 and f"f32[{grouped_product.BLOCK},32]" in products[0]
-    assert grouped_product._blocks(1024, jnp.array(sizes)).used == 8 + 1 + 5 + 1 + 4
+    assert grouped_product._blocks(1024, jnp.array(sizes), grouped_product.BLOCK).used == 8 + 1 + 5 + 1 + 4
 
 
 @functools.cache

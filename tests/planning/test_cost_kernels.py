@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from mlperf_jax.parallel.chips import CHIPS
 from mlperf_jax.planning import cost, cost_kernels, cost_time, hlo
 from mlperf_jax.planning.cost_kernels import Kernel
-from models import attention_library
+from models import attention_library, grouped_product
 from models.attention_mask import Mask
 
 V5E = next(chip for chip in CHIPS if chip.name == "v5e")
@@ -110,3 +110,38 @@ def test_the_name_and_the_shapes_must_be_the_kernels():
     assert cost_kernels.of_instruction(call, {("multiplied", shapes): EXPECTED}) == EXPECTED
     assert cost_kernels.of_instruction(call, {("added", shapes): EXPECTED}) is None
     assert cost_kernels.of_instruction(call, {("multiplied", ((256, 256),)): EXPECTED}) is None
+
+
+GROUPED = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (x: f32[896,128], y: f32[4,128,256]) -> f32[896,256] {
+  %x = f32[896,128]{1,0} parameter(0)
+  %y = f32[4,128,256]{2,1,0} parameter(1)
+  ROOT %call = f32[896,256]{1,0} custom-call(%x, %y), custom_call_target="__gpu$xla.gpu.triton", \
+metadata={op_name="jit(step)/jvp(grouped_product)/pallas_call"}
+}
+"""
+
+
+def test_of_a_gpus_grouped_product_blocks_are_counted_not_groups():
+    """300 rows of four groups fill at most seven blocks of 128, forwards, backwards and in the kernels' gradients."""
+    form = grouped_product.triton()
+
+    def total(rows, kernels, sizes):
+        return grouped_product._by_blocks(form, rows, kernels, sizes).sum()
+
+    shapes = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((300, 128), (4, 128, 256)))
+    jaxpr = jax.make_jaxpr(jax.grad(total, (0, 1)))(*shapes, jax.ShapeDtypeStruct((4,), jnp.int32))
+    one = 2 * 7 * 128 * 128 * 256
+    assert cost.jaxpr_flops(jaxpr).total == 3 * one
+    found = cost_kernels.kernels(jaxpr, tile=cost_kernels.TILES["gpu"])
+    results = {("grouped_product", ((896, 256),)), ("grouped_product", ((896, 128),))}
+    assert {key: kernel.matrix for key, kernel in found.items()} == dict.fromkeys(
+        results | {("grouped_sums", ((4, 128, 256),))}, one
+    )
+    module = hlo.parse(GROUPED)
+    h200 = next(chip for chip in CHIPS if chip.name == "h200")
+    assert (cost.hlo_flops(module), cost_kernels.unstated_flops(module, found)) == (0, one)
+    moved = (896 * 128 + 4 * 128 * 256 + 896 * 256) * 4 / h200.hbm_bandwidth
+    played = cost_time.timeline(module, h200, [], found).seconds
+    assert played == max(one / h200.bf16, moved) + cost_time.GPU_LAUNCH_SECONDS
