@@ -5,6 +5,7 @@ Both take one device's arrays, as `models.attention_function` cuts them, and kno
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -50,7 +51,9 @@ def splash(
         return function(q, k, v, segment_ids=ids).swapaxes(0, 1)
 
     segments = (mask.query_segment, mask.key_segment) if mask.segments else ()
-    return jax.vmap(row)(q * jnp.asarray(scale, q.dtype), k, v, *segments).astype(v.dtype)
+    # By the scope `plan` tells layers with windows from others.
+    with jax.named_scope(f"window_{mask.window}") if mask.window else contextlib.nullcontext():
+        return jax.vmap(row)(q * jnp.asarray(scale, q.dtype), k, v, *segments).astype(v.dtype)
 
 
 def _block() -> int:

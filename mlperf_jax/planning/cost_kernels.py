@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,8 +32,12 @@ _FREE = frozenset(
     + ["num_programs", "bitcast_convert_type", "masked_load", "masked_swap"]
 )
 
-Key = tuple[str, tuple[tuple[int, ...], ...]]
-"""A kernel's name, and the shapes of its results."""
+Key = tuple[str, tuple[tuple[int, ...], ...], str]
+"""A kernel's name, the shapes of its results, and the scope `window_N` that it is in, or "".
+
+A window hides most of what there is, so kernels of one name and one shape do unlike work, one layer this and the next that."""
+
+_SCOPE = re.compile(r"window_\d+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,29 +66,32 @@ class Kernel:
 
 
 def kernels(
-    jaxpr: Any, known: Mapping[Any, Any] | None = None, *, tile: int = TILES["tpu"]
+    jaxpr: Any, known: Mapping[Any, Any] | None = None, *, tile: int = TILES["tpu"], scope: str = ""
 ) -> dict[Key, Kernel]:
-    """The kernels of a (closed) jaxpr; of several with one name and one shape of results the dearest.
+    """The kernels of a (closed) jaxpr; of several with one key the dearest.
 
     Args:
         jaxpr: the program.
         known: values of variables of it that were there while it was traced, as masks are.
         tile: the chip's, of `TILES`.
+        scope: that of the whole jaxpr, of `Key`.
     """
     inside = getattr(jaxpr, "jaxpr", jaxpr)
     known = dict(zip(inside.constvars, getattr(jaxpr, "consts", ()), strict=False)) | dict(known or {})
     found: dict[Key, Kernel] = {}
     for equation in inside.eqns:
+        found_scope = _SCOPE.search(str(equation.source_info.name_stack))
+        here = found_scope.group() if found_scope else scope
         if equation.primitive.name == "pallas_call":
             params = equation.params
-            key = params["name"] or "", tuple(tuple(x.shape) for x in params["out_avals"])
+            key = params["name"] or "", tuple(tuple(x.shape) for x in params["out_avals"]), here
             programs = programs_of(equation) * _working(equation, known)
             stated = stated_flops(equation)
             work = Kernel(stated) if stated else _work(params["jaxpr"], tile).times(round(programs))
             one = {key: work}
         else:
             inner = [
-                kernels(jaxpr, _handed_on(equation, jaxpr, known), tile=tile)
+                kernels(jaxpr, _handed_on(equation, jaxpr, known), tile=tile, scope=here)
                 for jaxpr in inner_jaxprs(equation.params.values())
             ]
             one = {key: kernel for part in inner for key, kernel in part.items()}
@@ -161,10 +169,15 @@ def unstated_flops(module: Module, found: dict[Key, Kernel]) -> int:
 
 
 def of_instruction(instruction: Instruction, found: dict[Key, Kernel]) -> Kernel | None:
-    """What a custom call of a compiled program runs, by its kernel's name and its results; None for anything else."""
+    """What a custom call of a compiled program runs, by its kernel's name, results and scope; None for anything else."""
     marks = ("tpu_custom_call", _TRITON)
     if instruction.opcode != "custom-call" or not any(mark in instruction.attributes for mark in marks):
         return None
     shapes = tuple(shape.dims for shape in instruction.shapes)
-    named = (kernel for (name, of), kernel in found.items() if of == shapes and name in instruction.op_name)
-    return next(named, None)
+    named = {
+        scope: kernel
+        for (name, of, scope), kernel in found.items()
+        if of == shapes and name in instruction.op_name
+    }
+    scope = _SCOPE.search(instruction.op_name)
+    return named.get(scope.group() if scope else "")

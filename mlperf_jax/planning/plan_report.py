@@ -84,6 +84,11 @@ def _collectives(plan: Plan) -> list[str]:
     return lines or ["  collectives            none"]
 
 
+def _rate(per_second: float) -> str:
+    """Whole numbers, but two figures of a small one: a large model has less than a row a second and chip."""
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
+
+
 def _times(plan: Plan, unit: str) -> list[str]:
     roofline, predicted = plan.roofline, plan.predicted
     lines = [
@@ -91,8 +96,8 @@ def _times(plan: Plan, unit: str) -> list[str]:
         f"network {seconds(roofline['network'])}: bound by {roofline['bound']}, "
         f"MFU at most {predicted['mfu_bound']:.1%}",
         f"  predicted step         {seconds(predicted['step'])}, {seconds(predicted['waiting'])} of it waiting "
-        f"for the network; {predicted['throughput']:,.0f} {unit}/s, "
-        f"{predicted['throughput_per_chip']:,.0f} a chip, MFU {predicted['mfu']:.1%}",
+        f"for the network; {_rate(predicted['throughput'])} {unit}/s, "
+        f"{_rate(predicted['throughput_per_chip'])} a chip, MFU {predicted['mfu']:.1%}",
     ]
     if training := plan.training:
         lines.append(

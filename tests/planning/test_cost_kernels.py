@@ -43,7 +43,7 @@ EXPECTED = Kernel(matrix=8 * 2 * 64 * 128 * 256, vector=8 * 3 * 64 * 256)
 
 
 def test_a_kernel_is_counted_by_its_grid():
-    assert cost_kernels.kernels(traced(multiplied)) == {("multiplied", ((256, 512),)): EXPECTED}
+    assert cost_kernels.kernels(traced(multiplied)) == {("multiplied", ((256, 512),), ""): EXPECTED}
     assert cost.jaxpr_flops(traced(multiplied)).total == 2 * 256 * 32 * 512
 
 
@@ -53,7 +53,7 @@ def test_kernels_are_found_in_loops_and_under_jit():
             lambda c, _: (c + jax.jit(multiplied)(x, y), None), jnp.zeros((256, 512)), length=3
         )
 
-    assert cost_kernels.kernels(traced(looped)) == {("multiplied", ((256, 512),)): EXPECTED}
+    assert cost_kernels.kernels(traced(looped)) == {("multiplied", ((256, 512),), ""): EXPECTED}
     assert cost.jaxpr_flops(traced(looped)).total == 3 * 2 * 256 * 32 * 512
 
 
@@ -75,6 +75,7 @@ def test_of_splash_attention_what_a_mask_hides_is_no_work():
     for key, kernel in everything.items():
         assert kernel.matrix % 16 == 0
         assert causal[key].matrix * 16 == kernel.matrix * 10
+    assert {scope for _, _, scope in window} == {"window_600"}
     products = {kernel.matrix for kernel in window.values()}
     assert {7 * kernel.matrix // 16 for kernel in everything.values()} == products
 
@@ -96,7 +97,7 @@ def test_a_compiled_kernel_takes_what_was_counted():
     found = cost_kernels.kernels(traced(multiplied))
     slow = {key: dataclasses.replace(kernel, vector=10**9) for key, kernel in found.items()}
     played = cost_time.timeline(module, V5E, [], slow)
-    assert played.seconds == slow["multiplied", ((256, 512),)].seconds(V5E) > 1e9 / (4096 * V5E.clock)
+    assert played.seconds == slow["multiplied", ((256, 512),), ""].seconds(V5E) > 1e9 / (4096 * V5E.clock)
     assert cost.hlo_flops(module) == 2 * 256 * 32 * 512
     # One that moves more than it computes takes what memory needs, as one that is not known does.
     moved = (256 * 128 + 32 * 512 + 256 * 512) * 4 / V5E.hbm_bandwidth
@@ -107,9 +108,10 @@ def test_a_compiled_kernel_takes_what_was_counted():
 def test_the_name_and_the_shapes_must_be_the_kernels():
     (call,) = [i for i in hlo.parse(PROGRAM).computations["main"].values() if i.opcode == "custom-call"]
     shapes = ((256, 512),)
-    assert cost_kernels.of_instruction(call, {("multiplied", shapes): EXPECTED}) == EXPECTED
-    assert cost_kernels.of_instruction(call, {("added", shapes): EXPECTED}) is None
-    assert cost_kernels.of_instruction(call, {("multiplied", ((256, 256),)): EXPECTED}) is None
+    assert cost_kernels.of_instruction(call, {("multiplied", shapes, ""): EXPECTED}) == EXPECTED
+    assert cost_kernels.of_instruction(call, {("added", shapes, ""): EXPECTED}) is None
+    assert cost_kernels.of_instruction(call, {("multiplied", ((256, 256),), ""): EXPECTED}) is None
+    assert cost_kernels.of_instruction(call, {("multiplied", shapes, "window_9"): EXPECTED}) is None
 
 
 GROUPED = """HloModule jit_step, is_scheduled=true
@@ -135,9 +137,9 @@ def test_of_a_gpus_grouped_product_blocks_are_counted_not_groups():
     one = 2 * 7 * 128 * 128 * 256
     assert cost.jaxpr_flops(jaxpr).total == 3 * one
     found = cost_kernels.kernels(jaxpr, tile=cost_kernels.TILES["gpu"])
-    results = {("grouped_product", ((896, 256),)), ("grouped_product", ((896, 128),))}
+    results = {("grouped_product", ((896, 256),), ""), ("grouped_product", ((896, 128),), "")}
     assert {key: kernel.matrix for key, kernel in found.items()} == dict.fromkeys(
-        results | {("grouped_sums", ((4, 128, 256),))}, one
+        results | {("grouped_sums", ((4, 128, 256),), "")}, one
     )
     module = hlo.parse(GROUPED)
     h200 = next(chip for chip in CHIPS if chip.name == "h200")

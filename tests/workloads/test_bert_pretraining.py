@@ -21,7 +21,7 @@ from mlperf_jax.training.engine import Engine
 from mlperf_jax.weights import safetensors_file
 from mlperf_jax.workload import NO_NOTES
 from mlperf_jax.workloads.bert_pretraining import BertPretraining
-from tests import door, pair, toys
+from tests import agreement, door, pair, toys
 from tests.agreement import DEVICES, layout_of
 from tests.toys_bert import BATCH, SmallBert
 
@@ -296,10 +296,19 @@ def test_closed_asks_for_the_checkpoint():
 
 
 def test_two_processes_train_as_one(tmp_path):
-    """Two do not pack; one that does not either trains the same."""
-    flags = ("tests.toys_bert:SmallBert", "--sharding=fsdp", "--config.data.packing=0.0")
-    alone, together = (pair.evaluations(tmp_path, *flags, processes=count) for count in (1, 2))
-    assert len(alone) == 2 and together == pytest.approx(alone, rel=1e-9)
+    """An epoch, the state at its end as the two wrote it, and how it was judged. Two do not pack; nor does this one."""
+    unpacked = "--config.data.packing=0.0"
+    with jax.enable_x64(True):
+        engine = Engine(toys.make(SmallBert, "float64", data__packing=0.0), single_device_layout())
+        engine.compile()
+    step, found = pair.saved(tmp_path, "tests.toys_bert:SmallBert", engine, unpacked, status=1)
+    with jax.enable_x64(True):
+        _, expected = agreement.train(engine, engine.init(1), 0, step)
+        quality = engine.workload.evaluate(engine, expected)["quality"]
+    assert step == 256 // BATCH
+    agreement.assert_close(found, jax.device_get(expected), floor=1e-3)
+    (logged,) = door.values(door.events_of(tmp_path / "results"), "eval_accuracy")
+    assert logged == pytest.approx(quality, rel=1e-9)
 
 
 def test_a_closed_run_on_made_up_sequences_lacks_nothing_but_the_target(closed_run):

@@ -31,7 +31,7 @@ TWO_SHAPES = {"data__longest": 48, "data__longer": (64,)}
 
 @pytest.fixture(scope="module", autouse=True)
 def closed_run(tmp_path_factory):
-    """The whole model on made-up images, of at most 64 pixels: a folder and a process.
+    """A narrow model with one block a stage, on made-up images of at most 64 pixels: a folder and a process.
 
     It starts before the first test, beside which it has a core of its own.
     """
@@ -40,6 +40,8 @@ def closed_run(tmp_path_factory):
         *("data.shorter=64", "data.longest=64", "data.longer=(64,)", "backbone_weights="),
         *("proposals.train.candidates=50", "proposals.eval.candidates=50", "proposals.eval.count=50"),
         *("regions.count=16", "detection.candidates=50", "batch_size=2", "eval_batch_size=1"),
+        *("model.width=8", "model.stages=(1,1,1,1)", "model.channels=32", "model.dense=64"),
+        "model.mask_channels=(32,32,32,32)",
         # Norms that stay as they are let random weights grow from layer to layer, and gradients with them.
         *("optimizer.base_lr=2e-10", "schedule.warmup_steps=0", "max_epochs=1"),
     )

@@ -25,7 +25,7 @@ BATCH = 8
 
 @pytest.fixture(scope="module", autouse=True)
 def closed_run(tmp_path_factory):
-    """The whole of SSD-ResNet34 at 300 x 300 on made-up images: a folder and a process.
+    """A narrow trunk with one block a stage, at 300 x 300 on made-up images: a folder and a process.
 
     It starts before the first test, beside which it has a core of its own.
     """
@@ -35,6 +35,8 @@ def closed_run(tmp_path_factory):
         "batch_size=2",
         "eval_batch_size=1",
         "model.bn_span=2",
+        "model.width=8",
+        "model.stages=(1,1,1)",
         "eval_every_epochs=1",
         "max_epochs=1",
     )

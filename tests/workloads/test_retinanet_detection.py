@@ -24,7 +24,7 @@ BATCH = 8
 
 @pytest.fixture(scope="module", autouse=True)
 def closed_run(tmp_path_factory):
-    """The whole model on made-up images, at 64 pixels: a folder and a process.
+    """A narrow model with one block a stage, on made-up images at 64 pixels: a folder and a process.
 
     It starts before the first test, beside which it has a core of its own.
     """
@@ -32,6 +32,7 @@ def closed_run(tmp_path_factory):
     cuts = (
         *("data.image_size=64", "model.image_size=64", "backbone_weights="),
         *("batch_size=2", "eval_batch_size=1", "max_epochs=1"),
+        *("model.width=16", "model.groups=4", "model.stages=(1,1,1,1)", "model.channels=32"),
     )
     process = door.start_closed(folder, "retinanet", 2, *cuts)
     yield folder, process

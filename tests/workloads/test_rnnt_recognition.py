@@ -31,6 +31,7 @@ def running(tmp_path_factory):
     cuts = (
         *("model.encoder_width=16", "model.prediction_width=8", "model.joint_width=8", "batch_size=2"),
         *("eval_batch_size=2", "data.seconds=(6.0,)", "max_epochs=1"),
+        *("model.layers_before=1", "model.layers_after=2", "model.prediction_layers=1"),
     )
     train = (*TOY, f"--results_dir={toy}", "--seed=2", "--config.batch_size=4", "--visualize=2")
     started = {

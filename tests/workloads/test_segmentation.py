@@ -26,7 +26,7 @@ BATCH = 8
 
 @pytest.fixture(scope="module", autouse=True)
 def closed_run(tmp_path_factory):
-    """All channels on made-up volumes, in patches of 32 x 32 x 32: a folder and a process.
+    """A narrow network of all depths on made-up volumes, in patches of 32 x 32 x 32: a folder and a process.
 
     It starts before the first test, beside which it has a core of its own.
     """
@@ -35,6 +35,7 @@ def closed_run(tmp_path_factory):
         "data.patch=(32,32,32)",
         "data.stride=(16,16,16)",
         "data.buckets=1",
+        "model.channels=(8,8,8,16,16,16)",
         "batch_size=1",
         "eval_batch_size=1",
         "eval_every_epochs=1",

@@ -22,6 +22,9 @@ CUTS = (
     "batch_size=2",
     "eval_batch_size=1",
     "model.bn_span=2",
+    "model.stem=8",
+    "model.blocks=((16,1),(16,2),(32,2),(32,2),(32,1),(64,2),(64,1))",
+    "model.taken_after=(5,7)",
     "eval_every_epochs=1",
     "max_epochs=1",
 )
@@ -29,7 +32,7 @@ CUTS = (
 
 @pytest.fixture(scope="module", autouse=True)
 def closed_run(tmp_path_factory):
-    """The whole network on made-up images, beside the other tests: a folder and a process."""
+    """A short, narrow network on made-up images, beside the other tests: a folder and a process."""
     folder = tmp_path_factory.mktemp("closed")
     process = door.start_closed(folder, "ssd_mobilenet", 4, *CUTS)
     yield folder, process
