@@ -33,7 +33,7 @@ def serve_in_all_scenarios(toy: Sequence[str], results: Path) -> float:
     folder = door.run_folder(results)
     trained = read_json(folder / "status.json")["quality"]
     assert len(list(folder.rglob("*.png"))) >= 2
-    flags = (f"--results_dir={results}", "--scenario=all", "--qps=200", "--max_latency=5", "--time=0.3")
+    flags = (f"--results_dir={results}", "--scenario=all", "--qps=400", "--max_latency=5", "--time=0.3")
     ended = door.run(door.ROOT, *toy, *flags, **door.LIGHTLY)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     name = toy[0].partition("=")[2].replace(":", ".")

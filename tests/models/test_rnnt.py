@@ -1,6 +1,5 @@
 """RNN-T: sizes by name, parity with PyTorch, parts of the lattice, padding, dropout."""
 
-import dataclasses
 import functools
 import math
 
@@ -42,6 +41,12 @@ def small(precision="float32", **numbers):
             nnx.to_pure_dict(state),
         )
         return graph, params
+
+
+def graph_of(**numbers):
+    """The structure alone: parameters of `small` fit into it."""
+    config = RNNTConfig(**(SIZES | numbers))
+    return nnx.split(nnx.eval_shape(lambda: RNNT(config, policy=POLICIES["float32"], rngs=nnx.Rngs(3))))[0]
 
 
 @functools.cache
@@ -175,17 +180,12 @@ def losses_of(graph):
 
 
 def test_frames_at_a_time_are_as_good_as_all():
-    config = RNNTConfig(
-        features=2, classes=9, encoder_width=3, layers_before=1, layers_after=1, joint_width=7
-    )
+    params = small()[1]
     random = np.random.default_rng(0)
     encoded, predicted = (random.normal(size=(2, n, 7)).astype(np.float32) for n in (11, 5))
     symbols = random.integers(0, 8, (2, 4))
     found = []
-    for frames in (3, 16):
-        joint = dataclasses.replace(config, joint_frames=frames)
-        model = nnx.jit(lambda joint=joint: RNNT(joint, policy=POLICIES["float32"], rngs=nnx.Rngs(3)))()
-        graph, params = nnx.split(model, nnx.Param)
+    for graph in (graph_of(joint_frames=frames) for frames in (3, 16)):
 
         def loss(params, *args, graph=graph):
             blank, label = nnx.merge(graph, params).log_probabilities(*args)
@@ -210,7 +210,7 @@ def test_an_utterance_is_the_same_in_any_bucket():
 
 def test_dropout_is_drawn_anew_by_key_and_keeps_the_mean():
     rates = dict(encoder_dropout=0.1, prediction_dropout=0.3, joint_dropout=0.3)
-    (graph, _), (_, params) = small(**rates), small()
+    graph, params = graph_of(**rates), small()[1]
     batch, run = batch_of(), losses_of(graph)
     drawn = [run(params, batch, jax.random.key(n)) for n in range(2)]
     again = run(params, batch, jax.random.key(0))

@@ -18,7 +18,7 @@ from mlperf_jax.training.engine import Engine, named
 from mlperf_jax.weights import rnnt as weights
 from mlperf_jax.workloads.rnnt_recognition import RNNTRecognition
 from tests import door, serving, toys
-from tests.agreement import Layouts
+from tests.agreement import DEVICES, Layouts
 from tests.toys_speech import SmallDeepSpeech2, SmallRNNT
 
 TOY = ("--workload=tests.toys_speech:SmallRNNT", "--platform=cpu", "--system=here")
@@ -35,7 +35,7 @@ def running(tmp_path_factory):
     )
     train = (*TOY, f"--results_dir={toy}", "--seed=2", "--config.batch_size=4", "--visualize=2")
     started = {
-        closed: door.start_closed(closed, "rnnt", 8, *cuts),
+        closed: door.start_closed(closed, "rnnt", 4, *cuts),
         toy: door.start(
             door.ROOT, *train, "--config.max_epochs=3", "--config.eval_every_epochs=3", **door.LIGHTLY
         ),
@@ -53,7 +53,7 @@ def runs(running):
 
 BUCKET = "8000"
 TRANSCRIBE = named("transcribe", BUCKET)
-SMALL = functools.cache(lambda: toys.make(SmallRNNT, "float64", batch_size=8))
+SMALL = functools.cache(lambda: toys.make(SmallRNNT, "float64", batch_size=DEVICES))
 LAYOUTS = Layouts(lambda strategy: SMALL(), bucket=BUCKET)
 
 
