@@ -17,9 +17,10 @@ two, so that both multiply as much; a window in the first of three layers, and n
 parameters; not MLPerf's data or model. Counting pairs of subwords has a log perplexity of 4.659 (configs/llama31_8b.py).
 
     ./run_and_time.sh --workload=gpt_oss_20b --platform=cpu
-    expected: 4.43 to 4.60 after 750 or 1,000 steps of 1,500, seeds 1 to 8 (benchmarks/convergence/gpt_oss_20b_mini.md), in 6 to 8 minutes on one core
+    expected: 4.39 to 4.60 after 750 or 1,000 steps of 1,500, seeds 1 to 8 (benchmarks/convergence/gpt_oss_20b_mini.md), in 6 to 8 minutes on one
+    core, 3 to 4 on two
 
-At equal tokens it tells more than the dense mini: after 4,000, 8,000 and 12,000 rows 5.382, 4.880 and 4.599 for 5.453, 4.950 and 4.668,
+At equal tokens it tells more than the dense mini: after 4,000, 8,000 and 12,000 rows 5.386, 4.880 and 4.595 for 5.453, 4.950 and 4.668,
 means of the same eight seeds (both convergence records).
 
 Served by the token, as llama31_8b is and with its numbers: MLPerf Inference has no task for this model, and its gpt-oss-120b is

@@ -21,7 +21,8 @@ pairs one of 3.803 (`python -m benchmarks.solved_pairs`); the target lies .87 be
 Served by the token: the descriptions that are evaluated are summed up, greedily, until the model ends its answer or has told 32 tokens. ROUGE-1/2/L
 of the first sentence of each is 33.06, 16.49, 29.53, of its first eight words 35.90, 18.23, 32.97 (`python -m benchmarks.first_words`; of 1,500
 descriptions 30.98, 14.47, 27.03 and 28.79, 12.35, 25.81), of the untouched model's answers 20.76, 7.82, 18.34, with 31.86 tokens each, of that
-seed's 42.09, 22.12, 38.15, with 8.22 (both in all four scenarios: benchmarks/convergence/llama2_70b_lora_mini.md). The log perplexity of the summaries is evaluation's loss. Closed, rows of GovReport are: no task of MLPerf Inference.
+seed's 42.09, 22.12, 38.15, with 8.22, both in all four scenarios (benchmarks/convergence/llama2_70b_lora_mini.md). The log perplexity of
+the summaries is evaluation's loss. Closed, rows of GovReport are: no task of MLPerf Inference.
 
     ./run_and_time.sh --workload=llama2_70b_lora --platform=cpu --scenario=all
 """

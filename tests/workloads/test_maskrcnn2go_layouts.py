@@ -1,7 +1,4 @@
-"""Mask R-CNN2Go in every layout, through the door, and closed on made-up data.
-
-In two processes it is what Mask R-CNN is, whose loop and batches it shares (`test_maskrcnn_segmentation.py`).
-"""
+"""Mask R-CNN2Go in every layout, in two processes, through the door, and closed on made-up data."""
 
 import functools
 
@@ -9,7 +6,7 @@ import pytest
 
 from mlperf_jax.results.events import read_events
 from mlperf_jax.training.engine import named
-from tests import agreement, door, toys
+from tests import agreement, door, pair, toys
 from tests.workloads.small_maskrcnn2go import SIZE, SmallPoses
 
 pytest.importorskip("pycocotools")
@@ -74,6 +71,17 @@ def test_trained_drawn_and_served(tmp_path):
     )
     assert served.returncode in (0, 1), served.stdout + served.stderr
     assert "keypoint AP at OKS .5" in served.stdout, served.stdout
+
+
+def test_two_processes_agree_with_one(tmp_path):
+    """An epoch of ten steps, and the state at its end as the two wrote it."""
+    small = "tests.workloads.small_maskrcnn2go:SmallPoses"
+    engine = LAYOUTS.engine("fsdp")
+    flags = (f"--config.batch_size={BATCH}",)
+    step, found = pair.saved(tmp_path, small, engine, *flags, status=1)
+    _, expected = LAYOUTS.trained("fsdp")
+    assert step == agreement.STEPS
+    agreement.assert_close(found, expected, floor=FLOOR)
 
 
 def test_the_checker_has_no_complaint_of_a_closed_run_on_made_up_data(closed_run):
