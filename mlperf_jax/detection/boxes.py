@@ -38,6 +38,16 @@ def to_centres(corners: jax.Array) -> jax.Array:
     return jnp.concatenate([(first + last) / 2, last - first], axis=-1)
 
 
+def rows_of(x: jax.Array, rows: jax.Array) -> jax.Array:
+    """Of x [B, N, ...] the rows [B, K] of each image, [B, K, ...].
+
+    They must be there, as places that come of a sort or a maximum are: nothing looks. Looking would be a fifth of a
+    detector's program.
+    """
+    rows = rows.reshape(*rows.shape, *(1,) * (x.ndim - 2))
+    return jnp.take_along_axis(x, rows, axis=1, mode="promise_in_bounds")
+
+
 def iou(a: jax.Array, b: jax.Array) -> jax.Array:
     """Intersection over union of every pair.
 

@@ -72,7 +72,7 @@ def match(
     most, best, wanted = lax.fori_loop(0, used, look, none)
     matched = (most >= matched_from) | wanted
     unmatched = jnp.where(most >= background_below, IGNORED, 0)
-    found = jnp.take_along_axis(labels, best, axis=1)
+    found = box.rows_of(labels, best)
     return best, jnp.where(matched, found, unmatched).astype(jnp.int32)
 
 
@@ -104,7 +104,7 @@ def retinanet_loss(
     places, covered = jnp.asarray(centres), jnp.asarray(box.to_corners(centres))
     rows, targets = match(corners, labels, covered)
     matched = targets > 0
-    wanted = jnp.take_along_axis(corners, rows[..., None], axis=1)
+    wanted = box.rows_of(corners, rows)
     # Anchors that match nothing have any box, padding too, whose logarithm is no number.
     wanted = jnp.where(matched[..., None], wanted, covered)
     wanted = box.encode(wanted, places, VARIANCES)

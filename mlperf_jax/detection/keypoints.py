@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from mlperf_jax.detection import boxes as box
 from mlperf_jax.detection.regions import Regions
 from mlperf_jax.platform import compiled_for
 
@@ -51,7 +52,7 @@ def keypoint_targets(points: jax.Array, regions: Regions, cells: int) -> tuple[j
         the keypoint is labelled and in the box. A keypoint on the right or lower edge is in the last cell.
     """
     wide = jnp.promote_types(regions.corners.dtype, jnp.float32)
-    own = jnp.take_along_axis(points, regions.rows[..., None, None], axis=1).astype(wide)
+    own = box.rows_of(points, regions.rows).astype(wide)
     first, last = regions.corners[..., None, :2].astype(wide), regions.corners[..., None, 2:].astype(wide)
     sides = jnp.maximum(last - first, jnp.finfo(wide).tiny)
     at = jnp.floor((own[..., :2] - first) / sides * cells)

@@ -83,12 +83,12 @@ def _candidates(
     # The best pairs of anchor and class are of the anchors whose best class is best: a much shorter list to sort.
     most = min(selection.candidates, logits.shape[1])
     _, rows = jax.lax.top_k(logits.max(-1), most)
-    chosen = jnp.take_along_axis(logits, rows[..., None], axis=1).astype(wide)  # [B, most, C]
+    chosen = box.rows_of(logits, rows).astype(wide)  # [B, most, C]
     scores = jax.nn.sigmoid(chosen).reshape(len(chosen), -1)
     scores, pairs = jax.lax.top_k(scores, min(selection.candidates, scores.shape[1]))
     scores = jnp.where(scores > selection.score, scores, 0)
-    rows = jnp.take_along_axis(rows, pairs // logits.shape[-1], axis=1)
-    found = jnp.take_along_axis(codes, rows[..., None], axis=1).astype(wide)
+    rows = box.rows_of(rows, pairs // logits.shape[-1])
+    found = box.rows_of(codes, rows).astype(wide)
     corners = box.decode(found, jnp.asarray(anchors, wide)[rows], VARIANCES, LARGEST)
     return corners, scores, pairs % logits.shape[-1] + 1
 
@@ -106,9 +106,9 @@ def pick(corners: jax.Array, scores: jax.Array, labels: jax.Array, selection: Se
 
     def take(left: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         best = left.argmax(1)[:, None]
-        score = jnp.take_along_axis(left, best, axis=1)
-        label = jnp.take_along_axis(labels, best, axis=1)
-        chosen = jnp.take_along_axis(corners, best[..., None], axis=1)
+        score = box.rows_of(left, best)
+        label = box.rows_of(labels, best)
+        chosen = box.rows_of(corners, best)
         covered = (box.iou(chosen, corners)[:, 0] > selection.iou) & (labels == label)
         return jnp.where(covered | (places == best), 0, left), (chosen[:, 0], score[:, 0], label[:, 0])
 

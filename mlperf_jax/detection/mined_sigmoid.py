@@ -77,7 +77,7 @@ def mined_loss(
     rows, targets = jax.vmap(match, (0, 0, None))(corners, labels, anchors)
     matched = targets > 0  # [B, A]
 
-    wanted = jnp.take_along_axis(corners, rows[..., None], axis=1)
+    wanted = box.rows_of(corners, rows)
     # Anchors that match nothing have any box, padding too, whose logarithm must not reach a gradient.
     wanted = jnp.where(matched[..., None], wanted, box.to_corners(anchors))
     located = jnp.where(matched, smooth_l1(codes - box.encode(wanted, anchors)).sum(-1), 0)

@@ -7,6 +7,7 @@ has at least one pixel.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -89,14 +90,12 @@ def proposal_loss(
     targets = jnp.where(_inside(covered, sizes), targets, IGNORED)
     chosen, counted = sample(targets, key, EXAMPLES, POSITIVE)
 
-    def of(x: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(x, chosen.reshape(*chosen.shape, *(1,) * (x.ndim - 2)), axis=1)
-
+    of = functools.partial(box.rows_of, rows=chosen)
     positive = counted & (of(targets) > 0)
     found_logits = of(jnp.concatenate(logits, axis=1)).astype(wide)
     found_codes = of(jnp.concatenate(codes, axis=1)).astype(wide)
     at = places[chosen]
-    true = jnp.take_along_axis(corners, of(rows)[..., None], axis=1)
+    true = box.rows_of(corners, of(rows))
     # What is not positive has any box, padding too, whose logarithm is no number.
     true = jnp.where(positive[..., None], true, box.to_corners(at))
     count = jnp.maximum(counted.sum(), 1)
@@ -152,7 +151,7 @@ def propose(
     for level_logits, level_codes, places in zip(logits, codes, anchors, strict=True):
         most = min(candidates, level_logits.shape[1])
         best, rows = jax.lax.top_k(jax.lax.stop_gradient(level_logits).astype(wide), most)
-        some = jnp.take_along_axis(jax.lax.stop_gradient(level_codes), rows[..., None], axis=1).astype(wide)
+        some = box.rows_of(jax.lax.stop_gradient(level_codes), rows).astype(wide)
         corners = box.decode(some, jnp.asarray(places, wide)[rows], VARIANCES, LARGEST)
         lacking = (0, 0), (0, candidates - most)
         parts.append((jnp.pad(best, lacking, constant_values=-jnp.inf), jnp.pad(corners, (*lacking, (0, 0)))))
@@ -163,6 +162,6 @@ def propose(
     stays = undominated((box.iou(corners, corners) > iou) & better, best > -jnp.inf)
     best = jnp.where(stays, best, -jnp.inf).reshape(len(best), -1)
     best, rows = jax.lax.top_k(best, min(count, best.shape[1]))
-    corners = jnp.take_along_axis(corners.reshape(len(corners), -1, 4), rows[..., None], axis=1)
+    corners = box.rows_of(corners.reshape(len(corners), -1, 4), rows)
     lacking = (0, 0), (0, count - best.shape[1])
     return jnp.pad(corners, (*lacking, (0, 0))), jnp.pad(best > -jnp.inf, lacking)

@@ -75,13 +75,13 @@ def draw_regions(
     present = jnp.concatenate([present, real], axis=1)
     overlaps = jnp.where(real[..., None], box.iou(corners, proposals), -1)  # [B, M, P + M]
     rows = overlaps.argmax(1).astype(jnp.int32)
-    found = jnp.where(overlaps.max(1) >= MATCHED_FROM, jnp.take_along_axis(labels, rows, axis=1), 0)
+    found = jnp.where(overlaps.max(1) >= MATCHED_FROM, box.rows_of(labels, rows), 0)
     found = jnp.where(present, found, -1)
     places, counted = sample(found, key, count, share)
     return Regions(
-        jnp.take_along_axis(proposals, places[..., None], axis=1),
-        jnp.where(counted, jnp.take_along_axis(found, places, axis=1), -1).astype(jnp.int32),
-        jnp.take_along_axis(rows, places, axis=1),
+        box.rows_of(proposals, places),
+        jnp.where(counted, box.rows_of(found, places), -1).astype(jnp.int32),
+        box.rows_of(rows, places),
     )
 
 
@@ -106,7 +106,7 @@ def region_loss(
     count = jnp.maximum(counted.sum(), 1)
     log_p = jax.nn.log_softmax(logits.astype(wide))
     entropy = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
-    true = jnp.take_along_axis(corners.astype(wide), regions.rows[..., None], axis=1)
+    true = box.rows_of(corners.astype(wide), regions.rows)
     # What holds nothing, padding too, may have no area, whose logarithm must not reach a gradient.
     at = jnp.where(positive[..., None], at, 1)
     true = jnp.where(positive[..., None], true, box.to_corners(at))
@@ -131,10 +131,10 @@ def mask_targets(masks: jax.Array, regions: Regions, corners: jax.Array, window:
         [B, N, window, window] bool.
     """
     wide = jnp.promote_types(regions.corners.dtype, jnp.float32)
-    chosen = jnp.take_along_axis(masks, regions.rows[..., None, None], axis=1)
+    chosen = box.rows_of(masks, regions.rows)
     grid = (chosen[..., None] >> jnp.arange(7, -1, -1, dtype=jnp.uint8)) & 1
     grid = grid.reshape(*chosen.shape[:-1], -1).astype(wide)
-    own = jnp.take_along_axis(corners.astype(wide), regions.rows[..., None], axis=1)
+    own = box.rows_of(corners.astype(wide), regions.rows)
     cells = grid.shape[-1]
 
     def shares(axis: int) -> jax.Array:
@@ -200,8 +200,8 @@ def detect_regions(
     scores, pairs = jax.lax.top_k(scores, min(selection.candidates, scores.shape[1]))
     rows, labels = pairs // classes, pairs % classes + 1
     found = codes.reshape(len(codes), -1, 4)
-    found = jnp.take_along_axis(found, (rows * (classes + 1) + labels)[..., None], axis=1).astype(wide)
-    at = box.to_centres(jnp.take_along_axis(proposals.astype(wide), rows[..., None], axis=1))
+    found = box.rows_of(found, rows * (classes + 1) + labels).astype(wide)
+    at = box.to_centres(box.rows_of(proposals.astype(wide), rows))
     corners = clipped(box.decode(found, at, largest=LARGEST), sizes)
     return pick(corners, scores, labels.astype(jnp.int32), selection)
 

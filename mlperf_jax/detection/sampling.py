@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from mlperf_jax.detection import boxes as box
+
 
 def sample(labels: jax.Array, key: jax.Array, count: int, share: float) -> tuple[jax.Array, jax.Array]:
     """Draws examples of each image without repetition, every one of a kind as likely as any other.
@@ -34,5 +36,5 @@ def sample(labels: jax.Array, key: jax.Array, count: int, share: float) -> tuple
     lacking = max(0, count - places.shape[1])
     places, is_there = (jnp.pad(x, ((0, 0), (0, lacking))) for x in (places, is_there))
     order = jnp.argsort(~is_there, axis=1, stable=True)[:, :count]
-    places, is_there = (jnp.take_along_axis(x, order, axis=1) for x in (places, is_there))
+    places, is_there = (box.rows_of(x, order) for x in (places, is_there))
     return places.astype(jnp.int32), is_there

@@ -84,8 +84,8 @@ def select(corners: jax.Array, scores: jax.Array, selection: Selection) -> Detec
     labels = jnp.broadcast_to(jnp.arange(1, classes + 1, dtype=jnp.int32)[:, None], scores.shape)
     found = min(selection.detections, classes * candidates)
     scores, best = jax.lax.top_k(scores.reshape(batch, -1), found)
-    labels = jnp.take_along_axis(labels.reshape(batch, -1), best, axis=1)
-    chosen = jnp.take_along_axis(chosen.reshape(batch, -1, 4), best[..., None], axis=1)
+    labels = box.rows_of(labels.reshape(batch, -1), best)
+    chosen = box.rows_of(chosen.reshape(batch, -1, 4), best)
     return filled(chosen, scores, labels, selection.detections)
 
 

@@ -168,11 +168,12 @@ def _corrected(
             raise ValueError(optax.NO_PARAMS_MSG)
         count = optax.safe_increment(state.count)
         t, lr = count.astype(float), schedule(state.count)
+        of_mean, of_square = 1 - beta1**t, 1 - beta2**t
         mean = jax.tree.map(lambda g, m: beta1 * m + (1 - beta1) * g, grads, state.mean)
         square = jax.tree.map(lambda g, v: beta2 * v + (1 - beta2) * jnp.square(g), grads, state.square)
 
         def change(m: jax.Array, v: jax.Array, w: jax.Array, *marks: bool) -> jax.Array:
-            u = m / (1 - beta1**t) / (jnp.sqrt(v / (1 - beta2**t)) + epsilon)
+            u = m / of_mean / (jnp.sqrt(v / of_square) + epsilon)
             return (-lr * step(u, w, *marks)).astype(w.dtype)
 
         return jax.tree.map(change, mean, square, params, *marks), AdamState(count, mean, square)

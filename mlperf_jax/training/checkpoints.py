@@ -35,6 +35,7 @@ from mlperf_jax.workload import State
 
 SCHEMA_VERSION = 1
 _POLL_SECONDS = 0.02
+_LEAST_SLICE = 2**20  # bytes of an array that a device writes where others hold the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,9 @@ class Checkpoints:
 
         self.folder = folder.absolute()
         _hush()
+        # Else Orbax compiles a slice for every shape of what lies whole on several devices, however small.
+        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_SLICE)
+        ocp.type_handlers.register_type_handler(jax.Array, arrays, override=True)
         self._sealer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint digests")
         self._sealing: Future[None] | None = None
         self._leaving = threading.Event()

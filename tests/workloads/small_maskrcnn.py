@@ -84,17 +84,19 @@ class Ellipses:
 
 
 class SmallMaskRCNN(MaskRCNNSegmentation):
-    """Its stem, first stage and norms are frozen, as the closed preset's; images of one shape, or of two."""
+    """Its stem, first stage and norms are frozen, and its optimizer is SGD, as the closed preset's; images of one shape, or of two."""
 
     @staticmethod
     def get_config(preset):
         config = ConfigDict(get_config("mini").to_dict())
+        config.optimizer = get_config("closed").optimizer
+        del config.ema_decay
         config.update_from_flattened_dict(
             {
                 "model.num_classes": CLASSES,
                 "model.width": 4,
                 "model.stages": (1, 1),
-                "model.channels": 8,
+                "model.channels": 4,
                 "model.box_window": 3,
                 "model.dense": 16,
                 "model.mask_window": 4,
@@ -119,6 +121,8 @@ class SmallMaskRCNN(MaskRCNNSegmentation):
                 "batch_size": 16,
                 "eval_batch_size": 8,
                 "max_epochs": 3,
+                "optimizer.base_lr": 0.02,
+                "schedule.warmup_steps": 4,
                 "target.BBOX": 2.0,
                 "target.SEGM": 0.0,
                 "inference.batch_sizes": (1,),

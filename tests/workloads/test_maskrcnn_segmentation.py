@@ -51,7 +51,7 @@ def closed_run(tmp_path_factory):
 
 
 SHAPE = f"{SIZE}x{SIZE}"
-SMALL = functools.cache(lambda: toys.make(SmallMaskRCNN, "float64", batch_size=BATCH))
+SMALL = functools.cache(lambda: toys.make(SmallMaskRCNN, "float64", batch_size=BATCH, detection__score=0.0))
 LAYOUTS = Layouts(
     lambda strategy: SMALL(),
     lambda strategy, engine: (named("detect", SHAPE),) if strategy in (None, "spatial") else (),
@@ -327,37 +327,42 @@ def test_images_beyond_their_extent_are_nothing():
 # Through the door.
 
 
-def test_trained_drawn_and_served_in_two_shapes(tmp_path):
-    """One program a shape, compiled before the clock; answers with masks of both shapes in the log."""
-    run = (
-        *("--workload=tests.workloads.small_maskrcnn:SmallMaskRCNN", "--platform=cpu"),
-        *("--config.data.longest=48", "--config.data.longer=(64,)", "--config.detection.score=0.0"),
-        *("--config.target.BBOX=0.0", "--config.max_epochs=1"),
-    )
-    ended = door.run(tmp_path, *run, "--seed=3", "--visualize=1", **door.LIGHTLY)
-    assert ended.returncode == 0, ended.stderr
-    (found,) = door.values(door.events_of(tmp_path / "results"), "eval_accuracy")
-    assert set(found) == {"BBOX", "SEGM"}
-    assert [p.name for p in (door.run_folder(tmp_path / "results") / "pictures").iterdir()] == ["000.png"]
-    served = door.run(
-        tmp_path, *run, "--scenario=Server", "--qps=20", "--time=0.5", "--mode=accuracy", **door.LIGHTLY
-    )
-    assert served.returncode in (0, 1), served.stdout + served.stderr
-    assert "box mAP at IoU .5" in served.stdout and "mask mAP at IoU .5" in served.stdout, served.stdout
+SMALL_ONE = "tests.workloads.small_maskrcnn:SmallMaskRCNN"
+FINDS = ("--config.detection.score=0.0", "--config.target.BBOX=0.0", "--config.max_epochs=1")
 
 
-def test_two_processes_agree_with_one(tmp_path):
-    """An epoch of ten steps, the state at its end as the two wrote it, and how it was judged."""
-    small = "tests.workloads.small_maskrcnn:SmallMaskRCNN"
-    flags = (f"--config.batch_size={BATCH}",)
-    step, found = pair.saved(tmp_path, small, engine_of("fsdp"), *flags, status=1)
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """An epoch of ten steps by two processes: their folder, and the last step and state as they wrote them."""
+    folder = tmp_path_factory.mktemp("together")
+    flags = (*FINDS, f"--config.batch_size={BATCH}", "--visualize=1")
+    return folder, *pair.saved(folder, SMALL_ONE, engine_of("fsdp"), *flags)
+
+
+def test_two_processes_agree_with_one(together):
+    """The state, and how it was judged."""
+    folder, step, found = together
     _, expected = trained("fsdp")
     assert step == STEPS and "frozen" not in found
     assert_close(found, {part: tree for part, tree in expected.items() if part != "frozen"})
     with jax.enable_x64(True):
         quality = engine_of(None).workload.evaluate(engine_of(None), trained(None)[1]).result(timeout=60)
-    (logged,) = door.values(door.events_of(tmp_path / "results"), "eval_accuracy")
+    (logged,) = door.values(door.events_of(folder / "results"), "eval_accuracy")
+    assert set(logged) == {"BBOX", "SEGM"}
     assert logged == pytest.approx({name: quality[name] for name in logged}, rel=1e-6)
+
+
+def test_what_they_trained_is_drawn_and_served_in_two_shapes(together):
+    """One program a shape, compiled before the clock; answers with masks of both shapes in the log."""
+    folder, _, _ = together
+    assert [p.name for p in (door.run_folder(folder / "results") / "pictures").iterdir()] == ["000.png"]
+    shapes = ("--config.data.longest=48", "--config.data.longer=(64,)")
+    run = (f"--workload={SMALL_ONE}", "--platform=cpu", "--config.precision=float64", *FINDS, *shapes)
+    served = door.run(
+        folder, *run, "--scenario=Server", "--qps=20", "--time=0.5", "--mode=accuracy", **door.LIGHTLY
+    )
+    assert served.returncode in (0, 1), served.stdout + served.stderr
+    assert "box mAP at IoU .5" in served.stdout and "mask mAP at IoU .5" in served.stdout, served.stdout
 
 
 # Closed.
