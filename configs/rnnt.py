@@ -21,7 +21,7 @@ mini: a small one on sentences of WordNet's examples that eSpeak NG speaks, in v
 heard; not MLPerf's data or model. Saying "a the of" to everything has a word error rate of 0.89.
 
     ./run_and_time.sh --workload=rnnt --platform=cpu
-    expected: 0.60 or less after epoch 2 or 3 of 4, seeds 1 to 8 (benchmarks/convergence/rnnt_mini.md), in 5 to 10 minutes on one core
+    expected: 0.60 or less after epoch 2 or 3 of 4, seeds 1 to 8 (benchmarks/convergence/rnnt_mini.md), in 4 to 6.5 minutes on one core
 """
 
 from __future__ import annotations
