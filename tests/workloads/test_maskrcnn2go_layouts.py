@@ -18,7 +18,7 @@ FLOOR = 1e-6
 
 @pytest.fixture(scope="module", autouse=True)
 def closed_run(tmp_path_factory):
-    """A narrow model with a block a level, on made-up images of at most 64 pixels: a folder and a process.
+    """A narrow model of three blocks, on made-up images of at most 64 pixels: a folder and a process.
 
     It starts before the first test, beside which it has a core of its own.
     """
@@ -28,7 +28,7 @@ def closed_run(tmp_path_factory):
         *("proposals.train.candidates=50", "proposals.eval.candidates=50", "proposals.eval.count=50"),
         *("regions.count=16", "detection.candidates=50", "batch_size=2", "eval_batch_size=1"),
         *("optimizer.base_lr=0.001", "max_epochs=1", "model.stem=8", "model.convs=1", "model.channels=16"),
-        *("model.dense=32", "model.stages=((1,8,1,1),(2,8,1,2),(2,8,1,2),(2,16,1,2),(2,24,1,2))"),
+        *("model.dense=32", "model.stages=((1,8,1,1),(2,8,1,2),(2,8,1,2))", "anchor_sizes=(32,64,128)"),
     )
     process = door.start_closed(folder, "maskrcnn2go", 2, *cuts)
     yield folder, process
