@@ -2,7 +2,7 @@
 
 Three forms say the same: XLA's own; k x k products of shifted images, element by element where every channel is a
 group (depthwise), else a product of matrices for each group; and a convolution of all channels whose kernel is zero
-outside of the groups. Of XLA's own:
+outside of the groups. Depthwise ones on a CPU alone have gradients of their own (`models.depthwise`). Of XLA's own:
 
 - Its partitioner (jaxlib 0.10.2) gathers the whole batch on every device where groups have several channels, and gives wrong
   numbers on a mesh of two axes: with the batch split over one of them the kernel's gradient, and with channels split
@@ -22,6 +22,7 @@ from jax import lax
 
 from mlperf_jax.parallel import layout
 from mlperf_jax.platform import compiled_for
+from models.depthwise import convolve_channels
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -62,7 +63,8 @@ def _form(inputs: int, outputs: int, groups: int, is_product: bool = False) -> C
         return dense if is_cut else grouped
     if platform == "cpu" and not (is_depthwise or is_product) and max(inputs, outputs) <= _DENSE_ON_CPU:
         return dense
-    return shifted
+    is_alone = in_use is not None and in_use.mesh.size == 1
+    return in_parts if platform == "cpu" and is_depthwise and is_alone and not is_product else shifted
 
 
 def grouped(
@@ -110,6 +112,16 @@ def shifted(
         total = part if total is None else total + part
     assert total is not None  # a window has a place
     return total
+
+
+def in_parts(
+    x: jax.Array, kernel: jax.Array, stride: Sequence[int], padding: Padding, groups: int
+) -> jax.Array:
+    """`shifted` where every channel is a group, with gradients in parts of the batch (`models.depthwise`)."""
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:-1], kernel.shape[:-2], stride, padding)
+    pads = tuple((low, high) for low, high in padding)
+    return convolve_channels(x, kernel.squeeze(-2), tuple(stride), pads)
 
 
 def _product(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:

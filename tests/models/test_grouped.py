@@ -11,13 +11,15 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mlperf_jax.parallel import layout
-from mlperf_jax.parallel.mesh import make_layout
+from mlperf_jax.parallel.mesh import make_layout, single_device_layout
+from models import depthwise
 from models import grouped as module
-from models.grouped import convolve_groups, dense, grouped, shifted
+from models.grouped import convolve_groups, dense, grouped, in_parts, shifted
 
 
 def judge(x, kernel, stride, padding, groups):
-    numbers = ("NHWC", "HWIO", "NHWC") if x.ndim == 4 else ("NDHWC", "DHWIO", "NDHWC")
+    space = "DHW"[-(x.ndim - 2) :]
+    numbers = (f"N{space}C", f"{space}IO", f"N{space}C")
     return lax.conv_general_dilated(
         x, kernel, stride, padding, dimension_numbers=numbers, feature_group_count=groups
     )
@@ -38,10 +40,35 @@ def test_it_is_the_grouped_convolution(size, window, stride, padding, channels, 
         padded = [n + sum(pads) for n, pads in zip(size, padding, strict=True)]
         if any(n < w for n, w in zip(padded, window, strict=True)):
             return
+    agrees(form, 2, size, window, stride, padding, channels, seed)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 6),
+    bytes_of_part=st.sampled_from([1, 500, 10_000]),
+    size=st.lists(st.integers(3, 9), min_size=1, max_size=3),
+    window=st.integers(1, 3),
+    stride=st.integers(1, 3),
+    padding=st.sampled_from(["SAME", "VALID", (1, 1), (4, 0), (0, 3)]),
+    seed=st.integers(0, 99),
+)
+def test_gradients_in_parts_are_those_of_all_images(
+    batch, bytes_of_part, size, window, stride, padding, seed
+):
+    dims = len(size)
+    padding = padding if isinstance(padding, str) else (padding,) * dims
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(depthwise, "_PART_BYTES", bytes_of_part)
+        agrees(in_parts, batch, size, (window,) * dims, (stride,) * dims, padding, (3, 3, 3), seed)
+
+
+def agrees(form, batch, size, window, stride, padding, channels, seed):
+    """Values and gradients are those of lax's own form."""
     groups, inputs, outputs = channels
     random = np.random.default_rng(seed)
     with jax.enable_x64(True):
-        x = jnp.asarray(random.normal(size=(2, *size, inputs)))
+        x = jnp.asarray(random.normal(size=(batch, *size, inputs)))
         kernel = jnp.asarray(random.normal(size=(*window, inputs // groups, outputs)))
         found, pull = jax.vjp(lambda *a: form(*a, stride, padding, groups), x, kernel)
         expected, judged = jax.vjp(lambda *a: judge(*a, stride, padding, groups), x, kernel)
@@ -133,3 +160,12 @@ def test_the_form_by_platform_and_layout(platform, strategy, inputs, groups, exp
     monkeypatch.setattr(module, "compiled_for", lambda: platform)
     with layout.use(make_layout(layout.STRATEGIES[strategy])):
         assert module._form(inputs, inputs, groups) is expected
+
+
+@pytest.mark.parametrize(
+    ("platform", "groups", "expected"), [("cpu", 64, in_parts), ("gpu", 64, shifted), ("cpu", 8, dense)]
+)
+def test_the_form_on_one_device(platform, groups, expected, monkeypatch):
+    monkeypatch.setattr(module, "compiled_for", lambda: platform)
+    with layout.use(single_device_layout()):
+        assert module._form(64, 64, groups) is expected
