@@ -32,8 +32,8 @@ def shifted(x: jax.Array, kernel: jax.Array, stride: Sequence[int], padding: Pad
     Returns:
         [B, *size / stride, C].
     """
-    seen = _seen(jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel.shape[:-1], stride)
-    return _sum(part * kernel[place] for place, part in seen)
+    parts = seen(jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel.shape[:-1], stride)
+    return _sum(part * kernel[place] for place, part in parts)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -87,10 +87,10 @@ def _of_kernel(
     """
     wide = jnp.promote_types(images.dtype, jnp.float32)
     ones = jnp.ones((1, above.size // above.shape[-1]), images.dtype)
-    seen = _seen(jnp.pad(images, ((0, 0), *padding, (0, 0))), window, stride)
+    parts = seen(jnp.pad(images, ((0, 0), *padding, (0, 0))), window, stride)
     sums = [
         jnp.matmul(ones, (part * above).reshape(ones.size, -1), preferred_element_type=wide)
-        for _, part in seen
+        for _, part in parts
     ]
     return jnp.concatenate(sums).reshape(*window, -1)
 
@@ -105,10 +105,10 @@ def _of_images(
         spread.append((wide - 1 - low, n + low - ((out - 1) * step + 1), step - 1))
     padded = lax.pad(above, jnp.zeros((), above.dtype), [*spread, (0, 0, 0)])
     turned = kernel[(slice(None, None, -1),) * len(window)]
-    return _sum(part * turned[place] for place, part in _seen(padded, window, (1,) * len(window)))
+    return _sum(part * turned[place] for place, part in seen(padded, window, (1,) * len(window)))
 
 
-def _seen(
+def seen(
     padded: jax.Array, window: Sequence[int], stride: Sequence[int]
 ) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
     """Each place of a window, and the pixels of images [B, *size, C] with margins that it sees, [B, *out, C]."""

@@ -13,7 +13,7 @@ outside of the groups. Depthwise ones on a CPU alone have gradients of their own
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -22,7 +22,7 @@ from jax import lax
 
 from mlperf_jax.parallel import layout
 from mlperf_jax.platform import compiled_for
-from models.depthwise import convolve_channels
+from models.depthwise import convolve_channels, seen
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -102,16 +102,8 @@ def shifted(
     window, size = kernel.shape[:-2], x.shape[1:-1]
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(size, window, stride, padding)
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    out = [(n - w) // s + 1 for n, w, s in zip(padded.shape[1:-1], window, stride, strict=True)]
-    total: jax.Array | None = None
-    for place in itertools.product(*map(range, window)):
-        stop = [p + (n - 1) * s + 1 for p, n, s in zip(place, out, stride, strict=True)]
-        seen = lax.slice(padded, (0, *place, 0), (x.shape[0], *stop, x.shape[-1]), (1, *stride, 1))
-        part = _product(seen, kernel[place], groups)
-        total = part if total is None else total + part
-    assert total is not None  # a window has a place
-    return total
+    places = seen(jnp.pad(x, ((0, 0), *padding, (0, 0))), window, stride)
+    return functools.reduce(jnp.add, (_product(part, kernel[place], groups) for place, part in places))
 
 
 def in_parts(
