@@ -21,6 +21,11 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def tupled(value: Any) -> Any:
+    """Lists as tuples, inner ones too: what a config holds of several values, after JSON has had it."""
+    return tuple(map(tupled, value)) if isinstance(value, list) else value
+
+
 def plain(value: Any) -> Any:
     """Returns `value` as types that every JSON reader knows.
 

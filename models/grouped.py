@@ -14,6 +14,7 @@ outside of the groups. Depthwise ones on a CPU alone have gradients of their own
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -102,8 +103,11 @@ def shifted(
     window, size = kernel.shape[:-2], x.shape[1:-1]
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(size, window, stride, padding)
-    places = seen(jnp.pad(x, ((0, 0), *padding, (0, 0))), window, stride)
-    return functools.reduce(jnp.add, (_product(part, kernel[place], groups) for place, part in places))
+    parts = (part for _, part in seen(jnp.pad(x, ((0, 0), *padding, (0, 0))), window, stride))
+    inputs, places = kernel.shape[-2], math.prod(window)
+    # All places' kernels at once: taken one by one each is a gradient of the whole kernel's size, to be added.
+    kernels = lax.split(kernel.reshape(places * inputs, -1), [inputs] * places)
+    return functools.reduce(jnp.add, (_product(*both, groups) for both in zip(parts, kernels, strict=True)))
 
 
 def in_parts(
@@ -120,7 +124,7 @@ def _product(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
     """[..., I] by [I / groups, O], group by group: [..., O]."""
     inputs, outputs = kernel.shape
     if inputs == 1 and outputs == groups:
-        return x * kernel[0]
+        return x * kernel
     parts = x.reshape(*x.shape[:-1], groups, inputs)
     product = jnp.einsum("...gi,igo->...go", parts, kernel.reshape(inputs, groups, outputs // groups))
     return product.reshape(*x.shape[:-1], outputs)

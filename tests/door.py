@@ -90,7 +90,9 @@ def start(
     )
 
 
-def start_closed(folder: Path, workload: str, fake: int, *cuts: str) -> subprocess.Popen:
+def start_closed(
+    folder: Path, workload: str, fake: int, *cuts: str, flags: Sequence[str] = ()
+) -> subprocess.Popen:
     """Starts a closed run on `fake` made-up examples, of a config cut as in "batch_size=2"; data and results go there."""
     from mlperf_jax import (
         prepare,
@@ -98,8 +100,8 @@ def start_closed(folder: Path, workload: str, fake: int, *cuts: str) -> subproce
 
     names = (f"--workload={workload}", "--preset=closed", f"--data_dir={folder}")
     assert prepare.main([*names, f"--fake={fake}"]) == 0
-    flags = (f"--config.{cut}" for cut in (f"data.fake={fake}", *cuts))
-    return start(folder, *names, "--platform=cpu", *flags, "--seed=1", **LIGHTLY)
+    numbers = (f"--config.{cut}" for cut in (f"data.fake={fake}", *cuts))
+    return start(folder, *names, "--platform=cpu", *numbers, "--seed=1", *flags, **LIGHTLY)
 
 
 def finish(process: subprocess.Popen) -> subprocess.CompletedProcess:

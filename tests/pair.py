@@ -8,13 +8,14 @@ from mlperf_jax.training.checkpoints import Checkpoints
 from tests import door
 
 
-def saved(cwd, workload, engine, *flags, status=0, devices=1, processes=2):
+def saved(cwd, workload, engine, *flags, preset="mini", status=0, devices=1, processes=2):
     """(step, state): an epoch in float64 by processes of so many devices under fsdp, as the last checkpoint has it.
 
     `engine` has the places that the state is read into; `status` is that of all at their end.
     """
     command = [
         f"--workload={workload}",
+        f"--preset={preset}",
         "--platform=cpu",
         f"--cpu_devices={devices}",
         "--sharding=fsdp",
@@ -24,7 +25,7 @@ def saved(cwd, workload, engine, *flags, status=0, devices=1, processes=2):
     for ended in _together(cwd, command, processes):
         assert ended.returncode == status, ended.stderr
     with jax.enable_x64(True):
-        checkpoints = Checkpoints(door.run_folder(cwd / "results") / "checkpoints")
+        checkpoints = Checkpoints(door.run_folder(cwd / "results", preset=preset) / "checkpoints")
         found = checkpoints.position().step, checkpoints.restore(engine.saved(engine.state))
         checkpoints.close()
     return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 from ml_collections import ConfigDict
 
-from mlperf_jax.nested import flatten
+from mlperf_jax.nested import flatten, plain, tupled
 from mlperf_jax.rounds.objects import flat_texts
 
 
@@ -18,6 +20,13 @@ def test_a_config_is_updated_by_what_was_flattened():
     config = ConfigDict({"model": {"width": 8, "depth": {"of": 2}}})
     config.update_from_flattened_dict(flatten({"model": {"depth": {"of": 3}}}))
     assert flatten(config.to_dict()) == {"model.width": 8, "model.depth.of": 3}
+
+
+def test_tuples_within_tuples_survive_json():
+    """A model's stages, as a run keeps them: served with lists inside, no value that a user gives was of their type."""
+    stages = ((1, 16, 1, 1), (2, 24, 1, 2))
+    assert tupled(json.loads(json.dumps(plain(stages)))) == stages
+    assert tupled({"a": [1]}) == {"a": [1]} and tupled("ab") == "ab" and tupled([]) == ()
 
 
 def test_texts_of_an_object_go_into_lists_and_leave_out_what_says_nothing():

@@ -20,7 +20,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.goals import Quality
 from mlperf_jax.inference.options import InferOptions
 from mlperf_jax.making import Recipe
-from mlperf_jax.nested import flatten
+from mlperf_jax.nested import flatten, tupled
 from mlperf_jax.parallel.layout import Layout
 from mlperf_jax.precision import resolve_policy
 from mlperf_jax.results.folders import FINISHED, read_json
@@ -229,7 +229,7 @@ def _from_run(run: Path, status: Mapping[str, Any]) -> Trained:
 
     saved = read_json(run / "config.json")["config"] if (run / "config.json").exists() else {}
     kept = {key: value for key, value in saved.items() if key not in _NOT_TAKEN_OVER}
-    config = {key: tuple(value) if isinstance(value, list) else value for key, value in flatten(kept).items()}
+    config = {key: tupled(value) for key, value in flatten(kept).items()}
     return Trained(f"{run}, step {checkpoints.newest}", config, _finite(status.get("quality")), load)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mlperf_jax.errors import Refused, UserError
-from mlperf_jax.nested import flatten
+from mlperf_jax.nested import flatten, tupled
 from mlperf_jax.results.folders import read_json, write_json
 from mlperf_jax.weights import (
     budget,
@@ -170,9 +170,9 @@ def load(folder: Path) -> Imported:
         arrays = budget.held(safetensors_file.read(path), path.stat().st_size)
         state = _nested({name: finite(name, array) for name, array in arrays.items()})
     try:
-        config = {key: tuple(v) if isinstance(v, list) else v for key, v in record["config"].items()}
+        config = {key: tupled(value) for key, value in record["config"].items()}
         return Imported(state, record["workload"], config, record["source"])
-    except (KeyError, AttributeError):
+    except (KeyError, AttributeError, RecursionError):
         raise UserError(f"{folder / 'weights.json'} is damaged; import the weights again.") from None
 
 

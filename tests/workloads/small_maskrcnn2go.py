@@ -43,6 +43,36 @@ class People(Ellipses):
         )
 
 
+NUMBERS = {
+    "model.stem": 4,
+    "model.stages": ((2, 8, 1, 2),),
+    "model.channels": 4,
+    "model.box_window": 3,
+    "model.dense": 16,
+    "model.mask_window": 4,
+    "model.convs": 1,
+    "anchor_sizes": (8, 14),
+    "proposals.train.candidates": 24,
+    "proposals.train.count": 12,
+    "proposals.eval.candidates": 24,
+    "proposals.eval.count": 12,
+    "regions.count": 16,
+    "regions.share": 0.5,
+    "detection.candidates": 24,
+    "detection.detections": 6,
+    "data.shorter": SIZE,
+    "data.longest": SIZE,
+    "data.longer": (SIZE,),
+    "eval_batch_size": 8,
+    "ema_decay": 0.0,
+    "optimizer.base_lr": 0.02,
+    "schedule.warmup_steps": 4,
+    "schedule.steps": 40,
+    "inference.batch_sizes": (1,),
+}
+"""Of a config, either preset's: a model of one block on images of 32 pixels."""
+
+
 class SmallPoses(PoseEstimation):
     """Its optimizer is SGD, as the closed preset's."""
 
@@ -50,38 +80,15 @@ class SmallPoses(PoseEstimation):
     def get_config(preset):
         config = ConfigDict(get_config("mini").to_dict())
         config.optimizer = get_config("closed").optimizer
+        config.update_from_flattened_dict(NUMBERS)
         config.update_from_flattened_dict(
             {
-                "model.stem": 4,
-                "model.stages": ((1, 4, 1, 1), (2, 8, 1, 2)),
-                "model.channels": 4,
-                "model.box_window": 3,
-                "model.dense": 16,
-                "model.mask_window": 4,
-                "model.convs": 1,
-                "anchor_sizes": (8, 14),
-                "proposals.train.candidates": 24,
-                "proposals.train.count": 12,
-                "proposals.eval.candidates": 24,
-                "proposals.eval.count": 12,
-                "regions.count": 16,
-                "regions.share": 0.5,
-                "detection.candidates": 24,
-                "detection.detections": 6,
-                "data.shorter": SIZE,
-                "data.longest": SIZE,
-                "data.longer": (SIZE,),
                 "data.max_boxes": BOXES,
                 "data.num_train": 80,
                 "data.num_eval": 12,
                 "batch_size": 16,
-                "eval_batch_size": 8,
                 "max_epochs": 3,
-                "optimizer.base_lr": 0.02,
-                "schedule.warmup_steps": 4,
-                "schedule.steps": 40,
                 "target": 2.0,
-                "inference.batch_sizes": (1,),
             }
         )
         return config
