@@ -46,12 +46,18 @@ class Layouts:
         bucket: str = "",
     ) -> None:
         self._make, self._programs, self._bucket = make, programs, bucket
+        self.places = functools.cache(self._places)
         self.engine = functools.cache(self._engine)
         self.trained = functools.cache(self._trained)
 
-    def _engine(self, strategy: str | None) -> Engine:
+    def _places(self, strategy: str | None) -> Engine:
+        """An engine that has compiled nothing: where the state is to be read into."""
         with jax.enable_x64(True):
-            engine = Engine(self._make(strategy), layout_of(strategy))
+            return Engine(self._make(strategy), layout_of(strategy))
+
+    def _engine(self, strategy: str | None) -> Engine:
+        engine = self.places(strategy)
+        with jax.enable_x64(True):
             step = named("train_step", self._bucket)
             engine.compile(step, *self._programs(strategy, engine), *(() if strategy else ("init",)))
             return engine

@@ -45,6 +45,6 @@ def _field(random: np.random.Generator, height: int, width: int, channels: int) 
     """Returns a field of mean 0 and deviation 1 with amplitude 1/f, [height, width, channels] float64."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
     frequency[0, 0] = np.inf
-    spectrum = (random.standard_normal((*frequency.shape, channels, 2)) @ [1, 1j]) / frequency[..., None]
-    field = np.fft.irfft2(spectrum, s=(height, width), axes=(0, 1))
+    spectrum = random.standard_normal((*frequency.shape, channels, 2)).view(np.complex128)[..., 0]
+    field = np.fft.irfft2(spectrum / frequency[..., None], s=(height, width), axes=(0, 1))
     return field / field.std(axis=(0, 1))

@@ -28,12 +28,8 @@ SMALL = MaskRCNNConfig(
     mask_channels=(6, 5),
     fixed=0,
 )
-CASES = {
-    "fixed norms": SMALL,
-    "norms of the batch, strides in the 3x3": dataclasses.replace(
-        SMALL, fixed_norms=False, strided="3x3", norm_epsilon=1e-5
-    ),
-}
+# Norms that stay as they are, and those of the batch.
+CASES = (SMALL, dataclasses.replace(SMALL, fixed_norms=False, strided="3x3", norm_epsilon=1e-5))
 HEIGHT, WIDTH, BOXES = 64, 80, 3
 
 
@@ -113,8 +109,7 @@ def test_layers_start_as_the_references():
     assert np.abs(drawn()[1]).max() <= np.sqrt(3 / (9 * 32))
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "precision"), [(0, "float32"), (1, "float32"), (1, "float64")])
 def test_predictions_are_pytorchs(case, precision):
     config, dtype = CASES[case], np.dtype(precision)
     judge = random_maskrcnn(config).eval()
@@ -136,10 +131,9 @@ def test_predictions_are_pytorchs(case, precision):
         assert error < (1e-4 if precision == "float32" else 1e-12)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_every_gradient_is_pytorchs(case):
-    """In float64, in training: of a sum of all predictions, each weighted at random."""
-    config = CASES[case]
+def test_every_gradient_is_pytorchs():
+    """In float64, in training: of a sum of all predictions, each weighted at random; of fixed norms the workload's loss is held so."""
+    config = CASES[1]
     judge = random_maskrcnn(config).train()
     given = inputs(config, np.float64)
     with jax.enable_x64(True):
