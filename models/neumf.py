@@ -76,11 +76,12 @@ class NeuMF(nnx.Module):
         self.final = MLP(last, init=_lecun_uniform, activate_last=False, policy=policy, rngs=rngs)
 
     def __call__(self, rows: jax.Array) -> jax.Array:
-        """Logits [B] in the output dtype, of rows [B, 2, D]: a user's and an item's."""
-        rows = constrain(rows.astype(self.dtype), "batch", None, None)
+        """Logits [B] in the output dtype, of rows [2, B, D]: a user's and an item's."""
+        user, item = constrain(rows.astype(self.dtype), None, "batch", None)
         factors = self.config.factors
-        product = rows[:, 0, :factors] * rows[:, 1, :factors]
-        joined = jnp.concatenate([product, self.mlp(rows[:, :, factors:].reshape(len(rows), -1))], axis=1)
+        product = user[:, :factors] * item[:, :factors]
+        joined = jnp.concatenate([user[:, factors:], item[:, factors:]], axis=1)
+        joined = jnp.concatenate([product, self.mlp(joined)], axis=1)
         return self.final(joined)[:, 0].astype(self.output_dtype)
 
 

@@ -19,42 +19,32 @@ import jax.numpy as jnp
 from jax import lax
 
 from mlperf_jax.parallel.layout import MeshAxes
+from mlperf_jax.usual_loops import usually
 
-SLACK = 1.25
-"""Room for so many times as many rows as if all look-ups were distinct and evenly spread."""
+DEVIATIONS = 6
+"""Room for the rows that look-ups at random would ask a holder for, and so many standard deviations more."""
 _TILE = 16
 """Rows of a tile of TPUs' memory in bfloat16: what is made of whole ones takes another shape without being copied."""
 
 
 class Wanted(NamedTuple):
-    """What one device wants, of N look-ups.
+    """What one device wants, of N look-ups, in the order of their rows.
 
     Attributes:
-        rows: the distinct ones in order, int32 [N]; after the last one, `Exchange.none`.
-        number: which of `rows` each look-up is, int32 [N].
-        order: look-ups in the order of their rows, int32 [N].
+        distinct: their rows, each once, int32 [N]; after the last one, `Exchange.none`.
+        order: which look-up each is, int32 [N].
+        holder: who has its row, from 0, int32 [N].
+        round: in which of `rounds` it travels, int32 [N]; `rounds` or more where no row is wanted.
+        number: of those that this holder is asked for in this round, which its row is, int32 [N].
         rounds: the same on all devices, int32 [].
     """
 
-    rows: jax.Array
-    number: jax.Array
+    distinct: jax.Array
     order: jax.Array
+    holder: jax.Array
+    round: jax.Array
+    number: jax.Array
     rounds: jax.Array
-
-
-class Round(NamedTuple):
-    """What travels in one round, [n holders, capacity].
-
-    Attributes:
-        numbers: which of `Wanted.rows`; N or more where there is none.
-        rows: the same as the holder counts them; `Exchange.rows` where there is none.
-        place: where each look-up's row is among all that arrive, flattened, int32 [N]; where it does not arrive in
-            this round the last one, n * capacity - 1, which is never taken.
-    """
-
-    numbers: jax.Array
-    rows: jax.Array
-    place: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +83,12 @@ class Exchange:
         first = jnp.append(True, ordered[1:] != ordered[:-1])
         segment = jnp.cumsum(first, dtype=jnp.int32) - 1
         distinct = jnp.full(count, self.none, jnp.int32).at[segment].set(ordered)
-        number = jnp.zeros(count, jnp.int32).at[order].set(segment, unique_indices=True)
-        return Wanted(distinct, number, order, self._rounds(distinct))
+        rounds = self._rounds(distinct)
+        holder = jnp.minimum(lax.div(ordered, jnp.int32(self.rows)), self.size - 1)
+        round = lax.div(ordered - holder * self.rows, self._width(rounds))
+        begins = jnp.append(True, (holder[1:] != holder[:-1]) | (round[1:] != round[:-1]))
+        number = segment - lax.cummax(jnp.where(begins, segment, 0))
+        return Wanted(distinct, order, holder, round, number, rounds)
 
     def _rounds(self, distinct: jax.Array) -> jax.Array:
         """The least power of two in which all devices' requests fit."""
@@ -111,30 +105,46 @@ class Exchange:
             )
             return (same & (late < self.none)).any()
 
-        return lax.pmax(lax.while_loop(too_few, lambda rounds: 2 * rounds, one), self.axes)
+        with usually(0):
+            rounds = lax.while_loop(too_few, lambda rounds: 2 * rounds, one)
+        return lax.pmax(rounds, self.axes)
 
     def _width(self, rounds: jax.Array) -> jax.Array:
         """How many of a holder's rows are in one round's range."""
         return (self.rows + rounds - 1) // rounds
 
-    def round(self, wanted: Wanted, number: jax.Array) -> Round:
-        """Who is asked for what in round `number`."""
+    def asked(self, wanted: Wanted, round: jax.Array) -> jax.Array:
+        """Who is asked for what in a round.
+
+        Returns:
+            [n holders, capacity], rows as their holder counts them; `rows` where there is none.
+        """
         width = self._width(wanted.rounds)
         holder = jnp.arange(self.size, dtype=jnp.int32)
-        begin = holder * self.rows + jnp.minimum(number * width, self.rows)
-        end = holder * self.rows + jnp.minimum((number + 1) * width, self.rows)
-        start, stop = jnp.searchsorted(wanted.rows, jnp.stack([begin, end]), method="scan_unrolled").astype(
-            jnp.int32
-        )
+        begin = holder * self.rows + jnp.minimum(round * width, self.rows)
+        end = holder * self.rows + jnp.minimum((round + 1) * width, self.rows)
+        bounds = jnp.searchsorted(wanted.distinct, jnp.stack([begin, end]), method="scan_unrolled")
+        start, stop = bounds.astype(jnp.int32)
         numbers = start[:, None] + jnp.arange(self.capacity, dtype=jnp.int32)
-        numbers = jnp.where(numbers < stop[:, None], numbers, len(wanted.rows))
-        rows = wanted.rows.at[numbers].get(mode="fill", fill_value=self.none) - (holder * self.rows)[:, None]
-        rows = jnp.minimum(rows, self.rows)
-        row = wanted.rows[wanted.number]
-        asked = jnp.minimum(row // self.rows, self.size - 1)
-        inside = (row < self.none) & (row >= begin[asked]) & (row < end[asked])
-        place = asked * self.capacity + wanted.number - start[asked]
-        return Round(numbers, rows, jnp.where(inside, place, self.size * self.capacity - 1))
+        numbers = jnp.where(numbers < stop[:, None], numbers, len(wanted.distinct))
+        rows = wanted.distinct.at[numbers].get(mode="fill", fill_value=self.none)
+        return jnp.minimum(rows - (holder * self.rows)[:, None], self.rows)
+
+    def ordered_places(self, wanted: Wanted, round: jax.Array) -> jax.Array:
+        """Where the row of each look-up, in the order of rows, is among all that travel in a round, flattened, int32 [N].
+
+        Where it does not: before or behind its holder's others, where no row is asked for, as every holder's last place
+        stays free. So places never fall; one before all others is -1.
+        """
+        number = jnp.where(wanted.round < round, -1, wanted.number)
+        number = jnp.where(wanted.round > round, self.capacity - 1, number)
+        return wanted.holder * self.capacity + number
+
+    def places(self, wanted: Wanted, round: jax.Array) -> jax.Array:
+        """Where the row of each look-up is among all that arrive in a round; if it does not, the very last place, int32 [N]."""
+        last = self.size * self.capacity - 1
+        place = jnp.where(wanted.round == round, self.ordered_places(wanted, round), last)
+        return jnp.zeros_like(place).at[wanted.order].set(place, unique_indices=True)
 
     def trade(self, parts: jax.Array) -> jax.Array:
         """[n, capacity, ...] by whom it goes to, to the same by whom it came from."""

@@ -41,6 +41,11 @@ class Placement:
     def batch_spec(self) -> PartitionSpec:
         return PartitionSpec(self.batch)
 
+    @property
+    def vectors_spec(self) -> PartitionSpec:
+        """Of [T, B, D]."""
+        return PartitionSpec(None, self.batch)
+
     def size(self, axes: MeshAxes | None) -> int:
         return math.prod(self.mesh.shape[axis] for axis in together(axes))
 
@@ -64,12 +69,14 @@ class Placement:
         """That a device holds of each of its groups."""
         return self.tables.rows // self.size(self.row)
 
-    def exchange(self, look_ups: int) -> Exchange | None:
-        """How devices send each other rows, where they do, for so many look-ups of each."""
+    def exchange(self, examples: int) -> Exchange | None:
+        """How devices send each other rows, where they do, for what so many examples of each look up."""
         if self.row is None or self.row != self.batch:
             return None
         size = self.size(self.row)
-        room = min(math.ceil(exchange.SLACK * look_ups / size), look_ups)
+        usual = self.tables.distinct_rows(examples) / size
+        room = math.ceil(usual + exchange.DEVIATIONS * math.sqrt(usual))
+        room = max(min(room, examples * self.tables.look_ups), 1)
         return Exchange(self.row, tuple(self.mesh.axis_names), size, self.groups * self.rows, room)
 
     def rows_anywhere(self, places: jax.Array) -> jax.Array:

@@ -5,14 +5,14 @@ partitioner gathers a table whole. A batch of B examples lies over mesh axis x:
 
     no sharding      nothing; for an update every device takes the whole batch's gradients
     table over x     each device pools its tables' look-ups of the whole batch; an all-to-all trades
-                     vectors [B, T / n, D] for [B / n, T, D]
+                     vectors [T / n, B, D] for [T, B / n, D]
     table_row over x each device asks the holders for the distinct rows of its own examples, and sends
                      them these rows' gradients (`exchange.py`)
     table_column     each device pools its columns of all vectors; an all-to-all as for tables
     over x
 
-Between the exchanges vectors stand as [T, B, D]: of the three only B is a multiple of a TPU's tile, and
-[B, T, D] would be copied each time it is made of, or into, rows.
+Vectors stand as [T, B, D]: of the three only B is a multiple of a TPU's tile, and [B, T, D] would be
+copied each time it is made of, or into, rows.
 
 A mesh axis other than x exchanges inside itself alone: parts are summed, columns gathered. Several axes
 together count as one; where the batch shares some of its own with the stack, it is gathered over those.
@@ -42,6 +42,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel.layout import Layout, joined, together
 from mlperf_jax.training.sparse_optimizers import RowRule, Slots, update_rows
+from mlperf_jax.usual_loops import usually
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -90,29 +91,26 @@ def look_up(stack: jax.Array, places: jax.Array, tables: Tables, dtype: DTypeLik
         dtype: of the result and of what travels; a device's sums are made in the stack's own.
 
     Returns:
-        [B, T, D].
+        [T, B, D].
     """
     place = _placement(tables, len(places))
     if place is None:
-        return _in_parts(
-            lambda part: _cast(_pooled(_vectors(_flat(stack), part), tables), dtype).swapaxes(0, 1), places, 1
-        )
+        return _in_parts(lambda part: _cast(_pooled(_vectors(_flat(stack), part), tables), dtype), places, 1)
 
     def local(stack: jax.Array, places: jax.Array) -> jax.Array:
         def one_part(part: jax.Array) -> jax.Array:
             if place.looks_up_for_all:
                 part = lax.all_gather(part, place.batch, tiled=True)
-            if between := place.exchange(part.size):
+            if between := place.exchange(len(part)):
                 pooled = _fetched(_flat(stack), part, between, place, dtype)
             else:
                 pooled = _cast(_partly_pooled(_flat(stack), part, place), dtype)
-            return _to_own_examples(pooled, place).swapaxes(0, 1)
+            return _to_own_examples(pooled, place)
 
         return _in_parts(one_part, places, place.size(place.batch) if place.looks_up_for_all else 1)
 
-    return _on_each_device(local, place, (place.stack_spec, place.batch_spec), place.batch_spec)(
-        stack, places
-    )
+    specs = (place.stack_spec, place.batch_spec)
+    return _on_each_device(local, place, specs, place.vectors_spec)(stack, places)
 
 
 def update(
@@ -130,13 +128,13 @@ def update(
 
         rows asked for, of each table's own    [[3, 1, 1], [3, 2, 0]]
         places in the stack                    [[3, 5, 5], [3, 6, 4]]
-        gradients g[example, table]            [2, 2, D]
+        gradients g[table, example]            [2, 2, D]
 
-    Row 3 takes g[0, 0] + g[1, 0], row 5 takes g[0, 1] twice, rows 6 and 4 take g[1, 1] each, and others stay.
+    Row 3 takes g[0, 0] + g[0, 1], row 5 takes g[1, 0] twice, rows 6 and 4 take g[1, 1] each, and others stay.
 
     One device hands `update_rows` these pairs of row and gradient. Of two devices that hold rows 0 to 3 and 4
-    to 7, and an example each, the first sums 2 g[0, 1] for row 5 and sends that to the second, which sends
-    it g[1, 0] for row 3; then each updates its rows. Where devices share tables or columns instead, each
+    to 7, and an example each, the first sums 2 g[1, 0] for row 5 and sends that to the second, which sends
+    it g[0, 1] for row 3; then each updates its rows. Where devices share tables or columns instead, each
     first gets the whole batch's places and gradients, as far as they are of its own shard.
 
     Args:
@@ -144,7 +142,7 @@ def update(
         stack: [G, R, D].
         slots: the rule's, of the same shape.
         places: [B, L] int32, as `look_up` had them.
-        grads: [B, T, D], of the loss by `look_up`'s result.
+        grads: [T, B, D], of the loss by `look_up`'s result.
         tables: what the stack holds.
         lr: learning rate [].
 
@@ -156,8 +154,7 @@ def update(
     def local(
         stack: jax.Array, slots: Slots, places: jax.Array, grads: jax.Array, lr: jax.Array
     ) -> tuple[jax.Array, Slots]:
-        grads = grads.swapaxes(0, 1)
-        between = place.exchange(places.size) if place else None
+        between = place.exchange(len(places)) if place else None
         if place is None:
             look_ups = _paired(places, jnp.asarray(tables.table_of), grads)
         elif between is None:
@@ -174,8 +171,8 @@ def update(
 
     if place is None:
         return local(stack, slots, places, grads, lr)
-    shard, examples = place.stack_spec, place.batch_spec
-    specs = (shard, shard, examples, examples, PartitionSpec())
+    shard = place.stack_spec
+    specs = (shard, shard, place.batch_spec, place.vectors_spec, PartitionSpec())
     return _on_each_device(local, place, specs, (shard, shard))(stack, slots, places, grads, lr)
 
 
@@ -208,14 +205,14 @@ def _flat(stack: jax.Array) -> jax.Array:
 
 
 def _in_parts(function: Callable[[jax.Array], jax.Array], places: jax.Array, holders: int) -> jax.Array:
-    """`function` of [B, L], so many examples at a time that all devices' together make few enough look-ups."""
+    """`function` of [B, L], [T, B, D], so many examples at a time that all devices' together make few enough look-ups."""
     batch, look_ups = places.shape
     fits = max(LOOK_UPS_AT_ONCE // (look_ups * holders), 1)
     parts = next(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= fits)
     if parts == 1:
         return function(places)
-    done = lax.map(function, places.reshape(parts, batch // parts, look_ups))
-    return done.reshape(batch, *done.shape[2:])
+    done = lax.map(function, places.reshape(parts, batch // parts, look_ups)).swapaxes(0, 1)
+    return done.reshape(len(done), batch, -1)
 
 
 def _pooled(vectors: jax.Array, tables: Tables) -> jax.Array:
@@ -232,10 +229,11 @@ def _vectors(table: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def _cast(vectors: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """`vectors.astype(dtype)`, where XLA for TPUs would cast the whole table before it gathers.
+    """`vectors.astype(dtype)`, for rows that are gathered in a loop: XLA for TPUs would cast the table, before the loop.
 
     Its propagation of bfloat16 goes through gathers, sums, collectives and optimization barriers, but not
-    through the rounding, to nearest and ties to even, done on the bits of a float32.
+    through the rounding, to nearest and ties to even, done on the bits of a float32. Outside of loops a gather
+    casts what it reads, in no time.
     """
     if (vectors.dtype, jnp.dtype(dtype)) != (jnp.float32, jnp.bfloat16):
         return vectors.astype(dtype)
@@ -259,17 +257,22 @@ def _fetched(
     """Pooled vectors [T, B, D'] of one's own examples, of rows that their holders send."""
     wanted = between.wanted(place.rows_anywhere(places).ravel())
 
-    def one_round(number: jax.Array, pooled: jax.Array) -> jax.Array:
-        now = between.round(wanted, number)
+    def pooled_in(round: jax.Array, cast: Callable[[jax.Array, DTypeLike], jax.Array]) -> jax.Array:
         # Where no row is asked for any will do: nobody looks there.
-        sent = between.trade(_cast(table.at[between.trade(now.rows)].get(mode="clip"), dtype))
+        rows = table.at[between.trade(between.asked(wanted, round))].get(mode="clip")
+        sent = between.trade(cast(rows, dtype))
         # What arrives is a small table, in which the look-ups have other numbers; what is not there is its last row.
         arrived = sent.reshape(-1, sent.shape[-1]).at[-1].set(0)
-        vectors = arrived.at[now.place.reshape(places.shape).T].get(mode="clip")
-        return pooled + _pooled(vectors, place.tables).astype(table.dtype)
+        vectors = arrived.at[between.places(wanted, round).reshape(places.shape).T].get(mode="clip")
+        return _pooled(vectors, place.tables)
 
-    nothing = jnp.zeros((place.tables.num_tables, len(places), table.shape[1]), table.dtype)
-    return lax.fori_loop(0, wanted.rounds, one_round, nothing).astype(dtype)
+    def one_more(round: jax.Array, pooled: jax.Array) -> jax.Array:
+        more = pooled_in(round, _cast)
+        return (pooled.astype(table.dtype) + more.astype(table.dtype)).astype(dtype)
+
+    first = pooled_in(jnp.int32(0), lax.convert_element_type)
+    with usually(0):
+        return lax.fori_loop(1, wanted.rounds, one_more, first)
 
 
 def _update_holders(
@@ -284,18 +287,22 @@ def _update_holders(
 ) -> tuple[jax.Array, Slots]:
     """As `update_rows` with rows [N] of all devices: each row's gradients are summed here, and sent to its holder."""
     wanted = between.wanted(rows)
-    sums = jax.ops.segment_sum(
-        grads[source[wanted.order]], wanted.number[wanted.order], len(rows), indices_are_sorted=True
-    )
+    ordered = grads[source[wanted.order]]
 
-    def one_round(number: jax.Array, carry: tuple[jax.Array, Slots]) -> tuple[jax.Array, Slots]:
-        now = between.round(wanted, number)
-        arrived = between.trade(sums.at[now.numbers].get(mode="clip"))  # what is no row's is dropped there
-        rows = between.trade(now.rows).ravel()
+    def one_round(round: jax.Array, carry: tuple[jax.Array, Slots]) -> tuple[jax.Array, Slots]:
+        sums = jnp.zeros((between.size * between.capacity, grads.shape[-1]), grads.dtype)
+        sums = sums.at[between.ordered_places(wanted, round)].add(
+            ordered, mode="drop", indices_are_sorted=True, wrap_negative_indices=False
+        )
+        arrived = between.trade(sums.reshape(between.size, between.capacity, -1))
+        rows = between.trade(
+            between.asked(wanted, round)
+        ).ravel()  # where there is none, what arrives is dropped
         each = jnp.arange(len(rows), dtype=jnp.int32)
         return update_rows(rule, *carry, rows, each, arrived.reshape(-1, arrived.shape[-1]), lr)
 
-    return lax.fori_loop(0, wanted.rounds, one_round, (table, slots))
+    with usually(1):
+        return lax.fori_loop(0, wanted.rounds, one_round, (table, slots))
 
 
 def _own_columns(grads: jax.Array, place: Placement) -> jax.Array:

@@ -103,6 +103,11 @@ class Tables:
         """The table of each look-up of an example, [L]."""
         return np.repeat(np.arange(self.num_tables), self.hots)
 
+    def distinct_rows(self, examples: int) -> float:
+        """How many rows so many examples look up on average, were each look-up of any of its table's: never more otherwise."""
+        sizes, hots = np.array(self.sizes, float), np.array(self.hots)
+        return float(np.sum(sizes * (1 - (1 - 1 / sizes) ** (examples * hots))))
+
     def places(self, sparse: jax.Array) -> jax.Array:
         """Where the rows lie in the stack, as `group * R + row`.
 

@@ -130,7 +130,7 @@ class _Player:
     def _nested(self, instruction: Instruction, computation: Computation, times: int) -> float:
         trips = 1
         if instruction.opcode == "while":
-            trips = self.module.trip_count(instruction, computation) or 1
+            trips = self.module.counted_trips(instruction, computation)
         lengths = [self.play(called, times * trips) for called in instruction.called]
         if instruction.opcode == "conditional":
             return max(lengths, default=0.0)

@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from mlperf_jax.usual_loops import usual_times
+
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _SHAPE = re.compile(r"(\w+)\[([\d,<= ]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -154,7 +156,7 @@ class Module:
             for instruction in self.computations[name].values():
                 inner = times
                 if instruction.opcode == "while":
-                    inner *= self.trip_count(instruction, self.computations[name]) or 1
+                    inner *= self.counted_trips(instruction, self.computations[name])
                 for called in instruction.called:
                     visit(called, inner)
 
@@ -180,13 +182,28 @@ class Module:
 
     @functools.cached_property
     def unknown_loops(self) -> tuple[str, ...]:
-        """Loops whose trip count could not be found; their bodies count once."""
-        return tuple(
-            i.name
+        """Loops whose trip count could not be found, and of which the program says nothing; their bodies count once."""
+        return tuple(i.name for i in self._open_loops if usual_times(i.op_name) is None)
+
+    @functools.cached_property
+    def usual_loops(self) -> dict[str, int]:
+        """Loops whose trip count the data decide, and what the program says of it: their bodies count so often."""
+        said = ((i.name, usual_times(i.op_name)) for i in self._open_loops)
+        return {name: times for name, times in said if times is not None}
+
+    @functools.cached_property
+    def _open_loops(self) -> list[Instruction]:
+        return [
+            i
             for computation in self.computations.values()
             for i in computation.values()
             if i.opcode == "while" and self.trip_count(i, computation) is None
-        )
+        ]
+
+    def counted_trips(self, loop: Instruction, computation: Computation) -> int:
+        """How often a loop's body counts."""
+        known = self.trip_count(loop, computation)
+        return self.usual_loops.get(loop.name, 1) if known is None else known
 
     def trip_count(self, loop: Instruction, computation: Computation) -> int | None:
         """How often a loop's body runs; None where it depends on data."""

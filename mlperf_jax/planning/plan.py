@@ -339,6 +339,7 @@ def _compiled(
     plan.flops["executed"] = cost.hlo_flops(module) + cost_kernels.unstated_flops(module, kernels)
     plan.collectives = cost_network.by_kind_and_axis(collectives)
     plan.compiler["unknown_loops"] = list(module.unknown_loops)
+    plan.compiler["usual_loops"] = module.usual_loops
     network = sum(row["seconds"] for row in plan.collectives)
     _roofline(plan, where, compute=plan.flops["executed"], moved=cost.hlo_bytes(module), network=network)
     throughput = subject.examples / played.seconds

@@ -107,6 +107,9 @@ def _times(plan: Plan, unit: str) -> list[str]:
         )
     if loops := plan.compiler.get("unknown_loops"):
         lines.append(f"  loops of unknown length, counted once: {', '.join(loops)}")
+    if usual := plan.compiler.get("usual_loops"):
+        said = ", ".join(f"{name} {times}" for name, times in usual.items())
+        lines.append(f"  loops that data end, counted as often as they usually run: {said}")
     return lines
 
 

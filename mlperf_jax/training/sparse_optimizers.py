@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from mlperf_jax.usual_loops import usually
+
 Slots = tuple[jax.Array, ...]
 """What a rule keeps of the past, arrays of the parameter's shape."""
 
@@ -175,7 +177,8 @@ def update_rows(
 
     chunks = (rows < num_rows).sum() // chunk + 1
     start = (table, slots, none, jnp.zeros(table.shape[1:], table.dtype))
-    table, slots, _, _ = lax.fori_loop(0, chunks, one_chunk, start)
+    with usually(-(-len(rows) // chunk)):
+        table, slots, _, _ = lax.fori_loop(0, chunks, one_chunk, start)
     return table, slots
 
 

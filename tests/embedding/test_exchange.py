@@ -49,13 +49,14 @@ def exchanging(room):
         wanted = between.wanted(rows[0])
 
         def one_round(number, found):
-            now = between.round(wanted, number)
-            held = table.at[between.trade(now.rows)].get(mode="clip")  # any where none is asked for
+            held = table.at[between.trade(between.asked(wanted, number))].get(
+                mode="clip"
+            )  # any where none is asked for
             arrived = between.trade(held).ravel()
-            return found + arrived.at[-1].set(0)[now.place]
+            return found + arrived.at[-1].set(0)[between.places(wanted, number)]
 
         found = jax.lax.fori_loop(0, wanted.rounds, one_round, 0 * rows[0])
-        return found[None], wanted.rows[None], wanted.rounds[None]
+        return found[None], wanted.distinct[None], wanted.rounds[None]
 
     mesh = Mesh(np.array(jax.devices()[:DEVICES]), "x")
     on_x = PartitionSpec("x")
