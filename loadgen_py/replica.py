@@ -50,6 +50,7 @@ class Replica:
         place: gives the sharding of an input of a certain shape, batch axis first.
         on_device: keep the loaded samples in device memory and gather there; otherwise batches are
             gathered on the host and sent.
+        compile: what makes a program of one that was lowered.
 
     Attributes:
         batch_sizes: bucket -> those compiled so far, ascending.
@@ -65,8 +66,9 @@ class Replica:
         capacity: Mapping[str, int],
         place: Callable[[tuple[int, ...]], jax.sharding.Sharding],
         on_device: bool = False,
+        compile: Callable[[jax.stages.Lowered], jax.stages.Compiled] = jax.stages.Lowered.compile,
     ) -> None:
-        self._predict, self._specs = predict, specs
+        self._predict, self._specs, self._compile = predict, specs, compile
         self._held, self._whole = _packed(variables)
         self._capacity, self._place, self._on_device = capacity, place, on_device
         self._compiled: dict[str, dict[int, jax.stages.Compiled]] = {bucket: {} for bucket in specs}
@@ -79,7 +81,7 @@ class Replica:
         for bucket, sizes in batch_sizes.items():
             compiled = self._compiled[bucket]
             for size in sorted(set(sizes) - set(compiled)):
-                compiled[size] = self._lowered(bucket, size).compile()
+                compiled[size] = self._compile(self._lowered(bucket, size))
             self.batch_sizes[bucket] = sorted(compiled)
 
     def _lowered(self, bucket: str, size: int) -> jax.stages.Lowered:

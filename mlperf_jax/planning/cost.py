@@ -315,8 +315,10 @@ def _touched(name: str, body: Computation, module: Module) -> tuple[float, bool]
     for user in users:
         found: tuple[float, bool] | None = None
         first = user.operands[0] == name
-        if first and user.opcode in ("dynamic-slice", "gather"):
-            found = user.shapes[0].padded_bytes, False
+        if first and user.opcode in ("dynamic-slice", "gather", "slice"):
+            # A gather may round what it reads.
+            (read,), (given,) = body[name].shapes, user.shapes
+            found = given.padded_bytes * read.itemsize / given.itemsize, False
         elif first and user.opcode == "dynamic-update-slice":
             found = body[user.operands[1]].shapes[0].padded_bytes, True
         elif first and user.opcode == "scatter":
@@ -329,7 +331,8 @@ def _touched(name: str, body: Computation, module: Module) -> tuple[float, bool]
         if found is None:
             return None
         total, in_place = total + found[0], in_place or found[1]
-    return (total, in_place) if users else None
+    # Slices that overlap, as shifted images do, are read once.
+    return (min(total, body[name].shapes[0].padded_bytes), in_place) if users else None
 
 
 def hlo_bytes(module: Module) -> float:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from mlperf_jax.parallel.chips import CHIPS
 from mlperf_jax.planning import cost, cost_network, cost_time, hlo, topology
 from mlperf_jax.planning.replica_groups import replica_groups
+from mlperf_jax.usual_loops import usually
 
 # A loop of 6 trips around a product of 8x16 and 16x16 that takes 300 cycles, with an all-gather in it, and
 # after it an all-reduce that 500 cycles of other work hide in part.
@@ -118,6 +119,36 @@ def test_trip_count_known_or_carried_or_unknown():
     unknown = hlo.parse(PROGRAM.replace("s32[] constant(6)", "s32[] negate(%n)"))
     assert unknown.unknown_loops == ("loop",)
     assert unknown.executions["body"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [
+        ("jit(step)/usually_7_times/while", 7),
+        ("jit(step)/usually_0_times/while", 0),
+        ("jit(step)/usually_7_times/while/body/while", None),
+        ("jit(step)/while", None),
+    ],
+)
+def test_the_program_says_how_often_a_loop_usually_runs(name, times):
+    """Where data end it, and nobody knows; not of loops within it."""
+    said = PROGRAM.replace("body=%body", f'body=%body, metadata={{op_name="{name}"}}')
+    assert hlo.parse(said).executions["body"] == 6 and not hlo.parse(said).usual_loops
+    module = hlo.parse(said.replace("s32[] constant(6)", "s32[] negate(%n)"))
+    assert module.usual_loops == ({} if times is None else {"loop": times})
+    assert module.unknown_loops == (("loop",) if times is None else ())
+    assert module.executions["body"] == (1 if times is None else times)
+    work = cost_time.timeline(module, network().topology.chip, []).cycles
+    assert work == 300 * (1 if times is None else times) + 600
+
+
+def test_usually_is_read_in_what_xla_compiles():
+    def halve(x):
+        with usually(3):
+            return jax.lax.while_loop(lambda x: x.sum() > 1, lambda x: x / 2, x)
+
+    module = hlo.parse(jax.jit(halve).lower(jnp.ones((8, 8))).compile().as_text())
+    assert list(module.usual_loops.values()) == [3] and not module.unknown_loops
 
 
 def test_collectives_by_axis():
@@ -256,6 +287,30 @@ ENTRY %main (table: f32[1000000,128], ids: s32[8]) -> f32[1000000,128] {
 """
     rows, ids = 8 * 128 * 4, 128 * 4
     assert cost.hlo_bytes(hlo.parse(text)) == (2 * rows + ids) + (3 * rows + ids)
+    rounded = text.replace(
+        "%rows = f32[8,128]{1,0:T(8,128)}", "%rows = bf16[8,128]{1,0:T(8,128)(2,1)}"
+    ).replace("%g = f32[8,128]{1,0:T(8,128)}", "%g = bf16[8,128]{1,0:T(8,128)(2,1)}")
+    module = hlo.parse(rounded)
+    main = module.computations["main"]
+    assert cost.instruction_bytes(main["rows"], main, module) == 1.5 * rows + ids
+
+
+def test_of_what_is_sliced_the_slices_count_and_once_where_they_overlap():
+    text = """HloModule m
+%fused (p: f32[64,128]) -> f32[8,128] {
+  %p = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %a = f32[8,128]{1,0:T(8,128)} slice(%p), slice={[0:8], [0:128]}
+  %b = f32[8,128]{1,0:T(8,128)} slice(%p), slice={[8:16], [0:128]}
+  ROOT %sum = f32[8,128]{1,0:T(8,128)} add(%a, %b)
+}
+ENTRY %main (x: f32[64,128]) -> f32[8,128] {
+  %x = f32[64,128]{1,0:T(8,128)} parameter(0)
+  ROOT %f = f32[8,128]{1,0:T(8,128)} fusion(%x), kind=kLoop, calls=%fused
+}
+"""
+    assert cost.hlo_bytes(hlo.parse(text)) == 3 * 8 * 128 * 4
+    image = text.replace("64,128", "9,128").replace("[8:16]", "[1:9]")
+    assert cost.hlo_bytes(hlo.parse(image)) == (16 + 8) * 128 * 4  # nine rows lie in two tiles of eight
 
 
 def test_collectives_that_share_a_channel_count_each_and_copies_of_one_once():
