@@ -28,10 +28,9 @@ HEAD = """# Where the closed training steps of DLRM fit
 
 Made by `python -m benchmarks.plan_dlrm` on a machine with two CPU cores and no accelerator: the train steps
 of this repository, compiled for each topology by the chip's own compiler (libtpu). Nothing was measured.
-Tables and accumulators are float32 and lie over the chips by rows. Loops whose length only the data decide are
-counted once: rows that are looked up travel in one round unless they are very unevenly spread, and are updated in
-as many parts of 65,536 as there are distinct ones (at most 5 on 64 chips at a batch of 65,536, 17 on 16), so steps
-take longer than predicted where those parts do. Figures and commands: plan_dlrm.json.
+Tables and accumulators are float32 and lie over the chips by rows. Rows that are looked up travel in one round
+unless they are very unevenly spread, and are updated in parts of 65,536: `plan` counts such loops as often as the
+program says they usually run. Figures and commands: plan_dlrm.json.
 
 | workload | batch | topology | verdict | tables and parameters a chip | optimizer a chip | temporaries a chip | total a chip | predicted step |
 |---|---|---|---|---|---|---|---|---|

@@ -34,7 +34,7 @@ class Wanted(NamedTuple):
         distinct: their rows, each once, int32 [N]; after the last one, `Exchange.none`.
         order: which look-up each is, int32 [N].
         holder: who has its row, from 0, int32 [N].
-        round: in which of `rounds` it travels, int32 [N]; `rounds` or more where no row is wanted.
+        round: in which of `rounds` it travels, int32 [N]; `rounds` where no row is wanted.
         number: of those that this holder is asked for in this round, which its row is, int32 [N].
         rounds: the same on all devices, int32 [].
     """
@@ -86,6 +86,7 @@ class Exchange:
         rounds = self._rounds(distinct)
         holder = jnp.minimum(lax.div(ordered, jnp.int32(self.rows)), self.size - 1)
         round = lax.div(ordered - holder * self.rows, self._width(rounds))
+        round = jnp.where(ordered < self.none, round, rounds)
         begins = jnp.append(True, (holder[1:] != holder[:-1]) | (round[1:] != round[:-1]))
         number = segment - lax.cummax(jnp.where(begins, segment, 0))
         return Wanted(distinct, order, holder, round, number, rounds)

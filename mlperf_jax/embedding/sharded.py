@@ -295,9 +295,8 @@ def _update_holders(
             ordered, mode="drop", indices_are_sorted=True, wrap_negative_indices=False
         )
         arrived = between.trade(sums.reshape(between.size, between.capacity, -1))
-        rows = between.trade(
-            between.asked(wanted, round)
-        ).ravel()  # where there is none, what arrives is dropped
+        # Where there is none, what arrives is dropped.
+        rows = between.trade(between.asked(wanted, round)).ravel()
         each = jnp.arange(len(rows), dtype=jnp.int32)
         return update_rows(rule, *carry, rows, each, arrived.reshape(-1, arrived.shape[-1]), lr)
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from mlperf_jax.embedding.exchange import Exchange
 
-DEVICES, ROWS, COUNT = 8, 24, 40
+DEVICES, ROWS, COUNT = 8, 27, 40
 NONE = DEVICES * ROWS
 RANDOM = np.random.default_rng(5)
 CASES = {
@@ -19,6 +19,9 @@ CASES = {
     "one holder's first rows": RANDOM.integers(0, 6, (DEVICES, COUNT)),
     "some look nothing up": np.where(
         RANDOM.random((DEVICES, COUNT)) < 0.7, NONE, RANDOM.integers(0, NONE, (8, 1))
+    ),
+    "some look nothing up, others much of one holder's": np.where(
+        RANDOM.random((DEVICES, COUNT)) < 0.3, NONE, RANDOM.integers(7 * ROWS, NONE, (DEVICES, COUNT))
     ),
     "nobody does": np.full((DEVICES, COUNT), NONE),
     "the very last row": np.where(np.arange(COUNT) % 2, NONE - 1, NONE)[None].repeat(DEVICES, 0),

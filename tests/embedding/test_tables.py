@@ -70,3 +70,22 @@ def test_first_values_are_uniform_within_each_tables_bound(groups):
 def test_more_rows_than_int32_numbers():
     with pytest.raises(ValueError, match="int32"):
         Tables((2**30,) * 2, (1, 1), 4, groups=2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(examples=st.integers(1, 300), skew=st.floats(0, 2), seed=st.integers(0, 2**32 - 1))
+def test_random_look_ups_ask_for_the_most_rows(examples, skew, seed):
+    """On average of many batches: as many as said where every row is as likely, and never more where some are likelier."""
+    tables = Tables((40, 3, 17, 90, 1, 25), (1, 2, 1, 5, 1, 3), width=8, stripes=8)
+    random = np.random.default_rng(seed)
+    counts = []
+    for _ in range(60):
+        asked = 0
+        for size, hot in zip(tables.sizes, tables.hots, strict=True):
+            likely = (1.0 + np.arange(size)) ** -skew
+            asked += len(np.unique(random.choice(size, examples * hot, p=likely / likely.sum())))
+        counts.append(asked)
+    error = 6 * np.std(counts) / np.sqrt(len(counts)) + 0.5
+    said = tables.distinct_rows(examples)
+    assert np.mean(counts) < said + error
+    assert skew > 0 or np.mean(counts) > said - error
