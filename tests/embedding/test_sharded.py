@@ -148,6 +148,23 @@ def test_the_example_of_update(devices):
     np.testing.assert_allclose(stack[0], -change, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["dp", "row_wise", "column_wise", "table_wise"])
+def test_many_gradients_in_bfloat16_are_summed_in_the_tables_dtype(name):
+    """1,024 a device for the one row of a table: sums in bfloat16 end at 256 times what they add."""
+    tables = Tables((1, 40), (64, 1), width=16, groups=8 if name == "table_wise" else 1, stripes=8)
+    layout = mesh.make_layout(STRATEGIES[name])
+    random = np.random.default_rng(0)
+    rows = np.concatenate([np.zeros((128, 64)), random.integers(40, size=(128, 1))], 1).astype(np.int32)
+    grads = jnp.asarray(random.normal(1, 0.3, (2, 128, 16)), jnp.bfloat16)
+    stack = jax.device_put(np.zeros(tables.shape, np.float32), sharded.stack_sharding(tables, layout))
+    with layouts.use(layout):
+        stack, _ = jax.jit(
+            lambda *a: sharded.update(sparse_optimizers.sgd(), a[0], (), *a[1:], tables, jnp.float32(1))
+        )(stack, tables.places(rows), grads)
+    expected = 64 * np.asarray(grads[0], np.float64).sum(0)
+    np.testing.assert_allclose(-tables.unstacked(stack)[0][0], expected, rtol=1e-5)
+
+
 def test_tables_lie_where_the_strategy_says():
     expected = {
         "dp": (None, None, None),
