@@ -17,7 +17,7 @@ WORKLOADS = {
     "objectron": ("objectron", "tflite"),
     "ssd_mobilenet": ("ssd_mobilenet", "mined_sigmoid", "sampled_crop", "rmsprop"),
     "maskrcnn2go": ("maskrcnn2go", "keypoint", "figures"),
-    "maskrcnn": ("maskrcnn", "masked", "proposals", "regions", "outlines", "image_buckets"),
+    "maskrcnn": ("maskrcnn", "masked_detection", "proposals", "regions", "outlines", "image_buckets"),
     "retinanet": ("retinanet", "pyramid", "openimages"),
     "ssd_resnet34": ("ssd", "coco", "composites", "box", "detection", "average_precision"),
     "unet3d": ("unet3d", "volumes", "segmentation"),

@@ -65,9 +65,6 @@ NUMBERS = {
     "data.longer": (SIZE,),
     "eval_batch_size": 8,
     "ema_decay": 0.0,
-    "optimizer.base_lr": 0.02,
-    "schedule.warmup_steps": 4,
-    "schedule.steps": 40,
     "inference.batch_sizes": (1,),
 }
 """Of a config, either preset's: a model of one block on images of 32 pixels."""
@@ -84,6 +81,9 @@ class SmallPoses(PoseEstimation):
         config.update_from_flattened_dict(
             {
                 "data.max_boxes": BOXES,
+                "optimizer.base_lr": 0.02,
+                "schedule.warmup_steps": 4,
+                "schedule.steps": 40,
                 "data.num_train": 80,
                 "data.num_eval": 12,
                 "batch_size": 16,

@@ -93,7 +93,7 @@ def test_the_checker_has_no_complaint_of_what_they_logged(together):
     assert door.values(events, "submission_division") == ["open"]
     assert door.values(events, "quality_target") == [0.3556]
     assert door.values(events, "num_image_candidates") == [12]
-    assert door.values(events, "opt_learning_rate_training_steps") == [40]
+    assert door.values(events, "opt_learning_rate_training_steps") == [450_000]
     assert door.complaints_as(log, "ssd", "1.1.0") == []
 
 
