@@ -241,27 +241,35 @@ def test_both_figures_must_be_reached_by_the_same_state():
 
 @functools.cache
 def of_two_shapes():
-    """Drawn parameters that find something, in float32, and the answers to all samples, as they are logged."""
+    """Drawn parameters that find something, in float32; answers to all samples as they are logged, and what they hold."""
     workload = toys.make(SmallMaskRCNN, detection__score=0.0, batch_size=BATCH, **TWO_SHAPES)
     engine = Engine(workload, single_device_layout())
     engine.compile("init", *(named("detect", bucket) for bucket in engine.buckets))
     state = engine.init(3)
-    predict, indices = jax.jit(workload.predict), np.arange(workload.num_samples)
-    buckets, answers = workload.sample_buckets(indices), {}
+
+    @jax.jit
+    def predict(state, inputs):
+        with tracing(engine.layout, workload.policy):
+            found, (masks,) = workload.detected(workload.model(state), inputs)
+        return workload.predict(state, inputs), (found.corners, found.scores, found.labels, masks)
+
+    indices = np.arange(workload.num_samples)
+    buckets, answers, held = workload.sample_buckets(indices), {}, {}
     for bucket, spec in workload.sample_specs().items():
         mine = np.array([i for i in indices if buckets[i] == bucket])
         inputs = workload.read_samples(mine)
         assert {name: (x.shape[1:], x.dtype) for name, x in inputs.items()} == spec
-        found = np.asarray(predict(workload.served_state(state), inputs))
+        found, parts = jax.device_get(predict(workload.served_state(state), inputs))
         assert found.shape == (len(mine), 10, 28 + 8 * 8) and found.dtype == np.uint8
-        for index, answer in zip(mine, found, strict=True):
-            answers[index] = workload.logged_answer(index, answer).tobytes()
-    return engine, state, [answers[i] for i in indices]
+        for row, index in enumerate(mine):
+            answers[index] = workload.logged_answer(index, found[row]).tobytes()
+            held[index] = [part[row] for part in parts]
+    return engine, state, [answers[i] for i in indices], held
 
 
 def test_answers_are_judged_as_the_evaluation_was():
     """Bucket by bucket: twelve examples of two shapes in batches of eight, which are padded; that does not count."""
-    engine, state, answers = of_two_shapes()
+    engine, state, answers, _ = of_two_shapes()
     workload = engine.workload
     assert set(engine.buckets) == {"32x64", "64x32"}
     evaluated = workload.evaluate(engine, state).result(timeout=60)
@@ -298,26 +306,17 @@ def test_perfect_answers_score_one():
 
 
 def test_an_answer_holds_what_was_found():
-    engine, state, answers = of_two_shapes()
-    workload = engine.workload
-    inputs = workload.read_samples(np.array([0]))
-
-    @jax.jit
-    def detected(state, inputs):
-        with tracing(engine.layout, workload.policy):
-            found, (masks,) = workload.detected(workload.model(state), inputs)
-            return found.corners, found.scores, found.labels, masks
-
-    corners, scores, labels, masks = detected(workload.served_state(state), inputs)
-    rows = np.concatenate([corners[0], scores[0, :, None], labels[0, :, None]], 1)
+    _, _, answers, held = of_two_shapes()
+    corners, scores, labels, masks = held[0]
+    rows = np.concatenate([corners, scores[:, None], labels[:, None]], 1)
     found = unpacked(np.frombuffer(answers[0], np.uint8).reshape(-1, 92))
-    assert len(found.rows) == (labels[0] > 0).sum() > 0
+    assert len(found.rows) == (labels > 0).sum() > 0
     np.testing.assert_allclose(found.rows, rows[: len(found.rows)], rtol=1e-5)
-    assert np.abs(found.masks.astype(int) - masks[0, : len(found.rows)].astype(int)).max() <= 1
+    assert np.abs(found.masks.astype(int) - masks[: len(found.rows)].astype(int)).max() <= 1
 
 
 def test_pictures_show_masks():
-    engine, state, _ = of_two_shapes()
+    engine, state, _, _ = of_two_shapes()
     pictures = engine.workload.pictures(engine, state, 3)
     assert len(pictures) == 3 and all(picture.startswith(b"\x89PNG") for picture in pictures)
 
