@@ -13,6 +13,24 @@ from mlperf_jax.workloads.instance_segmentation import MaskRCNNSegmentation
 SIZE, CLASSES, BOXES = 32, 3, 3
 COLOURS = np.array([[220, 40, 40], [40, 40, 220]])
 CATEGORY_IDS = (7, 9)
+SMALL_REGIONS = {
+    "model.box_window": 3,
+    "model.dense": 16,
+    "model.mask_window": 4,
+    "proposals.train.candidates": 24,
+    "proposals.train.count": 12,
+    "proposals.eval.candidates": 24,
+    "proposals.eval.count": 12,
+    "regions.count": 16,
+    "regions.share": 0.5,
+    "detection.candidates": 24,
+    "data.shorter": SIZE,
+    "data.longest": SIZE,
+    "data.longer": (SIZE,),
+    "eval_batch_size": 8,
+    "inference.batch_sizes": (1,),
+}
+"""Of the config of a detector with masks: few regions, narrow heads, images of 32 pixels."""
 
 
 class Ellipses:
@@ -93,39 +111,25 @@ class SmallMaskRCNN(MaskRCNNSegmentation):
         del config.ema_decay
         config.update_from_flattened_dict(
             {
+                **SMALL_REGIONS,
                 "model.num_classes": CLASSES,
                 "model.width": 4,
                 "model.stages": (1, 1),
                 "model.channels": 4,
-                "model.box_window": 3,
-                "model.dense": 16,
-                "model.mask_window": 4,
                 "model.mask_channels": (8,),
                 "model.fixed": 2,
                 "model.fixed_norms": True,
                 "anchor_sizes": (8, 12, 16),
-                "proposals.train.candidates": 24,
-                "proposals.train.count": 12,
-                "proposals.eval.candidates": 24,
-                "proposals.eval.count": 12,
-                "regions.count": 16,
-                "regions.share": 0.5,
-                "detection.candidates": 24,
                 "detection.detections": 10,
-                "data.shorter": SIZE,
-                "data.longest": SIZE,
-                "data.longer": (SIZE,),
                 "data.max_boxes": BOXES,
                 "data.num_train": 80,
                 "data.num_eval": 12,
                 "batch_size": 16,
-                "eval_batch_size": 8,
                 "max_epochs": 3,
                 "optimizer.base_lr": 0.02,
                 "schedule.warmup_steps": 4,
                 "target.BBOX": 2.0,
                 "target.SEGM": 0.0,
-                "inference.batch_sizes": (1,),
             }
         )
         return config

@@ -1,4 +1,4 @@
-"""The real Mask R-CNN2Go workload on a few blocks, on images of plain ellipses; `--workload=tests.workloads.small_maskrcnn2go:SmallPoses`."""
+"""The real Mask R-CNN2Go workload with one block, on images of plain ellipses; `--workload=tests.workloads.small_maskrcnn2go:SmallPoses`."""
 
 import functools
 
@@ -9,7 +9,7 @@ from configs.maskrcnn2go import get_config
 from input_pipelines.image import keypoints
 from input_pipelines.image.keypoint_detection import KeypointDetection, with_keypoints
 from mlperf_jax.workloads.pose_estimation import PoseEstimation
-from tests.workloads.small_maskrcnn import BOXES, SIZE, Ellipses
+from tests.workloads.small_maskrcnn import BOXES, SMALL_REGIONS, Ellipses
 
 
 class People(Ellipses):
@@ -44,28 +44,14 @@ class People(Ellipses):
 
 
 NUMBERS = {
+    **SMALL_REGIONS,
     "model.stem": 4,
     "model.stages": ((2, 8, 1, 2),),
     "model.channels": 4,
-    "model.box_window": 3,
-    "model.dense": 16,
-    "model.mask_window": 4,
     "model.convs": 1,
     "anchor_sizes": (8, 14),
-    "proposals.train.candidates": 24,
-    "proposals.train.count": 12,
-    "proposals.eval.candidates": 24,
-    "proposals.eval.count": 12,
-    "regions.count": 16,
-    "regions.share": 0.5,
-    "detection.candidates": 24,
     "detection.detections": 6,
-    "data.shorter": SIZE,
-    "data.longest": SIZE,
-    "data.longer": (SIZE,),
-    "eval_batch_size": 8,
     "ema_decay": 0.0,
-    "inference.batch_sizes": (1,),
 }
 """Of a config, either preset's: a model of one block on images of 32 pixels."""
 

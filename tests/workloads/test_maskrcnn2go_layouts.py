@@ -12,7 +12,8 @@ from mlperf_jax.results.events import read_events
 from mlperf_jax.training.engine import named
 from mlperf_jax.workloads.pose_estimation import PoseEstimation
 from tests import agreement, door, pair
-from tests.workloads.small_maskrcnn2go import NUMBERS, SIZE
+from tests.workloads.small_maskrcnn import SIZE
+from tests.workloads.small_maskrcnn2go import NUMBERS
 
 pytest.importorskip("pycocotools")
 

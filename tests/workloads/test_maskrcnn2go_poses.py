@@ -18,7 +18,8 @@ from mlperf_jax.precision import POLICIES
 from mlperf_jax.training.engine import Engine, named, tracing
 from mlperf_jax.workloads.pose_estimation import PoseEstimation
 from tests import door, toys
-from tests.workloads.small_maskrcnn2go import SIZE, SmallPoses
+from tests.workloads.small_maskrcnn import SIZE
+from tests.workloads.small_maskrcnn2go import SmallPoses
 
 pytest.importorskip("pycocotools")
 
