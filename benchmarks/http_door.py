@@ -50,7 +50,7 @@ class Paced:
     def prefill(self, chunk: Chunk) -> np.int32:
         return np.int32(99)
 
-    def step(self) -> np.ndarray:
+    def step(self, slots: int) -> np.ndarray:
         if self._step_s:
             time.sleep(self._step_s)
         return self._tokens

@@ -99,7 +99,7 @@ class Ours:
         times = []
         for _ in range(12):
             began = time.perf_counter()
-            np.asarray(self._programs.step())
+            np.asarray(self._programs.step(self.slots))
             times.append(time.perf_counter() - began)
         for slot in range(self.slots):
             self._programs.stop(slot)
@@ -166,8 +166,8 @@ class _Watched:
     def prefill(self, chunk: Any) -> Any:
         return self._noted(self._programs.prefill, chunk)
 
-    def step(self) -> Any:
-        return self._noted(self._programs.step)
+    def step(self, slots: int) -> Any:
+        return self._noted(self._programs.step, slots)
 
     def stop(self, slot: int) -> None:
         self._programs.stop(slot)

@@ -3,7 +3,7 @@
 The idea is vLLM's (Kwon et al., arXiv:2309.06180). What a text's tokens find does not depend on who else is there, to the
 last bit. Parts of prompts gather the pages of their text, one at a time, softmax as they go (`attend_part`). A step of all
 texts is bound by the bytes of the cache, and gathers nothing: every page works where it lies, on the query of the text that owns
-it, and what a text's pages found is put together (`attend_step`).
+it, and what a text's pages found is put together (`attend_step`). Of few texts the pages are gathered before (`pages_of`).
 
 The pages of a cache lie in one bank or several, turn by turn: XLA:CPU multiplies a batch of small matrices with one core, and banks
 side by side. Keys lie turned, as products want them, but on a TPU, which writes whole rows and would turn all of the cache before and
@@ -217,6 +217,14 @@ def _gathered(banks: Sequence[jax.Array], pages: jax.Array) -> jax.Array:
         mine = (pages % len(banks) == number).reshape(-1, *[1] * (found.ndim - 1))
         found = jnp.where(mine, bank[pages // len(banks)], found)
     return found
+
+
+def pages_of(cache: Cache, tables: jax.Array) -> tuple[Bank]:
+    """A copy of some texts' pages as a cache of their own: page [b, p] of tables [B, P] is number b * P + p of it."""
+    keys, values = (
+        _gathered([getattr(bank, part) for bank in cache], tables.ravel()) for part in ("keys", "values")
+    )
+    return (Bank(keys, values, cache[0].turned),)
 
 
 def owners(tables: jax.Array, works: jax.Array, pages: int, size: int) -> Owners:

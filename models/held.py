@@ -40,7 +40,7 @@ class Held:
         """[..., I] times the kernel: [..., O], in the dtype of x or another."""
         kernel, rows = self.turned.astype(x.dtype), x.reshape(-1, x.shape[-1])
         out = jnp.dtype(dtype or x.dtype)
-        few = len(rows) <= _FEW_ROWS and len(rows) * len(kernel) <= _FEW_OUTPUTS
+        few = 1 < len(rows) <= _FEW_ROWS and len(rows) * len(kernel) <= _FEW_OUTPUTS
         if few and compiled_for() == "cpu":
             y = _few_rows(rows, kernel, out)
         else:

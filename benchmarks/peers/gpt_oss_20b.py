@@ -30,8 +30,11 @@ class Layer(llama31_8b.Layer):
         seen = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
         return F.scaled_dot_product_attention(q, k, v, seen.triu(1 - self.window), enable_gqa=True)
 
+    def sees(self, distance):
+        return (distance >= 0) & (distance < self.window) if self.window else distance >= 0
+
     def network(self, y):
-        rows = y.flatten(0, 1)
+        rows = y.flatten(0, -2)
         logits, chosen = self.router(rows).float().topk(self.chosen, -1)
         weights = logits.softmax(-1).to(rows.dtype)
         found = torch.zeros_like(rows)

@@ -5,15 +5,15 @@ Queries, keys and values are changed through one narrow product, as MLPerf's ref
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from benchmarks.peers import llama31_8b
-from benchmarks.peers.llama31_8b import Layer, TorchLlama, _turned
+from benchmarks.peers.llama31_8b import Layer, TorchLlama
 from benchmarks.speed import peer
 
 
@@ -28,6 +28,9 @@ class LowRank(nn.Module):
     def forward(self, x):
         return self.up(self.down(self.dropout(x))) * self.scale
 
+    def kernel(self):
+        return self.up.weight @ self.down.weight * self.scale
+
 
 class ChangedLayer(Layer):
     def __init__(self, numbers):
@@ -37,24 +40,12 @@ class ChangedLayer(Layer):
         self.change_in = LowRank(numbers.width, sum(self.sizes), numbers)
         self.change_out = LowRank(self.heads * self.head, numbers.width, numbers)
 
-    def forward(self, x, cos, sin):
-        y = self.norms[0](x)
+    def queries_keys_values(self, y):
         changes = self.change_in(y).split(self.sizes, -1)
-        q, k, v = (
-            (part(y) + change).unflatten(-1, (-1, self.head)).transpose(1, 2)
-            for part, change in zip((self.q, self.k, self.v), changes, strict=True)
-        )
-        found = F.scaled_dot_product_attention(
-            _turned(q, cos, sin),
-            _turned(k, cos, sin),
-            v,
-            is_causal=True,
-            enable_gqa=self.heads != self.key_heads,
-        )
-        found = found.transpose(1, 2).flatten(2)
-        x = x + self.o(found) + self.change_out(found)
-        y = self.norms[1](x)
-        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+        return [part + change for part, change in zip(super().queries_keys_values(y), changes, strict=True)]
+
+    def out(self, found):
+        return super().out(found) + self.change_out(found)
 
 
 class TorchChanged(TorchLlama):
@@ -83,10 +74,19 @@ class Peer(llama31_8b.Peer):
                     [torch.tensor(up[n]).reshape(rank, -1) for up in ups], 1
                 ).T.contiguous()
 
+    @functools.cached_property
+    def teller(self) -> TorchLlama:
+        """With the changes in the kernels that they change, as weights are merged to be served."""
+        plain = TorchLlama(self.config.model).to(self.device)
+        plain.load_state_dict(self.model.state_dict(), strict=False)
+        for layer, changed in zip(plain.layers, self.model.layers, strict=True):
+            parts = changed.change_in.kernel().split(changed.sizes)
+            for part, change in zip(
+                (layer.q, layer.k, layer.v, layer.o), (*parts, changed.change_out.kernel()), strict=True
+            ):
+                part.weight.data += change
+        return plain
+
     def loss(self, batch: peer.Tensors) -> torch.Tensor:
         told = batch["told"][:, 1:]
         return (self.losses(batch["tokens"]) * told).sum() / told.sum()
-
-    def answer(self, inputs: peer.Tensors) -> torch.Tensor:
-        told = inputs["told"][:, 1:]
-        return (self.losses(inputs["tokens"]) * told).sum(1) / told.sum(1)

@@ -1,10 +1,12 @@
 """Llama written for PyTorch from its paper: the peer in speed of language models.
 
-Layers apart, not stacked; PyTorch's own attention; logits of the whole batch at once.
+Layers apart, not stacked; PyTorch's own attention; logits of the whole batch at once. Answers are told greedily, keys and values
+of what was read lie in arrays of a fixed length, as `torch.compile` wants them.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,22 +32,53 @@ class Layer(nn.Module):
         self.norms = nn.ModuleList(nn.RMSNorm(width, eps=numbers.epsilon) for _ in range(2))
         self.q_norm = self.k_norm = nn.Identity()
 
-    def forward(self, x, cos, sin):
-        y = self.norms[0](x)
-        q, k, v = (
-            part(y).unflatten(-1, (-1, self.head)).transpose(1, 2) for part in (self.q, self.k, self.v)
-        )
-        found = self.attend(_turned(self.q_norm(q), cos, sin), _turned(self.k_norm(k), cos, sin), v)
-        x = x + self.o(found.transpose(1, 2).flatten(2))
+    def forward(self, x, cos, sin, read=None):
+        parts = self.queries_keys_values(self.norms[0](x))
+        q, k, v = (part.unflatten(-1, (-1, self.head)).transpose(1, 2) for part in parts)
+        q, k = _turned(self.q_norm(q), cos, sin), _turned(self.k_norm(k), cos, sin)
+        found = self.attend(q, k, v) if read is None else self.attend_read(q, *read.with_these(k, v))
+        x = x + self.out(found.transpose(1, 2).flatten(2))
         return x + self.network(self.norms[1](x))
+
+    def queries_keys_values(self, y):
+        return self.q(y), self.k(y), self.v(y)
+
+    def out(self, found):
+        return self.o(found)
 
     def attend(self, q, k, v):
         return F.scaled_dot_product_attention(
             q, k, v, is_causal=True, enable_gqa=self.heads != self.key_heads
         )
 
+    def attend_read(self, q, k, v, distance):
+        """Queries [B, H, N, D] among all that was read: `distance` [N, T] is how far back each stands."""
+        return F.scaled_dot_product_attention(
+            q, k, v, self.sees(distance), enable_gqa=self.heads != self.key_heads
+        )
+
+    def sees(self, distance):
+        return distance >= 0
+
     def network(self, y):
         return self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class Read:
+    """What a layer has read of some texts: keys and values [B, H, T, D], of which those before the newest tokens are there.
+
+    Those stand at [N].
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, at: torch.Tensor):
+        self.keys, self.values, self.at = keys, values, at
+
+    def with_these(self, k, v):
+        """Puts in the newest tokens' [B, H, N, D]; all of them, and their distances."""
+        self.keys.index_copy_(2, self.at, k.to(self.keys.dtype))
+        self.values.index_copy_(2, self.at, v.to(self.values.dtype))
+        places = torch.arange(self.keys.shape[2], device=k.device)
+        return self.keys, self.values, self.at[:, None] - places
 
 
 def _turned(x, cos, sin):
@@ -73,12 +106,31 @@ class TorchLlama(nn.Module):
 
     def forward(self, tokens):
         """[B, L] to logits [B, L, V]."""
-        angles = torch.arange(tokens.shape[1], device=tokens.device)[:, None] * self.waves
+        return self.logits(self.states(tokens, torch.arange(tokens.shape[1], device=tokens.device)))
+
+    def states(self, tokens, at, read=None):
+        """Tokens [B, N] that stand at [N] to [B, N, D]; `read` is of each layer its keys and values."""
+        angles = at[:, None] * self.waves
         cos, sin = angles.cos().float(), angles.sin().float()
         x = F.embedding(tokens, self.table)
-        for layer in self.layers:
-            x = layer(x, cos, sin)
-        return F.linear(self.norm(x), self.table if self.last is None else self.last)
+        for number, layer in enumerate(self.layers):
+            keys, values = read[number] if read else (None, None)
+            x = layer(x, cos, sin, Read(keys, values, at) if read else None)
+        return x
+
+    def logits(self, states):
+        return F.linear(self.norm(states), self.table if self.last is None else self.last)
+
+    def next(self, tokens, at, read):
+        """The likeliest token [B] behind tokens [B, N]."""
+        return self.logits(self.states(tokens, at, read)[:, -1]).argmax(-1)
+
+    def nothing_read(self, texts, length):
+        """Of each layer keys and values [B, H, T, D]."""
+        return [
+            [self.table.new_zeros(texts, layer.key_heads, length, layer.head) for _ in range(2)]
+            for layer in self.layers
+        ]
 
 
 class Peer(Clipped):
@@ -117,8 +169,27 @@ class Peer(Clipped):
     def loss(self, batch: peer.Tensors) -> torch.Tensor:
         return self.losses(batch["tokens"]).mean()
 
+    def compiled(self) -> tuple[peer.Function, peer.Function]:
+        return self.wrap(self.loss), self.answer
+
+    @functools.cached_property
+    def teller(self) -> TorchLlama:
+        """The model that answers."""
+        return self.model
+
+    @functools.cached_property
+    def next(self) -> peer.Function:
+        return self.wrap(self.teller.next)
+
     def answer(self, inputs: peer.Tensors) -> torch.Tensor:
-        return self.losses(inputs["tokens"]).mean(1)
+        """Of prompts [B, L] each one's next `count` tokens, [B, count]."""
+        prompts, count = inputs["prompts"].long(), int(inputs["count"])
+        texts, length = prompts.shape
+        read = self.teller.nothing_read(texts, length + count)
+        found = [self.next(prompts, torch.arange(length, device=self.device), read)]
+        for place in range(length, length + count - 1):
+            found.append(self.next(found[-1][:, None], torch.tensor([place], device=self.device), read))
+        return torch.stack(found, 1)
 
 
 def _copy(layer: nn.Linear, kernel: Any) -> None:

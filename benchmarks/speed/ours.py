@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ import numpy as np
 
 from benchmarks.speed import handed, roofline
 from benchmarks.speed.side import MANY, ONE, TRAIN
+from benchmarks.speed.telling import Telling
 from benchmarks.speed.training import Training
 from loadgen_py.replica import Replica
 from mlperf_jax.inference import replicas
@@ -18,7 +21,7 @@ from mlperf_jax.inference.settings import ladder
 from mlperf_jax.parallel.chips import find_chip
 from mlperf_jax.planning import compilation, cost, cost_time, hlo
 from mlperf_jax.training.engine import named, tracing
-from mlperf_jax.workload import ServedWorkload
+from mlperf_jax.workload import ServedWorkload, TokenWorkload
 
 _RATES = 4096  # learning rates that peers are told
 
@@ -42,6 +45,8 @@ class Ours(Training):
     def _serve(self) -> dict[str, Any]:
         """The model as it is served, with as many samples as make the largest batch."""
         self.served = jax.tree.map(jnp.copy, self.workload.served_state(self.state))
+        if isinstance(self.workload, TokenWorkload):
+            return self._serve_by_token(self.workload)
         buckets = np.array(self.workload.sample_buckets(np.arange(self.workload.num_samples)))
         self.served_bucket = collections.Counter(buckets.tolist()).most_common(1)[0][0]
         there = np.flatnonzero(buckets == self.served_bucket)
@@ -60,6 +65,14 @@ class Ours(Training):
         self.replica.hold({self.served_bucket: samples})
         return {"sizes": {TRAIN: self.workload.batch_size, **counts}}
 
+    def _serve_by_token(self, workload: TokenWorkload) -> dict[str, Any]:
+        """As above, by the engine: a text alone, and one in every slot."""
+        self.telling = Telling(workload, self.served, self.layout, seed=self.spec["seed"])
+        counts = {ONE: 1, MANY: self.telling.slots}
+        for program, texts in counts.items():
+            handed.write(self.folder / f"{program}_inputs.npz", self.telling.asked(texts))
+        return {"sizes": {TRAIN: self.workload.batch_size, **counts}}
+
     def _samples(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Samples of the data; of a workload that has the model make them, by games say, any of that shape."""
         if type(self.workload).make_samples is ServedWorkload.make_samples:
@@ -76,16 +89,23 @@ class Ours(Training):
             super().compile(program)
             handed.write(self.folder / "loss.npz", {"first": np.asarray(self.steps(1)["loss"])})
             return
-        slots = np.arange(self.rows[program], dtype=np.int32)
-        self.replica.compile({self.served_bucket: [len(slots)]})
-        answers = self.replica.answer(self.served_bucket, slots)
-        handed.write(self.folder / f"{program}.npz", {"answers": answers})
+        answer = self._answering(program)
+        handed.write(self.folder / f"{program}.npz", {"answers": answer()})
 
         def run(calls: int) -> None:
             for _ in range(calls):
-                self.replica.answer(self.served_bucket, slots)
+                answer()
 
         self.runs[program] = run
+
+    def _answering(self, program: str) -> Callable[[], np.ndarray]:
+        """Compiles what answers a program's samples."""
+        if isinstance(self.workload, TokenWorkload):
+            self.telling.compile()
+            return functools.partial(self.telling.answer, 1 if program == ONE else self.telling.slots)
+        slots = np.arange(self.rows[program], dtype=np.int32)
+        self.replica.compile({self.served_bucket: [len(slots)]})
+        return functools.partial(self.replica.answer, self.served_bucket, slots)
 
     def costs(self) -> dict[str, Any]:
         """What the train step costs by the project's own counting, what the device reaches, what `plan` expects."""

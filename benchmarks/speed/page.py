@@ -75,8 +75,9 @@ Written by `python -m benchmarks.run`; nothing here is by hand. Unverified, not 
 
 The same model from the same weights, the same batch, optimizer and precision on both sides (`tests/benchmarks/test_peers.py` holds
 losses, steps and answers against each other); data is synthetic, *mini* is not MLPerf's data or model. Ours is the compiled train step that
-the training loop calls, with its state donated, and the predict program that is served, from host to host; PyTorch is eager with its defaults, and
-`torch.compile` with fused optimizers. Each side is a process of its own;
+the training loop calls, with its state donated, and the predict program that is served, from host to host: of models that are served by the token
+the engine's, from a prompt to the last of as many tokens as its mini tells, greedily, of one text and of one in every slot. PyTorch is eager with its defaults, and
+`torch.compile` with fused optimizers; texts go on there from keys and values that are kept. Each side is a process of its own;
 they work in turns, as many threads as there are cores each, and a round is one turn of every side. Milliseconds are of a call: median of the
 rounds (lower to upper quartile). CPU is user and system time of all threads, in the same window; PyTorch's OpenMP threads sleep while they
 wait (`OMP_WAIT_POLICY=PASSIVE`), else what they spin would count. A ratio is the peer's time over ours, round by round, and the median of

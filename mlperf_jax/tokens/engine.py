@@ -4,7 +4,7 @@
     with engine:  # a thread of its own
         engine.submit(Request(prompt, max_tokens=128), listener)
 
-A round gives the device parts of prompts, then a step of all slots, and only then fetches the tokens of the round before: the
+A round gives the device parts of prompts, then a step of the slots at work, and only then fetches the tokens of the round before: the
 device always has work while Python counts. That a text has ended is so known a round late; the device, which knows at
 once, does nothing for it in that round.
 """
@@ -39,7 +39,7 @@ class Device(Protocol):
 
     def prefill(self, chunk: Chunk) -> Any: ...
 
-    def step(self) -> Any: ...
+    def step(self, slots: int) -> Any: ...
 
     def stop(self, slot: int) -> None: ...
 
@@ -135,7 +135,8 @@ class Engine:
         scheduler = self._scheduler
         asked = self._read_prompts()
         if scheduler.telling:
-            step = _Asked(self._programs.step(), list(scheduler.telling.items()))
+            telling = scheduler.telling
+            step = _Asked(self._programs.step(1 + max(telling)), list(telling.items()))
             asked.append(step)
             size = len(step.texts)
             self.batches[size] = self.batches.get(size, 0) + 1

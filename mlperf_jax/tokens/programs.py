@@ -1,4 +1,4 @@
-"""The compiled programs of the engine: a part of a prompt, of a few lengths, and one step of all slots.
+"""The compiled programs of the engine: a part of a prompt, of a few lengths, and one step of the first slots, of a few widths.
 
 Cache and slots stay on the device from program to program, and are given up to each (donated). A step needs nothing from the
 host: which slots are at work, their tokens, pages and wishes are arrays of its own. What comes back are tokens.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,11 +24,22 @@ from mlperf_jax.platform import compiled_for
 from mlperf_jax.precision import Policy
 from mlperf_jax.tokens.requests import Request
 from mlperf_jax.tokens.sampling import FAILED, OnEitherSide, Wishes, next_tokens
-from models.attention_paged import Cache, attend_part, attend_step, empty, owners, written, written_pages
+from models.attention_paged import (
+    Cache,
+    attend_part,
+    attend_step,
+    empty,
+    owners,
+    pages_of,
+    written,
+    written_pages,
+)
 from models.decoder import Decoder, DecoderConfig, DecoderLayer, held
 from models.held import Held, hold
 
 _MOST_BANKS = 8
+_COPIED = 3  # times as often a page is read or written where it is copied for a step
+_WIDER = 8  # times as many slots the next wider step has; as many rows are a tile of an accelerator, and cost as much as one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +186,8 @@ class Programs:
             self._params = _structs(apart, params) if shapes_alone else apart(params)
         self._cache: _Cache = []
         self._slots: Any = None
-        self._compiled: dict[Any, jax.stages.Compiled] = {}
+        self._parts: dict[int, jax.stages.Compiled] = {}
+        self._steps: dict[int, jax.stages.Compiled] = {}
         self._scored = jax.jit(self._run_scored, donate_argnums=1)
 
     def compile(self) -> None:
@@ -182,44 +195,48 @@ class Programs:
         with layouts.use(self._layout), jax.default_matmul_precision(self._policy.matmul):
             self._cache, self._slots = jax.jit(self._nothing)()
             held = self._params, self._cache, self._slots
-            for name, (function, *part) in self._functions().items():
-                self._compiled[name] = jax.jit(function, donate_argnums=(1, 2)).lower(*held, *part).compile()
+            for tokens in self.sizes.chunks:
+                read = jax.jit(self._run_prefill, donate_argnums=(1, 2))
+                self._parts[tokens] = read.lower(*held, self._part(_example(tokens), tokens)).compile()
+            for width in _widths(self.sizes.slots):
+                step = jax.jit(functools.partial(self._run_step, width), donate_argnums=(1, 2))
+                self._steps[width] = step.lower(*held).compile()
             stop = jax.jit(_stopped, donate_argnums=0)
-            self._compiled["stop"] = stop.lower(self._slots, np.int32(0)).compile()
+            self._stop = stop.lower(self._slots, np.int32(0)).compile()
 
     def planned(self) -> dict[int | str, tuple[Any, ...]]:
         """For parameters that are structs: each program's function and its arguments, structs with places.
 
-        By the tokens of a part of a prompt, and "step"; cache and slots are the second and the third argument, and given up.
+        By the tokens of a part of a prompt, and "step", of all slots; cache and slots are the second and the third argument, and
+        given up.
         """
         with layouts.use(self._layout):
             held = self._params, *_structs(jax.jit(self._nothing))
-        return {name: (function, *held, *part) for name, (function, *part) in self._functions().items()}
-
-    def _functions(self) -> dict[int | str, tuple[Any, ...]]:
         parts: dict[int | str, tuple[Any, ...]] = {
-            tokens: (self._run_prefill, self._part(_example(tokens), tokens)) for tokens in self.sizes.chunks
+            tokens: (self._run_prefill, *held, self._part(_example(tokens), tokens))
+            for tokens in self.sizes.chunks
         }
-        return parts | {"step": (self._run_step,)}
+        return parts | {"step": (functools.partial(self._run_step, self.sizes.slots), *held)}
 
     def prefill(self, chunk: Chunk) -> jax.Array:
         """Sends a part of a prompt on its way; its token [] int32 is the text's first if the part was the last."""
         sizes = self.sizes.chunks
         tokens = sizes[bisect.bisect_left(sizes, chunk.stop - chunk.start)]
         part = self._part(chunk, tokens)
-        self._cache, self._slots, token = self._compiled[tokens](self._params, self._cache, self._slots, part)
+        self._cache, self._slots, token = self._parts[tokens](self._params, self._cache, self._slots, part)
         token.copy_to_host_async()
         return token
 
-    def step(self) -> jax.Array:
-        """Sends a step of all slots on its way: the next token of each, [S] int32; of idle ones it means nothing."""
-        self._cache, self._slots, tokens = self._compiled["step"](self._params, self._cache, self._slots)
+    def step(self, slots: int) -> jax.Array:
+        """Sends a step of the first slots on its way: the next token of each, [slots or more] int32; of idle ones it means nothing."""
+        run = self._steps[next(width for width in self._steps if width >= slots)]
+        self._cache, self._slots, tokens = run(self._params, self._cache, self._slots)
         tokens.copy_to_host_async()
         return tokens
 
     def stop(self, slot: int) -> None:
         """Ends the text in a slot."""
-        self._slots = self._compiled["stop"](self._slots, np.int32(slot))
+        self._slots = self._stop(self._slots, np.int32(slot))
 
     def losses(self, text: np.ndarray) -> np.ndarray:
         """Minus the log probability of each token of a text [L] but the first, behind those before it: [L - 1] float32.
@@ -377,18 +394,24 @@ class Programs:
         of_labels = jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
         return cache, jax.nn.logsumexp(logits, -1) - of_labels
 
-    def _run_step(self, params: _Params, cache: _Cache, slots: _Slots) -> tuple[_Cache, _Slots, jax.Array]:
-        """The next token of every slot at work."""
+    def _run_step(
+        self, width: int, params: _Params, cache: _Cache, every: _Slots
+    ) -> tuple[_Cache, _Slots, jax.Array]:
+        """The next token of every slot at work among the first."""
+        slots: _Slots = jax.tree.map(lambda x: x[:width], every)
         works = (slots.left > 0).astype(jnp.int32)
         position = slots.position * works
-        pages = sum(len(bank.keys) for bank in cache[0])
-        owned = owners(slots.table, works > 0, pages, self.sizes.page)
+        table, pages = slots.table, sum(len(bank.keys) for bank in cache[0])
+        if few := _COPIED * table.size <= pages:
+            table, pages = jnp.arange(table.size, dtype=jnp.int32).reshape(table.shape), table.size
+        owned = owners(table, works > 0, pages, self.sizes.page)
 
         def write(kept: Cache, k: jax.Array, v: jax.Array) -> Cache:
             return written(kept, k, v, slots.table, position[:, None], works[:, None] > 0)
 
         def attend(q: jax.Array, kept: Cache, window: int | None) -> jax.Array:
-            return attend_step(q, kept, owned, slots.table, position, window=window)
+            kept = pages_of(kept, slots.table) if few else kept
+            return attend_step(q, kept, owned, table, position, window=window)
 
         token, paged = slots.token[:, None], _Paged(write, attend)
         states, cache = self._forward(params, cache, token, position[:, None], paged)
@@ -399,10 +422,18 @@ class Programs:
             made=slots.made + works,
             left=(slots.left - works) * ~self._is_end(token),
         )
-        return cache, slots, token
+        every = jax.tree.map(lambda whole, own: whole.at[:width].set(own), every, slots)
+        return cache, every, token
 
     def _is_end(self, token: jax.Array) -> jax.Array:
         return jnp.isin(token, np.asarray([FAILED, *self.ends], np.int32))
+
+
+def _widths(slots: int) -> list[int]:
+    """So many of the slots, from the first, a step can have, ascending: a text alone need not wait for those of nobody."""
+    least = 1 if compiled_for() == "cpu" else _WIDER
+    fewer = (least * _WIDER**power for power in range(slots.bit_length()))
+    return [*(width for width in fewer if width < slots), slots]
 
 
 def _apart(params: Any, config: DecoderConfig, policy: Policy, layer: DecoderLayer, weights: str) -> _Params:

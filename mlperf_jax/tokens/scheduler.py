@@ -6,6 +6,7 @@ goes on, not what has been asked.
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 
 from mlperf_jax.tokens.pages import Pages
@@ -54,7 +55,7 @@ class Scheduler:
     def __init__(self, sizes: Sizes) -> None:
         self.pages = Pages(sizes.pages, sizes.page)
         self._chunk = sizes.chunks[-1]
-        self._slots = list(range(sizes.slots - 1, -1, -1))
+        self._slots = list(range(sizes.slots))  # a heap: steps have the first ones, and should have few
         self.waiting: deque[Text] = deque()
         self.reading: deque[Text] = deque()
         self.telling: dict[int, Text] = {}
@@ -74,7 +75,7 @@ class Scheduler:
             text = self.waiting[0]
             if (needed := self.needed(text.request)) > self.pages.free:
                 return
-            text.slot, text.pages = self._slots.pop(), self.pages.take(needed)
+            text.slot, text.pages = heapq.heappop(self._slots), self.pages.take(needed)
             self.reading.append(self.waiting.popleft())
 
     def next_chunk(self) -> tuple[Text, Chunk] | None:
@@ -105,7 +106,7 @@ class Scheduler:
         if not text.asked and text in self.reading:
             self.reading.remove(text)
         working = self.telling.pop(text.slot, None) is not None
-        self._slots.append(text.slot)
+        heapq.heappush(self._slots, text.slot)
         self.pages.give_back(text.pages)
         text.slot, text.pages = None, []
         return working

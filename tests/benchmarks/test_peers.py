@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from benchmarks import peers
+from benchmarks.speed.telling import Telling
 from mlperf_jax import making, registry
 from mlperf_jax.detection import mask_answers
 from mlperf_jax.parallel import mesh
 from mlperf_jax.planning import compare
 from mlperf_jax.training.engine import Engine, named
-from mlperf_jax.workload import TrainedWorkload
+from mlperf_jax.workload import TokenWorkload, TrainedWorkload
 
 torch = pytest.importorskip("torch", reason="PyTorch is the peer")
 
@@ -216,7 +217,29 @@ def test_losses_and_steps_are_ours(name):
             torch.testing.assert_close(theirs, our, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", peers.names())
+BY_TOKEN = [name for name in peers.names() if issubclass(registry.find(name, TrainedWorkload), TokenWorkload)]
+
+
+@pytest.mark.parametrize("name", BY_TOKEN)
+def test_texts_go_on_as_ours(name):
+    """Through the engine's pages and slots here, by PyTorch's plain loop there; one text alone, and one in every slot."""
+    telling, peer = told(name), in_torch(name)
+    peer.model.eval()
+    for texts in (1, telling.slots):
+        expected = telling.answer(texts)
+        asked = {key: torch.from_numpy(x) for key, x in telling.asked(texts).items()}
+        np.testing.assert_array_equal(peer.predict(asked).numpy(), expected)
+    assert expected.shape == (telling.slots, telling.count) and len(np.unique(expected)) > 2 * telling.slots
+
+
+def told(name):
+    work, first, *_ = ours(name)
+    telling = Telling(work, jax.device_put(work.served_state(first)), mesh.single_device_layout(), seed=3)
+    telling.compile()
+    return telling
+
+
+@pytest.mark.parametrize("name", [name for name in peers.names() if name not in BY_TOKEN])
 def test_answers_are_ours(name):
     work, first, *_ = ours(name)
     random = np.random.default_rng(2)

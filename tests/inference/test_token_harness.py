@@ -138,9 +138,9 @@ def test_offline_begins_with_the_longest_and_steps_with_full_slots():
             done.append(chunk.request.max_tokens)
             return super().prefill(chunk)
 
-        def step(self):
+        def step(self, slots):
             done.append(-len(self.at_work))
-            return super().step()
+            return super().step(slots)
 
     programs = Recording(Sizes(slots=4, pages=33, page=4, length=32, chunks=(4, 8)), end_share=0.0)
     longest = np.random.default_rng(0).integers(2, 20, 24).tolist()

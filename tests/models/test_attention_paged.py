@@ -7,7 +7,7 @@ import pytest
 
 from models.attention_function import attend
 from models.attention_mask import Mask
-from models.attention_paged import Bank, attend_part, attend_step, owners, written, written_pages
+from models.attention_paged import Bank, attend_part, attend_step, owners, pages_of, written, written_pages
 
 PAGE, TABLE, GROUPS, HEADS, WIDTH = 3, 5, 2, 6, 4
 LENGTH, PAGES = PAGE * TABLE, 21
@@ -107,12 +107,16 @@ def test_a_step_finds_what_whole_rows_find(window, banks, turned):
         def run(cache):
             cache = filled(cache, k, v, tables, 0 * positions, jnp.where(works, positions + 1, 0))
             owned = owners(tables, works, PAGES, PAGE)
-            return attend_step(own, cache, owned, tables, positions, window=window)
+            found = attend_step(own, cache, owned, tables, positions, window=window)
+            numbers = jnp.arange(tables.size, dtype=jnp.int32).reshape(tables.shape)
+            owned = owners(numbers, works, tables.size, PAGE)
+            return found, attend_step(own, pages_of(cache, tables), owned, numbers, positions, window=window)
 
-        found = np.asarray(run(left_by_others(banks, turned)))
+        found, copied = map(np.asarray, run(left_by_others(banks, turned)))
         expected = np.asarray(attend(q, k, v, Mask(causal=True, window=window), choice="plain"))
     for text, position in enumerate(positions[:3]):
         np.testing.assert_allclose(found[text, 0], expected[text, position], rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(copied[text, 0], expected[text, position], rtol=1e-12, atol=1e-14)
 
 
 def test_values_that_are_no_numbers_are_seen_by_their_own_text_alone():

@@ -45,9 +45,10 @@ class Simulated:
             self.at_work[chunk.slot] = [answer, 1, chunk.request]
         return np.int32(answer[0])
 
-    def step(self):
+    def step(self, slots):
+        assert all(slot < slots for slot in self.at_work)
         self.most = max(self.most, len(self.at_work))
-        tokens = np.full(self.sizes.slots, -7, np.int32)
+        tokens = np.full(slots, -7, np.int32)
         for slot, work in list(self.at_work.items()):
             answer, made, _ = work
             tokens[slot] = answer[made]

@@ -164,7 +164,7 @@ def test_threads_ask_and_a_broken_device_tells_all():
             assert done.acquire(timeout=30)
         for request, one in zip(requests, heard, strict=True):
             assert one.tokens == device.told(request)
-        device.step = lambda: 1 / 0
+        device.step = lambda slots: 1 / 0
         late, later = Heard(), Heard()
         engine.submit(Request(np.ones(5, np.int32), 9, 9), late)
         assert done.acquire(timeout=30)

@@ -25,9 +25,9 @@ class Gated(Simulated):
         self.gate = threading.Event()
         self.gate.set()
 
-    def step(self):
+    def step(self, slots):
         assert self.gate.wait(SECONDS)
-        return super().step()
+        return super().step(slots)
 
 
 class Letters:

@@ -333,7 +333,7 @@ def test_an_engine_that_is_faster_than_the_server_is_told_whole():
 def test_a_broken_engine_tells_all():
     device = Gated(SIZES)
     with served(device) as client:
-        device.step = lambda: 1 / 0
+        device.step = lambda slots: 1 / 0
         status, _, why = client.ask("/v1/completions", P | {"max_tokens": 9, "ignore_eos": True})
         assert status == 503 and "division by zero" in why["error"]["message"]
         status, _, why = client.ask("/v1/completions", P)
@@ -396,9 +396,9 @@ def test_shutting_down_ends_streams_in_time(monkeypatch):
         answer = None
         step = device.step
 
-        def pausing():
+        def pausing(slots):
             time.sleep(0.05)
-            return step()
+            return step(slots)
 
         device.step = pausing
         answer = connection.getresponse()
