@@ -12,10 +12,8 @@ from mlperf_jax.inference.trained import Trained
 from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel import mesh
 from mlperf_jax.parallel.layout import Layout, Strategy
+from mlperf_jax.served_programs import compile_served
 from mlperf_jax.workload import ServedWorkload, State
-
-_LITTLE = 1e7
-"""FLOPs of a program that a CPU's core has done in a fraction of a millisecond."""
 
 
 def make_replicas(
@@ -86,19 +84,5 @@ def replica(
         capacity=capacity,
         place=place,
         on_device=on_device,
-        compile=lambda lowered: lowered.compile(compiler_options=_options(lowered, layout)),
+        compile=lambda lowered: compile_served(lowered, layout),
     )
-
-
-def _options(lowered: jax.stages.Lowered, layout: Layout) -> dict[str, str | bool]:
-    """XLA's for a program that is served.
-
-    XLA:CPU gives whatever reads much memory to several threads, and takes all of a table for read where a few rows are
-    gathered. To wake them takes longer than little work does (benchmarks/NOTES.md, "Serving").
-    """
-    options: dict[str, str | bool] = {**layout.compiler_options}
-    if layout.mesh.devices.flat[0].platform == "cpu":
-        cost = lowered.cost_analysis()
-        if cost and cost.get("flops", _LITTLE) < _LITTLE:
-            options["xla_disable_hlo_passes"] = "cpu-parallel-task-assigner"
-    return options

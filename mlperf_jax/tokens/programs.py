@@ -22,6 +22,7 @@ from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel.layout import Layout, constrain
 from mlperf_jax.platform import compiled_for
 from mlperf_jax.precision import Policy
+from mlperf_jax.served_programs import compile_served
 from mlperf_jax.tokens.requests import Request
 from mlperf_jax.tokens.sampling import FAILED, OnEitherSide, Wishes, next_tokens
 from models.attention_paged import (
@@ -197,12 +198,13 @@ class Programs:
             held = self._params, self._cache, self._slots
             for tokens in self.sizes.chunks:
                 read = jax.jit(self._run_prefill, donate_argnums=(1, 2))
-                self._parts[tokens] = read.lower(*held, self._part(_example(tokens), tokens)).compile()
+                lowered = read.lower(*held, self._part(_example(tokens), tokens))
+                self._parts[tokens] = compile_served(lowered, self._layout)
             for width in _widths(self.sizes.slots):
                 step = jax.jit(functools.partial(self._run_step, width), donate_argnums=(1, 2))
-                self._steps[width] = step.lower(*held).compile()
+                self._steps[width] = compile_served(step.lower(*held), self._layout)
             stop = jax.jit(_stopped, donate_argnums=0)
-            self._stop = stop.lower(self._slots, np.int32(0)).compile()
+            self._stop = compile_served(stop.lower(self._slots, np.int32(0)), self._layout)
 
     def planned(self) -> dict[int | str, tuple[Any, ...]]:
         """For parameters that are structs: each program's function and its arguments, structs with places.

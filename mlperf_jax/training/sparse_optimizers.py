@@ -161,29 +161,32 @@ def update_rows(
     num_rows, none = len(table), jnp.int32(len(table))
     chunk = min(chunk, len(rows) + 1)
     rows, source = _sorted(rows, source, none, chunk)
-    spare = none + jnp.arange(chunk + 1, dtype=jnp.int32)  # outside of the table, and no two alike
+    # Rows that are looked up have numbers from 1; 0 is open at first, and lies outside of the table, as all numbers without a row do.
+    number = jnp.cumsum(jnp.append(True, rows[1:] != rows[:-1]), dtype=jnp.int32)
+    spare = none + jnp.arange(len(rows) + chunk + 1, dtype=jnp.int32)
+    distinct = spare.at[number].set(rows, indices_are_sorted=True)
 
     def one_chunk(i: jax.Array, carry: _Carry) -> _Carry:
-        table, slots, open_row, open_sum = carry
-        here = lax.dynamic_slice_in_dim(rows, i * chunk, chunk)
+        table, slots, first, open_sum = carry
+        segment = lax.dynamic_slice_in_dim(number, i * chunk, chunk) - first  # 0: the row that is still open
         g = grads[lax.dynamic_slice_in_dim(source, i * chunk, chunk)].astype(table.dtype)
-        before = jnp.concatenate([open_row[None], here[:-1]])
-        segment = jnp.cumsum(here != before, dtype=jnp.int32)  # 0: the row that is still open
         sums = jax.ops.segment_sum(g, segment, chunk + 1, indices_are_sorted=True).at[0].add(open_sum)
         # Of the last row more may follow, and rows outside of the table are dropped.
-        done = spare.at[0].set(open_row).at[segment].set(here).at[segment[-1]].set(none + chunk + 1)
+        last = segment[-1]
+        done = lax.dynamic_slice_in_dim(distinct, first, chunk + 1)
+        done = jnp.where(jnp.arange(chunk + 1) < last, done, spare[: chunk + 1])
         table, slots = _stepped(rule, table, slots, done, sums, lr)
-        return table, slots, here[-1], sums[segment[-1]]
+        return table, slots, first + last, sums[last]
 
     chunks = (rows < num_rows).sum() // chunk + 1
-    start = (table, slots, none, jnp.zeros(table.shape[1:], table.dtype))
+    start = (table, slots, jnp.int32(0), jnp.zeros(table.shape[1:], table.dtype))
     with usually(-(-len(rows) // chunk)):
         table, slots, _, _ = lax.fori_loop(0, chunks, one_chunk, start)
     return table, slots
 
 
 _Carry = tuple[jax.Array, Slots, jax.Array, jax.Array]
-"""From chunk to chunk: table, slots, the row that is still open [] and its sum so far [D]."""
+"""From chunk to chunk: table, slots, the number of the row that is still open [] and its sum so far [D]."""
 
 
 def _sorted(rows: jax.Array, source: jax.Array, none: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:

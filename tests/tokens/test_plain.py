@@ -56,7 +56,7 @@ def test_whatever_is_guessed_answers_are_those_of_a_loop():
         for guesses in ([[]] * 20, wrong, [answer[:-1] for answer in expected], [a + [1] for a in expected]):
             assert told(guesses) == expected
         assert told(expected) == expected and len(passes) == 2  # of 16 texts and of 4
-        assert told(answers(programs("llama"), requests)) == expected and len(passes) == 2
+        assert told(answers(programs("llama", SIZES, None), requests)) == expected and len(passes) == 2
 
 
 @pytest.mark.parametrize("kind", ["llama", "windows"])
@@ -64,7 +64,7 @@ def test_a_text_is_as_unlikely_to_the_engine_as_to_the_decoder(kind):
     """In parts of a prompt, behind other texts' pages."""
     random = np.random.default_rng(1)
     with jax.enable_x64(True):
-        made = programs(kind)
+        made = programs(kind, SIZES, None)
         for length in (2, 9, 32):
             text = random.integers(VOCABULARY, size=length).astype(np.int32)
             log_p = [

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlperf_jax.inference import replicas
+from mlperf_jax import served_programs
 from mlperf_jax.parallel.mesh import single_device_layout
 
 
@@ -20,7 +20,7 @@ def lowered(function, *shapes):
 def test_little_work_stays_on_one_thread():
     """A few rows of a large table, for all of which XLA:CPU would wake a second one."""
     program = lowered(looked_up, ((100_000, 64), np.float32), ((40,), np.int32))
-    options = replicas._options(program, single_device_layout())
+    options = served_programs.compiler_options(program, single_device_layout())
     usual = program.compile().as_text()
     if "outer_dimension_partitions" not in usual:
         pytest.skip("one core, or an XLA that asks no second thread for this")
@@ -33,4 +33,4 @@ def test_little_work_stays_on_one_thread():
 
 def test_much_work_may_have_all_threads():
     program = lowered(lambda a, b: jnp.tanh(a @ b), ((512, 512), np.float32), ((512, 512), np.float32))
-    assert replicas._options(program, single_device_layout()) == {}
+    assert served_programs.compiler_options(program, single_device_layout()) == {}
