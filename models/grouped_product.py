@@ -19,7 +19,7 @@ from jax import lax
 from mlperf_jax.platform import compiled_for
 
 BLOCK = 64
-"""Rows that are multiplied at once on CPUs; what a group's last block lacks is zeros."""
+"""Rows that are multiplied at once on CPUs, if there are so many; what a group's last block lacks is zeros."""
 
 TILES = (512, 1024, 1024)
 """Rows, inputs and outputs that a TPU multiplies at once: as large as its memory on the chip takes them in two copies."""
@@ -35,7 +35,7 @@ def grouped_product(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> ja
     """
     platform = compiled_for()
     if platform == "cpu":
-        return _by_blocks(LOOPS, rows, kernels, sizes)
+        return _by_blocks(LOOPS._replace(size=min(BLOCK, len(rows))), rows, kernels, sizes)
     if platform == "gpu":
         return _by_blocks(triton(), rows, kernels, sizes)
     if platform == "tpu":
