@@ -6,7 +6,7 @@
 
 256 descriptions of Debian's packages, each with 16 to 128 new tokens, greedily, no fewer and no more. Needs `transformers` with PyTorch, which
 is no part of this project's environment. Parts: `batch` finds the other side's best batch, on a quarter of the texts; `offline` runs both
-sides over all texts in turns, and is recorded round by round; `server` is LoadGen's Server at 70 % of Offline's rate, `curve` the same at others for a
+sides over all texts in turns, and is recorded round by round; `alone` asks both for one text after the other, an eighth of them; `server` is LoadGen's Server at 70 % of Offline's rate, `curve` the same at others for a
 shorter time, both with Offline and a step alone measured once more right before, as a shared machine is another one minutes later.
 """
 
@@ -28,12 +28,13 @@ from benchmarks.token_sides import LEAST_NEW, MOST_NEW, PROMPTS, SEED, Ours, Sid
 from input_pipelines.text import debian_descriptions
 
 SCHEMA_VERSION = 1
-PARTS = ("batch", "offline", "server", "curve")
+PARTS = ("batch", "offline", "alone", "server", "curve")
 SLOTS = 64
 BATCHES = (16, 32, 64)
 SHARE = 0.7  # of Offline's rate
 SHARES = (0.35, 0.9)
 TRIED = 4  # of each so many texts one is among those that find the best batch
+ALONE = 8  # and one among those that are asked for alone
 QUERIES, SERVER_SECONDS, CURVE_SECONDS = 1000, 60.0, 30.0
 
 
@@ -51,6 +52,11 @@ def measure(part: str, record: dict[str, Any], ours: Side, theirs: Side) -> None
         rounds["ours"].append(one)
         rounds["theirs"].append(other)
         print(one, other, flush=True)
+    elif part == "alone":
+        rounds = record.setdefault("alone", {"ours": [], "theirs": []})
+        rounds["ours"].append(ours.ask("one_by_one", ALONE) | _loaded())
+        rounds["theirs"].append(theirs.ask("offline", 1, ALONE) | _loaded())
+        print(rounds["ours"][-1], rounds["theirs"][-1], flush=True)
     else:
         rate, step = ours.ask("offline")["samples_per_s"], ours.ask("bare_step")
         if part == "server":
@@ -107,6 +113,19 @@ def page(record: dict[str, Any]) -> str:
         "and only the tokens that were asked for count.",
         "- Rounds are in turns, both sides in processes of their own with as many threads as there are cores.",
     ]
+    if "alone" in record:
+        sides = record["alone"]["ours"], record["alone"]["theirs"]
+        alone = [
+            statistics.median(a["tokens_per_s"] / b["tokens_per_s"] for a, b in zip(*sides, strict=True))
+        ]
+        alone += [_median(side, "tokens_per_s") for side in sides]
+        lines += [
+            "",
+            "## One text at a time",
+            "",
+            f"The engine with its {record['slots']} slots told {alone[1]:.1f} tokens/s, transformers {alone[2]:.1f}: medians of {len(sides[0])} rounds in turns, each "
+            f"of {len(range(0, PROMPTS, ALONE))} texts one after the other, the median of the ratios {alone[0]:.2f}.",
+        ]
     if "server" in record:
         server, step = record["server"], record["server"]["bare_step_s"]
         lines += [
@@ -142,7 +161,9 @@ def main() -> None:
     parser.add_argument(
         "--only", default=",".join(PARTS), help="parts, by commas; what was recorded of the others stays"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="of `offline`, after those that are recorded")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="of `offline` and `alone`, after those that are recorded"
+    )
     parser.add_argument("--slots", type=int, default=SLOTS)
     parser.add_argument("--page", action="store_true", help="measure nothing, write the page from the record")
     arguments = parser.parse_args()
@@ -160,7 +181,7 @@ def main() -> None:
             "versions": records.versions("jax", "jaxlib", "numpy", "torch", "transformers"),
         }
         for part in arguments.only.split(","):
-            for _ in range(arguments.rounds if part == "offline" else 1):
+            for _ in range(arguments.rounds if part in ("offline", "alone") else 1):
                 measure(part, record, ours, theirs)
                 parts = record.setdefault("commands", {}).setdefault(records.command("token_speed"), [])
                 parts.append(part)

@@ -392,15 +392,14 @@ def test_shutting_down_ends_streams_in_time(monkeypatch):
     """Who is nearly done is answered whole; who is not is told so."""
     monkeypatch.setattr(server, "GRACE_SECONDS", 0.5)
     device = Gated(SIZES, end_share=0.0)
+    step = device.step
+
+    def pausing(slots):
+        time.sleep(0.05)
+        return step(slots)
+
+    device.step = pausing
     with served(device) as client, client.streaming(prompt=[1], max_tokens=40) as connection:
-        answer = None
-        step = device.step
-
-        def pausing(slots):
-            time.sleep(0.05)
-            return step(slots)
-
-        device.step = pausing
         answer = connection.getresponse()
         assert answer.read(6) == b"data: "
         began = time.monotonic()
