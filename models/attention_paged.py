@@ -1,9 +1,10 @@
 """Attention of new tokens to keys and values that lie in pages, one text's anywhere among others'.
 
 The idea is vLLM's (Kwon et al., arXiv:2309.06180). What a text's tokens find does not depend on who else is there, to the
-last bit. Parts of prompts gather the pages of their text, one at a time, softmax as they go (`attend_part`). A step of all
-texts is bound by the bytes of the cache, and gathers nothing: every page works where it lies, on the query of the text that owns
-it, and what a text's pages found is put together (`attend_step`). Of few texts the pages are gathered before (`pages_of`).
+last bit in steps of as many texts. Parts of prompts gather the pages of their text, one at a time, softmax as they go
+(`attend_part`). A step of all texts is bound by the bytes of the cache, and gathers nothing: every page works where it lies, on
+the query of the text that owns it, and what a text's pages found is put together (`attend_step`). Of few texts the pages are
+gathered before (`pages_of`).
 
 The pages of a cache lie in one bank or several, turn by turn: XLA:CPU multiplies a batch of small matrices with one core, and banks
 side by side. Keys lie turned, as products want them, but on a TPU, which writes whole rows and would turn all of the cache before and
