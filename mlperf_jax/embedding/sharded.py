@@ -41,6 +41,7 @@ from mlperf_jax.embedding.tables import AXES, Tables
 from mlperf_jax.errors import UserError
 from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel.layout import Layout, joined, together
+from mlperf_jax.platform import compiled_for
 from mlperf_jax.training.sparse_optimizers import RowRule, Slots, update_rows
 from mlperf_jax.usual_loops import usually
 
@@ -223,6 +224,22 @@ def _pooled(vectors: jax.Array, tables: Tables) -> jax.Array:
     return jnp.stack([vectors[end - hot : end].sum(0) for end, hot in zip(ends, tables.hots, strict=True)])
 
 
+def _summed(table: jax.Array, rows: jax.Array, tables: Tables) -> jax.Array:
+    """Rows [B, L] of a table [R, D], all of which it has, pooled: [T, B, D].
+
+    XLA for TPUs gathers rows where it adds them to others, and makes no array of them; elsewhere sums come first.
+    """
+    if compiled_for() != "tpu":
+        return _pooled(table.at[rows.T].get(mode="clip"), tables)
+    ends, each = np.cumsum(tables.hots), np.arange(len(rows), dtype=np.int32)
+    of_tables = [rows[:, end - hot : end].ravel() for end, hot in zip(ends, tables.hots, strict=True)]
+    vector = np.concatenate([each.repeat(hot) + t * len(rows) for t, hot in enumerate(tables.hots)])
+    vectors = table.at[jnp.concatenate(of_tables)].get(mode="clip").astype(jnp.float32)
+    sums = jnp.zeros((tables.num_tables * len(rows), table.shape[1]), jnp.float32)
+    sums = sums.at[vector].add(vectors, mode="drop", indices_are_sorted=True, wrap_negative_indices=False)
+    return sums.astype(table.dtype).reshape(tables.num_tables, len(rows), -1)
+
+
 def _vectors(table: jax.Array, rows: jax.Array) -> jax.Array:
     """Rows [B, L] of a table [R, D] as [L, B, D]; those from R on are zeros."""
     return table.at[rows.T].get(mode="fill", fill_value=0)
@@ -263,8 +280,7 @@ def _fetched(
         sent = between.trade(cast(rows, dtype))
         # What arrives is a small table, in which the look-ups have other numbers; what is not there is its last row.
         arrived = sent.reshape(-1, sent.shape[-1]).at[-1].set(0)
-        vectors = arrived.at[between.places(wanted, round).reshape(places.shape).T].get(mode="clip")
-        return _pooled(vectors, place.tables)
+        return _summed(arrived, between.places(wanted, round).reshape(places.shape), place.tables)
 
     def one_more(round: jax.Array, pooled: jax.Array) -> jax.Array:
         more = pooled_in(round, _cast)
@@ -302,8 +318,10 @@ def _update_holders(
         each = jnp.arange(len(rows), dtype=jnp.int32)
         return update_rows(rule, *carry, rows, each, arrived.reshape(-1, arrived.shape[-1]), lr)
 
-    with usually(1):
-        return lax.fori_loop(0, wanted.rounds, one_round, (table, slots))
+    # The usual round has no loop around it, so that XLA computes once what looking up already computed.
+    first = one_round(jnp.int32(0), (table, slots))
+    with usually(0):
+        return lax.fori_loop(1, wanted.rounds, one_round, first)
 
 
 def _own_columns(grads: jax.Array, place: Placement) -> jax.Array:

@@ -31,11 +31,13 @@ class RowRule:
 
     Attributes:
         initial: what each of its slots starts with.
-        step: (gradient, slots, learning rate) -> what is added to the parameter, and new slots.
+        more: (gradient, slots) -> what is added to each slot.
+        step: (gradient, slots with that, learning rate) -> what is added to the parameter.
     """
 
     initial: tuple[float, ...]
-    step: Callable[[jax.Array, Slots, jax.Array], tuple[jax.Array, Slots]]
+    more: Callable[[jax.Array, Slots], Slots]
+    step: Callable[[jax.Array, Slots, jax.Array], jax.Array]
 
     def init(self, w: jax.Array) -> Slots:
         """The slots of a parameter before the first update."""
@@ -44,11 +46,7 @@ class RowRule:
 
 def sgd() -> RowRule:
     """w <- w - lr * g."""
-
-    def step(g: jax.Array, slots: Slots, lr: jax.Array) -> tuple[jax.Array, Slots]:
-        return (-lr * g).astype(g.dtype), slots
-
-    return RowRule((), step)
+    return RowRule((), lambda g, slots: (), lambda g, slots, lr: -lr * g)
 
 
 def adagrad(*, epsilon: float, initial_accumulator: float = 0.0) -> RowRule:
@@ -57,26 +55,29 @@ def adagrad(*, epsilon: float, initial_accumulator: float = 0.0) -> RowRule:
     a <- a + g**2;  w <- w - lr * g / (sqrt(a) + epsilon)
     """
 
-    def step(g: jax.Array, slots: Slots, lr: jax.Array) -> tuple[jax.Array, Slots]:
-        total = slots[0] + jnp.square(g)
-        return (-lr * g / (jnp.sqrt(total) + epsilon)).astype(g.dtype), (total,)
+    def step(g: jax.Array, slots: Slots, lr: jax.Array) -> jax.Array:
+        return -lr * g / (jnp.sqrt(slots[0]) + epsilon)
 
-    return RowRule((initial_accumulator,), step)
+    return RowRule((initial_accumulator,), lambda g, slots: (jnp.square(g),), step)
 
 
 def lazy_adam(*, beta1: float, beta2: float, epsilon: float) -> RowRule:
     """Adam's step of the rows that were looked up, as `adam.adam` describes it; the others keep their moments too.
 
-    m <- beta1 * m + (1 - beta1) * g;  v <- beta2 * v + (1 - beta2) * g**2;  w <- w - lr * m / (sqrt(v) + epsilon)
+    m <- m + (1 - beta1) * (g - m);  v <- v + (1 - beta2) * (g**2 - v);  w <- w - lr * m / (sqrt(v) + epsilon)
 
     The correction of the moments' bias, one number a step for all rows, is part of lr: see `adam_rate`.
     """
 
-    def step(g: jax.Array, slots: Slots, lr: jax.Array) -> tuple[jax.Array, Slots]:
-        m, v = beta1 * slots[0] + (1 - beta1) * g, beta2 * slots[1] + (1 - beta2) * jnp.square(g)
-        return (-lr * m / (jnp.sqrt(v) + epsilon)).astype(g.dtype), (m, v)
+    def more(g: jax.Array, slots: Slots) -> Slots:
+        m, v = slots
+        return (1 - beta1) * (g - m), (1 - beta2) * (jnp.square(g) - v)
 
-    return RowRule((0.0, 0.0), step)
+    def step(g: jax.Array, slots: Slots, lr: jax.Array) -> jax.Array:
+        m, v = slots
+        return -lr * m / (jnp.sqrt(v) + epsilon)
+
+    return RowRule((0.0, 0.0), more, step)
 
 
 def adam_rate(schedule: optax.Schedule, *, beta1: float, beta2: float) -> optax.Schedule:
@@ -115,9 +116,14 @@ def dense(rule: RowRule, schedule: optax.Schedule) -> optax.GradientTransformati
         grads: optax.Updates, state: DenseState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, DenseState]:
         lr = schedule(state.count)
-        stepped = jax.tree.map(lambda g, *slots: rule.step(g, slots, lr), grads, *state.slots)
+
+        def stepped(g: jax.Array, *old: jax.Array) -> tuple[jax.Array, Slots]:
+            slots = tuple(map(jnp.add, old, rule.more(g, old)))
+            return rule.step(g, slots, lr).astype(g.dtype), slots
+
         each = jax.tree.structure((0, (0,) * len(rule.initial)))
-        updates, slots = jax.tree.transpose(jax.tree.structure(grads), each, stepped)
+        both = jax.tree.map(stepped, grads, *state.slots)
+        updates, slots = jax.tree.transpose(jax.tree.structure(grads), each, both)
         return updates, DenseState(optax.safe_increment(state.count), slots)
 
     return optax.GradientTransformation(init, update)
@@ -161,10 +167,11 @@ def update_rows(
     num_rows, none = len(table), jnp.int32(len(table))
     chunk = min(chunk, len(rows) + 1)
     rows, source = _sorted(rows, source, none, chunk)
-    # Rows that are looked up have numbers from 1; 0 is open at first, and lies outside of the table, as all numbers without a row do.
+    # Rows that are looked up have numbers from 1; 0 is open at first. It and numbers without a row lie outside of the
+    # table, before and behind it, so that all rise.
     number = jnp.cumsum(jnp.append(True, rows[1:] != rows[:-1]), dtype=jnp.int32)
     spare = none + jnp.arange(len(rows) + chunk + 1, dtype=jnp.int32)
-    distinct = spare.at[number].set(rows, indices_are_sorted=True)
+    distinct = spare.at[number].set(rows, indices_are_sorted=True).at[0].set(-1)
 
     def one_chunk(i: jax.Array, carry: _Carry) -> _Carry:
         table, slots, first, open_sum = carry
@@ -202,9 +209,18 @@ def _sorted(rows: jax.Array, source: jax.Array, none: jax.Array, chunk: int) -> 
 def _stepped(
     rule: RowRule, table: jax.Array, slots: Slots, rows: jax.Array, grads: jax.Array, lr: jax.Array
 ) -> tuple[jax.Array, Slots]:
-    """One step of distinct rows [N], of which those outside of the table are dropped, by gradients [N, D]."""
-    old = tuple(slot.at[rows].get(mode="fill", fill_value=0) for slot in slots)
-    delta, new = rule.step(grads, old, lr)
-    table = table.at[rows].add(delta.astype(table.dtype), mode="drop", unique_indices=True)
-    changed = zip(slots, new, strict=True)
-    return table, tuple(slot.at[rows].set(x, mode="drop", unique_indices=True) for slot, x in changed)
+    """One step of rising rows [N], of which those outside of the table are dropped, by gradients [N, D].
+
+    Rows are read again where they were just changed: then XLA for TPUs does so while it adds to others, makes no array
+    of them, and no XLA copies a table.
+    """
+    rise = dict(indices_are_sorted=True, wrap_negative_indices=False)
+
+    def read(of: jax.Array) -> jax.Array:
+        return of.at[rows].get(mode="clip", **rise)  # any row, where none will be changed
+
+    def added(to: jax.Array, more: jax.Array) -> jax.Array:
+        return to.at[rows].add(more.astype(to.dtype), mode="drop", unique_indices=True, **rise)
+
+    slots = tuple(map(added, slots, rule.more(grads, tuple(map(read, slots)))))
+    return added(table, rule.step(grads, tuple(map(read, slots)), lr)), slots

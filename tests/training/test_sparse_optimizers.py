@@ -79,8 +79,11 @@ def test_rows_equal_the_dense_update_whatever_is_looked_up(name, chunk, distinct
     with jax.enable_x64(True):
         slots = RULES[name].init(table)
         updated = updating(name, chunk)(table, slots, rows, source, grads)
-        (new, new_slots), (delta, expected_slots), slots = jax.device_get(
-            (updated, RULES[name].step(gradient, slots, 0.1), slots)
+        more = RULES[name].more(gradient, slots)
+        expected_slots = tuple(before + change for before, change in zip(slots, more, strict=True))
+        delta = RULES[name].step(gradient, expected_slots, 0.1)
+        (new, new_slots), delta, expected_slots, slots = jax.device_get(
+            (updated, delta, expected_slots, slots)
         )
     touched = np.unique(rows[rows < 10])
     others = np.setdiff1d(np.arange(10), touched)
