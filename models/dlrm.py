@@ -159,15 +159,13 @@ class DLRM(nnx.Module):
             )
 
     def __call__(self, dense: jax.Array, pooled: jax.Array) -> jax.Array:
-        """Logits [B] in the output dtype, of dense features [B, F] and one vector per table [T, B, D]."""
+        """Logits [B] in the output dtype, of dense features [B, F] and one vector per table [B, T, D]."""
         x = self.bottom(constrain(dense, "batch", None))
-        pooled = constrain(pooled.astype(self.dtype), None, "batch", None)
+        pooled = constrain(pooled.astype(self.dtype), "batch", None, None)
         if self.config.interaction == "cross":
-            # Split, as what is taken one by one has gradients of the whole's size, to be added.
-            each = (part[0] for part in jnp.split(pooled, len(pooled)))
-            interacted = self.cross(jnp.concatenate([x, *each], axis=1))
+            interacted = self.cross(jnp.concatenate([x, pooled.reshape(len(x), -1)], axis=1))
         else:
-            vectors = jnp.concatenate([x[:, None], pooled.swapaxes(0, 1)], axis=1)
+            vectors = jnp.concatenate([x[:, None], pooled], axis=1)
             interacted = jnp.concatenate([x, pairwise_dots(vectors)], axis=1)
         return self.top(interacted)[:, 0].astype(self.output_dtype)
 

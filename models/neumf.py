@@ -76,8 +76,9 @@ class NeuMF(nnx.Module):
         self.final = MLP(last, init=_lecun_uniform, activate_last=False, policy=policy, rngs=rngs)
 
     def __call__(self, rows: jax.Array) -> jax.Array:
-        """Logits [B] in the output dtype, of rows [2, B, D]: a user's and an item's."""
-        user, item = constrain(rows.astype(self.dtype), None, "batch", None)
+        """Logits [B] in the output dtype, of rows [B, 2, D]: a user's and an item's."""
+        rows = constrain(rows.astype(self.dtype), "batch", None, None)
+        user, item = rows[:, 0], rows[:, 1]
         factors = self.config.factors
         product = user[:, :factors] * item[:, :factors]
         joined = jnp.concatenate([user[:, factors:], item[:, factors:]], axis=1)

@@ -12,10 +12,12 @@ holders' rows: twice as many until everything fits, which it does at the latest 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from mlperf_jax.parallel.layout import MeshAxes
@@ -23,8 +25,8 @@ from mlperf_jax.usual_loops import usually
 
 DEVIATIONS = 6
 """Room for the rows that look-ups at random would ask a holder for, and so many standard deviations more."""
-_TILE = 16
-"""Rows of a tile of TPUs' memory in bfloat16: what is made of whole ones takes another shape without being copied."""
+_TILE, _LANES = 16, 128
+"""Rows and columns of a tile of TPUs' memory in bfloat16: what is made of whole ones takes another shape without being copied."""
 
 
 class Wanted(NamedTuple):
@@ -45,6 +47,28 @@ class Wanted(NamedTuple):
     round: jax.Array
     number: jax.Array
     rounds: jax.Array
+
+
+def first_at_least(ordered: jax.Array, bounds: jax.Array) -> jax.Array:
+    """`jnp.searchsorted` of bounds [...] in numbers [N], both int32, by two looks at about sqrt(N) of them.
+
+    On a TPU each of the many steps of a binary search takes as long.
+    """
+    width = math.isqrt(len(ordered))
+    width = width if width < _LANES else -(-width // _LANES) * _LANES
+    last = np.iinfo(np.int32).max
+    blocks = jnp.pad(ordered, (0, -len(ordered) % width), constant_values=last).reshape(-1, width)
+
+    def below(numbers: jax.Array) -> jax.Array:
+        return (numbers < bounds[..., None]).sum(-1, dtype=jnp.int32)
+
+    block = jnp.maximum(below(blocks[:, 0]) - 1, 0)
+    return block * width + below(blocks[block])
+
+
+def at_most(mean: float, most: int) -> int:
+    """How many rows there are as a rule at most, where look-ups at random bring `mean` on average, from 1 to `most`."""
+    return max(min(math.ceil(mean + DEVIATIONS * math.sqrt(mean)), most), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +106,11 @@ class Exchange:
         ordered, order = lax.sort((rows, jnp.arange(count, dtype=jnp.int32)), num_keys=1)
         first = jnp.append(True, ordered[1:] != ordered[:-1])
         segment = jnp.cumsum(first, dtype=jnp.int32) - 1
-        distinct = jnp.full(count, self.none, jnp.int32).at[segment].set(ordered)
+        distinct = (
+            jnp.full(count, self.none, jnp.int32)
+            .at[segment]
+            .set(ordered, indices_are_sorted=True, wrap_negative_indices=False)
+        )
         rounds = self._rounds(distinct)
         holder = jnp.minimum(lax.div(ordered, jnp.int32(self.rows)), self.size - 1)
         round = lax.div(ordered - holder * self.rows, self._width(rounds))
@@ -124,11 +152,10 @@ class Exchange:
         holder = jnp.arange(self.size, dtype=jnp.int32)
         begin = holder * self.rows + jnp.minimum(round * width, self.rows)
         end = holder * self.rows + jnp.minimum((round + 1) * width, self.rows)
-        bounds = jnp.searchsorted(wanted.distinct, jnp.stack([begin, end]), method="scan_unrolled")
-        start, stop = bounds.astype(jnp.int32)
+        start, stop = first_at_least(wanted.distinct, jnp.stack([begin, end]))
         numbers = start[:, None] + jnp.arange(self.capacity, dtype=jnp.int32)
         numbers = jnp.where(numbers < stop[:, None], numbers, len(wanted.distinct))
-        rows = wanted.distinct.at[numbers].get(mode="fill", fill_value=self.none)
+        rows = wanted.distinct.at[numbers].get(mode="fill", fill_value=self.none, wrap_negative_indices=False)
         return jnp.minimum(rows - (holder * self.rows)[:, None], self.rows)
 
     def ordered_places(self, wanted: Wanted, round: jax.Array) -> jax.Array:
@@ -142,10 +169,14 @@ class Exchange:
         return wanted.holder * self.capacity + number
 
     def places(self, wanted: Wanted, round: jax.Array) -> jax.Array:
-        """Where the row of each look-up is among all that arrive in a round; if it does not, the very last place, int32 [N]."""
-        last = self.size * self.capacity - 1
-        place = jnp.where(wanted.round == round, self.ordered_places(wanted, round), last)
-        return jnp.zeros_like(place).at[wanted.order].set(place, unique_indices=True)
+        """Where the row of each look-up is among all that arrive in a round; if it does not, behind them all, int32 [N]."""
+        outside = self.size * self.capacity
+        place = jnp.where(wanted.round == round, self.ordered_places(wanted, round), outside)
+        return (
+            jnp.zeros_like(place)
+            .at[wanted.order]
+            .set(place, unique_indices=True, wrap_negative_indices=False)
+        )
 
     def trade(self, parts: jax.Array) -> jax.Array:
         """[n, capacity, ...] by whom it goes to, to the same by whom it came from."""

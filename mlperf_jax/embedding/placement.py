@@ -43,8 +43,8 @@ class Placement:
 
     @property
     def vectors_spec(self) -> PartitionSpec:
-        """Of [T, B, D]."""
-        return PartitionSpec(None, self.batch)
+        """Of [B, T, D]."""
+        return PartitionSpec(self.batch)
 
     def size(self, axes: MeshAxes | None) -> int:
         return math.prod(self.mesh.shape[axis] for axis in together(axes))
@@ -74,9 +74,7 @@ class Placement:
         if self.row is None or self.row != self.batch:
             return None
         size = self.size(self.row)
-        usual = self.tables.distinct_rows(examples) / size
-        room = math.ceil(usual + exchange.DEVIATIONS * math.sqrt(usual))
-        room = max(min(room, examples * self.tables.look_ups), 1)
+        room = exchange.at_most(self.tables.distinct_rows(examples) / size, examples * self.tables.look_ups)
         return Exchange(self.row, tuple(self.mesh.axis_names), size, self.groups * self.rows, room)
 
     def rows_anywhere(self, places: jax.Array) -> jax.Array:

@@ -5,14 +5,15 @@ partitioner gathers a table whole. A batch of B examples lies over mesh axis x:
 
     no sharding      nothing; for an update every device takes the whole batch's gradients
     table over x     each device pools its tables' look-ups of the whole batch; an all-to-all trades
-                     vectors [T / n, B, D] for [T, B / n, D]
+                     vectors [B, T / n, D] for [B / n, T, D]
     table_row over x each device asks the holders for the distinct rows of its own examples, and sends
                      them these rows' gradients (`exchange.py`)
     table_column     each device pools its columns of all vectors; an all-to-all as for tables
     over x
 
-Vectors stand as [T, B, D]: of the three only B is a multiple of a TPU's tile, and [B, T, D] would be
-copied each time it is made of, or into, rows.
+An example's vectors stand one behind the other, [B, T, D], and where they are summed, or their gradients spread,
+as rows [B * T, D]: all else would be copied on the way from one to the other. Devices that trade tables for
+examples hold them by table meanwhile.
 
 A mesh axis other than x exchanges inside itself alone: parts are summed, columns gathered. Several axes
 together count as one; where the batch shares some of its own with the stack, it is gathered over those.
@@ -35,7 +36,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from mlperf_jax.embedding.exchange import Exchange
+from mlperf_jax.embedding.exchange import Exchange, at_most
 from mlperf_jax.embedding.placement import Placement
 from mlperf_jax.embedding.tables import AXES, Tables
 from mlperf_jax.errors import UserError
@@ -92,18 +93,18 @@ def look_up(stack: jax.Array, places: jax.Array, tables: Tables, dtype: DTypeLik
         dtype: of the result and of what travels; a device's sums are made in the stack's own.
 
     Returns:
-        [T, B, D].
+        [B, T, D].
     """
     place = _placement(tables, len(places))
     if place is None:
-        return _in_parts(lambda part: _cast(_pooled(_vectors(_flat(stack), part), tables), dtype), places, 1)
+        return _in_parts(lambda part: _cast(_pooled(_flat(stack), part, tables), dtype), places, 1)
 
     def local(stack: jax.Array, places: jax.Array) -> jax.Array:
         def one_part(part: jax.Array) -> jax.Array:
             if place.looks_up_for_all:
                 part = lax.all_gather(part, place.batch, tiled=True)
             if between := place.exchange(len(part)):
-                pooled = _fetched(_flat(stack), part, between, place, dtype)
+                pooled = _fetched(_flat(stack), part, between, place, dtype).astype(dtype)
             else:
                 pooled = _cast(_partly_pooled(_flat(stack), part, place), dtype)
             return _to_own_examples(pooled, place)
@@ -129,13 +130,13 @@ def update(
 
         rows asked for, of each table's own    [[3, 1, 1], [3, 2, 0]]
         places in the stack                    [[3, 5, 5], [3, 6, 4]]
-        gradients g[table, example]            [2, 2, D]
+        gradients g[example, table]            [2, 2, D]
 
-    Row 3 takes g[0, 0] + g[0, 1], row 5 takes g[1, 0] twice, rows 6 and 4 take g[1, 1] each, and others stay.
+    Row 3 takes g[0, 0] + g[1, 0], row 5 takes g[0, 1] twice, rows 6 and 4 take g[1, 1] each, and others stay.
 
     One device hands `update_rows` these pairs of row and gradient. Of two devices that hold rows 0 to 3 and 4
-    to 7, and an example each, the first sums 2 g[1, 0] for row 5 and sends that to the second, which sends
-    it g[0, 1] for row 3; then each updates its rows. Where devices share tables or columns instead, each
+    to 7, and an example each, the first sums 2 g[0, 1] for row 5 and sends that to the second, which sends
+    it g[1, 0] for row 3; then each updates its rows. Where devices share tables or columns instead, each
     first gets the whole batch's places and gradients, as far as they are of its own shard.
 
     Args:
@@ -143,7 +144,7 @@ def update(
         stack: [G, R, D].
         slots: the rule's, of the same shape.
         places: [B, L] int32, as `look_up` had them.
-        grads: [T, B, D], of the loss by `look_up`'s result.
+        grads: [B, T, D], of the loss by `look_up`'s result.
         tables: what the stack holds.
         lr: learning rate [].
 
@@ -151,23 +152,24 @@ def update(
         The new stack and slots.
     """
     place = _placement(tables, len(places))
+    holders = place.size(place.row) if place else 1
+    usual = at_most(tables.distinct_rows(len(places)) / holders, tables.groups * tables.rows)
 
     def local(
         stack: jax.Array, slots: Slots, places: jax.Array, grads: jax.Array, lr: jax.Array
     ) -> tuple[jax.Array, Slots]:
         between = place.exchange(len(places)) if place else None
         if place is None:
-            look_ups = _paired(places, jnp.asarray(tables.table_of), grads)
-        elif between is None:
-            look_ups = _paired(*_to_all_examples(places, grads, place))
+            look_ups = _paired(places, tables, grads)
+        elif between is not None:
+            look_ups = _paired(place.rows_anywhere(places), tables, _own_columns(grads, place))
         else:
-            rows, table_of = place.rows_anywhere(places), jnp.asarray(tables.table_of)
-            look_ups = _paired(rows, table_of, _own_columns(grads, place))
+            look_ups = _to_all_examples(places, grads, place)
         now = _flat(stack), tuple(_flat(slot) for slot in slots)
         if between is None:
-            table, new = update_rows(rule, *now, *look_ups, lr)
+            table, new = update_rows(rule, *now, *look_ups, lr, usual=usual)
         else:
-            table, new = _update_holders(rule, *now, *look_ups, lr, between)
+            table, new = _update_holders(rule, *now, *look_ups, lr, between, usual)
         return table.reshape(stack.shape), tuple(slot.reshape(stack.shape) for slot in new)
 
     if place is None:
@@ -177,21 +179,19 @@ def update(
     return _on_each_device(local, place, specs, (shard, shard))(stack, slots, places, grads, lr)
 
 
-def _paired(
-    rows: jax.Array, vector_of: jax.Array, grads: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What each look-up changes, and by which gradient: `rows`, `source` and `grads` of `update_rows`.
+_LookUps = tuple[jax.Array, jax.Array, jax.Array]
+"""Which row each look-up changes, and by which gradient: `rows`, `source` and `grads` of `update_rows`."""
 
-    Args:
-        rows: [B, L].
-        vector_of: [L], which of an example's T vectors a look-up was summed in.
-        grads: [T, B, D].
 
-    Returns:
-        Rows [B * L], the number of each one's gradient [B * L], gradients [T * B, D].
-    """
-    source = vector_of.astype(jnp.int32) * len(rows) + jnp.arange(len(rows), dtype=jnp.int32)[:, None]
-    return rows.ravel(), source.ravel(), grads.reshape(-1, grads.shape[-1])
+def _paired(rows: jax.Array, tables: Tables, grads: jax.Array) -> _LookUps:
+    """Of rows [B, L] and gradients [B, T, D]."""
+    return rows.ravel(), _vector_of(len(rows), tables).ravel(), grads.reshape(-1, grads.shape[-1])
+
+
+def _vector_of(batch: int, tables: Tables) -> jax.Array:
+    """Which of all B * T vectors each look-up is summed in, int32 [B, L]: they never fall."""
+    first = jnp.arange(batch, dtype=jnp.int32)[:, None] * tables.num_tables
+    return first + jnp.asarray(tables.table_of, jnp.int32)
 
 
 def _on_each_device(
@@ -206,43 +206,42 @@ def _flat(stack: jax.Array) -> jax.Array:
 
 
 def _in_parts(function: Callable[[jax.Array], jax.Array], places: jax.Array, holders: int) -> jax.Array:
-    """`function` of [B, L], [T, B, D], so many examples at a time that all devices' together make few enough look-ups."""
+    """`function` of [B, L], [B, T, D], so many examples at a time that all devices' together make few enough look-ups."""
     batch, look_ups = places.shape
     fits = max(LOOK_UPS_AT_ONCE // (look_ups * holders), 1)
     parts = next(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= fits)
     if parts == 1:
         return function(places)
-    done = lax.map(function, places.reshape(parts, batch // parts, look_ups)).swapaxes(0, 1)
-    return done.reshape(len(done), batch, -1)
+    done = lax.map(function, places.reshape(parts, batch // parts, look_ups))
+    return done.reshape(batch, *done.shape[2:])
 
 
-def _pooled(vectors: jax.Array, tables: Tables) -> jax.Array:
-    """Sums vectors [L, B, D] of look-ups to [T, B, D]."""
-    if tables.look_ups == tables.num_tables:
-        return vectors
-    ends = np.cumsum(tables.hots)
-    return jnp.stack([vectors[end - hot : end].sum(0) for end, hot in zip(ends, tables.hots, strict=True)])
+def _pooled(table: jax.Array, rows: jax.Array, tables: Tables) -> jax.Array:
+    """Rows [B, L] of a table [R, D], those from R on zeros, summed to [B, T, D].
 
-
-def _summed(table: jax.Array, rows: jax.Array, tables: Tables) -> jax.Array:
-    """Rows [B, L] of a table [R, D], all of which it has, pooled: [T, B, D].
-
-    XLA for TPUs gathers rows where it adds them to others, and makes no array of them; elsewhere sums come first.
+    XLA for TPUs gathers rows where it adds them to others, in float32, and makes no array of them. Elsewhere it sums
+    faster what lies together, and always in the same order.
     """
-    if compiled_for() != "tpu":
-        return _pooled(table.at[rows.T].get(mode="clip"), tables)
-    ends, each = np.cumsum(tables.hots), np.arange(len(rows), dtype=np.int32)
-    of_tables = [rows[:, end - hot : end].ravel() for end, hot in zip(ends, tables.hots, strict=True)]
-    vector = np.concatenate([each.repeat(hot) + t * len(rows) for t, hot in enumerate(tables.hots)])
-    vectors = table.at[jnp.concatenate(of_tables)].get(mode="clip").astype(jnp.float32)
-    sums = jnp.zeros((tables.num_tables * len(rows), table.shape[1]), jnp.float32)
-    sums = sums.at[vector].add(vectors, mode="drop", indices_are_sorted=True, wrap_negative_indices=False)
-    return sums.astype(table.dtype).reshape(tables.num_tables, len(rows), -1)
+    batch, width = len(rows), table.shape[1]
+    if tables.look_ups == tables.num_tables or compiled_for() != "tpu":
+        vectors = _rows(table, rows)
+        if tables.look_ups == tables.num_tables:
+            return vectors
+        ends = zip(np.cumsum(tables.hots), tables.hots, strict=True)
+        return jnp.stack([vectors[:, end - hot : end].sum(1) for end, hot in ends], axis=1)
+    vectors = _rows(table, rows.ravel()).astype(jnp.float32)
+    sums = jnp.zeros((batch * tables.num_tables, width), jnp.float32)
+    vector_of = _vector_of(batch, tables).ravel()
+    return (
+        sums.at[vector_of]
+        .add(vectors, indices_are_sorted=True, wrap_negative_indices=False)
+        .reshape(batch, -1, width)
+    )
 
 
-def _vectors(table: jax.Array, rows: jax.Array) -> jax.Array:
-    """Rows [B, L] of a table [R, D] as [L, B, D]; those from R on are zeros."""
-    return table.at[rows.T].get(mode="fill", fill_value=0)
+def _rows(of: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Some of an array's rows; zeros for numbers that it does not have."""
+    return of.at[numbers].get(mode="fill", fill_value=0, wrap_negative_indices=False)
 
 
 def _cast(vectors: jax.Array, dtype: DTypeLike) -> jax.Array:
@@ -260,35 +259,37 @@ def _cast(vectors: jax.Array, dtype: DTypeLike) -> jax.Array:
 
 
 def _partly_pooled(table: jax.Array, places: jax.Array, place: Placement) -> jax.Array:
-    """What this device's shard [R', D'] adds to the pooled vectors: [T, B, D'], or of its own tables alone."""
+    """What this device's shard [R', D'] adds to the pooled vectors: [B, T, D'], or of its own tables alone [T', B, D']."""
     if not place.swaps:
-        return _pooled(_vectors(table, place.rows_here(places)), place.tables)
+        return _pooled(table, place.rows_here(places), place.tables)
     rows, slot = _own_look_ups(places, place)
     sums = jnp.zeros((place.slots_each, len(rows), table.shape[1]), table.dtype)
-    return sums.at[slot].add(_vectors(table, rows))
+    return sums.at[slot].add(_rows(table, rows.T))
 
 
 def _fetched(
     table: jax.Array, places: jax.Array, between: Exchange, place: Placement, dtype: DTypeLike
 ) -> jax.Array:
-    """Pooled vectors [T, B, D'] of one's own examples, of rows that their holders send."""
+    """Pooled vectors [B, T, D'] of one's own examples, of rows that their holders send as `dtype`."""
     wanted = between.wanted(place.rows_anywhere(places).ravel())
+    shape = len(places), place.tables.num_tables, table.shape[1]
 
     def pooled_in(round: jax.Array, cast: Callable[[jax.Array, DTypeLike], jax.Array]) -> jax.Array:
         # Where no row is asked for any will do: nobody looks there.
-        rows = table.at[between.trade(between.asked(wanted, round))].get(mode="clip")
+        rows = table.at[between.trade(between.asked(wanted, round))].get(
+            mode="clip", wrap_negative_indices=False
+        )
         sent = between.trade(cast(rows, dtype))
-        # What arrives is a small table, in which the look-ups have other numbers; what is not there is its last row.
-        arrived = sent.reshape(-1, sent.shape[-1]).at[-1].set(0)
-        return _summed(arrived, between.places(wanted, round).reshape(places.shape), place.tables)
-
-    def one_more(round: jax.Array, pooled: jax.Array) -> jax.Array:
-        more = pooled_in(round, _cast)
-        return (pooled.astype(table.dtype) + more.astype(table.dtype)).astype(dtype)
+        # What arrives is a small table, in which the look-ups have other numbers.
+        arrived = sent.reshape(-1, sent.shape[-1])
+        pooled = _pooled(arrived, between.places(wanted, round).reshape(places.shape), place.tables)
+        return pooled.astype(table.dtype).reshape(-1, shape[-1])
 
     first = pooled_in(jnp.int32(0), lax.convert_element_type)
     with usually(0):
-        return lax.fori_loop(1, wanted.rounds, one_more, first)
+        rounds = lax.fori_loop(1, wanted.rounds, lambda i, pooled: pooled + pooled_in(i, _cast), first)
+    # XLA for TPUs would cast rows of the sums one by one, before it makes examples of them, in four times the time.
+    return lax.optimization_barrier(rounds.reshape(shape[0], -1)).reshape(shape)
 
 
 def _update_holders(
@@ -300,6 +301,7 @@ def _update_holders(
     grads: jax.Array,
     lr: jax.Array,
     between: Exchange,
+    usual: int,
 ) -> tuple[jax.Array, Slots]:
     """As `update_rows` with rows [N] of all devices: each row's gradients are summed here, and sent to its holder."""
     wanted = between.wanted(rows)
@@ -307,7 +309,7 @@ def _update_holders(
     def one_round(round: jax.Array, carry: tuple[jax.Array, Slots]) -> tuple[jax.Array, Slots]:
         # Of hundreds of gradients of one row, as small tables have, a sum in bfloat16 is 2 to 20 % off. They are gathered
         # here, as XLA for TPUs gathers them then where it adds them, and makes no array of them.
-        ordered = grads[source[wanted.order]].astype(table.dtype)
+        ordered = _rows(grads, _rows(source, wanted.order)).astype(table.dtype)
         sums = jnp.zeros((between.size * between.capacity, grads.shape[-1]), table.dtype)
         sums = sums.at[between.ordered_places(wanted, round)].add(
             ordered, mode="drop", indices_are_sorted=True, wrap_negative_indices=False
@@ -316,7 +318,7 @@ def _update_holders(
         # Where there is none, what arrives is dropped.
         rows = between.trade(between.asked(wanted, round)).ravel()
         each = jnp.arange(len(rows), dtype=jnp.int32)
-        return update_rows(rule, *carry, rows, each, arrived.reshape(-1, arrived.shape[-1]), lr)
+        return update_rows(rule, *carry, rows, each, arrived.reshape(-1, arrived.shape[-1]), lr, usual=usual)
 
     # The usual round has no loop around it, so that XLA computes once what looking up already computed.
     first = one_round(jnp.int32(0), (table, slots))
@@ -325,7 +327,7 @@ def _update_holders(
 
 
 def _own_columns(grads: jax.Array, place: Placement) -> jax.Array:
-    """Of gradients [T, B, D] the columns that this device's shard has."""
+    """Of gradients [B, T, D] the columns that this device's shard has."""
     if place.column is None or place.column == place.batch:
         return grads
     width = grads.shape[2] // place.size(place.column)
@@ -340,26 +342,20 @@ def _own_look_ups(places: jax.Array, place: Placement) -> tuple[jax.Array, jax.A
 
 
 def _to_own_examples(pooled: jax.Array, place: Placement) -> jax.Array:
-    """Adds and joins the devices' parts: [T', B', D'] of all that they looked up for, to [T, B, D] of one's own."""
+    """Adds and joins the devices' parts of all that they looked up for, [B', T, D'] or [T', B', D'], to [B, T, D] of one's own."""
     for axis in (place.row, place.group):
         if axis and axis != place.batch:
             pooled = lax.psum(pooled, axis)
     if place.swaps:
         pooled = lax.all_to_all(pooled, place.batch, 1, 0, tiled=True)
-        pooled = pooled[place.holders * place.slots_each + place.slots]
+        pooled = pooled[place.holders * place.slots_each + place.slots].swapaxes(0, 1)
     if place.column and place.column == place.batch:
-        return lax.all_to_all(pooled, place.batch, 1, 2, tiled=True)
+        return lax.all_to_all(pooled, place.batch, 0, 2, tiled=True)
     return lax.all_gather(pooled, place.column, axis=2, tiled=True) if place.column else pooled
 
 
-def _to_all_examples(
-    places: jax.Array, grads: jax.Array, place: Placement
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The whole batch's look-ups and gradients [T, B, D], as far as they are of this device's shard.
-
-    Returns:
-        Rows here [B', L'], which of T' vectors of an example each belongs to [L'], gradients [T', B', D'].
-    """
+def _to_all_examples(places: jax.Array, grads: jax.Array, place: Placement) -> _LookUps:
+    """The whole batch's look-ups and gradients [B, T, D], as far as they are of this device's shard."""
     batch, column = place.batch, place.column
     grads = _own_columns(grads, place)
     if batch:
@@ -367,10 +363,12 @@ def _to_all_examples(
     if place.swaps:
         sent = np.zeros(place.size(batch) * place.slots_each, np.int32)  # unused slots carry anything
         sent[place.holders * place.slots_each + place.slots] = np.arange(place.tables.num_tables)
-        grads = lax.all_to_all(grads[sent], batch, 0, 1, tiled=True)
-        return *_own_look_ups(places, place), grads
+        grads = lax.all_to_all(grads.swapaxes(0, 1)[sent], batch, 0, 1, tiled=True)
+        rows, slot = _own_look_ups(places, place)
+        source = slot.astype(jnp.int32) * len(rows) + jnp.arange(len(rows), dtype=jnp.int32)[:, None]
+        return rows.ravel(), source.ravel(), grads.reshape(-1, grads.shape[-1])
     if column and column == batch:
-        grads = lax.all_to_all(grads, batch, 2, 1, tiled=True)
+        grads = lax.all_to_all(grads, batch, 2, 0, tiled=True)
     elif batch:
-        grads = lax.all_gather(grads, batch, axis=1, tiled=True)
-    return place.rows_here(places), jnp.asarray(place.tables.table_of), grads
+        grads = lax.all_gather(grads, batch, axis=0, tiled=True)
+    return _paired(place.rows_here(places), place.tables, grads)

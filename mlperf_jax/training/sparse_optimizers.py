@@ -21,8 +21,11 @@ from mlperf_jax.usual_loops import usually
 Slots = tuple[jax.Array, ...]
 """What a rule keeps of the past, arrays of the parameter's shape."""
 
-CHUNK = 1 << 16
-"""Look-ups that `update_rows` handles at a time: their gradients are what it needs of memory."""
+CHUNK = 1 << 19
+"""Look-ups whose gradients `update_rows` sums at a time, at most: what it needs of memory, 268 MB at a width of 128."""
+PART = 80 << 10
+"""Rows that it updates at a time, at most: usually there are fewer than look-ups, so it need not go on to where they could end."""
+_TILE = 1 << 10  # int32 of a TPU's tile: where parts begin with one, they are read as they lie
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,14 +141,16 @@ def update_rows(
     grads: jax.Array,
     lr: jax.Array,
     *,
+    usual: int | None = None,
     chunk: int = CHUNK,
+    part: int = PART,
 ) -> tuple[jax.Array, Slots]:
     """Updates the rows that were looked up, each once, with the sum of its gradients.
 
-    The look-ups are sorted by row and taken in chunks. The last row of a chunk may go on in the next, so
-    its sum so far waits there; nothing of the table's size is made, and only as many chunks are run as
-    hold rows of this table. For example, of a table of 4 rows, look-ups of rows [2, 0, 2, 9, 2] with the
-    gradients a, b, c, d, e, in chunks of 3:
+    The look-ups are sorted by row and their gradients summed in chunks; the rows of a chunk are updated in parts.
+    The last row of a chunk may go on in the next, so its sum so far waits there. Nothing of the table's size is made,
+    and only as many chunks and parts are run as hold rows of this table. For example, of a table of 4 rows, look-ups of
+    rows [2, 0, 2, 9, 2] with the gradients a, b, c, d, e, in chunks of 3:
 
         sorted rows        gradients    updated                waits
         [0, 2, 2]          b, a, c      row 0 by b             row 2 with a + c
@@ -159,47 +164,67 @@ def update_rows(
         source: [N] int32, which of `grads` each look-up's is.
         grads: [M, D]; one gradient may belong to many look-ups, as where their vectors were summed.
         lr: [].
-        chunk: look-ups at a time.
+        usual: how many rows of this table are looked up, as a rule at most; None for as many as there are look-ups.
+        chunk: look-ups at a time, at most.
+        part: rows at a time, at most.
 
     Returns:
         The new table and slots.
     """
     num_rows, none = len(table), jnp.int32(len(table))
-    chunk = min(chunk, len(rows) + 1)
-    rows, source = _sorted(rows, source, none, chunk)
+    chunks, chunk = _even(len(rows), chunk)
+    parts, part = _even(min(len(rows) if usual is None else usual, chunk - 1), part)
+    rows, source = _sorted(rows, source, none, chunks * chunk)
     # Rows that are looked up have numbers from 1; 0 is open at first. It and numbers without a row lie outside of the
     # table, before and behind it, so that all rise.
     number = jnp.cumsum(jnp.append(True, rows[1:] != rows[:-1]), dtype=jnp.int32)
-    spare = none + jnp.arange(len(rows) + chunk + 1, dtype=jnp.int32)
-    distinct = spare.at[number].set(rows, indices_are_sorted=True).at[0].set(-1)
+    spare = none + jnp.arange(len(rows) + 1 + part, dtype=jnp.int32)
+    distinct = spare.at[number].set(rows, indices_are_sorted=True, wrap_negative_indices=False).at[0].set(-1)
+    room = -(-(chunk + 1) // part) * part
 
     def one_chunk(i: jax.Array, carry: _Carry) -> _Carry:
         table, slots, first, open_sum = carry
         segment = lax.dynamic_slice_in_dim(number, i * chunk, chunk) - first  # 0: the row that is still open
-        g = grads[lax.dynamic_slice_in_dim(source, i * chunk, chunk)].astype(table.dtype)
-        sums = jax.ops.segment_sum(g, segment, chunk + 1, indices_are_sorted=True).at[0].add(open_sum)
-        # Of the last row more may follow, and rows outside of the table are dropped.
+        of = lax.dynamic_slice_in_dim(source, i * chunk, chunk)
+        g = grads.at[of].get(mode="clip", wrap_negative_indices=False).astype(table.dtype)
+        sums = jnp.zeros((room, table.shape[1]), table.dtype)
+        sums = sums.at[segment].add(g, indices_are_sorted=True, wrap_negative_indices=False)
+        sums = sums.at[0].add(open_sum)
         last = segment[-1]
-        done = lax.dynamic_slice_in_dim(distinct, first, chunk + 1)
-        done = jnp.where(jnp.arange(chunk + 1) < last, done, spare[: chunk + 1])
-        table, slots = _stepped(rule, table, slots, done, sums, lr)
+
+        def one_part(j: jax.Array, carry: tuple[jax.Array, Slots]) -> tuple[jax.Array, Slots]:
+            # Of the last row more may follow, and rows outside of the table are dropped.
+            each = j * part + jnp.arange(part, dtype=jnp.int32)
+            done = lax.dynamic_slice_in_dim(distinct, first + j * part, part)
+            done = jnp.where(each < last, done, none + each)
+            return _stepped(rule, *carry, done, lax.dynamic_slice_in_dim(sums, j * part, part), lr)
+
+        with usually(parts):
+            table, slots = lax.fori_loop(0, (last + part - 1) // part, one_part, (table, slots))
         return table, slots, first + last, sums[last]
 
-    chunks = (rows < num_rows).sum() // chunk + 1
     start = (table, slots, jnp.int32(0), jnp.zeros(table.shape[1:], table.dtype))
-    with usually(-(-len(rows) // chunk)):
-        table, slots, _, _ = lax.fori_loop(0, chunks, one_chunk, start)
-    return table, slots
+    if chunks == 1:  # without a loop XLA for TPUs gathers gradients where it sums them, however many
+        return one_chunk(jnp.int32(0), start)[:2]
+    with usually(chunks):
+        return lax.fori_loop(0, (rows < num_rows).sum() // chunk + 1, one_chunk, start)[:2]
+
+
+def _even(count: int, most: int) -> tuple[int, int]:
+    """How many parts of one size hold `count` and one more, and the size: `most`, or what fills up a tile, at most."""
+    parts = count // most + 1
+    size = count // parts + 1
+    return parts, size if size < _TILE else -(-size // _TILE) * _TILE
 
 
 _Carry = tuple[jax.Array, Slots, jax.Array, jax.Array]
 """From chunk to chunk: table, slots, the number of the row that is still open [] and its sum so far [D]."""
 
 
-def _sorted(rows: jax.Array, source: jax.Array, none: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
-    """Look-ups in the order of their rows, filled up to whole chunks with look-ups of no row."""
+def _sorted(rows: jax.Array, source: jax.Array, none: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Look-ups in the order of their rows, filled up to `size` with look-ups of no row."""
     # At least one of them at the end: it sends the last real row on its way.
-    missing = chunk - len(rows) % chunk
+    missing = size - len(rows)
     rows = jnp.concatenate([jnp.minimum(rows, none), jnp.full(missing, none)])
     source = jnp.concatenate([source, jnp.zeros(missing, source.dtype)])
     rows, source = lax.sort((rows, source), num_keys=2)

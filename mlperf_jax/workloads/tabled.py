@@ -39,7 +39,7 @@ class TabledModel:
         stack: the tables, [G, R, D].
         tables: what the stack holds.
         policy: dtypes.
-        logits: (network, inputs, vectors looked up [T, B, D]) -> [B].
+        logits: (network, inputs, vectors looked up [B, T, D]) -> [B].
     """
 
     network: Any
@@ -73,7 +73,7 @@ class TabledWorkload(SupervisedWorkload[TabledModel, D], Generic[D]):
 
     @abc.abstractmethod
     def logits(self, network: Any, inputs: Batch, pooled: jax.Array) -> jax.Array:
-        """Logits [B] of inputs and the vectors [T, B, D] that they looked up."""
+        """Logits [B] of inputs and the vectors [B, T, D] that they looked up."""
 
     def initial_tables(self, key: jax.Array) -> jax.Array:
         """A stack [G, R, D] of fresh tables."""

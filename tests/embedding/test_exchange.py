@@ -5,9 +5,11 @@ import functools
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
-from mlperf_jax.embedding.exchange import Exchange
+from mlperf_jax.embedding.exchange import Exchange, first_at_least
 
 DEVICES, ROWS, COUNT = 8, 27, 40
 NONE = DEVICES * ROWS
@@ -80,3 +82,12 @@ def test_everyone_gets_what_they_want(case, room):
         np.testing.assert_array_equal(mine[: len(wanted)], wanted)
         assert (mine[len(wanted) :] == NONE).all()
     assert set(np.asarray(rounds).tolist()) == {fewest_rounds(rows, room)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(count=st.sampled_from([1, 5, 300, 20_000]), seed=st.integers(0, 2**20))
+def test_first_at_least_equals_numpys_searchsorted(count, seed):
+    random = np.random.default_rng(seed)
+    numbers = np.sort(random.integers(random.integers(1, 2 * count + 1), size=count)).astype(np.int32)
+    bounds = random.integers(-1, 2 * count + 2, size=(2, 9)).astype(np.int32)
+    np.testing.assert_array_equal(first_at_least(numbers, bounds), np.searchsorted(numbers, bounds))

@@ -56,15 +56,15 @@ def batch(seed):
     arrays = [random.normal(size=(size, TABLES.width)) for size in TABLES.sizes]
     rows = random.integers(np.array(TABLES.sizes)[TABLES.table_of], size=(BATCH, TABLES.look_ups))
     rows[:, 3] = rows[0, 3]  # everyone looks up one row
-    grads = random.normal(size=(TABLES.num_tables, BATCH, TABLES.width))
+    grads = random.normal(size=(BATCH, TABLES.num_tables, TABLES.width))
     return arrays, rows.astype(np.int32), grads
 
 
 def pooled_by_hand(arrays, rows):
-    out = np.zeros((TABLES.num_tables, len(rows), TABLES.width))
+    out = np.zeros((len(rows), TABLES.num_tables, TABLES.width))
     for example, row in enumerate(rows):
         for look_up, table in enumerate(TABLES.table_of):
-            out[table, example] += arrays[table][row[look_up]]
+            out[example, table] += arrays[table][row[look_up]]
     return out
 
 
@@ -73,7 +73,7 @@ def adagrad_by_hand(arrays, totals, rows, grads, lr, epsilon):
     dense = [np.zeros_like(array) for array in arrays]
     for example, row in enumerate(rows):
         for look_up, table in enumerate(TABLES.table_of):
-            dense[table][row[look_up]] += grads[table, example]
+            dense[table][row[look_up]] += grads[example, table]
     totals = [t + g**2 for t, g in zip(totals, dense, strict=True)]
     new = [w - lr * g / (np.sqrt(t) + epsilon) for w, g, t in zip(arrays, dense, totals, strict=True)]
     return new, totals, dense
@@ -92,7 +92,7 @@ def on_devices(layout, tables, arrays, rows, grads):
     stack = jax.device_put(stack, place)
     slots = jax.device_put(rule.init(stack), place)
     places = jax.device_put(np.asarray(tables.places(rows)), layout.sharding((BATCH,), ("batch",)))
-    grads = jax.device_put(grads, layout.sharding(grads.shape, (None, "batch", None)))
+    grads = jax.device_put(grads, layout.sharding(grads.shape, ("batch", None, None)))
     with layouts.use(layout):
         compiled = jax.jit(step, donate_argnums=(0, 1)).lower(stack, slots, places, grads).compile()
     first, stack, slots = compiled(stack, slots, places, grads)
@@ -110,7 +110,9 @@ def test_every_layout_equals_numpy(strategy, monkeypatch):
     if strategy.name in ("row_wise", "a", "g"):  # also in several parts, chunks and rounds
         monkeypatch.setattr(exchange, "DEVIATIONS", -100)
         monkeypatch.setattr(sharded, "LOOK_UPS_AT_ONCE", 8 * TABLES.look_ups)
-        monkeypatch.setattr(sharded, "update_rows", lambda *a: sparse_optimizers.update_rows(*a, chunk=7))
+        monkeypatch.setattr(
+            sharded, "update_rows", lambda *a, **k: sparse_optimizers.update_rows(*a, **k, chunk=7)
+        )
     tables = BY_GROUPS if "table" in strategy.rules else TABLES
     with jax.enable_x64(True):
         layout = mesh.make_layout(strategy)
@@ -137,7 +139,7 @@ def test_the_example_of_update(devices):
     np.testing.assert_array_equal(places, [[3, 5, 5], [3, 6, 4]])
     g = np.random.default_rng(0).normal(size=(2, 2, 2)).astype(np.float32)
     change = np.zeros((8, 2), np.float32)
-    change[3], change[5] = g[0, 0] + g[0, 1], 2 * g[1, 0]
+    change[3], change[5] = g[0, 0] + g[1, 0], 2 * g[0, 1]
     change[6] = change[4] = g[1, 1]
     layout = mesh.make_layout(STRATEGIES["row_wise"], devices=jax.devices()[:devices])
     with layouts.use(layout):
@@ -155,13 +157,13 @@ def test_many_gradients_in_bfloat16_are_summed_in_the_tables_dtype(name):
     layout = mesh.make_layout(STRATEGIES[name])
     random = np.random.default_rng(0)
     rows = np.concatenate([np.zeros((128, 64)), random.integers(40, size=(128, 1))], 1).astype(np.int32)
-    grads = jnp.asarray(random.normal(1, 0.3, (2, 128, 16)), jnp.bfloat16)
+    grads = jnp.asarray(random.normal(1, 0.3, (128, 2, 16)), jnp.bfloat16)
     stack = jax.device_put(np.zeros(tables.shape, np.float32), sharded.stack_sharding(tables, layout))
     with layouts.use(layout):
         stack, _ = jax.jit(
             lambda *a: sharded.update(sparse_optimizers.sgd(), a[0], (), *a[1:], tables, jnp.float32(1))
         )(stack, tables.places(rows), grads)
-    expected = 64 * np.asarray(grads[0], np.float64).sum(0)
+    expected = 64 * np.asarray(grads[:, 0], np.float64).sum(0)
     np.testing.assert_allclose(-tables.unstacked(stack)[0][0], expected, rtol=1e-5)
 
 

@@ -57,7 +57,7 @@ def test_values_and_gradients_equal_torchs(precision, tolerance):
         graph, _, rest = nnx.split(build(SMALL, precision), nnx.Param, ...)
 
         def loss(dense, tables):
-            rows = jnp.stack([tables[0][user], tables[1][item]])
+            rows = jnp.stack([tables[0][user], tables[1][item]], axis=1)
             logits = nnx.merge(graph, dense, rest)(rows)
             return jnp.mean(jnp.logaddexp(0, logits) - logits * label), logits
 

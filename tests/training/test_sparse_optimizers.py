@@ -51,9 +51,9 @@ def test_dense_equals_torchs(name):
 
 
 @functools.cache
-def updating(name, chunk):
+def updating(name, chunk, part, usual):
     def update(*arrays):
-        return sparse_optimizers.update_rows(RULES[name], *arrays, 0.1, chunk=chunk)
+        return sparse_optimizers.update_rows(RULES[name], *arrays, 0.1, chunk=chunk, part=part, usual=usual)
 
     return jax.jit(update)
 
@@ -62,11 +62,13 @@ def updating(name, chunk):
 @given(
     name=st.sampled_from(["sgd", "adagrad_0.5", "lazy_adam"]),
     chunk=st.sampled_from([5, 64]),
+    part=st.sampled_from([3, 64]),
+    usual=st.sampled_from([None, 6]),
     distinct=st.integers(1, 14),
     seed=st.integers(0, 2**20),
 )
-def test_rows_equal_the_dense_update_whatever_is_looked_up(name, chunk, distinct, seed):
-    """Rows from 10 on are of other tables; look-ups repeat, within a chunk and across its border."""
+def test_rows_equal_the_dense_update_whatever_is_looked_up(name, chunk, part, usual, distinct, seed):
+    """Rows from 10 on are of other tables; look-ups repeat, within a chunk and across its border; more rows than usual."""
     random = np.random.default_rng(seed)
     table = random.normal(size=(10, 3))
     rows = random.integers(distinct, size=24).astype(np.int32)
@@ -78,7 +80,7 @@ def test_rows_equal_the_dense_update_whatever_is_looked_up(name, chunk, distinct
             gradient[row] += grads[of]
     with jax.enable_x64(True):
         slots = RULES[name].init(table)
-        updated = updating(name, chunk)(table, slots, rows, source, grads)
+        updated = updating(name, chunk, part, usual)(table, slots, rows, source, grads)
         more = RULES[name].more(gradient, slots)
         expected_slots = tuple(before + change for before, change in zip(slots, more, strict=True))
         delta = RULES[name].step(gradient, expected_slots, 0.1)
