@@ -144,7 +144,7 @@ def update(
         stack: [G, R, D].
         slots: the rule's, of the same shape.
         places: [B, L] int32, as `look_up` had them.
-        grads: [B, T, D], of the loss by `look_up`'s result.
+        grads: [B, T, D], in the dtype that they travel in, of the loss by `look_up`'s result.
         tables: what the stack holds.
         lr: learning rate [].
 
@@ -245,7 +245,7 @@ def _rows(of: jax.Array, numbers: jax.Array) -> jax.Array:
 
 
 def _cast(vectors: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """`vectors.astype(dtype)`, for rows that are gathered in a loop: XLA for TPUs would cast the table, before the loop.
+    """`vectors.astype(dtype)`, for many rows: XLA for TPUs casts so in half the time, and of a loop would cast all a table.
 
     Its propagation of bfloat16 goes through gathers, sums, collectives and optimization barriers, but not
     through the rounding, to nearest and ties to even, done on the bits of a float32. Outside of loops a gather
@@ -303,18 +303,23 @@ def _update_holders(
     between: Exchange,
     usual: int,
 ) -> tuple[jax.Array, Slots]:
-    """As `update_rows` with rows [N] of all devices: each row's gradients are summed here, and sent to its holder."""
+    """As `update_rows` with rows [N] of all devices: each row's gradients are summed here, and sent to its holder.
+
+    Sums are made in the table's dtype, here and there, and sent in that of the gradients.
+    """
     wanted = between.wanted(rows)
 
     def one_round(round: jax.Array, carry: tuple[jax.Array, Slots]) -> tuple[jax.Array, Slots]:
-        # Of hundreds of gradients of one row, as small tables have, a sum in bfloat16 is 2 to 20 % off. They are gathered
-        # here, as XLA for TPUs gathers them then where it adds them, and makes no array of them.
+        # Of hundreds of gradients of one row, as small tables have, a sum in bfloat16 is 2 to 20 % off; sent in it, as all
+        # gradients are, it is rounded once. They are gathered here, as XLA for TPUs gathers them then where it adds them,
+        # and makes no array of them.
         ordered = _rows(grads, _rows(source, wanted.order)).astype(table.dtype)
         sums = jnp.zeros((between.size * between.capacity, grads.shape[-1]), table.dtype)
         sums = sums.at[between.ordered_places(wanted, round)].add(
             ordered, mode="drop", indices_are_sorted=True, wrap_negative_indices=False
         )
-        arrived = between.trade(sums.reshape(between.size, between.capacity, -1))
+        sent = _cast(sums, grads.dtype)
+        arrived = between.trade(sent.reshape(between.size, between.capacity, -1))
         # Where there is none, what arrives is dropped.
         rows = between.trade(between.asked(wanted, round)).ravel()
         each = jnp.arange(len(rows), dtype=jnp.int32)

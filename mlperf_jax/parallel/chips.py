@@ -186,7 +186,7 @@ CHIPS = (
         link_bandwidth=100e9,
         wraps=4,
         node_bandwidth=6.25e9,
-        scoped_vmem_kib=32_768,  # benchmarks/NOTES.md, "Compiler flags"
+        scoped_vmem_kib=24_576,  # benchmarks/NOTES.md, "Compiler flags"
     ),
     Chip(
         "v6e",

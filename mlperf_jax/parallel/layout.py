@@ -8,8 +8,8 @@ mesh axes may carry which meaning; a `Layout` (strategy + mesh) turns a shape in
    divides it; if none does, the dimension stays whole. A choice is a mesh axis, or several that carry
    the dimension together: all must be free, and their product divides it. A height of which a device would
    hold one row also stays whole.
-2. With `shard_params` (fsdp) or `shard_optimizer` (zero1) set, an array of at least
-   `MIN_SHARDED_SIZE` elements also splits its largest dimension that is still whole and divisible
+2. With `shard_params` (fsdp) or `shard_optimizer` (zero1) set, an array of two dimensions or more and at
+   least `MIN_SHARDED_SIZE` elements also splits its largest dimension that is still whole and divisible
    over that axis. Convolutions pair well with this rule: their axes have no natural order.
 """
 
@@ -31,11 +31,18 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.parallel.chips import Chip, find_chip
 
 MIN_SHARDED_SIZE = 1024
-"""Arrays with fewer elements stay replicated: a gather would cost more than it saves."""
+"""Arrays with fewer elements stay replicated, and so do vectors: a gather would cost more than it saves."""
 
 _LEAST = {"height": 2}
 """What a device must hold of a dimension that is split: of maps with a row a device XLA's partitioner gives
 gradients of 3x3 convolutions that are several times too large (jaxlib 0.10.2)."""
+
+_LINKS_3D = 6
+_ASYNC_GATHERS = (
+    "xla_tpu_prefer_async_allgather_to_allreduce",
+    "xla_enable_async_all_gather",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
+)
 
 LogicalAxes = Sequence[str | None]
 
@@ -157,7 +164,7 @@ class Layout:
                     free.difference_update(choice)
                     self.sharing.update(choice)
                     break
-        if also in free and math.prod(shape) >= MIN_SHARDED_SIZE:
+        if also in free and len(shape) > 1 and math.prod(shape) >= MIN_SHARDED_SIZE:
             whole = [
                 d for d in range(len(shape)) if names[d] is None and shape[d] % self.mesh.shape[also] == 0
             ]
@@ -179,17 +186,20 @@ class Layout:
         What products of large matrices pay most for is on-chip memory; some chips have far more than the compiler lets an operation
         take. Where parameters are split, the TPU partitioner sends their parts round and multiplies by one after the other, in loops
         that cost more than one gather before the product (benchmarks/NOTES.md, "Compiler flags"). Tensor parallelism, which may
-        live by such loops, keeps them.
+        live by such loops, keeps them. And on a torus of three dimensions gathers, unless asynchronous ones are asked for, are sums of
+        arrays that are zero elsewhere.
         """
         chip = self.chip
         if chip is None or chip.platform != "tpu":
             return {}
-        options = {}
+        options = {"xla_tpu_enable_async_all_to_all": "true"}
         if chip.scoped_vmem_kib:
             options["xla_tpu_scoped_vmem_limit_kib"] = str(chip.scoped_vmem_kib)
         products = ("conv_out", "channels", "mlp", "heads", "vocab")
         if self.strategy.shard_params and not any(map(self.choices, products)):
             options["xla_jf_spmd_threshold_for_windowed_einsum_mib"] = "1000000"
+        if self.strategy.shard_params and chip.links == _LINKS_3D:
+            options |= dict.fromkeys(_ASYNC_GATHERS, "true")
         return options
 
     def sharding(self, shape: Sequence[int], axes: LogicalAxes | None = None) -> NamedSharding:

@@ -42,7 +42,7 @@ def sentence(rows: list[dict[str, Any]], strategy: Strategy) -> str:
     return (
         f"{strategy.name} leaves {len(rows)} tensors whole on every device, {total / 2**10:,.1f} KiB in all "
         f"(the largest: {first['name']} {tuple(first['shape'])}, {first['bytes'] / 2**10:,.1f} KiB): "
-        f"they have fewer than {MIN_SHARDED_SIZE} elements, or no dimension that the mesh axis divides."
+        f"they are vectors, have fewer than {MIN_SHARDED_SIZE} elements, or no dimension that the mesh axis divides."
     )
 
 

@@ -3,7 +3,8 @@
 The model is that of rings (Thakur et al., "Optimization of collective communication operations in
 MPICH", 2005; for tori: Austin et al., "How to Scale Your Model", 2025, part 3): a group that spans
 several axes of a torus uses the links of all of them; an axis that closes to a ring is used in both
-directions. A message also pays `HOP_SECONDS` for every chip on its way.
+directions. An all-to-all takes what crosses the middle of an axis takes: a quarter of all that a row of n chips
+sends goes each way, over one link, or two of a ring. A message also pays `HOP_SECONDS` for every chip on its way.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ KINDS = (
     "collective-permute",
     "ragged-all-to-all",
 )
+_EXCHANGES = ("all-to-all", "ragged-all-to-all")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Collective:
         kind: one of `KINDS`.
         axes: mesh axes that its groups span.
         group: devices in a group.
-        bytes: payload per device and run: what is reduced, or the whole of what is gathered.
+        bytes: payload per device and run: what is reduced, the whole of what is gathered, or what a device sends.
         times: how often a step runs it.
         seconds: of one run, at best.
         copies: names of the instructions that the compiler spread it over.
@@ -107,7 +109,7 @@ class Network:
 
         Args:
             kind: one of `KINDS`.
-            payload: bytes that are reduced, or the whole of what is gathered.
+            payload: bytes that are reduced, the whole of what is gathered, or what a device sends.
             group: positions of its devices in the mesh.
         """
         if len(group) < 2:
@@ -121,8 +123,8 @@ class Network:
         inside = self._torus_seconds(kind, payload, [tuple(d.coords) for d in members])
         if slices == 1:
             return inside
-        # Each chip carries its own part of the payload to the other slices.
-        part = payload * slices / len(group)
+        # Each chip carries its own part of the payload to the other slices; in an exchange all that it has.
+        part = payload if kind in _EXCHANGES else payload * slices / len(group)
         return inside + _passes(kind) * part * (slices - 1) / slices / self.topology.chip.node_bandwidth
 
     def _torus_seconds(self, kind: str, payload: float, coordinates: list[tuple[int, ...]]) -> float:
@@ -131,18 +133,20 @@ class Network:
         if chips == 1:  # two devices of one chip
             return _passes(kind) * payload / chip.hbm_bandwidth
         extents = [len(set(values)) for values in zip(*coordinates, strict=True)]
-        bandwidth, hops = 0.0, 0
+        bandwidth, crossing, hops = 0.0, 0.0, 0
         for extent, size in zip(extents, (*self.topology.shape, 1, 1), strict=False):
             if extent > 1:
                 ring = extent == size and self._closes(size)
-                bandwidth += chip.link_bandwidth * (2 if ring else 1)
+                links = chip.link_bandwidth * (2 if ring else 1)
+                bandwidth += links
+                crossing = max(crossing, extent / 4 / links)
                 hops += extent // 2 if ring else extent - 1
         if kind == "collective-permute":
             return max(payload / chip.link_bandwidth, HOP_SECONDS)
-        share = (chips - 1) / chips
-        if kind in ("all-to-all", "ragged-all-to-all"):
-            share /= 4
-        return max(_passes(kind) * payload * share / bandwidth, _passes(kind) * hops * HOP_SECONDS)
+        share = (chips - 1) / chips / bandwidth
+        if kind in _EXCHANGES:
+            share = crossing
+        return max(_passes(kind) * payload * share, _passes(kind) * hops * HOP_SECONDS)
 
     def _closes(self, size: int) -> bool:
         """Whether an axis of so many chips is a ring."""
@@ -154,6 +158,10 @@ class Network:
         per_node = self.topology.shape[1]
         nodes = len({i // per_node for i in ids})
         inside = math.ceil(len(ids) / nodes)
+        if kind in _EXCHANGES:
+            within, without = (inside - 1) / len(ids), (nodes - 1) / nodes
+            seconds = payload * (within / chip.link_bandwidth + (without and without / chip.node_bandwidth))
+            return max(seconds, GPU_LATENCY_SECONDS)
         seconds = _passes(kind) * payload * (inside - 1) / inside / chip.link_bandwidth
         if nodes > 1:
             seconds += _passes(kind) * payload * (nodes - 1) / nodes / (inside * chip.node_bandwidth)

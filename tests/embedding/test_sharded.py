@@ -152,7 +152,10 @@ def test_the_example_of_update(devices):
 
 @pytest.mark.parametrize("name", ["dp", "row_wise", "column_wise", "table_wise"])
 def test_many_gradients_in_bfloat16_are_summed_in_the_tables_dtype(name):
-    """1,024 a device for the one row of a table: sums in bfloat16 end at 256 times what they add."""
+    """1,024 a device for the one row of a table: sums in bfloat16 end at 256 times what they add.
+
+    Sums that travel are rounded once, to the dtype that gradients travel in.
+    """
     tables = Tables((1, 40), (64, 1), width=16, groups=8 if name == "table_wise" else 1, stripes=8)
     layout = mesh.make_layout(STRATEGIES[name])
     random = np.random.default_rng(0)
@@ -164,7 +167,8 @@ def test_many_gradients_in_bfloat16_are_summed_in_the_tables_dtype(name):
             lambda *a: sharded.update(sparse_optimizers.sgd(), a[0], (), *a[1:], tables, jnp.float32(1))
         )(stack, tables.places(rows), grads)
     expected = 64 * np.asarray(grads[:, 0], np.float64).sum(0)
-    np.testing.assert_allclose(-tables.unstacked(stack)[0][0], expected, rtol=1e-5)
+    rtol = 2**-9 if name == "row_wise" else 1e-5
+    np.testing.assert_allclose(-tables.unstacked(stack)[0][0], expected, rtol=rtol)
 
 
 def test_tables_lie_where_the_strategy_says():

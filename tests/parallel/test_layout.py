@@ -40,7 +40,8 @@ def by_the_rules(mesh, rules, shape, axes, also):
                 result[d] = carrying[0] if len(carrying) == 1 else tuple(carrying)
                 taken += carrying
                 break
-    if also and mesh[also] > 1 and also not in taken and math.prod(shape) >= MIN_SHARDED_SIZE:
+    large = len(shape) > 1 and math.prod(shape) >= MIN_SHARDED_SIZE
+    if also and mesh[also] > 1 and also not in taken and large:
         largest = sorted(range(len(shape)), key=lambda d: (-shape[d], d))
         whole = [d for d in largest if result[d] is None and shape[d] % mesh[also] == 0]
         if whole:

@@ -1,5 +1,6 @@
 """The reader of compiled programs, and the two counts of FLOPs, against counts by hand and by brute force."""
 
+import collections
 import itertools
 import math
 
@@ -486,6 +487,49 @@ def test_ring_all_reduce_takes_two_passes(devices):
     assert net.seconds("all-gather", 1e9, group) == pytest.approx(seconds / 2)
     assert net.seconds("all-reduce", 1e9, [3]) == 0.0
     assert net.spanned(group) == (("data",) if devices == 2 else ("model",))
+
+
+def busiest_link(shape, rings, sent):
+    """Bytes over the busiest link, if each chip of a torus sends the same to every one, one axis after the other.
+
+    Along an axis the shorter way; where both are as long, half each way.
+    """
+    loads, share = collections.Counter(), sent / math.prod(shape)
+    for start, end in itertools.product(itertools.product(*map(range, shape)), repeat=2):
+        here = list(start)
+        for axis, (size, ring) in enumerate(zip(shape, rings, strict=True)):
+            there, far = here[axis], end[axis] - here[axis]
+            ways = {1: far % size, -1: -far % size} if ring else {1 if far > 0 else -1: abs(far)}
+            shortest = [way for way, steps in ways.items() if steps == min(ways.values())]
+            for way in shortest:
+                for step in range(ways[way]):
+                    here[axis] = (there + way * step) % size
+                    loads[*here, axis, way] += share / len(shortest)
+            here[axis] = end[axis]
+    return max(loads.values())
+
+
+@pytest.mark.parametrize(
+    ("where", "shape", "rings"),
+    [("v5e:4x4", (4, 4), (0, 0)), ("v5e:4x8", (4, 8), (0, 0)), ("v5p:4x4x8", (4, 4, 8), (1, 1, 1))],
+)
+def test_an_all_to_all_takes_what_the_busiest_link_takes(where, shape, rings):
+    where, sent = topology.parse(where), 1e9
+    places = list(itertools.product(*map(range, shape)))
+    devices = np.array([Device(i, (*p, 0)[:3]) for i, p in enumerate(places)])
+    mesh = type("M", (), {"shape": {"data": len(devices)}, "devices": devices})
+    seconds = cost_network.Network(where, mesh).seconds("all-to-all", sent, range(len(devices)))
+    assert seconds == pytest.approx(busiest_link(shape, rings, sent) / where.chip.link_bandwidth)
+
+
+def test_an_all_to_all_between_nodes_leaves_each_by_its_own_adapter():
+    where = topology.parse("h100:2x8")
+    mesh = type(
+        "M", (), {"shape": {"data": 16}, "devices": np.array([Device(i, (i, 0, 0)) for i in range(16)])}
+    )
+    seconds = cost_network.Network(where, mesh).seconds("all-to-all", 1e9, range(16))
+    chip = where.chip
+    assert seconds == pytest.approx(1e9 * (7 / 16 / chip.link_bandwidth + 1 / 2 / chip.node_bandwidth))
 
 
 def test_torus_that_closes_is_used_both_ways():
