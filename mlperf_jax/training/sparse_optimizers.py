@@ -239,13 +239,18 @@ def _stepped(
     Rows are read again where they were just changed: then XLA for TPUs does so while it adds to others, makes no array
     of them, and no XLA copies a table.
     """
-    rise = dict(indices_are_sorted=True, wrap_negative_indices=False)
 
-    def read(of: jax.Array) -> jax.Array:
-        return of.at[rows].get(mode="clip", **rise)  # any row, where none will be changed
+    def read(of: jax.Array) -> jax.Array:  # any row, where none will be changed
+        return of.at[rows].get(mode="clip", indices_are_sorted=True, wrap_negative_indices=False)
 
     def added(to: jax.Array, more: jax.Array) -> jax.Array:
-        return to.at[rows].add(more.astype(to.dtype), mode="drop", unique_indices=True, **rise)
+        return to.at[rows].add(
+            more.astype(to.dtype),
+            mode="drop",
+            indices_are_sorted=True,
+            unique_indices=True,
+            wrap_negative_indices=False,
+        )
 
     slots = tuple(map(added, slots, rule.more(grads, tuple(map(read, slots)))))
     return added(table, rule.step(grads, tuple(map(read, slots)), lr)), slots

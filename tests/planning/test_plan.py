@@ -200,16 +200,34 @@ def test_an_axis_may_take_a_part_of_a_torus():
     assert (extents.prod(1) == 8).all()
 
 
+WHOLE = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+GATHERED = dict.fromkeys(
+    (
+        "xla_tpu_prefer_async_allgather_to_allreduce",
+        "xla_enable_async_all_gather",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
+    ),
+    "true",
+)
+
+
 @needs_libtpu
-def test_the_compiler_is_told_of_the_memory_on_the_chip():
-    """A v6e's operations may take more of it than by default; the option is one that the compiler knows."""
-    found = {}
-    for chip in ("v5e", "v6e"):
-        layout = mesh.make_layout(STRATEGIES["dp"], None, topology.devices(topology.parse(f"{chip}:2x2")))
-        found[chip] = layout.compiler_options
-        x = layout.struct((64, 64), jnp.bfloat16, ("batch", None))
-        lower(Program(lambda x: x + x, (x,), (), None), layout, POLICIES["bfloat16"]).compile()
-    assert found == {"v5e": {}, "v6e": {"xla_tpu_scoped_vmem_limit_kib": "98304"}}
+@pytest.mark.parametrize(
+    ("where", "strategy", "expected"),
+    [
+        ("v5e:2x2", "dp", {}),
+        ("v6e:2x2", "dp", {"xla_tpu_scoped_vmem_limit_kib": "98304"}),
+        ("v5p:2x2x1", "dp", {"xla_tpu_scoped_vmem_limit_kib": "24576"}),
+        ("v6e:2x2", "fsdp", {"xla_tpu_scoped_vmem_limit_kib": "98304"} | WHOLE),
+        ("v5p:2x2x1", "fsdp", {"xla_tpu_scoped_vmem_limit_kib": "24576"} | WHOLE | GATHERED),
+    ],
+)
+def test_the_compiler_is_told_of_the_chip_and_of_what_is_split(where, strategy, expected):
+    """And each option is one that it knows."""
+    layout = mesh.make_layout(STRATEGIES[strategy], None, topology.devices(topology.parse(where)))
+    assert layout.compiler_options == {"xla_tpu_enable_async_all_to_all": "true"} | expected
+    x = layout.struct((64, 64), jnp.bfloat16, ("batch", None))
+    lower(Program(lambda x: x + x, (x,), (), None), layout, POLICIES["bfloat16"]).compile()
 
 
 GIB = 2**30
