@@ -287,9 +287,9 @@ def _fetched(
 
     first = pooled_in(jnp.int32(0), lax.convert_element_type)
     with usually(0):
-        rounds = lax.fori_loop(1, wanted.rounds, lambda i, pooled: pooled + pooled_in(i, _cast), first)
+        pooled = lax.fori_loop(1, wanted.rounds, lambda i, sums: sums + pooled_in(i, _cast), first)
     # XLA for TPUs would cast rows of the sums one by one, before it makes examples of them, in four times the time.
-    return lax.optimization_barrier(rounds.reshape(shape[0], -1)).reshape(shape)
+    return lax.optimization_barrier(pooled.reshape(shape[0], -1)).reshape(shape)
 
 
 def _update_holders(

@@ -171,6 +171,22 @@ def test_many_gradients_in_bfloat16_are_summed_in_the_tables_dtype(name):
     np.testing.assert_allclose(-tables.unstacked(stack)[0][0], expected, rtol=rtol)
 
 
+@pytest.mark.parametrize("platform", ["tpu", "cpu"])
+def test_sums_of_look_ups_are_the_same_in_the_form_of_each_platform(platform, monkeypatch):
+    """Against a loop; rows that the table does not have are zeros."""
+    monkeypatch.setattr(sharded, "compiled_for", lambda: platform)
+    random = np.random.default_rng(1)
+    table = random.normal(size=(30, TABLES.width)).astype(np.float32)
+    rows = random.integers(40, size=(BATCH, TABLES.look_ups)).astype(np.int32)
+    expected = np.zeros((BATCH, TABLES.num_tables, TABLES.width))
+    for example, look_ups in enumerate(rows):
+        for look_up, of in enumerate(TABLES.table_of):
+            if look_ups[look_up] < len(table):
+                expected[example, of] += table[look_ups[look_up]]
+    found = sharded._pooled(jnp.asarray(table), jnp.asarray(rows), TABLES)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_tables_lie_where_the_strategy_says():
     expected = {
         "dp": (None, None, None),
