@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from mlperf_jax.parallel.layout import constrain
+from mlperf_jax.platform import compiled_for
 from mlperf_jax.precision import Policy
 from models.products import product
 
@@ -162,10 +163,13 @@ class DLRM(nnx.Module):
         """Logits [B] in the output dtype, of dense features [B, F] and one vector per table [B, T, D]."""
         x = self.bottom(constrain(dense, "batch", None))
         pooled = constrain(pooled.astype(self.dtype), "batch", None, None)
+        vectors = jnp.concatenate([x[:, None], pooled], axis=1)
         if self.config.interaction == "cross":
-            interacted = self.cross(jnp.concatenate([x, pooled.reshape(len(x), -1)], axis=1))
+            # TPUs would copy [B, N, D] on its way to [B, N * D]; elsewhere it is written as the rows are gathered.
+            on_tpu = compiled_for() == "tpu"
+            flat = jnp.concatenate([x, pooled.reshape(len(x), -1)], axis=1) if on_tpu else vectors
+            interacted = self.cross(flat.reshape(len(x), -1))
         else:
-            vectors = jnp.concatenate([x[:, None], pooled], axis=1)
             interacted = jnp.concatenate([x, pairwise_dots(vectors)], axis=1)
         return self.top(interacted)[:, 0].astype(self.output_dtype)
 
