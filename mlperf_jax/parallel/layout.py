@@ -37,7 +37,6 @@ _LEAST = {"height": 2}
 """What a device must hold of a dimension that is split: of maps with a row a device XLA's partitioner gives
 gradients of 3x3 convolutions that are several times too large (jaxlib 0.10.2)."""
 
-_LINKS_3D = 6
 _ASYNC_GATHERS = (
     "xla_tpu_prefer_async_allgather_to_allreduce",
     "xla_enable_async_all_gather",
@@ -186,20 +185,22 @@ class Layout:
         What products of large matrices pay most for is on-chip memory; some chips have far more than the compiler lets an operation
         take. Where parameters are split, the TPU partitioner sends their parts round and multiplies by one after the other, in loops
         that cost more than one gather before the product (benchmarks/NOTES.md, "Compiler flags"). Tensor parallelism, which may
-        live by such loops, keeps them. And on a torus of three dimensions gathers, unless asynchronous ones are asked for, are sums of
-        arrays that are zero elsewhere.
+        live by such loops, keeps them. On a torus of three dimensions gathers, unless asynchronous ones are asked for, are sums of
+        arrays that are zero elsewhere. There alone all-to-alls may be asynchronous: of a v5e:8x8 the compiler refuses them.
         """
         chip = self.chip
         if chip is None or chip.platform != "tpu":
             return {}
-        options = {"xla_tpu_enable_async_all_to_all": "true"}
+        options = {}
         if chip.scoped_vmem_kib:
             options["xla_tpu_scoped_vmem_limit_kib"] = str(chip.scoped_vmem_kib)
         products = ("conv_out", "channels", "mlp", "heads", "vocab")
         if self.strategy.shard_params and not any(map(self.choices, products)):
             options["xla_jf_spmd_threshold_for_windowed_einsum_mib"] = "1000000"
-        if self.strategy.shard_params and chip.links == _LINKS_3D:
-            options |= dict.fromkeys(_ASYNC_GATHERS, "true")
+        if chip.torus_axes == 3:
+            options["xla_tpu_enable_async_all_to_all"] = "true"
+            if self.strategy.shard_params:
+                options |= dict.fromkeys(_ASYNC_GATHERS, "true")
         return options
 
     def sharding(self, shape: Sequence[int], axes: LogicalAxes | None = None) -> NamedSharding:

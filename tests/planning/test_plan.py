@@ -200,6 +200,8 @@ def test_an_axis_may_take_a_part_of_a_torus():
     assert (extents.prod(1) == 8).all()
 
 
+VMEM = "xla_tpu_scoped_vmem_limit_kib"
+EXCHANGED = {"xla_tpu_enable_async_all_to_all": "true"}
 WHOLE = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 GATHERED = dict.fromkeys(
     (
@@ -216,18 +218,33 @@ GATHERED = dict.fromkeys(
     ("where", "strategy", "expected"),
     [
         ("v5e:2x2", "dp", {}),
-        ("v6e:2x2", "dp", {"xla_tpu_scoped_vmem_limit_kib": "98304"}),
-        ("v5p:2x2x1", "dp", {"xla_tpu_scoped_vmem_limit_kib": "24576"}),
-        ("v6e:2x2", "fsdp", {"xla_tpu_scoped_vmem_limit_kib": "98304"} | WHOLE),
-        ("v5p:2x2x1", "fsdp", {"xla_tpu_scoped_vmem_limit_kib": "24576"} | WHOLE | GATHERED),
+        ("v6e:2x2", "dp", {VMEM: "98304"}),
+        ("v5p:2x2x1", "dp", {VMEM: "24576"} | EXCHANGED),
+        ("v4:2x2x1", "row_wise", EXCHANGED),
+        ("tpu7x:2x2x1", "row_wise", EXCHANGED),
+        ("v6e:2x2", "fsdp", {VMEM: "98304"} | WHOLE),
+        ("v5p:2x2x1", "fsdp", {VMEM: "24576"} | WHOLE | EXCHANGED | GATHERED),
     ],
 )
 def test_the_compiler_is_told_of_the_chip_and_of_what_is_split(where, strategy, expected):
-    """And each option is one that it knows."""
+    """And takes it for the chip: a program that gathers what is split, multiplies, and trades rows beside that."""
     layout = mesh.make_layout(STRATEGIES[strategy], None, topology.devices(topology.parse(where)))
-    assert layout.compiler_options == {"xla_tpu_enable_async_all_to_all": "true"} | expected
-    x = layout.struct((64, 64), jnp.bfloat16, ("batch", None))
-    lower(Program(lambda x: x + x, (x,), (), None), layout, POLICIES["bfloat16"]).compile()
+    assert layout.compiler_options == expected
+    n = layout.mesh.size
+    x = layout.struct((n * n * 256, 512), jnp.bfloat16, ("batch", None))
+    w = jax.ShapeDtypeStruct((512, 512), jnp.bfloat16, sharding=layout.param_sharding((512, 512), None))
+
+    def program(x, w):
+        rows = PartitionSpec("data")
+        trade = jax.shard_map(
+            lambda y: jax.lax.all_to_all(y, "data", 0, 0, tiled=True),
+            mesh=layout.mesh,
+            in_specs=rows,
+            out_specs=rows,
+        )
+        return (trade(x) + jnp.sin(x @ w) @ w) @ w
+
+    lower(Program(program, (x, w), (), None), layout, POLICIES["bfloat16"]).compile()
 
 
 GIB = 2**30
