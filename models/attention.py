@@ -198,8 +198,8 @@ class Attention(nnx.Module):
         return q * jnp.asarray(self.head_width**-0.5, q.dtype)
 
     def scores(self, q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
-        """[B, H, L, M] of queries [B, L, H, K] and keys [B, M, H, K]; `MASKED` where not `mask` [B, L, M]."""
-        scores = jnp.einsum("blhk,bmhk->bhlm", q, k, preferred_element_type=self.score_dtype)
+        """[B, H, L, M] of queries [B, L, H, K] and keys [B, H, K, M]; `MASKED` where not `mask` [B, L, M]."""
+        scores = jnp.einsum("blhk,bhkm->bhlm", q, k, preferred_element_type=self.score_dtype)
         return jnp.where(mask[:, None], scores, MASKED)
 
     def attend(

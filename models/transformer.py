@@ -121,8 +121,8 @@ class DecoderLayer(nnx.Module):
     def decode(
         self,
         x: jax.Array,
-        source_keys_values: Sequence[jax.Array],
-        source_mask: Mask,
+        source: Sequence[jax.Array],
+        source_mask: jax.Array,
         past: Sequence[jax.Array],
         past_mask: jax.Array,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -130,9 +130,9 @@ class DecoderLayer(nnx.Module):
 
         Args:
             x: [B, K, D].
-            source_keys_values: two [B, M, H, W], the same for all beams.
-            source_mask: of K queries and M keys.
-            past: keys and values [B, P, H, W] of what beams decoded so far.
+            source: keys [B, H, W, M] and values [B, H, M, W] of the source, the same for all beams.
+            source_mask: [B, M] bool, what of it is no padding.
+            past: keys [B, H, W, P] and values [B, H, P, W] of what beams decoded so far.
             past_mask: [B, K, P] bool, what of it belongs to a beam's own past.
 
         Returns:
@@ -143,11 +143,13 @@ class DecoderLayer(nnx.Module):
         past_scores = attention.scores(q, past[0], past_mask)
         own = jnp.einsum("bkhw,bkhw->bhk", q, k, preferred_element_type=attention.score_dtype)
         weights = jax.nn.softmax(jnp.concatenate([past_scores, own[..., None]], -1)).astype(attention.dtype)
-        heads = jnp.einsum("bhkp,bphw->bkhw", weights[..., :-1], past[1])
-        heads += weights[..., -1].swapaxes(1, 2)[..., None] * v
-        x = x + attention.combine(heads)
-        q, (k_source, v_source) = self.source_attention.queries(self.source_norm(x)), source_keys_values
-        x = x + self.source_attention.attend(q, k_source, v_source, source_mask)
+        heads = jnp.einsum("bhkp,bhpw->bhkw", weights[..., :-1], past[1]).swapaxes(1, 2)
+        x = x + attention.combine(heads + weights[..., -1].swapaxes(1, 2)[..., None] * v)
+        attention = self.source_attention
+        scores = attention.scores(attention.queries(self.source_norm(x)), source[0], source_mask[:, None])
+        weights = jax.nn.softmax(scores).astype(attention.dtype)
+        heads = jnp.einsum("bhkm,bhmw->bhkw", weights, source[1])
+        x = x + attention.combine(heads.swapaxes(1, 2))
         return x + self.mlp(self.mlp_norm(x)), (k, v)
 
 
@@ -234,15 +236,21 @@ class Transformer(nnx.Module):
         Returns:
             The empty cache of keys and values, and `step` as `mlperf_jax.decoding.beam_search` takes it.
         """
-        segment = (source > 0).astype(jnp.int32)
-        encoded = self.encode(source, segment)
+        there = source > 0
+        encoded = self.encode(source, there.astype(jnp.int32))
         layers = [unstacked(self.decoder, n) for n in range(self.config.num_layers)]
-        of_source = [layer.source_attention.keys_values(encoded) for layer in layers]
-        batch, width = source.shape[0], layers[0].attention.head_width
-        source_mask = Mask(jnp.ones((batch, beams), jnp.int32), segment)
-        empty = jnp.zeros((batch, length, beams, self.config.num_heads, width), self.dtype)
-        empty = constrain(empty, "batch", None, None, "heads", None)
-        cache = [(empty, empty) for _ in layers]
+
+        # What is attended to lies as products of few queries read it, and is not turned round at every token.
+        def lying(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+            """[B, P, H, W] each, as [B, H, W, P] and [B, H, P, W]."""
+            turned = keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2)
+            keys, values = (constrain(part, "batch", "heads", None, None) for part in turned)
+            return keys, values
+
+        of_source = [lying(*layer.source_attention.keys_values(encoded)) for layer in layers]
+        heads = self.config.num_heads, layers[0].attention.head_width
+        empty = jnp.zeros((len(source), length * beams, *heads), self.dtype)
+        cache = [lying(empty, empty) for _ in layers]
         encoding = jnp.asarray(position_encoding(length, self.config.width), self.dtype)
 
         def step(
@@ -250,17 +258,15 @@ class Transformer(nnx.Module):
         ) -> tuple[jax.Array, Any]:
             x = self._embedded(tokens) + encoding[position]
             own = ancestors[..., None] == jnp.arange(beams)  # [B, K, L, K]: whose entries are a beam's past
-            past_mask = (own & (jnp.arange(length) < position)[:, None]).reshape(batch, beams, -1)
+            past_mask = (own & (jnp.arange(length) < position)[:, None]).reshape(*ancestors.shape[:2], -1)
             new_cache = []
-            for layer, source_keys_values, entries in zip(layers, of_source, cache, strict=True):
-                past = [e.reshape(batch, length * beams, *e.shape[3:]) for e in entries]
-                x, new = layer.decode(x, source_keys_values, source_mask, past, past_mask)
-                new_cache.append(
-                    tuple(
-                        jax.lax.dynamic_update_slice_in_dim(e, n[:, None], position, 1)
-                        for e, n in zip(entries, new, strict=True)
-                    )
+            for layer, source_entries, entries in zip(layers, of_source, cache, strict=True):
+                x, new = layer.decode(x, source_entries, there, entries, past_mask)
+                keys, values = (
+                    jax.lax.dynamic_update_slice_in_dim(entry, part, position * beams, axis)
+                    for entry, part, axis in zip(entries, lying(*new), (3, 2), strict=True)
                 )
+                new_cache.append((keys, values))
             return self._logits(self.decoder_norm(x)), new_cache
 
         return cache, step

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mlperf_jax.decoding.largest import largest
+
 WORST = -1e7
 """Below every score that a sentence can have."""
 
@@ -134,7 +136,7 @@ def _grow(step: Step, state: _State, beams: int, alpha: float, end: int) -> _Sta
     log_probs = jax.nn.log_softmax(logits) + old.log_probs[..., None]
     vocab_size = logits.shape[-1]
     # Twice the beams: even if half of them end here, enough live on.
-    log_probs, chosen = jax.lax.top_k(log_probs.reshape(len(log_probs), -1), 2 * beams)
+    log_probs, chosen = largest(log_probs.reshape(len(log_probs), -1), 2 * beams)
     parents, token = chosen // vocab_size, chosen % vocab_size
     tokens = _take(old.tokens, parents).at[:, :, position].set(token)
     ended = token == end

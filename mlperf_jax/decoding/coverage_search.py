@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mlperf_jax.decoding.largest import largest
+
 Step = Callable[[jax.Array, Any], tuple[jax.Array, jax.Array, Any]]
 """(tokens [B, K], state) -> (logits [B, K, V] of the next token, attention [B, K, M], state).
 
@@ -115,7 +117,7 @@ def _grow(
     vocab_size = logits.shape[-1]
     stays = jnp.where(jnp.arange(vocab_size) == end, 0.0, -jnp.inf).astype(logits.dtype)
     log_probs = jnp.where(old.ended[..., None], stays, jax.nn.log_softmax(logits)) + old.log_probs[..., None]
-    best, chosen = jax.lax.top_k(log_probs.reshape(len(log_probs), -1), old.ended.shape[1])
+    best, chosen = largest(log_probs.reshape(len(log_probs), -1), old.ended.shape[1])
     parents, token = chosen // vocab_size, chosen % vocab_size
     coverage = old.coverage + jnp.where(old.ended[..., None], 0, attention)
     were_ended = _take(old.ended, parents)

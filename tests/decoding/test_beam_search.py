@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mlperf_jax.decoding import beam_search as search
 from mlperf_jax.decoding.beam_search import beam_search
+from mlperf_jax.planning import hlo
 from mlperf_jax.precision import POLICIES
 from models.transformer import Transformer, TransformerConfig
 
@@ -155,3 +156,24 @@ def test_the_transformers_cache_is_as_good_as_decoding_from_the_start(beams):
             expected, score = plain_beam_search(next_log_probs, len(sentence) + extra, beams, 0.6)
             np.testing.assert_array_equal(tokens[row], expected + [0] * (length - len(expected)))
             np.testing.assert_allclose(scores[row], score, rtol=1e-9)
+
+
+def test_a_step_turns_no_cache_round():
+    """For 3 sentences, 6 heads of 16 and 9 tokens of 4 beams: what has as many numbers is transposed in no loop."""
+    config = TransformerConfig(vocab_size=11, width=96, mlp_width=24, num_heads=6, num_layers=1)
+    graph, params = nnx.split(Transformer(config, policy=POLICIES["float32"], rngs=nnx.Rngs(0)))
+
+    def translate(params, source):
+        cache, step = nnx.merge(graph, params).decoder_step(source, 9, 4)
+        return beam_search(step, cache, jnp.full(3, 9), 9, beams=4, alpha=0.6)
+
+    compiled = jax.jit(translate).lower(params, jnp.ones((3, 5), jnp.int32)).compile()
+    module = hlo.parse(compiled.as_text())
+    (loop,) = (i for i in module.computations[module.entry].values() if i.opcode == "while")
+    names = list(loop.called)
+    for name in names:
+        names += [called for i in module.computations[name].values() for called in i.called]
+    step = [i for name in names for i in module.computations[name].values()]
+    assert any(i.opcode in ("dot", "custom-call") for i in step)
+    cache = 3 * 6 * 16 * 9 * 4
+    assert not [i.name for i in step if i.opcode == "transpose" and i.shapes[0].size >= cache]
