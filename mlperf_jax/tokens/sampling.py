@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlperf_jax.decoding.largest import first_largest
+
 FAILED = -1
 """In place of a token where logits are no numbers."""
-
-
-_GROUP = 256
 
 OnEitherSide = Any
 """An array of numpy's on its way to the device, or of jax's there."""
@@ -51,23 +49,10 @@ def next_tokens(logits: jax.Array, wishes: Wishes, made: jax.Array, ends: Sequen
     logits = jnp.where(early & ending, -jnp.inf, logits)
     drawn = jax.lax.cond(
         jnp.any(wishes.temperature > 0),
-        lambda: jnp.where(wishes.temperature > 0, _drawn(logits, wishes, made), _largest(logits)),
-        lambda: _largest(logits),
+        lambda: jnp.where(wishes.temperature > 0, _drawn(logits, wishes, made), first_largest(logits)),
+        lambda: first_largest(logits),
     )
     return jnp.where(jnp.isfinite(logits.max(-1)), drawn, FAILED).astype(jnp.int32)
-
-
-def _largest(logits: jax.Array) -> jax.Array:
-    """The first of the largest logits, [B, V] to [B]; where one is NaN it means nothing.
-
-    The largest of each group first, then the first group that has the largest of all, then its first place: one pass over the logits,
-    where XLA:CPU makes several of `argmax` and of comparisons of all with the largest.
-    """
-    size = math.gcd(logits.shape[1], _GROUP)
-    groups = logits.reshape(len(logits), -1, size)
-    group = jnp.argmax(groups.max(-1), -1)
-    among = jnp.take_along_axis(groups, group[:, None, None], axis=1)[:, 0]
-    return (group * size + jnp.argmax(among, -1)).astype(jnp.int32)
 
 
 def _drawn(logits: jax.Array, wishes: Wishes, made: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from flax import nnx
 
 from input_pipelines.base import Dataset
 from input_pipelines.text import packed_masked
+from mlperf_jax.decoding.largest import first_largest
 from mlperf_jax.errors import UserError
 from mlperf_jax.metrics.classification import cross_entropy
 from mlperf_jax.parallel.layout import Layout
@@ -225,7 +226,7 @@ class BertPretraining(SupervisedWorkload[PretrainedBert, Dataset]):
         told = (batch["word_weight"] > 0) & (batch["mask"][:, None] > 0)
         real = batch["mask"] > 0
         found = {
-            "right": (words.argmax(-1) == batch["word"]) & told,
+            "right": (first_largest(words) == batch["word"]) & told,
             "told": told,
             "followed": (follows[:, 0].argmax(-1) == batch["is_random"][:, 0]) & real,
             "count": real,
@@ -242,7 +243,7 @@ class BertPretraining(SupervisedWorkload[PretrainedBert, Dataset]):
     def answer(self, model: PretrainedBert, inputs: Batch) -> jax.Array:
         """The likeliest word at each of the places [B, P] int32."""
         words, _ = self._logits(model, inputs)
-        return words.argmax(-1).astype(jnp.int32)
+        return first_largest(words)
 
     def answered_figures(self, indices: np.ndarray, answers: Sequence[bytes]) -> Evaluation:
         right = self.dataset.read_eval(indices, ("word", "word_weight"))

@@ -1,4 +1,4 @@
-"""The few largest of many against NumPy's stable sort."""
+"""The largest of many, and the few largest, against NumPy's stable sort and argmax."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlperf_jax.decoding import largest as module
-from mlperf_jax.decoding.largest import largest
+from mlperf_jax.decoding.largest import first_largest, largest
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,6 +36,7 @@ def test_random_rows_with_equal_and_infinite_numbers(rows, size, count, values, 
     expected = np.argsort(-x, axis=1, kind="stable")[:, :count]
     np.testing.assert_array_equal(places, expected)
     np.testing.assert_array_equal(found, np.take_along_axis(x, expected, 1))
+    np.testing.assert_array_equal(first_largest(jnp.asarray(x[None])), x[None].argmax(-1))
 
 
 def test_one_search_goes_through_blocks_alone():
