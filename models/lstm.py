@@ -36,8 +36,11 @@ _FORGET = 1  # which of an LSTM's gates forgets
 State = tuple[jax.Array, ...]
 """What is carried from position to position, each [B, H] and at least float32; the output is the first."""
 
-Cell = Callable[[jax.Array, jax.Array, State], State]
-"""(what the input adds to the gates [B, G, H], what the state adds, state before) -> state."""
+Gates = tuple[jax.Array, ...]
+"""What is added to each gate, [..., B, H]. Cut out of one array in a loop, XLA:CPU reads numbers one at a time."""
+
+Cell = Callable[[Gates, Gates, State], State]
+"""(what the input adds to the gates, what the state adds, state before) -> state."""
 
 
 def choose(choice: str, *, dtype: DTypeLike, platform: str = "") -> str:
@@ -73,24 +76,29 @@ def _refusal(dtype: np.dtype, platform: str) -> str | None:
     return None
 
 
-def lstm_cell(inputs: jax.Array, recurrent: jax.Array, state: State) -> State:
-    """Hochreiter and Schmidhuber's cell with forget gates: gates i, f, g, o of sums [B, 4, H]; state h, c."""
-    gates = inputs.astype(state[1].dtype) + recurrent.astype(state[1].dtype)
-    i, f, g, o = (gates[:, n] for n in range(4))
+def lstm_cell(inputs: Gates, recurrent: Gates, state: State) -> State:
+    """Hochreiter and Schmidhuber's cell with forget gates: sums' gates i, f, g, o; state h, c."""
+    dtype = state[1].dtype
+    i, f, g, o = (x.astype(dtype) + y.astype(dtype) for x, y in zip(inputs, recurrent, strict=True))
     c = jax.nn.sigmoid(f) * state[1] + jax.nn.sigmoid(i) * jnp.tanh(g)
     return jax.nn.sigmoid(o) * jnp.tanh(c), c
 
 
-def gru_cell(inputs: jax.Array, recurrent: jax.Array, state: State) -> State:
-    """Cho et al.'s cell (arXiv:1406.1078), reset after the product: gates r, z, n [B, 3, H]; state h."""
+def gru_cell(inputs: Gates, recurrent: Gates, state: State) -> State:
+    """Cho et al.'s cell (arXiv:1406.1078), reset after the product: gates r, z, n; state h."""
     (h,) = state
-    x, y = inputs.astype(h.dtype), recurrent.astype(h.dtype)
-    r, z = jax.nn.sigmoid(x[:, 0] + y[:, 0]), jax.nn.sigmoid(x[:, 1] + y[:, 1])
-    n = jnp.tanh(x[:, 2] + r * y[:, 2])
+    x, y = ([gate.astype(h.dtype) for gate in gates] for gates in (inputs, recurrent))
+    r, z = jax.nn.sigmoid(x[0] + y[0]), jax.nn.sigmoid(x[1] + y[1])
+    n = jnp.tanh(x[2] + r * y[2])
     return (n + z * (h - n),)
 
 
-def _step(cell: Cell, inputs: jax.Array, recurrent: jax.Array, state: State, real: jax.Array | None) -> State:
+def _apart(gates: jax.Array) -> Gates:
+    """Of [..., G, H] each gate's [..., H]."""
+    return tuple(gates[..., n, :] for n in range(gates.shape[-2]))
+
+
+def _step(cell: Cell, inputs: Gates, recurrent: Gates, state: State, real: jax.Array | None) -> State:
     """`cell`; a row [B] that is not `real` keeps its state."""
     new = cell(inputs, recurrent, state)
     if real is None:
@@ -141,11 +149,12 @@ def _forward(
         x, is_real, begins = entries
         state = _forgotten(state, begins)
         recurrent = jnp.einsum("bh,hgk->bgk", state[0].astype(kernel.dtype), kernel) + bias
-        state = _step(cell, x, recurrent, state, is_real)
+        state = _step(cell, x, _apart(recurrent), state, is_real)
         return state, (state, recurrent)
 
-    _, (states, recurrent) = jax.lax.scan(body, start, (inputs, real, anew), reverse=reverse)
-    return states, (inputs, kernel, start, real, anew, states, recurrent)
+    gates = _apart(inputs)
+    _, (states, recurrent) = jax.lax.scan(body, start, (gates, real, anew), reverse=reverse)
+    return states, (gates, kernel, start, real, anew, states, _apart(recurrent))
 
 
 def _backward(cell: Cell, reverse: bool, kept: Any, gradients: State) -> tuple[Any, ...]:
@@ -159,6 +168,7 @@ def _backward(cell: Cell, reverse: bool, kept: Any, gradients: State) -> tuple[A
         own, x, r, state, is_real, begins = entries
         _, pull = jax.vjp(lambda x, r, state: _step(cell, x, r, state, is_real), x, r, state)
         of_x, of_r, (of_h, *others) = pull(tuple(a + b for a, b in zip(later, own, strict=True)))
+        of_x, of_r = jnp.stack(of_x, 1), jnp.stack(of_r, 1)
         of_h = of_h + jnp.einsum("bgk,gkh->bh", of_r, turned).astype(of_h.dtype)
         return _forgotten((of_h, *others), begins), (of_x, of_r)
 
@@ -319,7 +329,7 @@ class Recurrent(nnx.Module):
         kernel, recurrent, bias, bias_recurrent = self.directions[0].parameters()
         inputs = jnp.einsum("bi,igh->bgh", x.astype(self.dtype), kernel) + bias
         of_state = jnp.einsum("bh,hgk->bgk", state[0].astype(self.dtype), recurrent) + bias_recurrent
-        state = type(self).cell(inputs, of_state, state)
+        state = type(self).cell(_apart(inputs), _apart(of_state), state)
         return state[0].astype(self.dtype), state
 
     def _implementation(self) -> str:

@@ -140,13 +140,13 @@ class PeepholeLSTM(nnx.Module):
         return states[0].swapaxes(0, 1).astype(self.dtype)
 
 
-def _peephole_cell(inputs: jax.Array, recurrent: jax.Array, state: lstm.State) -> lstm.State:
-    """Gates i, f, g, o of sums [B, 4, H]; state h, c and the three weights."""
+def _peephole_cell(inputs: lstm.Gates, recurrent: lstm.Gates, state: lstm.State) -> lstm.State:
+    """Sums' gates i, f, g, o; state h, c and the three weights."""
     _, c, of_i, of_f, of_o = state
-    gates = inputs.astype(c.dtype) + recurrent.astype(c.dtype)
-    i, f = jax.nn.sigmoid(gates[:, 0] + of_i * c), jax.nn.sigmoid(gates[:, 1] + of_f * c)
-    c = f * c + i * jnp.tanh(gates[:, 2])
-    return jax.nn.sigmoid(gates[:, 3] + of_o * c) * jnp.tanh(c), c, of_i, of_f, of_o
+    i, f, g, o = (x.astype(c.dtype) + y.astype(c.dtype) for x, y in zip(inputs, recurrent, strict=True))
+    i, f = jax.nn.sigmoid(i + of_i * c), jax.nn.sigmoid(f + of_f * c)
+    c = f * c + i * jnp.tanh(g)
+    return jax.nn.sigmoid(o + of_o * c) * jnp.tanh(c), c, of_i, of_f, of_o
 
 
 class StackedLSTM(nnx.Module):
