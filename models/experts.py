@@ -21,6 +21,7 @@ from flax import nnx
 from jax import lax
 from jax.nn import initializers
 
+from mlperf_jax.ordering import ordered
 from mlperf_jax.parallel import layout as layouts
 from mlperf_jax.parallel.layout import together
 from mlperf_jax.precision import Policy
@@ -142,7 +143,7 @@ def _through_experts(
     gate, up, down = kernels
     own, width = gate.shape[0], x.shape[-1]
     number = (chosen.reshape(-1) - first) % num_experts  # those of the experts here come first
-    order = jnp.argsort(number, stable=True)
+    order = _order(number, num_experts)
     sizes = (number[:, None] == jnp.arange(own)).sum(0, dtype=jnp.int32)
     here = jnp.arange(len(order)) < sizes.sum()
 
@@ -155,8 +156,14 @@ def _through_experts(
 
     rows = masked(x.reshape(-1, width)[order // chosen.shape[-1]])
     found = product(jax.nn.silu(product(rows, gate)) * product(rows, up), down)
-    each = found[jnp.argsort(order)].reshape(*chosen.shape, width)
+    each = found[_order(order, len(order))].reshape(*chosen.shape, width)
     return (each * weights[..., None]).sum(-2)
+
+
+def _order(numbers: jax.Array, count: int) -> jax.Array:
+    """`jnp.argsort` of numbers [N] from 0 to `count` - 1, of equal ones the first first: int32 [N]."""
+    places = jnp.arange(len(numbers), dtype=jnp.int32)
+    return ordered(numbers.astype(jnp.int32), places, (count - 1, len(numbers) - 1))[1]
 
 
 def _through_experts_elsewhere(
@@ -178,7 +185,7 @@ def _through_experts_elsewhere(
     """
     own, width, count = kernels[0].shape[0], x.shape[-1], chosen.shape[-1]
     asked = chosen.reshape(-1)
-    order = jnp.argsort(asked, stable=True)  # by expert, so by device too
+    order = _order(asked, num_experts)  # by expert, so by device too
     loads = (asked[:, None] == jnp.arange(num_experts)).sum(0, dtype=jnp.int32)
     loads = lax.all_gather(loads, axis).reshape(-1, num_experts // own, own)  # [from, to, expert there]
     sizes = loads.sum(2)
@@ -192,5 +199,5 @@ def _through_experts_elsewhere(
     ones = jnp.ones((1, room, 1), x.dtype)
     y = _through_experts(came[None], number[None, :, None], ones, kernels, jnp.int32(0), num_experts)
     found = exchanged(y[0], sizes.T, len(order), axis)
-    each = found[jnp.argsort(order)].reshape(*chosen.shape, width)
+    each = found[_order(order, len(order))].reshape(*chosen.shape, width)
     return (each * weights[..., None]).sum(-2)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mlperf_jax.ordering import ordered
 from mlperf_jax.parallel.layout import MeshAxes
 from mlperf_jax.usual_loops import usually
 
@@ -103,18 +104,18 @@ class Exchange:
     def wanted(self, rows: jax.Array) -> Wanted:
         """Sorts what is looked up: rows [N] int32, `none` where nothing is."""
         count = len(rows)
-        ordered, order = lax.sort((rows, jnp.arange(count, dtype=jnp.int32)), num_keys=1)
-        first = jnp.append(True, ordered[1:] != ordered[:-1])
+        rows, order = ordered(rows, jnp.arange(count, dtype=jnp.int32), (self.none, count - 1))
+        first = jnp.append(True, rows[1:] != rows[:-1])
         segment = jnp.cumsum(first, dtype=jnp.int32) - 1
         distinct = (
             jnp.full(count, self.none, jnp.int32)
             .at[segment]
-            .set(ordered, indices_are_sorted=True, wrap_negative_indices=False)
+            .set(rows, indices_are_sorted=True, wrap_negative_indices=False)
         )
         rounds = self._rounds(distinct)
-        holder = jnp.minimum(lax.div(ordered, jnp.int32(self.rows)), self.size - 1)
-        round = lax.div(ordered - holder * self.rows, self._width(rounds))
-        round = jnp.where(ordered < self.none, round, rounds)
+        holder = jnp.minimum(lax.div(rows, jnp.int32(self.rows)), self.size - 1)
+        round = lax.div(rows - holder * self.rows, self._width(rounds))
+        round = jnp.where(rows < self.none, round, rounds)
         begins = jnp.append(True, (holder[1:] != holder[:-1]) | (round[1:] != round[:-1]))
         number = segment - lax.cummax(jnp.where(begins, segment, 0))
         return Wanted(distinct, order, holder, round, number, rounds)

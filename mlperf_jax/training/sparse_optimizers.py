@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from mlperf_jax.ordering import ordered
 from mlperf_jax.usual_loops import usually
 
 Slots = tuple[jax.Array, ...]
@@ -174,7 +175,7 @@ def update_rows(
     num_rows, none = len(table), jnp.int32(len(table))
     chunks, chunk = _even(len(rows), chunk)
     parts, part = _even(min(len(rows) if usual is None else usual, chunk - 1), part)
-    rows, source = _sorted(rows, source, none, chunks * chunk)
+    rows, source = _sorted(rows, source, (len(table), len(grads)), chunks * chunk)
     # Rows that are looked up have numbers from 1; 0 is open at first. It and numbers without a row lie outside of the
     # table, before and behind it, so that all rise.
     number = jnp.cumsum(jnp.append(True, rows[1:] != rows[:-1]), dtype=jnp.int32)
@@ -221,14 +222,15 @@ _Carry = tuple[jax.Array, Slots, jax.Array, jax.Array]
 """From chunk to chunk: table, slots, the number of the row that is still open [] and its sum so far [D]."""
 
 
-def _sorted(rows: jax.Array, source: jax.Array, none: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """Look-ups in the order of their rows, filled up to `size` with look-ups of no row."""
+def _sorted(
+    rows: jax.Array, source: jax.Array, counts: tuple[int, int], size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Look-ups in the order of their rows, filled up to `size` with look-ups of no row; of so many rows and gradients."""
     # At least one of them at the end: it sends the last real row on its way.
-    missing = size - len(rows)
-    rows = jnp.concatenate([jnp.minimum(rows, none), jnp.full(missing, none)])
+    none, missing = counts[0], size - len(rows)
+    rows = jnp.concatenate([jnp.minimum(rows, none), jnp.full(missing, none, rows.dtype)])
     source = jnp.concatenate([source, jnp.zeros(missing, source.dtype)])
-    rows, source = lax.sort((rows, source), num_keys=2)
-    return rows, source
+    return ordered(rows, source, (none, counts[1] - 1))
 
 
 def _stepped(
