@@ -239,18 +239,10 @@ class Transformer(nnx.Module):
         there = source > 0
         encoded = self.encode(source, there.astype(jnp.int32))
         layers = [unstacked(self.decoder, n) for n in range(self.config.num_layers)]
-
-        # What is attended to lies as products of few queries read it, and is not turned round at every token.
-        def lying(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-            """[B, P, H, W] each, as [B, H, W, P] and [B, H, P, W]."""
-            turned = keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2)
-            keys, values = (constrain(part, "batch", "heads", None, None) for part in turned)
-            return keys, values
-
-        of_source = [lying(*layer.source_attention.keys_values(encoded)) for layer in layers]
+        of_source = [as_decoded(*layer.source_attention.keys_values(encoded)) for layer in layers]
         heads = self.config.num_heads, layers[0].attention.head_width
         empty = jnp.zeros((len(source), length * beams, *heads), self.dtype)
-        cache = [lying(empty, empty) for _ in layers]
+        cache = [as_decoded(empty, empty) for _ in layers]
         encoding = jnp.asarray(position_encoding(length, self.config.width), self.dtype)
 
         def step(
@@ -264,7 +256,7 @@ class Transformer(nnx.Module):
                 x, new = layer.decode(x, source_entries, there, entries, past_mask)
                 keys, values = (
                     jax.lax.dynamic_update_slice_in_dim(entry, part, position * beams, axis)
-                    for entry, part, axis in zip(entries, lying(*new), (3, 2), strict=True)
+                    for entry, part, axis in zip(entries, as_decoded(*new), (3, 2), strict=True)
                 )
                 new_cache.append((keys, values))
             return self._logits(self.decoder_norm(x)), new_cache
@@ -289,6 +281,16 @@ class Transformer(nnx.Module):
         else:
             logits = jnp.einsum("bld,vd->blv", x, table, preferred_element_type=self.output_dtype)
         return constrain(logits, "batch", None, "vocab")
+
+
+def as_decoded(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[B, P, H, W] each, as `DecoderLayer.decode` takes them: [B, H, W, P] and [B, H, P, W].
+
+    So products of few queries read them; otherwise all would be turned round at every token.
+    """
+    turned = keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2)
+    keys, values = (constrain(part, "batch", "heads", None, None) for part in turned)
+    return keys, values
 
 
 def segment_positions(segment: jax.Array) -> jax.Array:

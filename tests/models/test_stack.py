@@ -9,9 +9,8 @@ import pytest
 from flax import nnx
 
 from mlperf_jax.precision import POLICIES
-from models.attention_mask import Mask
 from models.stack import scan_cached, unstacked
-from models.transformer import Transformer, TransformerConfig
+from models.transformer import Transformer, TransformerConfig, as_decoded
 
 BATCH, SOURCE, BEAMS, LENGTH = 3, 7, 2, 5
 SIZES = dict(vocab_size=23, width=16, mlp_width=24, num_heads=4)
@@ -27,7 +26,6 @@ def scanned_step(model, source):
     """As `Transformer.decoder_step`, with one cache for all layers: the empty cache, and one token further."""
     layers, heads = model.config.num_layers, (model.config.num_heads, 4)
     encoded = model.encode(source, (source > 0).astype(jnp.int32))
-    source_mask = Mask(jnp.ones((BATCH, BEAMS), jnp.int32), (source > 0).astype(jnp.int32))
     _, of_source = scan_cached(
         model.decoder, lambda layer, x, _: (x, layer.source_attention.keys_values(x)), encoded, None
     )
@@ -41,7 +39,7 @@ def scanned_step(model, source):
         def layer(module, x, entries):
             of_source, past = entries
             past = [e.reshape(BATCH, -1, *heads) for e in past]
-            return module.decode(x, of_source, source_mask, past, past_mask)
+            return module.decode(x, as_decoded(*of_source), source > 0, as_decoded(*past), past_mask)
 
         x, new = scan_cached(model.decoder, layer, x, (of_source, cache))
         return x, [
@@ -55,7 +53,6 @@ def scanned_step(model, source):
 def looped_step(model, source):
     """The same, layer after layer, each with a cache of its own."""
     encoded = model.encode(source, (source > 0).astype(jnp.int32))
-    source_mask = Mask(jnp.ones((BATCH, BEAMS), jnp.int32), (source > 0).astype(jnp.int32))
     layers = [unstacked(model.decoder, n) for n in range(model.config.num_layers)]
 
     def step(x, position, cache):
@@ -63,8 +60,8 @@ def looped_step(model, source):
         new_cache = []
         for layer, entries in zip(layers, cache, strict=True):
             past = [e.reshape(BATCH, position * BEAMS, *e.shape[3:]) for e in entries]
-            of_source = layer.source_attention.keys_values(encoded)
-            x, new = layer.decode(x, of_source, source_mask, past, past_mask)
+            of_source = as_decoded(*layer.source_attention.keys_values(encoded))
+            x, new = layer.decode(x, of_source, source > 0, as_decoded(*past), past_mask)
             grown = zip(entries, new, strict=True)
             new_cache.append([jnp.concatenate([e, n[:, None]], 1) for e, n in grown])
         return x, new_cache
